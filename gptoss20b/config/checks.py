@@ -1,0 +1,169 @@
+"""What a well-typed configuration can still get wrong: the rules of the division, the layout, the batch.
+
+Each check returns problems instead of raising, so that a user sees all of them at once. A problem says what is wrong,
+what was got, what was expected and how to fix it. Source of the layout rules: MLPerf Training rules for gpt_oss_20b
+and Megatron-Core's own restrictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .presets import PRESETS
+from .tree import Config, Model, Rules
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to fix.
+
+    Attributes:
+        variables: environment names of the settings involved, the first one to change first.
+        message: what is wrong, got, expected and fix, without the variable's name.
+    """
+
+    variables: tuple[str, ...]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.variables[0]}: {self.message}"
+
+
+def problems(config: Config) -> list[Problem]:
+    """All problems of a well-typed configuration, in the order in which a user would fix them."""
+    return [*_division(config), *_layout(config), *_batch(config), *_numbers(config)]
+
+
+def fixed_by_rules(config: Config) -> list[tuple[str, str, object, object]]:
+    """The settings that differ from the closed division's fixed values: (field, variable, got, required)."""
+    differing = []
+    for name, field in Rules.model_fields.items():
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict)
+        got, required = getattr(config.rules, name), field.default
+        if got != required:
+            differing.append((name, str(extra["env"]), got, required))
+    return differing
+
+
+def _division(config: Config) -> Iterator[Problem]:
+    if config.submission.division != "closed":
+        return
+    preset = Rules(**PRESETS[config.model.variant].get("rules", {}))
+    for name, variable, got, required in fixed_by_rules(config):
+        if got == getattr(preset, name):
+            continue  # comes with the variant, whose own problem is reported below
+        yield Problem(
+            (variable, "SUBMISSION_DIVISION"),
+            f"got {got}, but the closed division fixes it at {required}. Unset {variable}, "
+            "or set SUBMISSION_DIVISION=open.",
+        )
+    if config.model.variant != "reference":
+        yield Problem(
+            ("MODEL_VARIANT", "SUBMISSION_DIVISION"),
+            f"got '{config.model.variant}', but the closed division trains 'reference'. Unset MODEL_VARIANT, "
+            "or set SUBMISSION_DIVISION=open.",
+        )
+    elif config.model != Model(**PRESETS["reference"]["model"]):
+        yield Problem(
+            ("VOCAB_SIZE", "SUBMISSION_DIVISION"),
+            f"got {config.model.vocab_size}, but the closed division trains with the Llama 3 tokenizer's 128256. "
+            "Unset VOCAB_SIZE, or set SUBMISSION_DIVISION=open.",
+        )
+    if config.data.eod_token is not None:
+        yield Problem(
+            ("EOD_TOKEN", "SUBMISSION_DIVISION"),
+            f"got {config.data.eod_token}, but the benchmark's data has no end-of-document token and the closed "
+            "division's loss counts every position. Unset EOD_TOKEN, or set SUBMISSION_DIVISION=open.",
+        )
+
+
+def _layout(config: Config) -> Iterator[Problem]:
+    parallel, model = config.parallel, config.model
+    world = parallel.world_size
+    ranks = f"{world} ranks (DGXNNODES {parallel.nodes} x DGXNGPU {parallel.gpus_per_node})"
+    split = parallel.tensor * parallel.pipeline * parallel.context
+    if world % split:
+        yield Problem(
+            ("TENSOR_PARALLEL", "PIPELINE_PARALLEL", "CONTEXT_PARALLEL", "DGXNNODES", "DGXNGPU"),
+            f"tensor x pipeline x context parallel is {parallel.tensor} x {parallel.pipeline} x {parallel.context} = "
+            f"{split}, which does not divide the {ranks}. Choose sizes whose product divides {world}.",
+        )
+        return
+    if model.experts % parallel.expert:
+        yield Problem(
+            ("EXPERT_PARALLEL", "MODEL_VARIANT"),
+            f"got {parallel.expert}, which does not divide the model's {model.experts} experts. "
+            f"Use one of {_divisors(model.experts)}.",
+        )
+    if parallel.data * parallel.context % parallel.expert:
+        yield Problem(
+            ("EXPERT_PARALLEL", "DGXNNODES", "DGXNGPU"),
+            f"got {parallel.expert}, which does not divide the data-parallel world of "
+            f"{parallel.data * parallel.context} (from {ranks}). Use one of "
+            f"{_divisors(parallel.data * parallel.context)}, or change DGXNNODES or DGXNGPU.",
+        )
+    if parallel.tensor > 1 and parallel.expert > 1:
+        yield Problem(
+            ("TENSOR_PARALLEL", "EXPERT_PARALLEL"),
+            f"got {parallel.tensor} with EXPERT_PARALLEL={parallel.expert}; tensor parallel must be 1 when expert "
+            "parallel is above 1. Set TENSOR_PARALLEL=1 or EXPERT_PARALLEL=1.",
+        )
+    if model.kv_groups % parallel.tensor:
+        yield Problem(
+            ("TENSOR_PARALLEL", "MODEL_VARIANT"),
+            f"got {parallel.tensor}, which does not divide the model's {model.kv_groups} key-value groups. "
+            f"Use one of {_divisors(model.kv_groups)}.",
+        )
+    if model.layers % parallel.pipeline:
+        yield Problem(
+            ("PIPELINE_PARALLEL", "MODEL_VARIANT"),
+            f"got {parallel.pipeline}, which does not divide the model's {model.layers} layers. "
+            f"Use one of {_divisors(model.layers)}.",
+        )
+    if parallel.context > 1 and config.execution.backend == "torch":
+        yield Problem(
+            ("CONTEXT_PARALLEL", "BACKEND"),
+            f"got {parallel.context}, but the torch back end keeps each sequence on one rank. "
+            "Set CONTEXT_PARALLEL=1, or BACKEND=transformer_engine.",
+        )
+    if config.rules.sequence_length % (2 * parallel.context) and parallel.context > 1:
+        yield Problem(
+            ("CONTEXT_PARALLEL", "SEQUENCE_LENGTH"),
+            f"got {parallel.context}, but sequences of {config.rules.sequence_length} tokens cannot be cut into "
+            f"{2 * parallel.context} equal parts. Choose CONTEXT_PARALLEL so that twice it divides the length.",
+        )
+
+
+def _batch(config: Config) -> Iterator[Problem]:
+    split = config.parallel.tensor * config.parallel.pipeline * config.parallel.context
+    if config.parallel.world_size % split:
+        return
+    gbs, mbs, data = config.tuning.global_batch_size, config.execution.micro_batch_size, config.parallel.data
+    if gbs % (mbs * data):
+        yield Problem(
+            ("GLOBAL_BATCH_SIZE", "MICRO_BATCH_SIZE", "DGXNNODES", "DGXNGPU"),
+            f"got {gbs}, which is not a multiple of micro batch {mbs} x data parallel {data} = {mbs * data}, so the "
+            f"accumulation steps would not be a whole number. Use a multiple of {mbs * data}, or change "
+            "MICRO_BATCH_SIZE or the number of ranks.",
+        )
+
+
+def _numbers(config: Config) -> Iterator[Problem]:
+    if config.tuning.warmup_steps >= config.rules.max_steps:
+        yield Problem(
+            ("WARMUP_STEPS", "MAX_STEPS"),
+            f"got {config.tuning.warmup_steps}, which leaves no step of the {config.rules.max_steps} to decay. "
+            f"Use fewer than {config.rules.max_steps}.",
+        )
+    eod, vocabulary = config.data.eod_token, config.model.vocab_size
+    if eod is not None and eod >= vocabulary:
+        yield Problem(
+            ("EOD_TOKEN", "VOCAB_SIZE"),
+            f"got {eod}, which is not in the vocabulary of {vocabulary}. Use an id from 0 to {vocabulary - 1}.",
+        )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(i) for i in range(1, number + 1) if number % i == 0)

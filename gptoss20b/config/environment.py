@@ -1,0 +1,97 @@
+"""The environment: the settings it gives, and the place the launcher gives this process. Read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, Field, create_model
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .tree import Config
+
+_PREFIXES = ("MLPERF_", "MLLOG_")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the tree that can be set from outside.
+
+    Attributes:
+        variable: its environment variable, e.g. ``GLOBAL_BATCH_SIZE``.
+        path: its place in the tree, e.g. ``("tuning", "global_batch_size")``.
+        description: one line for `--help`.
+    """
+
+    variable: str
+    path: tuple[str, ...]
+    description: str
+
+    @property
+    def option(self) -> str:
+        """The parameter name of its command-line option, e.g. ``global_batch_size``."""
+        return self.variable.lower()
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """All settings by environment variable, in tree order."""
+    return {setting.variable: setting for setting in _leaves(Config, ())}
+
+
+def _leaves(node: type[BaseModel], path: tuple[str, ...]) -> Iterator[Setting]:
+    for name, field in node.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and "env" in extra:
+            yield Setting(str(extra["env"]), (*path, name), field.description or "")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, (*path, name))
+
+
+@cache
+def _environment_reader() -> type[BaseSettings]:
+    """A flat pydantic-settings class with one text field per variable; empty variables count as unset."""
+    fields: dict[str, Any] = {}
+    for variable in settings():
+        aliases = [f"{prefix}{variable}" for prefix in _PREFIXES] if variable.startswith("SUBMISSION_") else []
+        fields[variable.lower()] = (str | None, Field(None, validation_alias=AliasChoices(variable, *aliases)))
+    reader = create_model("EnvironmentReader", __base__=BaseSettings, **fields)
+    reader.model_config = SettingsConfigDict(case_sensitive=True, env_ignore_empty=True, extra="ignore")
+    reader.model_rebuild(force=True)
+    return reader
+
+
+def read_settings() -> dict[str, str]:
+    """The settings that the environment gives, by variable name."""
+    given = _environment_reader()().model_dump()
+    return {name.upper(): value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What torchrun (or any launcher that sets the same variables) says of this process.
+
+    Attributes:
+        rank, local_rank: number of this process in the run, and on its node.
+        world_size: processes of the run.
+        alone: no launcher; the only process of a run of one.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    alone: bool
+
+
+def read_launch() -> Launch:
+    """This process's place, from RANK, LOCAL_RANK, WORLD_SIZE and MASTER_ADDR."""
+    rank = int(os.environ.get("RANK", "0"))
+    return Launch(
+        rank=rank,
+        local_rank=int(os.environ.get("LOCAL_RANK", rank)),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        alone="MASTER_ADDR" not in os.environ,
+    )

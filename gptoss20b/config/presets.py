@@ -1,0 +1,68 @@
+"""The model variants as plain data, with the settings that only make sense for them.
+
+`reference` is what the closed division trains; `openai` is the released gpt-oss-20b; `openai_120b` its larger sibling;
+`tiny` is the same architecture as `reference` at a size that two CPU cores train to a target in about a minute.
+Figures: public reference configuration and the released model's config.json; where sources differ, the choice is one
+named field of `tree.Model`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_REFERENCE: dict[str, Any] = {
+    "vocab_size": 128_256,  # Llama 3 tokenizer
+    "layers": 24,
+    "hidden_size": 2880,
+    "heads": 64,
+    "kv_groups": 8,
+    "head_dim": 64,
+    "experts": 32,
+    "top_k": 4,
+    "expert_ffn": 2880,
+    "window_past": 128,  # Megatron's window_size (128, 0): 128 keys before the query, and its own
+}
+
+_OPENAI: dict[str, Any] = {
+    **_REFERENCE,
+    "vocab_size": 201_088,  # o200k_harmony; 128,256 when trained on the benchmark's data
+    "activation": "clamped_swiglu",
+    "biases": True,
+    "qk_norm": False,
+    "attention_sinks": True,
+    "window_past": 127,  # 128 keys including the query's own
+    "yarn": {},
+}
+
+_TINY: dict[str, Any] = {
+    **_REFERENCE,
+    "vocab_size": 256,  # bytes
+    "layers": 2,
+    "hidden_size": 64,
+    "heads": 4,
+    "kv_groups": 2,
+    "head_dim": 16,
+    "experts": 8,
+    "expert_ffn": 64,
+}
+
+# Each preset is a partial Config tree; the command line and the environment go on top of it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "reference": {"model": _REFERENCE},
+    "openai": {"model": _OPENAI},
+    "openai_120b": {"model": {**_OPENAI, "layers": 36, "experts": 128}},
+    "tiny": {
+        "model": _TINY,
+        "rules": {
+            "max_steps": 400,
+            "init_method_std": 0.04,
+            "eval_samples": 16,
+            "eval_interval_samples": 30,
+            "target_loss": 3.0,
+        },
+        "tuning": {"global_batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 4},
+        "parallel": {"gpus_per_node": 2, "expert": 2},
+        "execution": {"micro_batch_size": 1, "precision": "fp32", "backend": "torch"},
+        "logging": {"interval": 1},
+    },
+}

@@ -1,0 +1,221 @@
+"""The configuration of one run: a frozen, typed tree.
+
+Every leaf that a user may set carries the name of its environment variable; `resolve` derives the environment reader
+and the command-line options from these names, so a new setting is added here and nowhere else. What can be computed
+from other values is a property, never a field.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Node(BaseModel):
+    """A frozen branch of the tree that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def setting(env: str, description: str, default: Any = ..., **bounds: Any) -> Any:
+    """Declare a leaf that a user sets through the environment variable ``env`` or the option of the same name."""
+    return Field(default, description=description, json_schema_extra={"env": env}, **bounds)
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+class Rules(Node):
+    """What the closed division fixes (MLPerf Training rules for gpt_oss_20b, rounds v6.0 and v6.1).
+
+    The defaults are the rules' values. The open division may change them; the closed division refuses to.
+    """
+
+    sequence_length: int = setting("SEQUENCE_LENGTH", "tokens per sequence", 8192, ge=2)
+    max_steps: int = setting("MAX_STEPS", "steps after which a run that has not converged is aborted", 1_200_000, ge=1)
+    end_learning_rate_ratio: float = setting("END_LR_RATIO", "end learning rate / base learning rate", 0.1, ge=0, le=1)
+    adam_beta1: float = setting("ADAM_BETA1", "AdamW beta 1", 0.9, ge=0, lt=1)
+    adam_beta2: float = setting("ADAM_BETA2", "AdamW beta 2", 0.95, ge=0, lt=1)
+    adam_epsilon: float = setting("ADAM_EPSILON", "AdamW epsilon", 1e-5, gt=0)
+    weight_decay: float = setting("WEIGHT_DECAY", "AdamW decoupled weight decay", 0.1, ge=0)
+    gradient_clip: float = setting("GRADIENT_CLIP", "largest global gradient norm", 1.0, gt=0)
+    init_method_std: float = setting("INIT_METHOD_STD", "standard deviation of initial weights", 0.008, gt=0)
+    eval_samples: int = setting("EVAL_SAMPLES", "validation sequences of every evaluation, in file order", 1024, ge=1)
+    eval_interval_samples: int = setting(
+        "EVAL_INTERVAL_SAMPLES", "training sequences between evaluations, rounded up to whole steps", 12_288, ge=1
+    )
+    target_loss: float = setting("TARGET_LOSS", "evaluation loss, in nats per token, that ends the run", 3.34, gt=0)
+
+
+class Tuning(Node):
+    """The hyperparameters that the closed division leaves free."""
+
+    global_batch_size: int = setting("GLOBAL_BATCH_SIZE", "sequences per optimizer step", 16, ge=1)
+    learning_rate: float = setting("LEARNING_RATE", "base (highest) learning rate", 4e-4, gt=0)
+    warmup_steps: int = setting("WARMUP_STEPS", "steps of linear learning-rate warm-up", 128, ge=0)
+
+
+class Yarn(Node):
+    """YaRN position scaling (Peng et al. 2023), as the released gpt-oss uses it."""
+
+    factor: float = 32.0
+    original_length: int = 4096
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = False
+
+
+class Model(Node):
+    """The architecture. `presets` holds the variants; only the vocabulary can be set from outside."""
+
+    variant: str = setting("MODEL_VARIANT", "model preset: reference, openai, openai_120b or tiny", "reference")
+    vocab_size: int = setting("VOCAB_SIZE", "rows of the embedding and of the LM head", ge=2)
+    layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_groups: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    experts: int = Field(ge=1)
+    top_k: int = Field(ge=1)
+    expert_ffn: int = Field(ge=1)
+    activation: Literal["swiglu", "clamped_swiglu"] = Field("swiglu", description="expert activation")
+    biases: bool = Field(False, description="biases on attention projections, router and experts")
+    qk_norm: bool = Field(True, description="RMSNorm on queries and keys over the head dimension, before RoPE")
+    attention_sinks: bool = Field(False, description="one learned sink logit per head in the attention softmax")
+    window_past: int = Field(128, ge=1, description="keys before the query's own that a windowed layer sees")
+    router_softmax_before_topk: bool = Field(
+        False, description="normalise over all experts before choosing (no renormalisation) instead of over the chosen"
+    )
+    rope_base: int = 150_000
+    yarn: Yarn | None = None
+    norm_epsilon: float = Field(1e-5, gt=0)
+
+    def windowed(self, layer_number: int) -> bool:
+        """Whether the layer with this 1-based number has sliding-window attention: 1, 3, 5, ... do."""
+        return layer_number % 2 == 1
+
+
+class Parallel(Node):
+    """How the processes share the model and the batch."""
+
+    nodes: int = setting("DGXNNODES", "nodes of the run", 1, ge=1)
+    gpus_per_node: int = setting("DGXNGPU", "processes (one per GPU) on each node", 8, ge=1)
+    expert: int = setting("EXPERT_PARALLEL", "expert parallel size", 8, ge=1)
+    tensor: int = setting("TENSOR_PARALLEL", "tensor parallel size", 1, ge=1)
+    pipeline: int = setting("PIPELINE_PARALLEL", "pipeline parallel size", 1, ge=1)
+    context: int = setting("CONTEXT_PARALLEL", "context parallel size", 1, ge=1)
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def data(self) -> int:
+        """Data parallel size: model replicas that each see different sequences."""
+        return self.world_size // (self.tensor * self.pipeline * self.context)
+
+    @property
+    def expert_data(self) -> int:
+        """Processes that hold a copy of the same experts."""
+        return self.world_size // (self.pipeline * self.expert)
+
+
+class Execution(Node):
+    """How fast, not what: none of these changes the mathematics of the run."""
+
+    micro_batch_size: int = setting("MICRO_BATCH_SIZE", "sequences per forward pass on one rank", 2, ge=1)
+    precision: Annotated[Literal["bf16", "fp32"], BeforeValidator(_lower)] = setting(
+        "PRECISION", "arithmetic of the layers: bf16 (fp32 master weights and gradients) or fp32", "bf16"
+    )
+    backend: Annotated[Literal["auto", "torch", "transformer_engine"], BeforeValidator(_lower)] = setting(
+        "BACKEND", "layer implementation; auto takes Transformer Engine where it is installed", "auto"
+    )
+    warmup_passes: int = setting("WARMUP_PASSES", "synthetic steps before the clock starts", 2, ge=0)
+    timeout_seconds: int = setting("COLLECTIVE_TIMEOUT", "seconds after which a stuck collective fails", 600, ge=5)
+    cpu_threads: int = setting("CPU_THREADS", "threads of one rank on a machine without a GPU", 1, ge=1)
+
+
+class Data(Node):
+    """Where the tokens are."""
+
+    directory: Path = setting("DATADIR", "folder with the two .bin/.idx pairs", Path("/data"))
+    eod_token: int | None = setting("EOD_TOKEN", "end-of-document token id, masked from the loss", None, ge=0)
+
+
+class Logging(Node):
+    """What is written, and where."""
+
+    directory: Path | None = setting("LOGDIR", "folder of the result; a new one under results/ if not given", None)
+    interval: int = setting("LOG_INTERVAL", "steps between train_loss records and progress lines", 10, ge=1)
+
+
+class Submission(Node):
+    """What the log says about its submitter. MLPERF_ and MLLOG_ prefixes to SUBMISSION_* are accepted too."""
+
+    system: str = setting("DGXSYSTEM", "name of the system, from the configuration file's name", "unnamed")
+    org: str = setting("SUBMISSION_ORG", "submitting organisation", "reference", min_length=1)
+    platform: str = setting(
+        "SUBMISSION_PLATFORM", "platform; the system's name if not given", "", validate_default=True
+    )
+    division: Annotated[Literal["closed", "open"], BeforeValidator(_lower)] = setting(
+        "SUBMISSION_DIVISION", "division whose rules apply", "closed"
+    )
+    status: Annotated[Literal["onprem", "cloud", "preview", "research"], BeforeValidator(_lower)] = setting(
+        "SUBMISSION_STATUS", "availability of the system", "onprem"
+    )
+    config_filename: str = setting("CONFIG_FILENAME", "configuration file that was sourced", "", validate_default=True)
+    git_commit: str | None = setting("GIT_COMMIT", "commit of the code, where there is no .git to ask", None)
+    cache_cleared: bool = setting("CACHE_CLEARED", "whether the caches really were cleared before this run", False)
+
+
+class Config(Node):
+    """Everything that decides one run. Frozen; equal trees mean equal runs up to the seed's own randomness."""
+
+    seed: int | None = setting(
+        "SEED", "seed of weights and order; system randomness if not given", None, ge=0, lt=2**63
+    )
+    submission: Submission = Submission()
+    model: Model
+    rules: Rules = Rules()
+    tuning: Tuning = Tuning()
+    parallel: Parallel = Parallel()
+    execution: Execution = Execution()
+    data: Data = Data()
+    logging: Logging = Logging()
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro batches per rank and optimizer step."""
+        return self.tuning.global_batch_size // (self.execution.micro_batch_size * self.parallel.data)
+
+    @property
+    def eval_interval_steps(self) -> int:
+        """Steps between evaluations: CEIL(eval_interval_samples / GBS), never the floor."""
+        return math.ceil(self.rules.eval_interval_samples / self.tuning.global_batch_size)
+
+    @property
+    def end_learning_rate(self) -> float:
+        """Learning rate at the end of the cosine."""
+        return self.rules.end_learning_rate_ratio * self.tuning.learning_rate
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps of the cosine after the warm-up, as the log's opt_learning_rate_decay_steps counts them."""
+        return self.rules.max_steps - self.tuning.warmup_steps
+
+    def derived(self) -> dict[str, int | float]:
+        """The computed values, by name."""
+        return {
+            "world_size": self.parallel.world_size,
+            "data_parallel": self.parallel.data,
+            "accumulation_steps": self.accumulation_steps,
+            "eval_interval_steps": self.eval_interval_steps,
+            "eval_interval_samples": self.eval_interval_steps * self.tuning.global_batch_size,
+            "end_learning_rate": self.end_learning_rate,
+            "decay_steps": self.decay_steps,
+        }

@@ -1,0 +1,129 @@
+"""What Megatron-Core needs to train on a CPU with gloo, in one place.
+
+Megatron-Core assumes a CUDA device: it asks ``torch.cuda`` for the current device, streams and random state, creates
+tensors with ``device="cuda"``, and tests ``Tensor.type()`` against ``torch.cuda.*`` names. `enable` gives each of these
+a meaning on a CPU. Nothing here runs on import or beside a GPU, and no numerics change: every stand-in either names the
+CPU where Megatron names the GPU or does nothing where there is nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+_mode: _CudaMeansCpu | None = None
+
+
+class _Stream:
+    """A stream on a device that runs everything in order: waiting on it is free."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def wait_stream(self, _: Any) -> None: ...
+
+    def wait_event(self, _: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record_event(self, event: _Event | None = None) -> _Event:
+        return event or _Event()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+class _Event:
+    """An event that has always already happened."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def record(self, *_: Any) -> None: ...
+
+    def wait(self, *_: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+
+def _names_cuda(device: Any) -> bool:
+    return device is not None and str(device).startswith("cuda")
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Reads ``device="cuda"`` as the CPU, and answers ``Tensor.type()`` the way Megatron's optimizer expects."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _names_cuda(kwargs.get("device")):
+            kwargs = {**kwargs, "device": _CPU}
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # DistributedOptimizer sorts parameters by comparing this name with 'torch.cuda.FloatTensor' and its kin.
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if func is torch.Tensor.cuda:
+            return args[0]
+        return func(*args, **kwargs)
+
+
+def _get_rng_state(device: Any = None) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, device: Any = None) -> None:
+    torch.set_rng_state(state)
+
+
+def enable() -> None:
+    """Let Megatron-Core run on the CPU of this process. Idempotent; refuses to run beside a GPU.
+
+    Raises:
+        RuntimeError: a CUDA or ROCm device is present, so the stand-ins would hide it.
+    """
+    global _mode  # noqa: PLW0603 - the mode outlives this call; the process has one
+    if _mode is not None:
+        return
+    if torch.cuda.is_available():
+        raise RuntimeError("a GPU is present: Megatron-Core needs no stand-ins here, and they would hide the GPU")
+
+    stand_ins: dict[str, Any] = {
+        "current_device": lambda: _CPU,  # used as device=torch.cuda.current_device() throughout Megatron-Core
+        "set_device": lambda device: None,
+        "current_stream": lambda device=None: _Stream(),
+        "default_stream": lambda device=None: _Stream(),
+        "Stream": _Stream,  # the all-to-all dispatcher's copy stream, DDP's communication stream
+        "Event": _Event,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "synchronize": lambda device=None: None,
+        "get_rng_state": _get_rng_state,  # the random-state tracker that forks around dropout and initialisation
+        "set_rng_state": _set_rng_state,
+        "manual_seed": torch.manual_seed,
+    }
+    for name, stand_in in stand_ins.items():
+        setattr(torch.cuda, name, stand_in)
+
+    from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    # The tracker's own get and set reach into torch.cuda.default_generators, which is empty here.
+    vars(megatron_random)["_get_cuda_rng_state"] = lambda *_, **__: torch.get_rng_state()
+    vars(megatron_random)["_set_cuda_rng_state"] = lambda state, *_, **__: torch.set_rng_state(state)
+    # 0.16.1 reads this name without having imported it when Transformer Engine is absent.
+    if not hasattr(moe_utils, "te_general_gemm"):
+        vars(moe_utils)["te_general_gemm"] = None
+
+    # The all-to-all takes its split sizes as NumPy arrays; Megatron converts only tensors that live on a GPU.
+    def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    for module in (moe_utils, token_dispatcher):
+        vars(module)["maybe_move_tensor_to_cpu"] = to_host
+
+    _mode = _CudaMeansCpu()
+    _mode.__enter__()  # type: ignore[no-untyped-call]

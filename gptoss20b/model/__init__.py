@@ -1,0 +1,1 @@
+"""The model: Megatron-Core's GPTModel with two interchangeable layer back ends."""

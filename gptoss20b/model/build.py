@@ -1,0 +1,175 @@
+"""From the configuration to Megatron-Core's GPTModel, with one of two layer back ends.
+
+`transformer_engine` is Megatron-Core's own Transformer Engine spec. `torch` is Megatron-Core's local spec with the two
+slots replaced that would be slow or impossible without Transformer Engine: core attention and experts.
+One code base serves Megatron-Core 0.16 to 0.19: keyword arguments only, options filtered by the fields that the
+installed version has, specs adjusted rather than subclassed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from ..config import Config, Model
+from .attention import TorchCoreAttention
+from .experts import CLAMP, GroupedExperts
+
+Backend = Literal["torch", "transformer_engine"]
+
+
+class BackendError(RuntimeError):
+    """The chosen layer back end cannot run here."""
+
+
+def choose_backend(config: Config) -> Backend:
+    """The back end that this machine will run.
+
+    Raises:
+        BackendError: Transformer Engine was asked for and is missing, or torch cannot serve the layout.
+    """
+    present = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+    wanted = config.execution.backend
+    if wanted == "transformer_engine" and not present:
+        raise BackendError(
+            "BACKEND: got transformer_engine, but this machine has no GPU or no Transformer Engine package. "
+            "Set BACKEND=torch, or run in the container image that brings it."
+        )
+    backend: Backend = "transformer_engine" if wanted != "torch" and present else "torch"
+    if backend == "torch" and config.parallel.context > 1:
+        raise BackendError(
+            f"CONTEXT_PARALLEL: got {config.parallel.context}, but the torch back end (taken because Transformer "
+            "Engine is missing here) keeps each sequence on one rank. Set CONTEXT_PARALLEL=1."
+        )
+    return backend
+
+
+def params_dtype(config: Config) -> torch.dtype:
+    """The type of weights and activations."""
+    return torch.bfloat16 if config.execution.precision == "bf16" else torch.float32
+
+
+def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
+    """Megatron-Core's view of the configuration. Initialisation is left to `initialise`."""
+    model, parallel = config.model, config.parallel
+    options: dict[str, Any] = {
+        "num_layers": model.layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.heads,
+        "num_query_groups": model.kv_groups,
+        "kv_channels": model.head_dim,
+        "ffn_hidden_size": model.expert_ffn,
+        "num_moe_experts": model.experts,
+        "moe_ffn_hidden_size": model.expert_ffn,
+        "moe_router_topk": model.top_k,
+        "moe_router_pre_softmax": model.router_softmax_before_topk,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": True,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.norm_epsilon,
+        "qk_layernorm": model.qk_norm,
+        "add_bias_linear": model.biases,
+        "add_qkv_bias": model.biases,
+        "gated_linear_unit": True,
+        "window_size": (model.window_past, 0),
+        "window_attn_skip_freq": 2,  # layers whose 1-based number is no multiple of 2: `Model.windowed`
+        "softmax_type": "learnable" if model.attention_sinks else "vanilla",
+        "rotary_interleaved": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "init_method_std": config.rules.init_method_std,
+        "perform_initialization": False,
+        "use_cpu_initialization": not on_gpu,
+        "params_dtype": params_dtype(config),
+        "bf16": config.execution.precision == "bf16",
+        "pipeline_dtype": params_dtype(config),
+        "tensor_model_parallel_size": parallel.tensor,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "context_parallel_size": parallel.context,
+        "expert_model_parallel_size": parallel.expert,
+        # Tensor parallelism splits attention only; every rank of a tensor-parallel group holds whole experts.
+        "expert_tensor_parallel_size": 1,
+        "sequence_parallel": parallel.tensor > 1,
+        # The loop divides by the number of counted tokens itself (see `training.finalize_gradients`): DDP must sum.
+        "calculate_per_token_loss": True,
+        "gradient_accumulation_fusion": False,
+        "bias_dropout_fusion": False,
+        "bias_activation_fusion": False,
+        "masked_softmax_fusion": False,
+        **_activation(model),
+    }
+    known = {field.name for field in dataclasses.fields(TransformerConfig)}
+    transformer = TransformerConfig(**{name: value for name, value in options.items() if name in known})
+    if model.yarn:
+        # GPTModel reads these from the config object, where TransformerConfig declares no such fields.
+        for name, value in {
+            "yarn_rotary_scaling_factor": model.yarn.factor,
+            "yarn_original_max_position_embeddings": model.yarn.original_length,
+            "yarn_beta_fast": model.yarn.beta_fast,
+            "yarn_beta_slow": model.yarn.beta_slow,
+            "yarn_mscale": None,
+            "yarn_mscale_all_dim": None,
+            "yarn_correction_range_round_to_int": model.yarn.truncate,
+        }.items():
+            setattr(transformer, name, value)
+    return transformer
+
+
+def _activation(model: Model) -> dict[str, Any]:
+    if model.activation == "swiglu":
+        return {"activation_func": F.silu}
+    from megatron.core.activations import quick_gelu  # x * sigmoid(1.702 x)
+
+    return {"activation_func": quick_gelu, "activation_func_clamp_value": CLAMP, "glu_linear_offset": 1.0}
+
+
+def layer_spec(config: Config, backend: Backend) -> Any:
+    """The transformer layer as Megatron-Core's ModuleSpec."""
+    shape = {"num_experts": config.model.experts, "moe_grouped_gemm": True, "qk_layernorm": config.model.qk_norm}
+    if backend == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(**shape)
+    spec = get_gpt_layer_local_spec(**(shape | {"moe_grouped_gemm": False}), normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = TorchCoreAttention
+    mlp = spec.submodules.mlp  # a ModuleSpec up to 0.16, a functools.partial with the same submodules from 0.17
+    submodules = mlp.keywords["submodules"] if isinstance(mlp, functools.partial) else mlp.submodules
+    submodules.experts = GroupedExperts
+    return spec
+
+
+def build_model(config: Config, backend: Backend, on_gpu: bool) -> GPTModel:
+    """This rank's part of the model, with uninitialised weights. Needs Megatron-Core's process groups.
+
+    Under ``torch.device("meta")`` and ``on_gpu=False`` it takes no memory.
+    """
+    return GPTModel(
+        config=transformer_config(config, on_gpu),
+        transformer_layer_spec=layer_spec(config, backend),
+        vocab_size=config.model.vocab_size,
+        max_sequence_length=config.rules.sequence_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="yarn" if config.model.yarn else "rope",
+        rotary_base=config.model.rope_base,
+    )
+
+
+def scaled_std(config: Config) -> float:
+    """Initial standard deviation of the projections that write into the residual stream: std / sqrt(2 x layers)."""
+    return config.rules.init_method_std / math.sqrt(2 * config.model.layers)

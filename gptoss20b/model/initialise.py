@@ -1,0 +1,84 @@
+"""Initial weights as a function of the seed, the parameter's name and the expert's number, and of nothing else.
+
+Megatron-Core draws weights from per-rank random streams, so another expert, tensor or pipeline layout starts from other
+weights. Here every tensor has a generator of its own, keyed by a hash of its name, and each rank draws (and cuts out)
+what it holds. Names are the same for both layer back ends. Drawn on the CPU, where torch's generator is specified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+
+from ..config import Config
+from .build import scaled_std
+
+Rule = Literal["ones", "zeros", "normal", "scaled"]
+
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+_TE_EXPERT = re.compile(r"(\.experts\.linear_fc[12]\.(?:weight|bias))(\d+)$")
+
+
+def rule(name: str) -> Rule:
+    """How the parameter of this name starts.
+
+    Norms start at one and biases at zero. All matrices, the router's bias and the attention sinks are normal with
+    init_method_std; what writes into the residual stream is scaled down by sqrt(2 x layers).
+    """
+    if "layernorm" in name or "layer_norm" in name:
+        return "ones"
+    if name.endswith("bias") and not name.endswith("router.bias"):
+        return "zeros"
+    if name.endswith(("self_attention.linear_proj.weight", "experts.linear_fc2.weight")):
+        return "scaled"
+    return "normal"
+
+
+def draw(seed: int, name: str, expert: int | None, shape: torch.Size, std: float) -> Tensor:
+    """The normal tensor, fp32 on the CPU, that belongs to this seed, name and (global) expert number."""
+    key = f"{seed}/{name}/{'' if expert is None else expert}".encode()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1)
+    return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+
+
+@torch.no_grad()
+def initialise(model: GPTModel, config: Config, seed: int) -> None:
+    """Fill the weights of this rank's part of the model, in place."""
+    layers = {str(i): layer.layer_number - 1 for i, layer in enumerate(model.decoder.layers)}
+    local_experts = config.model.experts // config.parallel.expert
+    first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
+    stds = {"normal": config.rules.init_method_std, "scaled": scaled_std(config)}
+    for local_name, parameter in model.named_parameters():
+        # Pipeline stages count their layers from zero; the name that keys the draw counts them over the whole model.
+        name = _LAYER.sub(lambda match: f"decoder.layers.{layers[match.group(1)]}.", local_name)
+        how = rule(_TE_EXPERT.sub(r"\1", name))
+        if how in ("ones", "zeros"):
+            parameter.fill_(1.0 if how == "ones" else 0.0)
+        elif match := _TE_EXPERT.search(name):
+            # Transformer Engine holds one tensor per local expert.
+            expert = first_expert + int(match.group(2))
+            parameter.copy_(draw(seed, _TE_EXPERT.sub(r"\1", name), expert, parameter.shape, stds[how]))
+        elif ".experts." in name:
+            for i, part in enumerate(parameter):
+                part.copy_(draw(seed, name, first_expert + i, part.shape, stds[how]))
+        else:
+            parameter.copy_(_draw_sharded(seed, name, parameter, stds[how]))
+
+
+def _draw_sharded(seed: int, name: str, parameter: Tensor, std: float) -> Tensor:
+    """This tensor-parallel rank's slice of the whole tensor."""
+    ranks = parallel_state.get_tensor_model_parallel_world_size()
+    sinks = name.endswith("softmax_offset")  # cut by head, though Megatron marks no partition on it
+    if ranks == 1 or not (sinks or getattr(parameter, "tensor_model_parallel", False)):
+        return draw(seed, name, None, parameter.shape, std)
+    dim = 0 if sinks else int(parameter.partition_dim)  # type: ignore[attr-defined]
+    whole = list(parameter.shape)
+    whole[dim] *= ranks
+    slices = draw(seed, name, None, torch.Size(whole), std).chunk(ranks, dim)
+    return slices[int(parallel_state.get_tensor_model_parallel_rank())]

@@ -1,0 +1,111 @@
+"""What the model costs: parameters counted from its modules, FLOPs per token, bytes of state per GPU."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ..config import Config
+from ..config.tree import Parallel
+
+
+@dataclass(frozen=True)
+class Size:
+    """The figures of `python -m gptoss20b info`.
+
+    Attributes:
+        total_parameters: all of them.
+        active_parameters: those one token uses: top_k of the experts, the LM head, not the input embedding.
+        flops_per_token: forward and backward, recomputation never counted.
+        state_bytes_per_gpu: weights, gradients, master weights and moments on one rank, without activations.
+    """
+
+    variant: str
+    layers: int
+    total_parameters: int
+    active_parameters: int
+    flops_per_token: float
+    state_bytes_per_gpu: int
+    layout: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Parameters by kind ("experts", "embedding", "other"), counted from Megatron-Core's modules on the meta device.
+
+    Builds the whole model on one rank: needs process groups of size one (see `process_groups.single_process`).
+    """
+    from .build import build_model
+
+    # YaRN has no parameters, and its tables cannot be computed without memory.
+    model_config = config.model.model_copy(update={"yarn": None})
+    one_rank = Parallel(nodes=1, gpus_per_node=1, expert=1)
+    whole = config.model_copy(update={"parallel": one_rank, "model": model_config})
+    with torch.device("meta"):
+        model = build_model(whole, "torch", on_gpu=False)
+    counts = {"experts": 0, "embedding": 0, "other": 0}
+    for name, parameter in model.named_parameters():
+        kind = "experts" if ".experts." in name else "embedding" if name.startswith("embedding.") else "other"
+        counts[kind] += parameter.numel()
+    return counts
+
+
+def flops_per_token(config: Config) -> float:
+    """Training FLOPs per token: three times the forward pass's matrix multiplications, averaged over a sequence.
+
+    Forward = 2 [L (H (n_h + 2 n_kv) d + n_h d H + H E) + L k 3 H F + V H] + 4 n_h d x sum over layers of the mean
+    number of keys a query sees. Norms, softmax and activations are not counted, as usual for MFU.
+    """
+    m, length = config.model, config.rules.sequence_length
+    attention = m.hidden_size * (m.heads + 2 * m.kv_groups) * m.head_dim + m.heads * m.head_dim * m.hidden_size
+    layer = attention + m.hidden_size * m.experts + m.top_k * 3 * m.hidden_size * m.expert_ffn
+    keys = sum(_mean_keys(length, m.window_past if m.windowed(n) else length) for n in range(1, m.layers + 1))
+    forward = 2 * (m.layers * layer + m.vocab_size * m.hidden_size) + 4 * m.heads * m.head_dim * keys
+    return 3.0 * forward
+
+
+def _mean_keys(length: int, past: int) -> float:
+    """Mean over positions 0..length-1 of min(position, past) + 1.
+
+    >>> _mean_keys(8192, 8192), _mean_keys(4, 1)
+    (4096.5, 1.75)
+    """
+    full = min(past, length - 1)  # positions that see everything before them and not yet a full window
+    return (full * (full + 1) / 2 + (length - full) * (full + 1)) / length
+
+
+def state_bytes_per_gpu(config: Config, counts: dict[str, int]) -> int:
+    """Bytes of weights, fp32 gradients, and the distributed optimizer's share of fp32 master weights and moments.
+
+    Experts are spread over expert parallel and their optimizer over the ranks that share them; the rest is on every
+    rank with its optimizer over the data-parallel (and context-parallel) ranks. Tensor and pipeline parallelism are
+    taken to divide the rest evenly.
+    """
+    p = config.parallel
+    weight_bytes = 2 if config.execution.precision == "bf16" else 4
+    # fp32 weights are their own master copy.
+    optimizer_bytes = 12 if config.execution.precision == "bf16" else 8
+    experts = counts["experts"] / (p.expert * p.pipeline)
+    rest = (counts["embedding"] + counts["other"]) / (p.tensor * p.pipeline)
+    resident = (experts + rest) * (weight_bytes + 4)
+    return round(resident + optimizer_bytes * (experts / p.expert_data + rest / (p.data * p.context)))
+
+
+def measure(config: Config) -> Size:
+    """All figures for one configuration. Needs process groups of size one."""
+    counts = count_parameters(config)
+    model, p = config.model, config.parallel
+    return Size(
+        variant=model.variant,
+        layers=model.layers,
+        total_parameters=sum(counts.values()),
+        active_parameters=counts["other"] + counts["experts"] * model.top_k // model.experts,
+        flops_per_token=flops_per_token(config),
+        state_bytes_per_gpu=state_bytes_per_gpu(config, counts),
+        layout=f"{p.world_size} GPUs, EP {p.expert}, TP {p.tensor}, PP {p.pipeline}, CP {p.context}, "
+        f"{config.execution.precision}",
+    )

@@ -1,0 +1,5 @@
+"""`python -m gptoss20b`."""
+
+from .cli import app
+
+app(prog_name="python -m gptoss20b")

@@ -1,0 +1,156 @@
+"""The command line: `python -m gptoss20b train | info | result`. Every setting is an option of the same name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .config import Config, ConfigError, fixed_by_rules, resolve, settings
+from .stopping import ExitCode
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="GPT-OSS 20B mixture-of-experts pretraining for MLPerf Training.",
+    epilog="Exit status: 0 converged (or done), 1 failed, 2 bad configuration or usage, 3 target not reached, "
+    "130 interrupted, 143 terminated.",
+)
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per setting, named after its environment variable, before its own parameters.
+
+    The command receives those that were given as its first argument, a mapping from variable to text.
+    """
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    generated = [
+        inspect.Parameter(
+            setting.option,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                typer.Option(help=f"{setting.description} [{variable}]", show_default=False, metavar="VALUE"),
+            ],
+        )
+        for variable, setting in settings().items()
+    ]
+
+    def wrapper(**arguments: Any) -> None:
+        given = {setting.variable: arguments.pop(setting.option) for setting in settings().values()}
+        command(given, **arguments)
+
+    wrapper.__doc__ = command.__doc__
+    wrapper.__name__ = command.__name__
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + generated
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
+
+
+@app.command()
+@with_settings
+def train(
+    given: dict[str, str | None],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the configuration; run nothing.")] = False,
+) -> None:
+    """Train to the target and log the run. Start one process per GPU with torchrun, or use run_and_time.sh."""
+    config = _resolved(given)
+    if dry_run:
+        print_config(config)
+        return
+    _silence_dependencies()
+    from .train import run
+
+    raise typer.Exit(run(config))
+
+
+@app.command()
+@with_settings
+def info(
+    given: dict[str, str | None],
+    variant: Annotated[str | None, typer.Option(help="Model variant; the same as --model-variant.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count the model's parameters, FLOPs and bytes, from the real modules on the meta device."""
+    if variant is not None:
+        given["MODEL_VARIANT"] = variant
+    if given.get("SUBMISSION_DIVISION") is None and given.get("MODEL_VARIANT") not in (None, "reference"):
+        given["SUBMISSION_DIVISION"] = "open"
+    config = _resolved(given)
+    _silence_dependencies()
+    from .model.size import measure
+    from .process_groups import single_process
+
+    with single_process():
+        size = measure(config)
+    if as_json:
+        print(json.dumps(size.as_dict(), indent=2))
+        return
+    table = Table("figure", "value", title=f"{size.variant} at sequence length {config.rules.sequence_length}")
+    for name, value in size.as_dict().items():
+        shown = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    table.add_row("state GiB per GPU", f"{size.state_bytes_per_gpu / 2**30:.1f}")
+    Console().print(table)
+
+
+@app.command()
+def result(path: Annotated[Path, typer.Argument(help="A result folder, or one result file.")]) -> None:
+    """Say how a run ended, from its log. The exit status is the run's."""
+    from .result import read_result
+
+    try:
+        found = read_result(path)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+    print(found)
+    raise typer.Exit(found.exit_code)
+
+
+def _resolved(given: dict[str, str | None]) -> Config:
+    try:
+        return resolve(given)
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _silence_dependencies() -> None:
+    """Megatron-Core and torch warn, on every rank, of optional packages and of their own deprecations.
+
+    On a CPU their calls pass through `megatron_cpu`, which is then the module that seems to warn.
+    """
+    for category in (UserWarning, FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"megatron|torch|gptoss20b\.megatron_cpu")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(ExitCode.BAD_CONFIGURATION)
+
+
+def print_config(config: Config) -> None:
+    """The resolved configuration on stdout: what differs from the closed division's rules first, then everything."""
+    differing = fixed_by_rules(config)
+    print(f"differs from the closed division's fixed values: {len(differing) or 'nothing'}")
+    for _, variable, got, required in differing:
+        print(f"  {variable} = {got} (rule: {required})")
+    print("derived:")
+    for name, value in config.derived().items():
+        print(f"  {name} = {value}")
+    print("settings:")
+    for variable, setting in settings().items():
+        node: Any = config
+        for key in setting.path:
+            node = getattr(node, key)
+        print(f"  {variable} = {'(not set)' if node is None else node}")

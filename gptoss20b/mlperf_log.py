@@ -1,0 +1,193 @@
+"""The log of one run: MLPerf's records, in the order of the benchmark's timeline, from rank 0 to stdout and the file.
+
+`RunLog.run_start` is the only maker of a `RunClock`, and opening the data takes one (`feed.open_feed`): the data cannot
+be touched before the clock runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from mlperf_logging.mllog import constants
+from mlperf_logging.mllog.mllog import MLLogger
+
+from .config import Config
+
+_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+# The checker's names of number formats.
+_PRECISION_NAMES = {"bf16": "bfloat16", "fp32": "fp32"}
+
+
+class RunClock:
+    """Proof that the run's clock is running. Made by `RunLog.run_start` only."""
+
+    def __init__(self, proof: object) -> None:
+        if not isinstance(proof, RunLog):
+            raise TypeError("only RunLog.run_start starts the clock")
+        self._started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds since run_start. Never pauses."""
+        return time.perf_counter() - self._started
+
+
+class _LineHandler(logging.StreamHandler[TextIO]):
+    """Writes and flushes whole lines, and lets a full disk be an error instead of a note on stderr."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        raise  # noqa: PLE0704 - logging calls this from its except block
+
+
+class _StdoutHandler(_LineHandler):
+    """Follows sys.stdout, which the progress display may replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stdout)
+        super().emit(record)
+
+
+class RunLog:
+    """Writes the records of one run; on every rank but the first, the same calls write nothing.
+
+    Args:
+        path: the result file, which must not exist; None for a rank that does not log.
+
+    Raises:
+        FileExistsError: the result file exists; results are never overwritten or appended to.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.samples = 0
+        self.started = False
+        self.stopped = False
+        self._lock = threading.Lock()
+        self._file: TextIO | None = None
+        if path is None:
+            return
+        self._file = path.open("x", encoding="utf-8")
+        sink = logging.Logger("gptoss20b.mllog")  # unregistered: nobody else's handlers or levels apply
+        sink.addHandler(_StdoutHandler(sys.stdout))
+        sink.addHandler(_LineHandler(self._file))
+        # Stack offset 3: records name the line that called this class, past its method and _event.
+        self._mllog = MLLogger(logger=sink, default_stack_offset=3, root_dir=str(_PACKAGE_PARENT))
+
+    def close(self) -> None:
+        """Close the result file."""
+        if self._file is not None:
+            self._file.close()
+
+    def init_start(self, config: Config) -> None:
+        """`cache_clear` as the launcher found it, then `init_start`."""
+        self._event(constants.CACHE_CLEAR, config.submission.cache_cleared)
+        self._start(constants.INIT_START)
+
+    def describe(self, config: Config, seed: int) -> None:
+        """Everything that the rules want to know of the run, from its configuration."""
+        for key, value in hyperparameters(config, seed).items():
+            self._event(key, value)
+
+    def run_start(self) -> RunClock:
+        """`init_stop`, `run_start`: from here on the data may be opened."""
+        self._end(constants.INIT_STOP)
+        self._start(constants.RUN_START)
+        self.started = True
+        return RunClock(self)
+
+    def data_opened(self, eval_tokens_sha256: str) -> None:
+        """The SHA-256 of the evaluated tokens, which is the same for every seed, batch size, layout and machine."""
+        self._event("eval_tokens_sha256", eval_tokens_sha256)
+
+    def block_start(self, samples: int) -> None:
+        """Training begins or goes on after an evaluation."""
+        self.samples = samples
+        self._start(constants.BLOCK_START, {constants.SAMPLES_COUNT: samples})
+
+    def train_loss(self, samples: int, loss: float, learning_rate: float) -> None:
+        """The loss of the step that ended with ``samples`` sequences seen, and the learning rate it used."""
+        self.samples = samples
+        self._event("train_loss", loss, {constants.SAMPLES_COUNT: samples, "lr": learning_rate})
+
+    def block_stop(self, samples: int, samples_per_second: float) -> None:
+        """Training pauses for an evaluation."""
+        self.samples = samples
+        self._event("tracked_stats", {"throughput": samples_per_second}, {"step": samples})
+        self._end(constants.BLOCK_STOP, {constants.SAMPLES_COUNT: samples})
+
+    def eval_start(self, samples: int) -> None:
+        """An evaluation begins."""
+        self._start(constants.EVAL_START, {constants.SAMPLES_COUNT: samples})
+
+    def eval_stop(self, samples: int, loss: float) -> None:
+        """The evaluation's loss, and its end."""
+        self._event(constants.EVAL_ACCURACY, loss, {constants.SAMPLES_COUNT: samples})
+        self._end(constants.EVAL_STOP, {constants.SAMPLES_COUNT: samples})
+
+    def run_stop(self, success: bool, reason: str | None = None) -> None:
+        """The end, once; later calls (a signal that arrives during it, say) do nothing."""
+        with self._lock:
+            if self.stopped:
+                return
+            self.stopped = True
+        status = constants.SUCCESS if success else constants.ABORTED
+        detail = {} if reason is None else {"reason": reason}
+        self._end(constants.RUN_STOP, {constants.SAMPLES_COUNT: self.samples, constants.STATUS: status, **detail})
+
+    def _event(self, key: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
+        if self._file is not None:
+            self._mllog.event(key=key, value=value, metadata=metadata)
+
+    def _start(self, key: str, metadata: dict[str, Any] | None = None) -> None:
+        if self._file is not None:
+            self._mllog.start(key=key, metadata=metadata)
+
+    def _end(self, key: str, metadata: dict[str, Any] | None = None) -> None:
+        if self._file is not None:
+            self._mllog.end(key=key, metadata=metadata)
+
+
+def hyperparameters(config: Config, seed: int) -> dict[str, Any]:
+    """The once-only records of ruleset 6.1.0, by key, in log order."""
+    rules, tuning, parallel, submission = config.rules, config.tuning, config.parallel, config.submission
+    precision = _PRECISION_NAMES[config.execution.precision]
+    return {
+        constants.SUBMISSION_BENCHMARK: "gpt_oss_20b",
+        constants.SUBMISSION_DIVISION: submission.division,
+        constants.SUBMISSION_ORG: submission.org,
+        constants.SUBMISSION_PLATFORM: submission.platform,
+        constants.SUBMISSION_STATUS: submission.status,
+        constants.SEED: seed,
+        constants.GLOBAL_BATCH_SIZE: tuning.global_batch_size,
+        constants.MICRO_BATCH_SIZE: config.execution.micro_batch_size,
+        constants.GRADIENT_ACCUMULATION_STEPS: config.accumulation_steps,
+        constants.MAX_SEQUENCE_LENGTH: rules.sequence_length,
+        constants.TRAIN_SAMPLES: rules.max_steps * tuning.global_batch_size,
+        constants.EVAL_SAMPLES: rules.eval_samples,
+        "target_accuracy": rules.target_loss,
+        constants.INIT_CHECKPOINT_STEP: 0,
+        constants.OPT_NAME: constants.ADAMW,
+        constants.OPT_BASE_LR: tuning.learning_rate,
+        constants.OPT_END_LR: config.end_learning_rate,
+        constants.OPT_LR_WARMUP_STEPS: tuning.warmup_steps,
+        constants.OPT_LR_DECAY_STEPS: config.decay_steps,
+        constants.OPT_LR_DECAY_SCHEDULE: "cosine with linear warmup",
+        constants.OPT_ADAMW_BETA_1: rules.adam_beta1,
+        constants.OPT_ADAMW_BETA_2: rules.adam_beta2,
+        constants.OPT_ADAMW_EPSILON: rules.adam_epsilon,
+        constants.OPT_ADAMW_WEIGHT_DECAY: rules.weight_decay,
+        constants.OPT_GRADIENT_CLIP_NORM: rules.gradient_clip,
+        constants.MAX_STEPS: rules.max_steps,
+        constants.LOWEST_NUMERICAL_PRECISION_IN_LINEAR: precision,
+        constants.LOWEST_NUMERICAL_PRECISION_IN_ATTN: precision,
+        constants.LOWEST_NUMERICAL_PRECISION_IN_COMM: precision,
+        constants.TENSOR_PARALLELISM: parallel.tensor,
+        constants.PIPELINE_PARALLELISM: parallel.pipeline,
+        constants.CONTEXT_PARALLELISM: parallel.context,
+        constants.EXPERT_PARALLELISM: parallel.expert,
+        constants.CONFIG_FILENAME: submission.config_filename,
+    }

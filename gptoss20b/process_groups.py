@@ -1,0 +1,110 @@
+"""Joining the run: torch.distributed, the device of this rank, and Megatron-Core's process groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from . import megatron_cpu
+from .config import Config
+from .config.environment import read_launch
+
+
+class LaunchError(RuntimeError):
+    """The launcher's idea of the run differs from the configuration's."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process's place in the run."""
+
+    number: int
+    world_size: int
+    device: torch.device
+    alone: bool
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the log."""
+        return self.number == 0
+
+
+def read_rank(config: Config) -> Rank:
+    """This process's rank as the launcher (torchrun, or anything that sets the same variables) gives it.
+
+    Raises:
+        LaunchError: the number of processes is not what the configuration says.
+    """
+    launch = read_launch()
+    if launch.world_size != config.parallel.world_size:
+        raise LaunchError(
+            f"WORLD_SIZE: the launcher started {launch.world_size} processes, but DGXNNODES {config.parallel.nodes} x "
+            f"DGXNGPU {config.parallel.gpus_per_node} = {config.parallel.world_size}. Start as many, e.g. torchrun "
+            f"--nproc_per_node={config.parallel.gpus_per_node} -m gptoss20b train, or use run_and_time.sh."
+        )
+    device = torch.device("cuda", launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return Rank(launch.rank, launch.world_size, device, launch.alone)
+
+
+@contextmanager
+def joined(config: Config, rank: Rank) -> Iterator[None]:
+    """The life of the process groups: torch.distributed and Megatron-Core's on top, both gone at the end."""
+    timeout = timedelta(seconds=config.execution.timeout_seconds)
+    if rank.device.type == "cuda":
+        torch.cuda.set_device(rank.device)
+        backend = "nccl"
+    else:
+        torch.set_num_threads(config.execution.cpu_threads)
+        megatron_cpu.enable()
+        backend = "gloo"
+    # A run of one process without a launcher needs no address to meet at.
+    store = HashStore() if rank.alone else None
+    dist.init_process_group(backend, timeout=timeout, rank=rank.number, world_size=rank.world_size, store=store)
+    try:
+        create_groups(config)
+        yield
+    finally:
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def create_groups(config: Config) -> None:
+    """Megatron-Core's process groups for the configured layout."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.parallel.tensor,
+        pipeline_model_parallel_size=config.parallel.pipeline,
+        context_parallel_size=config.parallel.context,
+        expert_model_parallel_size=config.parallel.expert,
+        expert_tensor_parallel_size=1,
+        distributed_timeout_minutes=max(1, math.ceil(config.execution.timeout_seconds / 60)),
+    )
+    # Dropout is 0 and weights are drawn by name, so nothing in the run depends on this stream; Megatron wants it.
+    model_parallel_cuda_manual_seed(config.seed or 0)
+
+
+@contextmanager
+def single_process() -> Iterator[None]:
+    """Process groups of size one, for looking at the whole model in this process. Needs no network and no GPU."""
+    from megatron.core import parallel_state
+
+    if not torch.cuda.is_available():
+        megatron_cpu.enable()
+    dist.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
+    try:
+        parallel_state.initialize_model_parallel()
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

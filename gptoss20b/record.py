@@ -1,0 +1,84 @@
+"""What lies beside the log: where results go, and `config.json`, the whole truth about one run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from .config import Config, fixed_by_rules
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("torch", "megatron-core", "transformer-engine", "mlperf-logging", "numpy", "pydantic", "pydantic-settings")
+
+
+def result_directory(config: Config) -> Path:
+    """The folder of this run's result, created; a new one under results/ unless LOGDIR names it.
+
+    `results/latest` is pointed at a new result under results/.
+    """
+    directory = config.logging.directory
+    if directory is None:
+        stamp = time.strftime("%Y%m%d_%H%M%S")
+        directory = Path("results") / f"{config.submission.system}_{stamp}_{os.getpid()}"
+    directory.mkdir(parents=True, exist_ok=True)
+    if directory.resolve().parent.name == "results":
+        _point(directory.resolve().parent / "latest", directory.name)
+    return directory
+
+
+def _point(link: Path, target: str) -> None:
+    """Make ``link`` a symbolic link to ``target`` in one step: a reader never finds it missing."""
+    temporary = link.with_name(f".latest-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def write_record(directory: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Write `config.json`: the resolved configuration, what it derives, versions, git commit, and the given facts."""
+    record = {
+        "config": config.model_dump(mode="json"),
+        "derived": config.derived(),
+        "differs_from_the_rules": {
+            variable: {"got": got, "rule": rule} for _, variable, got, rule in fixed_by_rules(config)
+        },
+        **facts,
+        "versions": versions(),
+        "git_commit": git_commit() or config.submission.git_commit or "unknown",
+    }
+    path = directory / "config.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide a run; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the running code, "-dirty" appended if files differ; None where git or its data are missing."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return described.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

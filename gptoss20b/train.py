@@ -1,0 +1,191 @@
+"""The run, from start to stop. Read top-down: `run` -> `_prepare` -> `fit` -> the end, whatever it is."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .config import Config
+from .data.indexed import DataError
+from .feed import Feed, Share, open_feed
+from .mlperf_log import RunLog
+from .model.build import BackendError, choose_backend
+from .process_groups import LaunchError, Rank, joined, read_rank
+from .progress import Display, Progress, Silent
+from .record import result_directory, write_record
+from .result import read_result
+from .stopping import ExitCode, NonFiniteLossError, on_signal
+from .training import Trainer
+from .warmup import warm_up
+
+# Errors whose message is all that a person needs.
+_EXPLAINED = (BackendError, DataError, NonFiniteLossError)
+
+StepHook = Callable[[int, Trainer], None]
+"""Called before each step with its 1-based number; tests use it to inject faults."""
+
+
+@dataclass
+class Run:
+    """What one rank carries through a run."""
+
+    config: Config
+    rank: Rank
+    log: RunLog
+    progress: Progress
+    directory: Path | None = None
+
+
+def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
+    """One rank's whole run. Errors end in the log and in the exit code, never only in a traceback."""
+    try:
+        rank = read_rank(config)
+        directory = result_directory(config) if rank.is_first else None
+        log = RunLog(directory / "result_0.txt" if directory else None)
+    except FileExistsError as error:
+        return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
+    except (LaunchError, OSError) as error:
+        return _refuse(str(error))
+
+    state = Run(config, rank, log, Display(config) if rank.is_first else Silent(), directory)
+    with on_signal(lambda name: _abort(state, f"received {name}")):
+        try:
+            log.init_start(config)
+            with joined(config, rank):
+                converged = _run_joined(state, before_step)
+        except KeyboardInterrupt:
+            _abort(state, "interrupted")
+            return ExitCode.INTERRUPTED
+        except Exception as error:
+            if not isinstance(error, _EXPLAINED):
+                traceback.print_exc()
+            _abort(state, f"{type(error).__name__}: {error}".splitlines()[0])
+            return ExitCode.BAD_CONFIGURATION if isinstance(error, BackendError) else ExitCode.FAILED
+        finally:
+            state.progress.close()
+            log.close()
+    if directory is not None and log.path is not None:
+        print(read_result(log.path), file=sys.stderr, flush=True)
+    return ExitCode.CONVERGED if converged else ExitCode.NOT_CONVERGED
+
+
+def _refuse(why: str) -> ExitCode:
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    return ExitCode.BAD_CONFIGURATION
+
+
+def _abort(state: Run, reason: str) -> None:
+    """Log `run_stop` aborted as far as the log can still be written, and say why as the last line."""
+    try:
+        state.log.run_stop(success=False, reason=reason)
+    except OSError as error:
+        reason += f" (and the log could not be written: {error})"
+    state.progress.close()
+    print(f"rank {state.rank.number} aborted: {reason}", file=sys.stderr, flush=True)
+
+
+def _run_joined(state: Run, before_step: StepHook | None) -> bool:
+    config, rank, log = state.config, state.rank, state.log
+    seed = _agree_on_seed(config)
+    log.describe(config, seed)
+    backend = choose_backend(config)
+    trainer = Trainer(config, backend, rank.device, seed)
+    warm_up(trainer, config.execution.warmup_passes)
+    facts: dict[str, Any] = {"seed": seed, "backend": backend, **trainer.parameter_counts()}
+    if state.directory is not None:
+        write_record(state.directory, config, facts)
+    state.progress.message(_opening_line(state, seed, backend))
+
+    dist.barrier()
+    clock = log.run_start()
+    feed = open_feed(clock, config, _share(config), rank.device, seed)
+    try:
+        if state.directory is not None:
+            facts["eval_tokens_sha256"] = feed.eval_tokens_sha256()
+            log.data_opened(facts["eval_tokens_sha256"])
+            write_record(state.directory, config, facts)
+        converged = fit(state, trainer, feed, before_step)
+    finally:
+        feed.close()
+    return converged
+
+
+def fit(state: Run, trainer: Trainer, feed: Feed, before_step: StepHook | None = None) -> bool:
+    """Train until the first evaluation at or below the target; False if max_steps come first."""
+    config, log, progress = state.config, state.log, state.progress
+    batch_size = config.tuning.global_batch_size
+    log.block_start(0)
+    block_started = time.perf_counter()
+    for step in range(1, config.rules.max_steps + 1):
+        samples = step * batch_size
+        if before_step is not None:
+            before_step(step, trainer)
+        result = trainer.step(feed.training(step - 1))
+        if step % config.logging.interval == 0 or step == 1:
+            loss = _finite(result.loss(), "training", step)
+            log.train_loss(samples, loss, result.learning_rate)
+            progress.trained(samples, loss)
+        if step % config.eval_interval_steps == 0:
+            trainer.synchronize()
+            seconds = time.perf_counter() - block_started
+            log.block_stop(samples, config.eval_interval_steps * batch_size / seconds)
+            log.eval_start(samples)
+            loss = _finite(trainer.evaluate(feed.evaluation(), feed.eval_rounds), "evaluation", step)
+            log.eval_stop(samples, loss)
+            if loss <= config.rules.target_loss:
+                log.run_stop(success=True)
+                progress.evaluated(samples, loss)
+                return True
+            progress.evaluated(samples, loss)
+            if step == config.rules.max_steps:
+                break
+            log.block_start(samples)
+            block_started = time.perf_counter()
+    log.run_stop(
+        success=False, reason=f"target {config.rules.target_loss} not reached in {config.rules.max_steps} steps"
+    )
+    return False
+
+
+def _finite(loss: float, kind: str, step: int) -> float:
+    # The same reduced number on every rank: all leave here together.
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"{kind} loss at step {step} is {loss}")
+    return loss
+
+
+def _agree_on_seed(config: Config) -> int:
+    """The configured seed, or one that the first rank draws from the system's randomness for all."""
+    if config.seed is not None:
+        return config.seed
+    drawn = [secrets.randbits(31)]
+    dist.broadcast_object_list(drawn, src=0)
+    return drawn[0]
+
+
+def _share(config: Config) -> Share:
+    from megatron.core import parallel_state
+
+    return Share(parallel_state.get_data_parallel_rank(), config.parallel.data, config.execution.micro_batch_size)
+
+
+def _opening_line(state: Run, seed: int, backend: str) -> str:
+    config = state.config
+    return (
+        f"{config.model.variant} on {config.parallel.world_size} ranks ({state.rank.device.type}, EP "
+        f"{config.parallel.expert}, {backend}, {config.execution.precision}), GBS {config.tuning.global_batch_size}, "
+        f"seed {seed}, torch {torch.__version__}; log: {state.log.path}"
+    )
+
+
+__all__ = ["ExitCode", "Run", "fit", "run"]

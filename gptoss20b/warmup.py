@@ -1,0 +1,74 @@
+"""Steps on synthetic tokens before the clock: kernels compiled, communicators connected, allocator filled.
+
+Afterwards weights, optimizer, schedule and random states are bit for bit what they were.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .feed import synthetic
+from .training import Trainer
+
+
+def warm_up(trainer: Trainer, passes: int) -> None:
+    """Run ``passes`` optimizer steps and one evaluation micro batch on synthetic tokens, and undo them."""
+    if passes == 0:
+        return
+    batches = synthetic(trainer.config, trainer.device)
+    with restored(trainer):
+        for _ in range(passes):
+            trainer.step(batches(trainer.config.accumulation_steps))
+        trainer.evaluate(batches(1), 1)
+
+
+@contextmanager
+def restored(trainer: Trainer) -> Iterator[None]:
+    """Put the trainer back into its present state at the end. Weights wait in host memory."""
+    weights = [parameter.detach().to("cpu", copy=True) for parameter in trainer.model.parameters()]
+    optimizers = [part.optimizer for part in _parts(trainer.optimizer) if part.optimizer is not None]
+    states = [copy.deepcopy(_own_state(optimizer)) for optimizer in optimizers]
+    settings = [_settings(optimizer) for optimizer in optimizers]
+    steps_done = trainer.scheduler.num_steps
+    random = torch.get_rng_state(), torch.cuda.get_rng_state()
+    yield
+    with torch.no_grad():
+        for parameter, saved in zip(trainer.model.parameters(), weights, strict=True):
+            parameter.copy_(saved)
+    trainer.model.zero_grad_buffer()
+    trainer.optimizer.reload_model_params()
+    for optimizer, state, groups in zip(optimizers, states, settings, strict=True):
+        optimizer.state.clear()
+        for group, values in zip(optimizer.param_groups, groups, strict=True):
+            for name in set(group) - set(values) - {"params"}:
+                del group[name]  # e.g. a step counter that the first update added
+            group.update(values)
+            for parameter in group["params"]:
+                parameter.grad = None
+                if id(parameter) in state:
+                    optimizer.state[parameter] = state[id(parameter)]
+    # load_state_dict would add to the count instead of setting it.
+    trainer.scheduler.num_steps = steps_done
+    trainer.scheduler.step(0)
+    torch.set_rng_state(random[0])
+    torch.cuda.set_rng_state(random[1])
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _own_state(optimizer: Any) -> dict[int, Any]:
+    return {id(parameter): state for parameter, state in optimizer.state.items()}
+
+
+def _settings(optimizer: Any) -> list[dict[str, Any]]:
+    return [
+        {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]

@@ -1,0 +1,40 @@
+# make run    train the small model to its target on two CPU ranks, and check its log
+# make test   format, lint, types, shell, and every test that needs no GPU
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+SCRIPTS := $(wildcard *.sh) .ci/run
+
+.PHONY: run test format bench clean
+
+run: .venv/run-ready
+	$(BIN)/python -m data_scripts.make_sample_data data/sample
+	source config_CPU_1x2.sh && ./run_and_time.sh
+
+test: .venv/test-ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/python -m pytest --doctest-modules gptoss20b data_scripts tests
+
+format: .venv/test-ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/run-ready
+	$(BIN)/python -m data_scripts.make_sample_data data/sample
+	$(BIN)/python -m benchmarks.cpu_run
+
+.venv/run-ready: requirements/cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or later is needed, got " + sys.version.split()[0] + ": set PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.txt
+	@touch $@
+
+.venv/test-ready: requirements/test.txt .venv/run-ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
+	@touch $@
+
+clean:
+	rm -rf .venv data/sample .mypy_cache .ruff_cache .pytest_cache .hypothesis

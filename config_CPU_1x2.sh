@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Two CPU ranks, expert parallel 2: the small model of the open division, with its own target (preset "tiny").
+source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
+
+export DGXNNODES=1
+export DGXNGPU=2
+export DATADIR="data/sample"
+
+export SUBMISSION_DIVISION=open
+export SUBMISSION_STATUS=research
+export MODEL_VARIANT=tiny
+export EXPERT_PARALLEL=2
+export CLEAR_CACHES=0
+export OMP_NUM_THREADS=1

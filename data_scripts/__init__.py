@@ -1,0 +1,1 @@
+"""Commands that fetch, check or make the data sets a run reads."""

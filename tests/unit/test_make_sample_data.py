@@ -1,0 +1,276 @@
+"""The sample data: real text, deterministic, never half-written, never over somebody else's files."""
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from data_scripts import make_sample_data
+from data_scripts.make_sample_data import Document, SampleError, collect_documents, make, split_documents
+from gptoss20b.data.indexed import TokenFile
+from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX, TrainingSequences, ValidationSequences, Windows
+
+FEW = [Document(f"module:m{number}", f"Text number {number}, with an accent: é.") for number in range(40)]
+FILES = sorted(f"{prefix}{suffix}" for prefix in (TRAIN_PREFIX, VALIDATION_PREFIX) for suffix in (".bin", ".idx"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    return collect_documents()
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    assert make(folder, documents)
+    return folder
+
+
+def test_collects_topics_and_docstrings_once(documents: list[Document]) -> None:
+    names = [document.name for document in documents]
+    assert names == sorted(set(names))
+    assert {"topic:assert", "module:json", "module:json.decoder", "module:argparse"} <= set(names)
+    parts = {part for name in names for part in name.removeprefix("module:").split(".") if name.startswith("module:")}
+    assert not parts & {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "torch", "numpy", "__init__"}
+    by_name = dict(documents)
+    assert by_name["module:json"].startswith("JSON (JavaScript Object Notation)")
+    assert "Deserialize" in by_name["module:json"], "docstrings of functions too"
+    assert "import codecs" not in by_name["module:json"], "documentation, not code"
+    assert all(text.strip() for text in by_name.values())
+
+
+def test_docstrings_come_in_source_order_from_any_encoding(tmp_path: Path) -> None:
+    source = """# -*- coding: latin-1 -*-
+'One é.'
+class A:
+    'Two.'
+    async def f(self):
+        'Three.'
+def g():
+    'Four \\d.'
+"""
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "__init__.py").write_bytes(source.encode("latin-1"))
+    (tmp_path / "notpartofpython.py").write_text('"""Installed by somebody."""')
+    modules = [document for document in collect_documents(tmp_path) if document.name.startswith("module:")]
+    assert modules == [Document("module:json", "One é.\n\nTwo.\n\nThree.\n\nFour \\d.")]
+
+
+def test_python_without_source_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match=r"\.py files"):
+        collect_documents(tmp_path)
+
+
+def test_modules_are_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "this.py").write_text('"""Text."""\nraise SystemExit("imported")\n')
+    assert Document("module:this", "Text.") in collect_documents(tmp_path)
+
+
+def test_split_depends_on_names_alone(documents: list[Document]) -> None:
+    splits = split_documents(documents)
+    train, validation = splits[TRAIN_PREFIX], splits[VALIDATION_PREFIX]
+    assert not set(train) & set(validation)
+    assert sorted(train + validation) == documents
+    assert 0.05 < len(validation) / len(documents) < 0.15
+    assert train != sorted(train), "shuffled"
+    fewer = split_documents([Document(name, "other text") for name, _ in reversed(documents[::2])])
+    kept = {name for name, _ in documents[::2]}
+    for prefix, chosen in fewer.items():
+        assert [name for name, _ in chosen] == [name for name, _ in splits[prefix] if name in kept]
+
+
+def test_documents_are_bytes_with_a_blank_line() -> None:
+    assert Document("a", "  é\n").data() == b"\xc3\xa9\n\n"
+    assert Document("a", "\ud800").data() == b"\\ud800\n\n"
+
+
+def test_is_large_enough_for_a_tiny_run(sample: Path) -> None:
+    with TokenFile.open(sample / TRAIN_PREFIX) as tokens:
+        windows = Windows(tokens, 8192, 256)
+        assert windows.count >= 120
+        assert tokens.dtype == "int32"
+        TrainingSequences(windows, 1).at(0)
+    with TokenFile.open(sample / VALIDATION_PREFIX) as tokens:
+        windows = Windows(tokens, 8192, 256)
+        assert windows.count >= 16
+        assert len(ValidationSequences(windows, 16).sha256()) == 64
+
+
+def test_files_hold_the_documents_in_order(sample: Path, documents: list[Document]) -> None:
+    for prefix, chosen in split_documents(documents).items():
+        with TokenFile.open(sample / prefix) as tokens:
+            assert tokens.document_count == len(chosen)
+            assert bytes(tokens.read(0, tokens.token_count).tolist()) == b"".join(one.data() for one in chosen)
+
+
+def test_manifest_describes_the_files_and_not_the_machine(sample: Path) -> None:
+    text = (sample / "sample.json").read_text()
+    manifest = json.loads(text)
+    assert manifest["python"] == platform.python_version()
+    assert sorted(manifest["files"]) == FILES
+    for name, entry in manifest["files"].items():
+        data = (sample / name).read_bytes()
+        assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    with TokenFile.open(sample / TRAIN_PREFIX) as tokens:
+        assert manifest["splits"][TRAIN_PREFIX] == {
+            "documents": tokens.document_count,
+            "tokens": tokens.token_count,
+            "sequences_of_8192": Windows(tokens, 8192, 256).count,
+        }
+    assert str(sample) not in text
+    assert os.sep not in text
+
+
+def test_is_deterministic(tmp_path: Path) -> None:
+    assert make(tmp_path / "one", FEW)
+    assert make(tmp_path / "two", list(reversed(FEW)))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert sorted(contents(tmp_path / "one")) == sorted([*FILES, "sample.json"])
+
+
+def test_second_run_writes_nothing(tmp_path: Path) -> None:
+    assert make(tmp_path, FEW)
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert not make(tmp_path, FEW)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    assert make(tmp_path, FEW, force=True)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} != times
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_changed_file_is_neither_accepted_nor_overwritten(tmp_path: Path, name: str) -> None:
+    make(tmp_path, FEW)
+    good = contents(tmp_path)
+    changed = bytearray(good[name])
+    changed[-1] ^= 1
+    (tmp_path / name).write_bytes(changed)
+    with pytest.raises(SampleError, match="--force") as caught:
+        make(tmp_path, FEW)
+    assert name in str(caught.value)
+    assert contents(tmp_path) == {**good, name: bytes(changed)}
+    assert make(tmp_path, FEW, force=True)
+    assert contents(tmp_path) == good
+
+
+def test_other_documents_are_not_taken_for_the_same(tmp_path: Path) -> None:
+    make(tmp_path, FEW)
+    with pytest.raises(SampleError, match="other content"):
+        make(tmp_path, FEW[:-1])
+    same_length = [Document(name, text.replace("Text", "TEXT")) for name, text in FEW]
+    with pytest.raises(SampleError, match="other content"):
+        make(tmp_path, same_length)
+
+
+def test_forced_run_that_is_stopped_leaves_no_outdated_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    make(tmp_path, FEW)
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, FEW[:-1], force=True)
+    assert sorted(contents(tmp_path)) == FILES
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"files": {"a": 1}}', "\x00"])
+def test_broken_manifest_is_made_again(tmp_path: Path, text: str) -> None:
+    make(tmp_path, FEW)
+    good = contents(tmp_path)
+    (tmp_path / "sample.json").write_text(text)
+    assert make(tmp_path, FEW)
+    assert contents(tmp_path) == good
+
+
+@pytest.mark.parametrize("entry", [3, {}, {"bytes": 3}])
+def test_broken_manifest_entry_is_made_again(tmp_path: Path, entry: object) -> None:
+    make(tmp_path, FEW)
+    good = contents(tmp_path)
+    manifest = json.loads(good["sample.json"])
+    manifest["files"][FILES[0]] = entry
+    (tmp_path / "sample.json").write_text(json.dumps(manifest))
+    assert make(tmp_path, FEW)
+    assert contents(tmp_path) == good
+
+
+@pytest.mark.parametrize("before", range(5))
+def test_stopped_between_renames_leaves_whole_files_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    make(tmp_path / "good", FEW)
+    good = contents(tmp_path / "good")
+    real, calls = Path.replace, iter(range(9))
+
+    def stop(source: Path, target: Path) -> None:
+        if next(calls) == before:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "stopped", FEW)
+    left = contents(tmp_path / "stopped")
+    assert left == {name: good[name] for name in FILES[:before]}
+    assert make(tmp_path / "stopped", FEW)
+    assert contents(tmp_path / "stopped") == good
+
+
+def test_stopped_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(prefix: Path, documents: list[Document]) -> None:
+        Path(f"{prefix}.bin").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(make_sample_data, "_write_pair", stop)
+    with pytest.raises(OSError, match="No space"):
+        make(tmp_path, FEW)
+    assert contents(tmp_path) == {}
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, documents: list[Document]) -> None:
+    """Spares the command its search through the standard library, which other tests cover."""
+    monkeypatch.setattr(make_sample_data, "collect_documents", lambda: documents)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(make_sample_data.main)
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.mark.usefixtures("command")
+def test_command_reports_what_it_wrote(tmp_path: Path) -> None:
+    code, output = run(str(tmp_path / "new" / "folder"))
+    assert code == 0
+    for part in (TRAIN_PREFIX, VALIDATION_PREFIX, "documents", "tokens", "sequences of 8192", "MB", "written"):
+        assert part in output
+    code, output = run(str(tmp_path / "new" / "folder"))
+    assert (code, "already there" in output) == (0, True)
+
+
+@pytest.mark.usefixtures("command")
+def test_command_refuses_a_folder_with_other_data(tmp_path: Path) -> None:
+    (tmp_path / f"{TRAIN_PREFIX}.bin").write_bytes(b"the real set")
+    code, output = run(str(tmp_path))
+    assert (code, "--force" in output) == (1, True)
+    assert contents(tmp_path) == {f"{TRAIN_PREFIX}.bin": b"the real set"}
+    assert run(str(tmp_path), "--force")[0] == 0
+
+
+@pytest.mark.usefixtures("command")
+def test_command_reports_an_unusable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, output = run(str(tmp_path / "file"))
+    assert (code, output.startswith("error:")) == (1, True)

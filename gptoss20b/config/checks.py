@@ -122,17 +122,30 @@ def _layout(config: Config) -> Iterator[Problem]:
             f"got {parallel.pipeline}, which does not divide the model's {model.layers} layers. "
             f"Use one of {_divisors(model.layers)}.",
         )
-    if parallel.context > 1 and config.execution.backend == "torch":
-        yield Problem(
-            ("CONTEXT_PARALLEL", "BACKEND"),
-            f"got {parallel.context}, but the torch back end keeps each sequence on one rank. "
-            "Set CONTEXT_PARALLEL=1, or BACKEND=transformer_engine.",
-        )
+    if config.execution.backend == "torch":
+        yield from torch_limits(config)
     if config.rules.sequence_length % (2 * parallel.context) and parallel.context > 1:
         yield Problem(
             ("CONTEXT_PARALLEL", "SEQUENCE_LENGTH"),
             f"got {parallel.context}, but sequences of {config.rules.sequence_length} tokens cannot be cut into "
             f"{2 * parallel.context} equal parts. Choose CONTEXT_PARALLEL so that twice it divides the length.",
+        )
+
+
+def torch_limits(config: Config) -> Iterator[Problem]:
+    """What the torch back end cannot do; also asked when BACKEND=auto turns out to mean torch."""
+    if config.parallel.context > 1:
+        yield Problem(
+            ("CONTEXT_PARALLEL", "BACKEND"),
+            f"got {config.parallel.context}, but the torch back end keeps each sequence on one rank. "
+            "Set CONTEXT_PARALLEL=1, or BACKEND=transformer_engine where that is installed.",
+        )
+    if config.parallel.tensor > 1:
+        yield Problem(
+            ("TENSOR_PARALLEL", "BACKEND"),
+            f"got {config.parallel.tensor}, but Megatron-Core splits a mixture of experts over tensor parallel ranks "
+            "only with Transformer Engine's norms. Set TENSOR_PARALLEL=1, or BACKEND=transformer_engine where that is "
+            "installed.",
         )
 
 

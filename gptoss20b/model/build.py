@@ -25,6 +25,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ..config import Config, Model
+from ..config.checks import torch_limits
 from .attention import TorchCoreAttention
 from .experts import CLAMP, GroupedExperts
 
@@ -49,11 +50,8 @@ def choose_backend(config: Config) -> Backend:
             "Set BACKEND=torch, or run in the container image that brings it."
         )
     backend: Backend = "transformer_engine" if wanted != "torch" and present else "torch"
-    if backend == "torch" and config.parallel.context > 1:
-        raise BackendError(
-            f"CONTEXT_PARALLEL: got {config.parallel.context}, but the torch back end (taken because Transformer "
-            "Engine is missing here) keeps each sequence on one rank. Set CONTEXT_PARALLEL=1."
-        )
+    if backend == "torch" and (limits := list(torch_limits(config))):
+        raise BackendError("; ".join(map(str, limits)))
     return backend
 
 

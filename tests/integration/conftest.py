@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+
+SEQUENCE = 64
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of byte tokens that can be learned: 200 training and 40 validation windows of 64 tokens."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(7)
+    for prefix, windows in ((TRAIN_PREFIX, 200), (VALIDATION_PREFIX, 40)):
+        builder = IndexedDatasetBuilder(str(folder / f"{prefix}.bin"), dtype=np.int32)
+        # A random walk over 32 of the 256 tokens: which ones, and that the next is close to the last, can be learned.
+        walk = np.cumsum(random.integers(-3, 4, windows * SEQUENCE + 10)) % 32
+        for document in np.array_split(walk.astype(np.int32), 11):
+            builder.add_document(document, [len(document)])
+        builder.finalize(str(folder / f"{prefix}.idx"))
+    return folder
+
+
+@pytest.fixture
+def tiny(data: Path) -> dict[str, str]:
+    """The variables of a quick run of the small model on that data, for one rank."""
+    return {
+        "MODEL_VARIANT": "tiny",
+        "SUBMISSION_DIVISION": "open",
+        "DGXNGPU": "1",
+        "EXPERT_PARALLEL": "1",
+        "MICRO_BATCH_SIZE": "1",
+        "GLOBAL_BATCH_SIZE": "8",
+        "SEQUENCE_LENGTH": str(SEQUENCE),
+        "WARMUP_STEPS": "1",
+        "EVAL_SAMPLES": "10",
+        "DATADIR": str(data),
+        "COLLECTIVE_TIMEOUT": "60",
+    }

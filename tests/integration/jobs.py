@@ -1,0 +1,295 @@
+"""What the ranks of integration tests do. Each function runs on every rank of a gloo world (see `ranks.run_ranks`)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from gptoss20b.config import Config, resolve
+from gptoss20b.config.tree import Yarn
+from gptoss20b.feed import Feed, open_feed
+from gptoss20b.mlperf_log import RunLog
+from gptoss20b.process_groups import create_groups, joined, read_rank
+
+Variables = dict[str, str]
+
+
+def configure(variables: Variables) -> Config:
+    """The configuration; the key "like openai" gives the small model all that the released gpt-oss has."""
+    variables = dict(variables)
+    like_openai = variables.pop("like openai", None)
+    config = resolve(variables)
+    if like_openai:
+        features = {
+            "activation": "clamped_swiglu",
+            "biases": True,
+            "qk_norm": False,
+            "attention_sinks": True,
+            "window_past": 20,
+            "yarn": Yarn(original_length=16),
+        }
+        config = config.model_copy(update={"model": config.model.model_copy(update=features)})
+    return config
+
+
+@contextmanager
+def layouts(variables: list[Variables]) -> Iterator[Iterator[Config]]:
+    """Configurations one after the other on the same ranks, each with its own Megatron process groups."""
+    configs = [configure(each) for each in variables]
+
+    def each() -> Iterator[Config]:
+        from megatron.core import parallel_state
+
+        for number, config in enumerate(configs):
+            if number:
+                parallel_state.destroy_model_parallel()
+                create_groups(config)
+            yield config
+
+    with joined(configs[0], read_rank(configs[0])):
+        yield each()
+
+
+def make_trainer(config: Config, seed: int = 1) -> Any:
+    from gptoss20b.training import Trainer
+
+    return Trainer(config, "torch", torch.device("cpu"), seed)
+
+
+def make_feed(config: Config, seed: int = 1) -> Feed:
+    from gptoss20b.train import _share
+
+    with redirect_stdout(io.StringIO()):
+        clock = RunLog(None).run_start()
+    return open_feed(clock, config, _share(config), torch.device("cpu"), seed)
+
+
+def digests(trainer: Any, config: Config) -> dict[str, str]:
+    """SHA-256 of every weight this rank holds, by its name in the whole model and its global expert number."""
+    from megatron.core import parallel_state
+
+    found: dict[str, str] = {}
+    first = parallel_state.get_expert_model_parallel_rank() * (config.model.experts // config.parallel.expert)
+    offset = trainer.model.module.decoder.layers[0].layer_number - 1
+    for local_name, parameter in trainer.model.module.named_parameters():
+        name = local_name
+        if name.startswith("decoder.layers."):
+            _, _, number, rest = name.split(".", 3)
+            name = f"decoder.layers.{int(number) + offset}.{rest}"
+        if ".experts." in name:
+            for number, part in enumerate(parameter):
+                found[f"{name}[{first + number}]"] = _digest(part)
+        else:
+            found[name] = _digest(parameter)
+    return found
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def gathered(found: dict[str, str]) -> dict[str, str]:
+    """The union over all ranks; two ranks that hold the same weight must agree on it."""
+    everyone: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, found)
+    union: dict[str, str] = {}
+    for each in everyone:
+        for name, digest in each.items():
+            assert union.setdefault(name, digest) == digest, f"ranks differ in {name}"
+    return union
+
+
+def follow(variables: list[Variables], steps: int) -> list[dict[str, Any]]:
+    """For each layout: digests of the gathered initial weights, and losses, norms and rates of the first steps."""
+    outcomes = []
+    with layouts(variables) as configs:
+        for config in configs:
+            trainer, feed = make_trainer(config), make_feed(config)
+            initial = gathered(digests(trainer, config))
+            results = [trainer.step(feed.training(step)) for step in range(steps)]
+            outcomes.append(
+                {
+                    "weights": initial,
+                    "losses": [result.loss() for result in results],
+                    "norms": [float(result.grad_norm) for result in results],
+                    "counts": trainer.parameter_counts(),
+                    "evaluation": trainer.evaluate(feed.evaluation(), feed.eval_rounds),
+                }
+            )
+            feed.close()
+    return outcomes
+
+
+def evaluate(variables: list[Variables]) -> list[dict[str, Any]]:
+    """For each layout: the loss of an untrained model, which sequences this rank counted, and how many tokens."""
+    outcomes = []
+    with layouts(variables) as configs:
+        for config in configs:
+            trainer, feed = make_trainer(config), make_feed(config)
+            seen: list[tuple[int, ...]] = []
+
+            def watched(feed: Feed = feed, seen: list[tuple[int, ...]] = seen) -> Iterator[Any]:
+                for batch in feed.evaluation():
+                    for tokens, mask in zip(batch.tokens, batch.loss_mask, strict=True):
+                        if mask.any():
+                            assert mask.all(), "a row is counted wholly or not at all"
+                            seen.append(tuple(tokens.tolist()))
+                    yield batch
+
+            loss = trainer.evaluate(watched(), feed.eval_rounds)
+            outcomes.append({"loss": loss, "seen": seen, "sha256": feed.eval_tokens_sha256()})
+            feed.close()
+    return outcomes
+
+
+def order(variables: list[Variables], steps: int) -> list[list[list[tuple[int, ...]]]]:
+    """For each layout and step: the token windows that this rank trains on."""
+    with layouts(variables) as configs:
+        outcomes = []
+        for config in configs:
+            feed = make_feed(config)
+            outcomes.append(
+                [
+                    [tuple(row.tolist()) for batch in feed.training(step) for row in batch.tokens]
+                    for step in range(steps)
+                ]
+            )
+            feed.close()
+        return outcomes
+
+
+def warm_up_leaves_no_trace(variables: Variables) -> dict[str, Any]:
+    """The trainer's whole state before and after the warm-up, and during it (to see that it did something)."""
+    from gptoss20b.feed import synthetic
+    from gptoss20b.warmup import restored, warm_up
+
+    with layouts([variables]) as configs:
+        config = next(configs)
+        trainer = make_trainer(config)
+        before = state(trainer)
+        warm_up(trainer, 2)
+        after = state(trainer)
+        with restored(trainer):
+            trainer.step(synthetic(config, trainer.device)(config.accumulation_steps))
+            trainer.step(synthetic(config, trainer.device)(config.accumulation_steps))
+            torch.rand(3)
+            during = state(trainer)
+        return {"before": before, "after": after, "during": during, "again": state(trainer)}
+
+
+def state(trainer: Any) -> dict[str, Any]:
+    """Digests of weights, master weights, moments, schedule and random state."""
+    found: dict[str, Any] = {name: _digest(p) for name, p in trainer.model.named_parameters()}
+    parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
+    for number, part in enumerate(parts):
+        for index, parameter in enumerate(part.get_parameters()):
+            found[f"main {number}.{index}"] = _digest(parameter)
+            moments = part.optimizer.state.get(parameter, {})
+            found[f"moments {number}.{index}"] = {
+                key: _digest(value) if torch.is_tensor(value) else value for key, value in moments.items()
+            }
+        found[f"rates {number}"] = [group["lr"] for group in part.optimizer.param_groups]
+        found[f"group keys {number}"] = [sorted(group) for group in part.optimizer.param_groups]
+    found["schedule"] = trainer.scheduler.state_dict()
+    found["random"] = _digest(torch.get_rng_state())
+    return found
+
+
+def initial_statistics(variables: Variables) -> dict[str, Any]:
+    """Mean, deviation and count of every weight, and the loss on uniformly random tokens before any step."""
+    from gptoss20b.feed import synthetic
+
+    with layouts([variables]) as configs:
+        config = next(configs)
+        trainer = make_trainer(config)
+        weights = {
+            name: (float(p.double().mean()), float(p.double().std()) if p.numel() > 1 else 0.0, p.numel())
+            for name, p in trainer.model.module.named_parameters()
+        }
+        return {"weights": weights, "loss": trainer.evaluate(synthetic(config, trainer.device)(4), 4)}
+
+
+def clipped(variables: Variables) -> dict[str, Any]:
+    """Our norm and clipped gradients beside Megatron's own, on the same gradients, with and without clipping."""
+    from gptoss20b.feed import synthetic
+    from gptoss20b.training import clip_gradients
+
+    with layouts([variables]) as configs:
+        config = next(configs)
+        trainer = make_trainer(config)
+        trainer.model.zero_grad_buffer()
+        trainer._run(synthetic(config, trainer.device)(config.accumulation_steps), config.accumulation_steps, False)
+        trainer.optimizer.prepare_grads()
+        parts = trainer.optimizer.chained_optimizers
+        parameters = [p for part in parts for p in part.get_parameters()]
+        original = [p.grad.clone() for p in parameters]
+        outcome = {}
+        for limit in (1e-3, 1e9):
+            for parameter, gradient in zip(parameters, original, strict=True):
+                parameter.grad = gradient.clone()
+            theirs = trainer.optimizer.get_grad_norm()
+            from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+            for part in parts:
+                clip_grad_by_total_norm_fp32(part.get_parameters(), max_norm=limit, total_norm=theirs)
+            their_gradients = [p.grad.clone() for p in parameters]
+            for parameter, gradient in zip(parameters, original, strict=True):
+                parameter.grad = gradient.clone()
+            ours = clip_gradients(trainer.optimizer, limit, trainer.device)
+            difference = max(
+                float((p.grad - g).abs().max() / g.abs().max().clamp(min=1e-30))
+                for p, g in zip(parameters, their_gradients, strict=True)
+            )
+            outcome[limit] = {"ours": float(ours), "theirs": theirs, "difference": difference}
+        return outcome
+
+
+def decayed(variables: Variables) -> dict[str, bool]:
+    """Which parameters AdamW decays, by name."""
+    with layouts([variables]) as configs:
+        trainer = make_trainer(next(configs))
+        decayed_by_id = {}
+        for part in trainer.optimizer.chained_optimizers:
+            for group, models in zip(part.optimizer.param_groups, _model_groups(part), strict=True):
+                for parameter in models:
+                    decayed_by_id[id(parameter)] = group["weight_decay"] > 0
+        return {name: decayed_by_id[id(p)] for name, p in trainer.model.named_parameters()}
+
+
+def _model_groups(part: Any) -> list[list[torch.Tensor]]:
+    fp32, fp16 = part.model_fp32_groups, part.model_float16_groups
+    return [[*a, *b] for a, b in zip(fp32, fp16, strict=True)]
+
+
+def opens_data_only_after_run_start(variables: Variables) -> dict[str, Any]:
+    """Run for a few steps under an audit hook; report what happened to the data folder before and after run_start."""
+    import sys
+
+    from gptoss20b.mlperf_log import RunClock
+    from gptoss20b.train import run
+
+    config = resolve(variables)
+    folder = str(config.data.directory)
+    events: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        touched = any(folder in str(a) for a in arguments if isinstance(a, str | bytes) or hasattr(a, "__fspath__"))
+        if event in ("open", "os.listdir", "os.scandir", "mmap.__new__") and touched:
+            events.append("data")
+
+    sys.addaudithook(watch)
+    make_clock = RunClock.__init__
+
+    def marked(self: RunClock, proof: object) -> None:
+        events.append("run_start")
+        make_clock(self, proof)
+
+    RunClock.__init__ = marked  # type: ignore[method-assign]
+    code = run(config)
+    return {"events": events, "code": int(code)}

@@ -1,0 +1,79 @@
+"""The validation set is the same sequences, once each, at any batch size and layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from ranks import run_ranks
+
+from gptoss20b.config import resolve
+from gptoss20b.data.indexed import TokenFile
+from gptoss20b.data.sequences import VALIDATION_PREFIX
+
+# GBS, micro batch, ranks: neither divides the ten sequences in most of them.
+SHAPES = [(8, 4, 2), (12, 3, 2), (24, 2, 2), (50, 5, 2), (8, 8, 1), (12, 1, 1)]
+
+
+@pytest.fixture(scope="module")
+def outcomes(data: Any) -> list[tuple[list[tuple[int, ...]], float, str]]:
+    from conftest import tiny
+
+    base = tiny.__wrapped__(data)  # type: ignore[attr-defined]
+    found = []
+    for world in (2, 1):
+        shapes = [(gbs, mbs) for gbs, mbs, ranks in SHAPES if ranks == world]
+        variables = [
+            base | {"GLOBAL_BATCH_SIZE": str(gbs), "MICRO_BATCH_SIZE": str(mbs), "DGXNGPU": str(world)}
+            for gbs, mbs in shapes
+        ]
+        per_rank = run_ranks("evaluate", world, variables=variables)
+        for each in zip(*per_rank, strict=True):
+            assert len({outcome["loss"] for outcome in each}) == 1, "every rank knows the same loss"
+            seen = [row for outcome in each for row in outcome["seen"]]
+            found.append((seen, each[0]["loss"], each[0]["sha256"]))
+    return found
+
+
+def test_every_sequence_is_counted_exactly_once(outcomes: list[tuple[list[Any], float, str]], data: Any) -> None:
+    file = TokenFile.open(data / VALIDATION_PREFIX)
+    expected = sorted(tuple(file.read(number * 64, 64).tolist()) for number in range(10))
+    for seen, _, _ in outcomes:
+        assert sorted(seen) == expected
+
+
+def test_the_loss_is_the_same_to_1e_6(outcomes: list[tuple[list[Any], float, str]]) -> None:
+    for _, loss, _ in outcomes:
+        assert loss == pytest.approx(outcomes[0][1], rel=1e-6)
+
+
+def test_the_hash_of_the_evaluated_tokens_is_the_same(outcomes: list[tuple[list[Any], float, str]]) -> None:
+    assert len({sha256 for _, _, sha256 in outcomes}) == 1
+
+
+@pytest.mark.parametrize(("gbs", "steps"), [(8, 1536), (12, 1024), (24, 512), (50, 246), (16, 768), (13, 946)])
+def test_evaluation_steps_follow_ceil(gbs: int, steps: int) -> None:
+    config = resolve({"GLOBAL_BATCH_SIZE": str(gbs), "MICRO_BATCH_SIZE": "1", "DGXNGPU": "1", "EXPERT_PARALLEL": "1"})
+    assert config.eval_interval_steps == steps
+    assert steps * gbs >= 12_288 > (steps - 1) * gbs
+
+
+def test_the_order_is_independent_of_ranks_and_a_prefix_of_larger_batches(tiny: dict[str, str]) -> None:
+    steps = 21
+    by_gbs: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+    for gbs, world in ((8, 1), (8, 2), (8, 4), (16, 2)):
+        variables = [tiny | {"GLOBAL_BATCH_SIZE": str(gbs), "DGXNGPU": str(world)}]
+        per_rank = [rank[0] for rank in run_ranks("order", world, variables=variables, steps=steps)]
+        flat = []
+        for step in range(steps):
+            # Micro batches of one are dealt to the ranks in turn.
+            for row in zip(*[rank[step] for rank in per_rank], strict=True):
+                flat.extend(row)
+        by_gbs[gbs, world] = flat
+    assert by_gbs[8, 1] == by_gbs[8, 2] == by_gbs[8, 4]
+    assert by_gbs[16, 2][: 8 * steps] == by_gbs[8, 1]
+    # 168 samples are within the first epoch of 200: no two are the same window.
+    assert len(set(by_gbs[8, 1])) == len(by_gbs[8, 1])
+    assert by_gbs[8, 1] != sorted(by_gbs[8, 1])
+    assert np.unique([len(row) for row in by_gbs[8, 1]]).tolist() == [64]

@@ -1,0 +1,96 @@
+"""Expert, data, tensor and pipeline parallelism and accumulation change the speed of a run, not the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ranks import run_ranks
+
+STEPS = 5
+
+
+def assert_same_run(outcomes: list[dict[str, Any]], tolerance: float = 1e-5) -> None:
+    first = outcomes[0]
+    assert first["losses"][-1] < first["losses"][0] - 0.05, "the runs that are compared must learn something"
+    for other in outcomes[1:]:
+        assert other["losses"] == pytest.approx(first["losses"], rel=tolerance)
+        assert other["norms"] == pytest.approx(first["norms"], rel=1e-4)
+        assert other["evaluation"] == pytest.approx(first["evaluation"], rel=tolerance)
+        assert other["counts"] == first["counts"]
+
+
+@pytest.fixture(scope="module")
+def expert_parallel(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    tiny = request.getfixturevalue("tiny_module")
+    variables = [tiny | {"DGXNGPU": "8", "EXPERT_PARALLEL": str(size)} for size in (1, 2, 4, 8)]
+    per_rank = run_ranks("follow", world=8, limit_s=300, variables=variables, steps=STEPS)
+    assert all(outcome == per_rank[0] for outcome in per_rank), "every rank reports the same run"
+    return per_rank[0]
+
+
+@pytest.fixture(scope="module")
+def tiny_module(data: Any) -> dict[str, str]:
+    from conftest import tiny
+
+    return tiny.__wrapped__(data)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def one_rank(tiny_module: dict[str, str]) -> dict[str, Any]:
+    return run_ranks("follow", world=1, variables=[tiny_module], steps=STEPS)[0][0]
+
+
+def test_expert_parallel_1_2_4_8_start_from_the_same_weights(expert_parallel: list[dict[str, Any]]) -> None:
+    for other in expert_parallel[1:]:
+        assert other["weights"] == expert_parallel[0]["weights"]
+
+
+def test_expert_parallel_1_2_4_8_follow_the_same_loss(expert_parallel: list[dict[str, Any]]) -> None:
+    assert_same_run(expert_parallel)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_data_parallel_1_2_4_follow_the_same_loss(
+    world: int, tiny_module: dict[str, str], one_rank: dict[str, Any]
+) -> None:
+    outcome = run_ranks("follow", world, variables=[tiny_module | {"DGXNGPU": str(world)}], steps=STEPS)[0][0]
+    assert outcome["weights"] == one_rank["weights"]
+    assert_same_run([one_rank, outcome])
+
+
+def test_eight_ranks_follow_one_rank(expert_parallel: list[dict[str, Any]], one_rank: dict[str, Any]) -> None:
+    assert expert_parallel[3]["weights"] == one_rank["weights"]
+    assert_same_run([one_rank, expert_parallel[3]])
+
+
+def test_accumulation_1_2_4_at_one_global_batch_size(tiny_module: dict[str, str], one_rank: dict[str, Any]) -> None:
+    variables = [tiny_module | {"DGXNGPU": "2", "MICRO_BATCH_SIZE": str(size)} for size in (4, 2, 1)]
+    outcomes = run_ranks("follow", world=2, variables=variables, steps=STEPS)[0]
+    assert_same_run([*outcomes, one_rank])
+
+
+def test_masked_tokens_are_weighted_alike_in_every_layout(tiny_module: dict[str, str]) -> None:
+    # With an end-of-document token the micro batches count unequal numbers of tokens: a mean of means would differ.
+    masked = tiny_module | {"EOD_TOKEN": "7", "DGXNGPU": "2"}
+    variables = [masked | {"MICRO_BATCH_SIZE": str(size)} for size in (4, 1)]
+    outcomes = run_ranks("follow", world=2, variables=variables, steps=STEPS)[0]
+    assert_same_run(outcomes)
+    plain = run_ranks("follow", world=2, variables=[tiny_module | {"DGXNGPU": "2"}], steps=1)[0][0]
+    assert plain["losses"][0] != pytest.approx(outcomes[0]["losses"][0], rel=1e-7), "the mask must do something"
+
+
+def test_the_released_models_features_are_the_same_in_every_expert_layout(tiny_module: dict[str, str]) -> None:
+    # Biases, sinks, YaRN and the clamped activation on experts that live on one rank or on two.
+    openai = tiny_module | {"like openai": "yes", "DGXNGPU": "2"}
+    outcomes = run_ranks("follow", 2, variables=[openai, openai | {"EXPERT_PARALLEL": "2"}], steps=STEPS)[0]
+    assert outcomes[0]["weights"] == outcomes[1]["weights"]
+    assert any(name.endswith("softmax_offset") for name in outcomes[0]["weights"])
+    assert_same_run(outcomes)
+
+
+def test_pipeline_parallel_2_follows_one_rank(tiny_module: dict[str, str], one_rank: dict[str, Any]) -> None:
+    variables = [tiny_module | {"DGXNGPU": "2", "PIPELINE_PARALLEL": "2"}]
+    for outcome in run_ranks("follow", world=2, variables=variables, steps=STEPS):
+        assert outcome[0]["weights"] == one_rank["weights"]
+        assert_same_run([one_rank, outcome[0]])

@@ -1,0 +1,69 @@
+"""The optimizer's rules: clipping, decay, and the learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from ranks import run_ranks
+
+from gptoss20b.config import Config, resolve
+
+
+def test_clipping_equals_megatrons_own(tiny: dict[str, str]) -> None:
+    variables = tiny | {"DGXNGPU": "2", "EXPERT_PARALLEL": "2"}
+    for outcome in run_ranks("clipped", 2, variables=variables):
+        for result in outcome.values():
+            assert result["ours"] == pytest.approx(result["theirs"], rel=1e-6)
+            assert result["difference"] < 1e-6
+        assert outcome[1e-3]["ours"] > 1e-3, "the smaller limit must clip"
+
+
+def test_one_dimensional_tensors_and_biases_are_exempt_from_decay(tiny: dict[str, str]) -> None:
+    decayed = run_ranks("decayed", 1, variables=tiny)[0]
+    exempt = {name for name, decays in decayed.items() if not decays}
+    assert exempt == {name for name in decayed if "norm" in name}
+    for name in ("word_embeddings.weight", "output_layer.weight", "router.weight", "experts.linear_fc1.weight"):
+        assert any(each.endswith(name) for each in decayed if decayed[each]), name
+
+
+def test_expert_biases_are_exempt_from_decay_though_they_are_matrices(tiny: dict[str, str]) -> None:
+    decayed = run_ranks("decayed", 1, variables=tiny | {"like openai": "yes"})[0]
+    assert {name for name in decayed if name.endswith("bias")}
+    assert not any(decays for name, decays in decayed.items() if name.endswith("bias"))
+
+
+def published(config: Config, updates_before: int) -> float:
+    """Linear warm-up from 0, then cosine to a tenth of the base rate: the published schedule, on its own terms."""
+    base, warm_up = config.tuning.learning_rate, config.tuning.warmup_steps
+    if updates_before <= warm_up:
+        return base * updates_before / warm_up
+    if updates_before > 1_200_000:
+        return 0.1 * base
+    progress = (updates_before - warm_up) / (1_200_000 - warm_up)
+    return 0.1 * base + 0.9 * base * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class _Optimizer:
+    """What Megatron's scheduler needs of an optimizer."""
+
+    def __init__(self) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"lr": None, "weight_decay": None, "params": []}]
+
+
+@pytest.mark.parametrize(("learning_rate", "warm_up"), [("4e-4", "128"), ("8e-4", "128"), ("1e-3", "192")])
+def test_the_learning_rate_of_each_step_is_the_published_one(learning_rate: str, warm_up: str) -> None:
+    from gptoss20b.training import build_scheduler
+
+    config = resolve({"LEARNING_RATE": learning_rate, "WARMUP_STEPS": warm_up})
+    optimizer = _Optimizer()
+    scheduler = build_scheduler(config, optimizer)
+    done = 0
+    for step in (1, 2, 128, 129, 193, 10_000, 1_200_000):
+        scheduler.step(step - 1 - done)
+        done = step - 1
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(published(config, step - 1), rel=1e-12), step
+        assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert published(config, 0) == 0.0
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * config.tuning.learning_rate, rel=1e-9)

@@ -1,0 +1,177 @@
+"""Whole runs: their log, their determinism, and that nothing touches the data before the clock runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import ROOT, run_ranks
+
+
+def launch(variables: dict[str, str], logdir: Path, world: int = 2) -> subprocess.CompletedProcess[str]:
+    """A run under torchrun."""
+    environment = os.environ | variables | {"DGXNGPU": str(world), "LOGDIR": str(logdir), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+    return subprocess.run(
+        [*command, "-m", "gptoss20b", "train"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def records(logdir: Path) -> list[dict[str, Any]]:
+    lines = (logdir / "result_0.txt").read_text().splitlines()
+    return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
+
+
+def values(logdir: Path, key: str) -> list[Any]:
+    return [record["value"] for record in records(logdir) if record["key"] == key]
+
+
+@pytest.fixture(scope="module")
+def quick(data: Path) -> dict[str, str]:
+    from conftest import tiny
+
+    base = tiny.__wrapped__(data)  # type: ignore[attr-defined]
+    return base | {
+        "EXPERT_PARALLEL": "2",
+        "GLOBAL_BATCH_SIZE": "4",
+        "EVAL_INTERVAL_SAMPLES": "10",
+        "WARMUP_STEPS": "2",
+        "MAX_STEPS": "9",
+        "TARGET_LOSS": "0.5",
+        "SEED": "11",
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(quick: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, change in {
+        "first": {},
+        "again": {},
+        "other seed": {"SEED": "12"},
+        "no warm-up": {"WARMUP_PASSES": "0"},
+        "converging": {"TARGET_LOSS": "5.3"},
+    }.items():
+        done = launch(quick | change, folder / name)
+        assert done.returncode == (0 if name == "converging" else 1), done.stderr[-3000:]
+        (folder / name / "stdout").write_text(done.stdout)
+        (folder / name / "stderr").write_text(done.stderr)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_one_seed_gives_bit_identical_losses(runs: dict[str, Path]) -> None:
+    assert len(values(runs["first"], "train_loss")) == 9
+    for key in ("train_loss", "eval_accuracy"):
+        assert values(runs["first"], key) == values(runs["again"], key)
+
+
+def test_two_seeds_differ_in_losses_and_agree_on_the_evaluated_tokens(runs: dict[str, Path]) -> None:
+    assert values(runs["first"], "train_loss") != values(runs["other seed"], "train_loss")
+    assert values(runs["first"], "eval_tokens_sha256") == values(runs["other seed"], "eval_tokens_sha256")
+    assert len(values(runs["first"], "eval_tokens_sha256")[0]) == 64
+
+
+def test_the_warm_up_changes_nothing(runs: dict[str, Path]) -> None:
+    for key in ("train_loss", "eval_accuracy"):
+        assert values(runs["first"], key) == values(runs["no warm-up"], key)
+
+
+def test_the_timeline_is_the_benchmarks(runs: dict[str, Path]) -> None:
+    keys = [record["key"] for record in records(runs["first"])]
+    assert keys[:2] == ["cache_clear", "init_start"]
+    start = keys.index("init_stop")
+    assert keys[start : start + 4] == ["init_stop", "run_start", "eval_tokens_sha256", "block_start"]
+    evaluation = ["tracked_stats", "block_stop", "eval_start", "eval_accuracy", "eval_stop"]
+    block = ["train_loss"] * 3
+    expected = [*block, *evaluation, "block_start", *block, *evaluation, "block_start", *block, *evaluation, "run_stop"]
+    assert keys[start + 4 :] == expected
+    times = [record["time_ms"] for record in records(runs["first"])]
+    assert times == sorted(times)
+
+
+def test_evaluations_come_every_ceil_of_the_interval(runs: dict[str, Path]) -> None:
+    counts = [r["metadata"]["samples_count"] for r in records(runs["first"]) if r["key"] == "eval_accuracy"]
+    assert counts == [12, 24, 36]  # CEIL(10 / 4) = 3 steps of 4
+
+
+def test_the_learning_rate_in_the_log_is_the_one_used(runs: dict[str, Path]) -> None:
+    rates = [r["metadata"]["lr"] for r in records(runs["first"]) if r["key"] == "train_loss"]
+    assert rates[:3] == [0.0, 0.005, 0.01]  # warm-up over two steps, first update at 0
+    assert rates[3] < 0.01
+
+
+def test_stdout_and_file_hold_the_same_records_from_one_rank(runs: dict[str, Path]) -> None:
+    printed = [line for line in (runs["first"] / "stdout").read_text().splitlines() if line]
+    assert printed == (runs["first"] / "result_0.txt").read_text().splitlines()
+
+
+def test_progress_and_result_are_on_stderr(runs: dict[str, Path]) -> None:
+    text = (runs["converging"] / "stderr").read_text()
+    assert "12 samples | loss" in text
+    assert "tokens/s" in text
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("success: ")
+    assert last.endswith("converging/result_0.txt")
+
+
+def test_a_run_stops_at_the_first_evaluation_that_passes(runs: dict[str, Path]) -> None:
+    losses = values(runs["converging"], "eval_accuracy")
+    assert losses[-1] <= 5.3
+    assert all(loss > 5.3 for loss in losses[:-1])
+    stop = records(runs["converging"])[-1]
+    assert (stop["key"], stop["metadata"]["status"]) == ("run_stop", "success")
+    assert stop["metadata"]["samples_count"] == 12 * len(losses)
+
+
+def test_an_unreached_target_is_an_aborted_run_with_its_reason(runs: dict[str, Path]) -> None:
+    stop = records(runs["first"])[-1]
+    assert stop["metadata"]["status"] == "aborted"
+    assert stop["metadata"]["reason"] == "target 0.5 not reached in 9 steps"
+    done = subprocess.run(
+        [sys.executable, "-m", "gptoss20b", "result", str(runs["first"])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "target 0.5 not reached" in done.stdout
+
+
+def test_config_json_tells_the_whole_run(runs: dict[str, Path]) -> None:
+    record = json.loads((runs["first"] / "config.json").read_text())
+    assert record["eval_tokens_sha256"] == values(runs["first"], "eval_tokens_sha256")[0]
+    assert record["seed"] == 11
+    assert record["total_parameters"] == 255_360
+    assert record["active_parameters"] == 140_672
+    assert record["config"]["tuning"]["global_batch_size"] == 4
+    assert record["versions"]["megatron-core"]
+    assert record["git_commit"]
+
+
+def test_a_result_is_never_overwritten(runs: dict[str, Path], quick: dict[str, str]) -> None:
+    before = (runs["first"] / "result_0.txt").read_bytes()
+    done = launch(quick, runs["first"])
+    assert done.returncode != 0
+    assert "exists, and results are never overwritten" in done.stderr
+    assert (runs["first"] / "result_0.txt").read_bytes() == before
+
+
+def test_nothing_touches_the_data_before_run_start(tiny: dict[str, str], tmp_path: Path) -> None:
+    variables = tiny | {"MAX_STEPS": "3", "LOGDIR": str(tmp_path / "log"), "EVAL_INTERVAL_SAMPLES": "16"}
+    outcome = run_ranks("opens_data_only_after_run_start", 1, variables=variables)[0]
+    assert outcome["code"] == 3
+    assert outcome["events"][0] == "run_start"
+    assert outcome["events"].count("run_start") == 1
+    assert "data" in outcome["events"], "the watch must see the data being opened"

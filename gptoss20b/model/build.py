@@ -1,7 +1,8 @@
 """From the configuration to Megatron-Core's GPTModel, with one of two layer back ends.
 
 `transformer_engine` is Megatron-Core's own Transformer Engine spec. `torch` is Megatron-Core's local spec with the two
-slots replaced that would be slow or impossible without Transformer Engine: core attention and experts.
+slots replaced that would be slow or impossible without Transformer Engine: core attention and experts. `megatron_local`
+is that spec untouched: the peer that tests and benchmarks compare with, not offered for runs.
 One code base serves Megatron-Core 0.16 to 0.19: keyword arguments only, options filtered by the fields that the
 installed version has, specs adjusted rather than subclassed.
 """
@@ -29,7 +30,7 @@ from ..config.checks import torch_limits
 from .attention import TorchCoreAttention
 from .experts import CLAMP, GroupedExperts
 
-Backend = Literal["torch", "transformer_engine"]
+Backend = Literal["torch", "transformer_engine", "megatron_local"]
 
 
 class BackendError(RuntimeError):
@@ -143,6 +144,8 @@ def layer_spec(config: Config, backend: Backend) -> Any:
     if backend == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec(**shape)
     spec = get_gpt_layer_local_spec(**(shape | {"moe_grouped_gemm": False}), normalization="RMSNorm")
+    if backend == "megatron_local":
+        return spec
     spec.submodules.self_attention.submodules.core_attention = TorchCoreAttention
     mlp = spec.submodules.mlp  # a ModuleSpec up to 0.16, a functools.partial with the same submodules from 0.17
     submodules = mlp.keywords["submodules"] if isinstance(mlp, functools.partial) else mlp.submodules

@@ -22,7 +22,9 @@ from .build import scaled_std
 Rule = Literal["ones", "zeros", "normal", "scaled"]
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+# One tensor per local expert: Transformer Engine numbers the tensor, Megatron-Core's local spec the module.
 _TE_EXPERT = re.compile(r"(\.experts\.linear_fc[12]\.(?:weight|bias))(\d+)$")
+_LOCAL_EXPERT = re.compile(r"\.local_experts\.(\d+)(?=\.linear_fc[12]\.)")
 
 
 def rule(name: str) -> Rule:
@@ -38,6 +40,21 @@ def rule(name: str) -> Rule:
     if name.endswith(("self_attention.linear_proj.weight", "experts.linear_fc2.weight")):
         return "scaled"
     return "normal"
+
+
+def canonical(name: str) -> tuple[str, int | None]:
+    """A parameter's name whatever the back end, and the local expert's number if the tensor is a single expert's.
+
+    >>> canonical("decoder.layers.0.mlp.experts.linear_fc1.weight3")
+    ('decoder.layers.0.mlp.experts.linear_fc1.weight', 3)
+    >>> canonical("decoder.layers.0.mlp.experts.local_experts.3.linear_fc1.weight")
+    ('decoder.layers.0.mlp.experts.linear_fc1.weight', 3)
+    """
+    if match := _TE_EXPERT.search(name):
+        return _TE_EXPERT.sub(r"\1", name), int(match.group(2))
+    if match := _LOCAL_EXPERT.search(name):
+        return _LOCAL_EXPERT.sub("", name), int(match.group(1))
+    return name, None
 
 
 def draw(seed: int, name: str, expert: int | None, shape: torch.Size, std: float) -> Tensor:
@@ -57,13 +74,12 @@ def initialise(model: GPTModel, config: Config, seed: int) -> None:
     for local_name, parameter in model.named_parameters():
         # Pipeline stages count their layers from zero; the name that keys the draw counts them over the whole model.
         name = _LAYER.sub(lambda match: f"decoder.layers.{layers[match.group(1)]}.", local_name)
-        how = rule(_TE_EXPERT.sub(r"\1", name))
+        name, local_expert = canonical(name)
+        how = rule(name)
         if how in ("ones", "zeros"):
             parameter.fill_(1.0 if how == "ones" else 0.0)
-        elif match := _TE_EXPERT.search(name):
-            # Transformer Engine holds one tensor per local expert.
-            expert = first_expert + int(match.group(2))
-            parameter.copy_(draw(seed, _TE_EXPERT.sub(r"\1", name), expert, parameter.shape, stds[how]))
+        elif local_expert is not None:
+            parameter.copy_(draw(seed, name, first_expert + local_expert, parameter.shape, stds[how]))
         elif ".experts." in name:
             for i, part in enumerate(parameter):
                 part.copy_(draw(seed, name, first_expert + i, part.shape, stds[how]))

@@ -15,16 +15,22 @@ from gptoss20b.config import Config, resolve
 from gptoss20b.config.tree import Yarn
 from gptoss20b.feed import Feed, open_feed
 from gptoss20b.mlperf_log import RunLog
+from gptoss20b.model.initialise import canonical
 from gptoss20b.process_groups import create_groups, joined, read_rank
 
 Variables = dict[str, str]
 
 
 def configure(variables: Variables) -> Config:
-    """The configuration; the key "like openai" gives the small model all that the released gpt-oss has."""
+    """The configuration; two keys reach what no variable does.
+
+    "like openai" gives the small model all that the released gpt-oss has; "window" sets the window's past keys.
+    """
     variables = dict(variables)
-    like_openai = variables.pop("like openai", None)
+    like_openai, window = variables.pop("like openai", None), variables.pop("window", None)
     config = resolve(variables)
+    if window:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"window_past": int(window)})})
     if like_openai:
         features = {
             "activation": "clamped_swiglu",
@@ -56,10 +62,10 @@ def layouts(variables: list[Variables]) -> Iterator[Iterator[Config]]:
         yield each()
 
 
-def make_trainer(config: Config, seed: int = 1) -> Any:
+def make_trainer(config: Config, backend: Any = "torch", seed: int = 1) -> Any:
     from gptoss20b.training import Trainer
 
-    return Trainer(config, "torch", torch.device("cpu"), seed)
+    return Trainer(config, backend, torch.device("cpu"), seed)
 
 
 def make_feed(config: Config, seed: int = 1) -> Feed:
@@ -82,7 +88,10 @@ def digests(trainer: Any, config: Config) -> dict[str, str]:
         if name.startswith("decoder.layers."):
             _, _, number, rest = name.split(".", 3)
             name = f"decoder.layers.{int(number) + offset}.{rest}"
-        if ".experts." in name:
+        name, local_expert = canonical(name)
+        if local_expert is not None:
+            found[f"{name}[{first + local_expert}]"] = _digest(parameter)
+        elif ".experts." in name:
             for number, part in enumerate(parameter):
                 found[f"{name}[{first + number}]"] = _digest(part)
         else:
@@ -105,12 +114,12 @@ def gathered(found: dict[str, str]) -> dict[str, str]:
     return union
 
 
-def follow(variables: list[Variables], steps: int) -> list[dict[str, Any]]:
-    """For each layout: digests of the gathered initial weights, and losses, norms and rates of the first steps."""
+def follow(variables: list[Variables], steps: int, backend: str = "torch") -> list[dict[str, Any]]:
+    """For each layout: digests of the gathered initial weights, and losses and norms of the first steps."""
     outcomes = []
     with layouts(variables) as configs:
         for config in configs:
-            trainer, feed = make_trainer(config), make_feed(config)
+            trainer, feed = make_trainer(config, backend), make_feed(config)
             initial = gathered(digests(trainer, config))
             results = [trainer.step(feed.training(step)) for step in range(steps)]
             outcomes.append(

@@ -80,6 +80,16 @@ def test_masked_tokens_are_weighted_alike_in_every_layout(tiny_module: dict[str,
     assert plain["losses"][0] != pytest.approx(outcomes[0]["losses"][0], rel=1e-7), "the mask must do something"
 
 
+@pytest.mark.parametrize("expert_parallel", ["1", "2"])
+def test_the_torch_back_end_follows_megatrons_own_local_spec(expert_parallel: str, tiny_module: dict[str, str]) -> None:
+    # A window of 20 past keys is shorter than the sequence, so both kinds of layer are compared.
+    variables = [tiny_module | {"DGXNGPU": "2", "EXPERT_PARALLEL": expert_parallel, "window": "20"}]
+    ours = run_ranks("follow", 2, variables=variables, steps=STEPS)[0][0]
+    theirs = run_ranks("follow", 2, variables=variables, steps=STEPS, backend="megatron_local")[0][0]
+    assert ours["weights"] == theirs["weights"]
+    assert_same_run([theirs, ours])
+
+
 def test_the_released_models_features_are_the_same_in_every_expert_layout(tiny_module: dict[str, str]) -> None:
     # Biases, sinks, YaRN and the clamped activation on experts that live on one rank or on two.
     openai = tiny_module | {"like openai": "yes", "DGXNGPU": "2"}

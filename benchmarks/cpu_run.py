@@ -1,0 +1,136 @@
+"""The CPU run: steps per second, seconds from process start to run_start, and the share of a step spent in logging.
+
+`python -m benchmarks.cpu_run` times this project's torch back end and, as its peer, Megatron-Core's own local spec on
+the same weights and tokens, alternating (ours, peer, peer, ours) because machines are noisy, and prints medians.
+Start-up is timed over whole runs under torchrun. Figures of record: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "MODEL_VARIANT": "tiny",
+    "SUBMISSION_DIVISION": "open",
+    "DGXNGPU": "2",
+    "EXPERT_PARALLEL": "2",
+    "DATADIR": str(ROOT / "data" / "sample"),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def main(
+    steps: Annotated[int, typer.Option(help="Timed steps of each of the four turns.")] = 3,
+    starts: Annotated[int, typer.Option(help="Whole runs whose start is timed.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time the CPU run beside Megatron-Core's local spec."""
+    begun = [time_to_run_start() for _ in range(starts)]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "steps.json"
+        launch(["-m", "benchmarks.cpu_run", "--rank-of", str(output), str(steps)])
+        seconds: dict[str, Any] = json.loads(output.read_text())
+    ours, peer = statistics.median(seconds["torch"]), statistics.median(seconds["megatron_local"])
+    figures = {
+        "steps_per_second": round(1 / ours, 3),
+        "peer_steps_per_second": round(1 / peer, 3),
+        "times_the_peer": round(peer / ours, 2),
+        "seconds_to_run_start": round(statistics.median(begun), 1),
+        "logging_share_percent": round(100 * statistics.median(seconds["logging"]) / ours, 4),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **{name: version for name, version in versions().items() if version},
+    }
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        for name, value in figures.items():
+            print(f"{name.replace('_', ' '):24} {value}")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide the figures."""
+    from gptoss20b.record import versions as all_versions
+
+    return {name: all_versions()[name] for name in ("python", "torch", "megatron-core")}
+
+
+def launch(command: list[str], **variables: str) -> None:
+    """Two ranks under torchrun, as run_and_time.sh starts them."""
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command],
+        env=os.environ | TINY | variables,
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+    )
+
+
+def time_to_run_start() -> float:
+    """Seconds from starting the launcher to the log's run_start, in a run of the real configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.time()
+        # The shortest whole run: one step after the start is all that is waited for.
+        launch(["-m", "gptoss20b", "train"], LOGDIR=folder, MAX_STEPS="1", WARMUP_STEPS="0")
+        lines = (Path(folder) / "result_0.txt").read_text().splitlines()
+    events = [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
+    return float(next(event["time_ms"] for event in events if event["key"] == "run_start")) / 1000 - started
+
+
+def time_steps(output: Path, steps: int) -> None:
+    """On each rank: time steps of both back ends in turns, and the logging of one step; rank 0 writes the seconds."""
+    import torch
+    import torch.distributed as dist
+
+    from gptoss20b.config import resolve
+    from gptoss20b.feed import synthetic
+    from gptoss20b.mlperf_log import RunLog
+    from gptoss20b.process_groups import joined, read_rank
+    from gptoss20b.progress import Display
+    from gptoss20b.training import Trainer
+
+    config = resolve()
+    rank = read_rank(config)
+    seconds: dict[str, list[float]] = {"torch": [], "megatron_local": [], "logging": []}
+    with joined(config, rank):
+        batches = synthetic(config, torch.device("cpu"))
+        trainers = {
+            "torch": Trainer(config, "torch", rank.device, 1),
+            "megatron_local": Trainer(config, "megatron_local", rank.device, 1),
+        }
+        losses = {name: trainer.step(batches(config.accumulation_steps)).loss() for name, trainer in trainers.items()}
+        assert abs(losses["torch"] / losses["megatron_local"] - 1) < 1e-5, "both must compute the same"
+        for name in ("torch", "megatron_local", "megatron_local", "torch"):
+            for _ in range(steps):
+                dist.barrier()
+                start = time.perf_counter()
+                loss = trainers[name].step(batches(config.accumulation_steps)).loss()
+                seconds[name].append(time.perf_counter() - start)
+        if rank.is_first:
+            log = RunLog(output.with_name("result_0.txt"))
+            display = Display(config)
+            for step in range(100):
+                start = time.perf_counter()
+                log.train_loss(step, loss, 0.0)
+                display.trained(step, loss)
+                seconds["logging"].append(time.perf_counter() - start)
+            log.close()
+            output.write_text(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--rank-of"]:
+        time_steps(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        typer.run(main)

@@ -1,0 +1,36 @@
+"""Which rank sees which sequence."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptoss20b.feed import Share, open_feed
+
+sizes = st.integers(1, 6)
+
+
+@given(step=st.integers(0, 50), ranks=sizes, micro=sizes, accumulation=sizes)
+def test_all_ranks_together_take_each_position_of_a_step_once(
+    step: int, ranks: int, micro: int, accumulation: int
+) -> None:
+    batch = ranks * micro * accumulation
+    shares = [Share(rank, ranks, micro).training(step, batch) for rank in range(ranks)]
+    assert all(len(share) == accumulation and all(len(row) == micro for row in share) for share in shares)
+    taken = sorted(position for share in shares for row in share for position in row)
+    assert taken == list(range(step * batch, (step + 1) * batch))
+
+
+@given(samples=st.integers(1, 70), ranks=sizes, micro=sizes)
+def test_an_evaluation_counts_each_sequence_once_in_equally_many_rounds(samples: int, ranks: int, micro: int) -> None:
+    shares = [Share(rank, ranks, micro).evaluation(samples) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    counted = sorted(n for share in shares for row in share for n in row if n is not None)
+    assert counted == list(range(samples))
+    assert len(shares[0]) == -(-samples // (ranks * micro))
+
+
+def test_the_data_cannot_be_opened_without_a_running_clock() -> None:
+    with pytest.raises(AssertionError, match="run_start"):
+        open_feed(object(), None, None, None, 0)  # type: ignore[arg-type]

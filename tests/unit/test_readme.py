@@ -1,0 +1,123 @@
+"""Every command and number in the README is what the code does."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptoss20b.config import resolve, settings
+from gptoss20b.config.presets import PRESETS
+from gptoss20b.stopping import ExitCode
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def rows(header: str) -> list[list[str]]:
+    """The cells of the table whose header row starts like this."""
+    table = README.split(f"\n| {header}", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")]
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    commands = [line.split("#")[0].split() for line in BLOCKS[0].splitlines()]
+    assert commands == [["make", "run"], ["make", "test"]]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"run", "test"} <= set(targets)
+    assert README.index("make run") < 200
+
+
+def test_every_setting_is_listed_with_its_meaning() -> None:
+    section = README.split("<!-- settings: checked against the code -->")[1].split("<!-- /settings -->")[0]
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
+    assert listed == {setting.variable: setting.description for setting in settings().values()}
+
+
+def test_every_python_command_exists_with_its_options() -> None:
+    commands = re.findall(r"python -m (gptoss20b[^`\n&|]*)", README)
+    assert len(commands) >= 4
+    for command in commands:
+        words = [word for word in shlex.split(command) if not word.startswith("results/")]
+        helped = subprocess.run(
+            [sys.executable, "-m", *words[:2], "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert helped.returncode == 0, command
+        for option in re.findall(r"--[\w-]+", command):
+            assert option in helped.stdout, command
+
+
+def test_the_dry_run_of_each_configuration_named_here_works() -> None:
+    for name in set(re.findall(r"config_\w+\.sh", README)):
+        command = f"source {name} && {shlex.quote(sys.executable)} -m gptoss20b train --dry-run"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert "eval_interval_steps" in done.stdout
+
+
+def test_exit_statuses() -> None:
+    assert sorted(int(row[0]) for row in rows("exit status")) == sorted(ExitCode)
+
+
+@pytest.mark.parametrize("row", rows("variant"), ids=lambda row: row[0])
+def test_the_model_table_is_what_info_counts(row: list[str]) -> None:
+    variant, layers, total, active, mflop = row
+    command = [sys.executable, "-m", "gptoss20b", "info", "--variant", variant.strip("`"), "--json"]
+    figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    assert figures["layers"] == int(layers)
+    assert figures["total_parameters"] == int(total.replace(",", ""))
+    assert figures["active_parameters"] == int(active.replace(",", ""))
+    assert f"{figures['flops_per_token'] / 1e6:,.1f}" == mflop
+
+
+def test_all_variants_are_in_the_model_table() -> None:
+    assert [row[0].strip("`") for row in rows("variant")] == list(PRESETS)
+
+
+def test_the_published_points_are_those_of_the_official_package() -> None:
+    package = importlib.resources.files("mlperf_logging.rcp_checker") / "training_6.1.0" / "rcps_gpt_oss_20b.json"
+    official = {
+        (
+            rcp["BS"],
+            rcp["Hyperparams"]["opt_base_learning_rate"],
+            rcp["Hyperparams"]["opt_learning_rate_warmup_samples"] // rcp["BS"],
+        ): (round(statistics.mean(rcp["Epochs to converge"])))
+        for rcp in json.loads(package.read_text()).values()
+    }
+    listed = {
+        (int(gbs), float(rate), int(steps)): int(samples.replace(",", ""))
+        for _, gbs, rate, steps, samples in rows("published point")
+    }
+    assert listed == official
+
+
+def test_numbers_in_the_text() -> None:
+    config = resolve({})
+    assert f"{config.rules.sequence_length:,}" in README
+    assert f"{config.rules.eval_samples:,} validation sequences" in README
+    assert f"CEIL({config.rules.eval_interval_samples} / GBS)" in README
+    assert f"at most {config.rules.target_loss}" in README
+    assert f"{config.model.layers}-layer, {config.model.experts}-expert, top-{config.model.top_k}" in README
+
+
+def test_paths_named_here_exist() -> None:
+    section = README.split("## Where things are")[1]
+    paths = [path for path in re.findall(r"`([\w./*]+)`", section) if "/" in path or path.endswith(".sh")]
+    assert len(paths) > 8
+    for path in paths:
+        assert list(ROOT.glob(path)), path
+
+
+def test_the_launchers_variables_named_here_are_the_ones_read() -> None:
+    source = (ROOT / "gptoss20b" / "config" / "environment.py").read_text()
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        assert f'"{variable}"' in source
+        assert f"`{variable}`" in README

@@ -55,7 +55,7 @@ def read_rank(config: Config) -> Rank:
 
 @contextmanager
 def joined(config: Config, rank: Rank) -> Iterator[None]:
-    """The life of the process groups: torch.distributed and Megatron-Core's on top, both gone at the end."""
+    """The life of the process groups: torch.distributed and Megatron-Core's on top, both gone at a good end."""
     timeout = timedelta(seconds=config.execution.timeout_seconds)
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
@@ -67,14 +67,13 @@ def joined(config: Config, rank: Rank) -> Iterator[None]:
     # A run of one process without a launcher needs no address to meet at.
     store = HashStore() if rank.alone else None
     dist.init_process_group(backend, timeout=timeout, rank=rank.number, world_size=rank.world_size, store=store)
-    try:
-        create_groups(config)
-        yield
-    finally:
-        from megatron.core import parallel_state
+    create_groups(config)
+    yield
+    # Not after an error: taking communicators down waits for peers that may be gone, and the process ends anyway.
+    from megatron.core import parallel_state
 
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
 
 
 def create_groups(config: Config) -> None:

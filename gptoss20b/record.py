@@ -40,18 +40,21 @@ def _point(link: Path, target: str) -> None:
     temporary.replace(link)
 
 
-def write_record(directory: Path, config: Config, facts: dict[str, Any]) -> None:
-    """Write `config.json`: the resolved configuration, what it derives, versions, git commit, and the given facts."""
-    record = {
+def make_record(config: Config) -> dict[str, Any]:
+    """The resolved configuration, what it derives, where it leaves the rules, versions and git commit."""
+    return {
         "config": config.model_dump(mode="json"),
         "derived": config.derived(),
         "differs_from_the_rules": {
             variable: {"got": got, "rule": rule} for _, variable, got, rule in fixed_by_rules(config)
         },
-        **facts,
         "versions": versions(),
         "git_commit": git_commit() or config.submission.git_commit or "unknown",
     }
+
+
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    """Write `config.json`, whole or not at all."""
     path = directory / "config.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The run, from start to stop. Read top-down: `run` -> `_prepare` -> `fit` -> the end, whatever it is."""
+"""The run, from start to stop. Read top-down: `run` -> `_run_joined` -> `fit`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from .mlperf_log import RunLog
 from .model.build import BackendError, choose_backend
 from .process_groups import LaunchError, Rank, joined, read_rank
 from .progress import Display, Progress, Silent
-from .record import result_directory, write_record
+from .record import make_record, result_directory, write_record
 from .result import read_result
 from .stopping import ExitCode, NonFiniteLossError, on_signal
 from .training import Trainer
@@ -54,7 +53,9 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
         log = RunLog(directory / "result_0.txt" if directory else None)
     except FileExistsError as error:
         return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
-    except (LaunchError, OSError) as error:
+    except OSError as error:
+        return _refuse(f"LOGDIR: {error}. Name a folder that can be written.")
+    except LaunchError as error:
         return _refuse(str(error))
 
     state = Run(config, rank, log, Display(config) if rank.is_first else Silent(), directory)
@@ -63,9 +64,6 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
             log.init_start(config)
             with joined(config, rank):
                 converged = _run_joined(state, before_step)
-        except KeyboardInterrupt:
-            _abort(state, "interrupted")
-            return ExitCode.INTERRUPTED
         except Exception as error:
             if not isinstance(error, _EXPLAINED):
                 traceback.print_exc()
@@ -101,9 +99,9 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     backend = choose_backend(config)
     trainer = Trainer(config, backend, rank.device, seed)
     warm_up(trainer, config.execution.warmup_passes)
-    facts: dict[str, Any] = {"seed": seed, "backend": backend, **trainer.parameter_counts()}
+    record = make_record(config) | {"seed": seed, "backend": backend, **trainer.parameter_counts()}
     if state.directory is not None:
-        write_record(state.directory, config, facts)
+        write_record(state.directory, record)
     state.progress.message(_opening_line(state, seed, backend))
 
     dist.barrier()
@@ -111,9 +109,9 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     feed = open_feed(clock, config, _share(config), rank.device, seed)
     try:
         if state.directory is not None:
-            facts["eval_tokens_sha256"] = feed.eval_tokens_sha256()
-            log.data_opened(facts["eval_tokens_sha256"])
-            write_record(state.directory, config, facts)
+            record["eval_tokens_sha256"] = feed.eval_tokens_sha256()
+            log.data_opened(record["eval_tokens_sha256"])
+            write_record(state.directory, record)
         converged = fit(state, trainer, feed, before_step)
     finally:
         feed.close()

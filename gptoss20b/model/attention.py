@@ -107,8 +107,7 @@ def _with_sink(query: Tensor, key: Tensor, value: Tensor, sink: Tensor, scale: f
     extra = _HEAD_DIM_MULTIPLE - query.shape[-1] % _HEAD_DIM_MULTIPLE
     query = F.pad(F.pad(query, (0, 1), value=1.0), (0, extra - 1))
     key, value = (F.pad(x, (0, extra)) for x in (key, value))
-    column = F.one_hot(torch.tensor(key.shape[-1] - extra, device=key.device), key.shape[-1]).to(key.dtype)
-    sink_key = (sink / scale).to(key.dtype)[..., None, None] * column
+    sink_key = F.pad((sink / scale).to(key.dtype)[..., None, None], (key.shape[-1] - extra, extra - 1))
     sink_key = sink_key.expand(key.shape[0], rows, 1, -1)
     return query, torch.cat([sink_key, key], dim=2), F.pad(value, (0, 0, 1, 0))
 

@@ -276,6 +276,37 @@ def _model_groups(part: Any) -> list[list[torch.Tensor]]:
     return [[*a, *b] for a, b in zip(fp32, fp16, strict=True)]
 
 
+def host_reads(variables: Variables) -> dict[str, list[str]]:
+    """Where a step reads a value back from the device, after a first one; and where reading its loss does."""
+    import traceback
+
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.aten._local_scalar_dense.default:
+                frames = [frame.filename for frame in traceback.extract_stack()]
+                # torch's own AdamW counts its steps in tensors of the host, on a GPU too.
+                if not any("torch/optim/" in name for name in frames):
+                    self.places.append(next(name for name in reversed(frames) if "/torch/" not in name))
+            return func(*args, **(kwargs or {}))
+
+    with layouts([variables]) as configs:
+        config = next(configs)
+        trainer, feed = make_trainer(config), make_feed(config)
+        trainer.step(feed.training(0))
+        with Reads() as step:
+            result = trainer.step(feed.training(1))
+        with Reads() as loss:
+            result.loss()
+        feed.close()
+        return {"step": step.places, "loss": loss.places}
+
+
 def opens_data_only_after_run_start(variables: Variables) -> dict[str, Any]:
     """Run for a few steps under an audit hook; report what happened to the data folder before and after run_start."""
     import sys

@@ -34,6 +34,12 @@ def test_expert_biases_are_exempt_from_decay_though_they_are_matrices(tiny: dict
     assert not any(decays for name, decays in decayed.items() if name.endswith("bias"))
 
 
+def test_a_step_reads_nothing_back_from_the_device(tiny: dict[str, str]) -> None:
+    reads = run_ranks("host_reads", 1, variables=tiny)[0]
+    assert reads["step"] == []
+    assert reads["loss"], "the watch must see the read that logging makes"
+
+
 def published(config: Config, updates_before: int) -> float:
     """Linear warm-up from 0, then cosine to a tenth of the base rate: the published schedule, on its own terms."""
     base, warm_up = config.tuning.learning_rate, config.tuning.warmup_steps

@@ -9,9 +9,15 @@ refuse() {
     exit 2
 }
 
-[[ -n "${DGXSYSTEM:-}" ]] || refuse "DGXSYSTEM is not set: source a configuration first, e.g. source config_CPU_1x2.sh"
-: "${DGXNNODES:=1}" "${DGXNGPU:?not set: source a configuration first}" "${DATADIR:?not set: source a configuration first}"
-: "${CLEAR_CACHES:=0}" "${CHECK_COMPLIANCE:=1}"
+# Not by ${X:?}, whose exit status is 1.
+for name in DGXSYSTEM DGXNGPU DATADIR; do
+    [[ -n "${!name:-}" ]] || refuse "$name: not set. Source a configuration first, e.g. source config_CPU_1x2.sh"
+done
+: "${DGXNNODES:=1}" "${CLEAR_CACHES:=0}" "${CHECK_COMPLIANCE:=1}"
+if [[ "$DGXNNODES" != 1 ]]; then
+    [[ -n "${NODE_RANK:-}" ]] || refuse "NODE_RANK: not set. A run on several nodes needs the number of this one, from 0"
+    [[ -n "${MASTER_ADDR:-}" ]] || refuse "MASTER_ADDR: not set. A run on several nodes needs the address of the first"
+fi
 if [[ -z "${PYTHON:-}" ]]; then
     PYTHON=python3
     [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
@@ -40,8 +46,8 @@ if [[ "$DGXNNODES" == 1 ]]; then
 else
     launch+=(
         --nnodes="$DGXNNODES"
-        --node_rank="${NODE_RANK:?not set: a run on several nodes needs the number of this one}"
-        --master_addr="${MASTER_ADDR:?not set: a run on several nodes needs the first node}"
+        --node_rank="$NODE_RANK"
+        --master_addr="$MASTER_ADDR"
         --master_port="${MASTER_PORT:-29500}"
     )
 fi
@@ -61,6 +67,8 @@ begin=$(date +%s)
 echo "run of $DGXSYSTEM started at $(date -u +%Y-%m-%dT%H:%M:%SZ)" >&2
 "${launch[@]}" -m gptoss20b train &
 child=$!
+# One that came before there was a child to pass it on to.
+((terminated == 0)) || kill -TERM "$child" 2> /dev/null || true
 status=0
 wait "$child" || status=$?
 # wait returns at once when a signal is passed on; the run itself ends a little later.
@@ -72,10 +80,10 @@ trap - TERM INT
 echo "run of $DGXSYSTEM ended after $(($(date +%s) - begin)) s" >&2
 
 # Only the first node has the log.
-[[ "${NODE_RANK:-0}" == 0 ]] || exit "$status"
+[[ "$DGXNNODES" == 1 || "$NODE_RANK" == 0 ]] || exit "$((terminated ? terminated : status))"
 if [[ ! -e "$LOGDIR/result_0.txt" ]]; then
     echo "error: the run ended with status $status before it wrote a log" >&2
-    exit "$((terminated ? terminated : status))"
+    exit "$((terminated ? terminated : status ? status : 1))"
 fi
 outcome=0
 report=$("$PYTHON" -m gptoss20b result "$LOGDIR") || outcome=$?

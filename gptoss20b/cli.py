@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import Config, ConfigError, fixed_by_rules, resolve, settings
+from .config.environment import read_launch, read_settings
 from .stopping import ExitCode
 
 app = typer.Typer(
@@ -85,8 +86,9 @@ def info(
     """Count the model's parameters, FLOPs and bytes, from the real modules on the meta device."""
     if variant is not None:
         given["MODEL_VARIANT"] = variant
-    if given.get("SUBMISSION_DIVISION") is None and given.get("MODEL_VARIANT") not in (None, "reference"):
-        given["SUBMISSION_DIVISION"] = "open"
+    known = read_settings() | {name: value for name, value in given.items() if value}
+    if "SUBMISSION_DIVISION" not in known and known.get("MODEL_VARIANT", "reference") != "reference":
+        given["SUBMISSION_DIVISION"] = "open"  # counting a model of the open division needs no saying so
     config = _resolved(given)
     _silence_dependencies()
     from .model.size import measure
@@ -135,7 +137,8 @@ def _silence_dependencies() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    if read_launch().rank == 0:  # under a launcher every rank finds the same
+        print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(ExitCode.BAD_CONFIGURATION)
 
 

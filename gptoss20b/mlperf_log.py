@@ -6,10 +6,12 @@ be touched before the clock runs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import sys
+import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +29,7 @@ class RunClock:
     """Proof that the run's clock is running. Made by `RunLog.run_start` only."""
 
     def __init__(self, proof: object) -> None:
-        if not isinstance(proof, RunLog):
+        if not (isinstance(proof, RunLog) and proof.started):
             raise TypeError("only RunLog.run_start starts the clock")
         self._started = time.perf_counter()
 
@@ -36,19 +38,34 @@ class RunClock:
         return time.perf_counter() - self._started
 
 
-class _LineHandler(logging.StreamHandler[TextIO]):
-    """Writes and flushes whole lines, and lets a full disk be an error instead of a note on stderr."""
+class _Lines(logging.Handler):
+    """Hands each line to every writer, and lets a full disk be an error instead of a note on stderr.
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        raise  # noqa: PLE0704 - logging calls this from its except block
+    A writer that fails does not keep the line from the others.
+    """
 
-
-class _StdoutHandler(_LineHandler):
-    """Follows sys.stdout, which the progress display may replace."""
+    def __init__(self, *writers: Callable[[str], None]) -> None:
+        super().__init__()
+        self._writers = writers
+        self._error: OSError | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stdout)
-        super().emit(record)
+        if self._error is not None and record.levelno > logging.INFO:
+            raise self._error  # mllog takes it for a failure to encode the record, and would log that
+        line, errors = self.format(record), []
+        for write in self._writers:
+            try:
+                write(line)
+            except OSError as error:
+                errors.append(error)
+        self._error = errors[0] if errors else None
+        if self._error is not None:
+            raise self._error
+
+
+def print_line(line: str) -> None:
+    """One line on stdout, at once."""
+    print(line, flush=True)
 
 
 class RunLog:
@@ -56,12 +73,13 @@ class RunLog:
 
     Args:
         path: the result file, which must not exist; None for a rank that does not log.
+        echo: shows each line on stdout; a display with a live line has its own way.
 
     Raises:
         FileExistsError: the result file exists; results are never overwritten or appended to.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, echo: Callable[[str], None] = print_line) -> None:
         self.path = path
         self.samples = 0
         self.started = False
@@ -72,15 +90,17 @@ class RunLog:
             return
         self._file = path.open("x", encoding="utf-8")
         sink = logging.Logger("gptoss20b.mllog")  # unregistered: nobody else's handlers or levels apply
-        sink.addHandler(_StdoutHandler(sys.stdout))
-        sink.addHandler(_LineHandler(self._file))
-        # Stack offset 3: records name the line that called this class, past its method and _event.
-        self._mllog = MLLogger(logger=sink, default_stack_offset=3, root_dir=str(_PACKAGE_PARENT))
+        sink.addHandler(_Lines(self._write, echo))
+        # Stack offset 3: records name the line that called this class, past its method and _event. mllog takes the root
+        # folder, whose name it cuts off, for a regular expression.
+        self._mllog = MLLogger(logger=sink, default_stack_offset=3, root_dir=re.escape(str(_PACKAGE_PARENT)))
 
     def close(self) -> None:
         """Close the result file."""
         if self._file is not None:
-            self._file.close()
+            # What could not be written was an error when it was written; closing tries it again.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def init_start(self, config: Config) -> None:
         """`cache_clear` as the launcher found it, then `init_start`."""
@@ -129,14 +149,19 @@ class RunLog:
         self._end(constants.EVAL_STOP, {constants.SAMPLES_COUNT: samples})
 
     def run_stop(self, success: bool, reason: str | None = None) -> None:
-        """The end, once; later calls (a signal that arrives during it, say) do nothing."""
+        """The end, once; a later call (a signal that arrives during it, say) waits for it and does nothing."""
         with self._lock:
             if self.stopped:
                 return
             self.stopped = True
-        status = constants.SUCCESS if success else constants.ABORTED
-        detail = {} if reason is None else {"reason": reason}
-        self._end(constants.RUN_STOP, {constants.SAMPLES_COUNT: self.samples, constants.STATUS: status, **detail})
+            status = constants.SUCCESS if success else constants.ABORTED
+            detail = {} if reason is None else {"reason": reason}
+            self._end(constants.RUN_STOP, {constants.SAMPLES_COUNT: self.samples, constants.STATUS: status, **detail})
+
+    def _write(self, line: str) -> None:
+        assert self._file is not None
+        self._file.write(line + "\n")
+        self._file.flush()
 
     def _event(self, key: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
         if self._file is not None:

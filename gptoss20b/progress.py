@@ -13,6 +13,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from .config import Config
 
@@ -67,14 +68,10 @@ class Display:
         self._interval = config.eval_interval_steps * config.tuning.global_batch_size
         self._target = config.rules.target_loss
         self._state = _State()
-        self._recent: deque[tuple[float, int]] = deque([(time.perf_counter(), 0)], maxlen=32)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=32)
         self._evaluations: list[tuple[int, float]] = []
+        self._console = Console(stderr=True)
         self._live: Live | None = None
-        if sys.stderr.isatty():
-            console = Console(stderr=True)
-            # Records on the same terminal must scroll above the live line; records in a pipe must stay in the pipe.
-            self._live = Live("starting", console=console, redirect_stdout=sys.stdout.isatty(), transient=True)
-            self._live.start()
 
     def trained(self, samples: int, loss: float) -> None:
         """Show the progress made."""
@@ -91,23 +88,34 @@ class Display:
         self.message(f"evaluation at {samples:,} samples: loss {loss:.4f} ({verdict})")
 
     def message(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays, above the live one."""
         if self._live is not None:
-            self._live.console.print(text, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
+
+    def echo(self, line: str) -> None:
+        """Print a record on stdout; on a terminal that also shows the live line, above that."""
+        if self._live is not None and sys.stdout.isatty():
+            self.message(line)
+        else:
+            print(line, flush=True)
 
     def close(self) -> None:
         """Remove the live line."""
         if self._live is not None:
             self._live.stop()
+            self._live = None
 
     def _show(self) -> None:
-        line = self.line()
-        if self._live is not None:
-            self._live.update(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        if not self._console.is_terminal:
+            print(self.line(), file=sys.stderr, flush=True)
+            return
+        if self._live is None:
+            # Neither stream is redirected: what is printed above the line goes through `message` and `echo`.
+            self._live = Live(console=self._console, redirect_stdout=False, redirect_stderr=False, transient=True)
+            self._live.start()
+        self._live.update(Text(self.line()))
 
     def line(self) -> str:
         """The progress as one line of text."""
@@ -125,6 +133,8 @@ class Display:
         return " | ".join(parts)
 
     def _samples_per_second(self) -> float:
+        if not self._recent:
+            return 0.0
         (start, first), (end, last) = self._recent[0], self._recent[-1]
         return (last - first) / (end - start) if last > first and end > start else 0.0
 

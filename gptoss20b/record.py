@@ -27,8 +27,9 @@ def result_directory(config: Config) -> Path:
         stamp = time.strftime("%Y%m%d_%H%M%S")
         directory = Path("results") / f"{config.submission.system}_{stamp}_{os.getpid()}"
     directory.mkdir(parents=True, exist_ok=True)
-    if directory.resolve().parent.name == "results":
-        _point(directory.resolve().parent / "latest", directory.name)
+    place = directory.resolve()
+    if place.parent.name == "results":
+        _point(place.parent / "latest", place.name)
     return directory
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .stopping import ExitCode
+from .stopping import ExitCode, exit_code_of
 
 _PREFIX = ":::MLLOG "
 
@@ -35,12 +35,11 @@ class Result:
     @property
     def exit_code(self) -> ExitCode:
         """The exit status that a run with this log had."""
-        if self.status == "success":
-            return ExitCode.CONVERGED
-        return ExitCode.NOT_CONVERGED if self.reason and "not reached" in self.reason else ExitCode.FAILED
+        return exit_code_of(self.status, self.reason)
 
     def __str__(self) -> str:
-        minutes = "clock not started" if self.minutes is None else f"{self.minutes:.3f} min"
+        no_time = "clock not stopped" if self.status == "unfinished" else "clock not started"
+        minutes = no_time if self.minutes is None else f"{self.minutes:.3f} min"
         loss = "no evaluation" if self.loss is None else f"final loss {self.loss:.4f}"
         why = f" ({self.reason})" if self.reason else ""
         return f"{self.status}{why}: {minutes}, {self.samples:,} samples, {loss}, log {self.path}"
@@ -56,13 +55,7 @@ def read_result(path: Path) -> Result:
     events: dict[str, dict[str, Any]] = {}
     samples = 0
     with log.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if not line.startswith(_PREFIX):
-                continue
-            try:
-                event = json.loads(line[len(_PREFIX) :])
-            except json.JSONDecodeError:
-                continue  # a line cut short by the death of its writer
+        for event in filter(None, map(_record, lines)):
             events[event["key"]] = event
             samples = event["metadata"].get("samples_count", samples)
     start, stop, evaluation = (events.get(key) for key in ("run_start", "run_stop", "eval_accuracy"))
@@ -72,4 +65,17 @@ def read_result(path: Path) -> Result:
         return Result("unfinished", None, samples, loss, reason, log)
     minutes = (stop["time_ms"] - start["time_ms"]) / 60_000 if start else None
     detail = stop["metadata"]
-    return Result(detail["status"], minutes, samples, loss, detail.get("reason"), log)
+    return Result(detail.get("status", "aborted"), minutes, samples, loss, detail.get("reason"), log)
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The record on a line; None for other text, and for a record cut short by the death of its writer."""
+    if not line.startswith(_PREFIX):
+        return None
+    try:
+        event = json.loads(line[len(_PREFIX) :])
+    except json.JSONDecodeError:
+        return None
+    fields = {"key": str, "time_ms": int, "metadata": dict}
+    whole = isinstance(event, dict) and all(isinstance(event.get(name), kind) for name, kind in fields.items())
+    return event if whole else None

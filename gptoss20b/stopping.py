@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,11 +28,40 @@ class ExitCode(enum.IntEnum):
     TERMINATED = 143
 
 
+def exit_code_of(status: str, reason: str | None) -> ExitCode:
+    """The exit status of a run whose log ends with this status and reason.
+
+    >>> exit_code_of("aborted", target_not_reached(3.34, 10)).name, exit_code_of("aborted", received("SIGTERM")).name
+    ('NOT_CONVERGED', 'TERMINATED')
+    """
+    if status == "success":
+        return ExitCode.CONVERGED
+    if reason == received("SIGTERM"):
+        return ExitCode.TERMINATED
+    if reason == received("SIGINT"):
+        return ExitCode.INTERRUPTED
+    return ExitCode.NOT_CONVERGED if re.fullmatch(_TARGET_NOT_REACHED, reason or "") else ExitCode.FAILED
+
+
+def target_not_reached(target: float, steps: int) -> str:
+    """The log's reason for a run that ended at max_steps."""
+    return f"target {target} not reached in {steps} steps"
+
+
+_TARGET_NOT_REACHED = r"target \S+ not reached in \d+ steps"
+
+
+def received(signal_name: str) -> str:
+    """The log's reason for a run that a signal ended."""
+    return f"received {signal_name}"
+
+
 class NonFiniteLossError(RuntimeError):
     """A loss that is not a finite number."""
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NO_SIGNAL = 0
 # A log on a dead file system must not keep the process: it leaves after this many seconds in any case.
 _GRACE_SECONDS = 10.0
 
@@ -49,9 +79,9 @@ def on_signal(last_words: Callable[[str], None]) -> Iterator[None]:
     previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
 
     def wait() -> None:
-        while received := os.read(reader, 1):
-            if received[0] in _SIGNALS:
-                _leave(signal.Signals(received[0]), last_words)
+        while (received := os.read(reader, 1)[0]) != _NO_SIGNAL:
+            if received in _SIGNALS:
+                _leave(signal.Signals(received), last_words)
 
     thread = threading.Thread(target=wait, name="signals", daemon=True)
     thread.start()
@@ -61,8 +91,10 @@ def on_signal(last_words: Callable[[str], None]) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_fd)
-        os.close(writer)
+        # Not by closing the pipe: a forked child may keep its other end open.
+        os.write(writer, bytes([_NO_SIGNAL]))
         thread.join()
+        os.close(writer)
         os.close(reader)
 
 

@@ -23,7 +23,7 @@ from .process_groups import LaunchError, Rank, joined, read_rank
 from .progress import Display, Progress, Silent
 from .record import make_record, result_directory, write_record
 from .result import read_result
-from .stopping import ExitCode, NonFiniteLossError, on_signal
+from .stopping import ExitCode, NonFiniteLossError, on_signal, received, target_not_reached
 from .training import Trainer
 from .warmup import warm_up
 
@@ -50,7 +50,8 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
     try:
         rank = read_rank(config)
         directory = result_directory(config) if rank.is_first else None
-        log = RunLog(directory / "result_0.txt" if directory else None)
+        display = Display(config) if rank.is_first else None
+        log = RunLog(directory / "result_0.txt", display.echo) if directory and display else RunLog(None)
     except FileExistsError as error:
         return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
     except OSError as error:
@@ -58,8 +59,8 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
     except LaunchError as error:
         return _refuse(str(error))
 
-    state = Run(config, rank, log, Display(config) if rank.is_first else Silent(), directory)
-    with on_signal(lambda name: _abort(state, f"received {name}")):
+    state = Run(config, rank, log, display or Silent(), directory)
+    with on_signal(lambda name: _abort(state, received(name))):
         try:
             log.init_start(config)
             with joined(config, rank):
@@ -149,9 +150,7 @@ def fit(state: Run, trainer: Trainer, feed: Feed, before_step: StepHook | None =
                 break
             log.block_start(samples)
             block_started = time.perf_counter()
-    log.run_stop(
-        success=False, reason=f"target {config.rules.target_loss} not reached in {config.rules.max_steps} steps"
-    )
+    log.run_stop(success=False, reason=target_not_reached(config.rules.target_loss, config.rules.max_steps))
     return False
 
 

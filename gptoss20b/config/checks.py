@@ -116,6 +116,12 @@ def _layout(config: Config) -> Iterator[Problem]:
             f"got {parallel.tensor}, which does not divide the model's {model.kv_groups} key-value groups. "
             f"Use one of {_divisors(model.kv_groups)}.",
         )
+    if model.vocab_size % parallel.tensor:
+        yield Problem(
+            ("TENSOR_PARALLEL", "VOCAB_SIZE"),
+            f"got {parallel.tensor}, which does not divide the vocabulary of {model.vocab_size}. "
+            "Choose a TENSOR_PARALLEL that does, or pad VOCAB_SIZE to a multiple of it.",
+        )
     if model.layers % parallel.pipeline:
         yield Problem(
             ("PIPELINE_PARALLEL", "MODEL_VARIANT"),

@@ -29,16 +29,19 @@ def resolve(options: Mapping[str, str | None] | None = None) -> Config:
     Raises:
         ConfigError: with every problem found.
     """
-    given = read_settings() | {name: value for name, value in (options or {}).items() if value is not None}
+    # An empty option counts as unset, as an empty variable does.
+    given = read_settings() | {name: value for name, value in (options or {}).items() if value}
+    found: list[Problem] = []
     variant = given.get("MODEL_VARIANT", "reference")
     if variant not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise ConfigError([Problem(("MODEL_VARIANT",), f"got '{variant}', expected one of: {known}. Choose one.")])
-    found: list[Problem] = []
+        found.append(
+            Problem(("MODEL_VARIANT",), f"got '{variant}', expected one of: {', '.join(PRESETS)}. Choose one.")
+        )
+        variant = "reference"
     try:
         config = Config.model_validate(_tree(variant, given))
     except ValidationError as error:
-        found = [_type_problem(detail, given) for detail in error.errors()]
+        found += [_type_problem(detail, given) for detail in error.errors()]
         # What is well typed is checked further, with the preset's value in place of each value already found wrong.
         well_typed = {name: value for name, value in given.items() if name not in {p.variables[0] for p in found}}
         config = Config.model_validate(_tree(variant, well_typed))

@@ -1,0 +1,557 @@
+"""The log: complete, in order, by one rank, never over an existing result, and accepted by the official checker."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlperf_logging.compliance_checker import mlp_compliance, mlp_parser
+
+from gptoss20b.config import Config, resolve, settings
+from gptoss20b.mlperf_log import RunClock, RunLog, hyperparameters
+
+ROOT = Path(__file__).resolve().parents[2]
+THIS_FILE = "tests/unit/test_mlperf_log.py"
+RULES = Path(mlp_compliance.__file__).parent
+SHA = "0" * 64
+
+# The page's list for ruleset 6.1.0, each exactly once.
+REQUIRED_ONCE = [
+    "submission_benchmark",
+    "submission_division",
+    "submission_org",
+    "submission_status",
+    "submission_platform",
+    "global_batch_size",
+    "gradient_accumulation_steps",
+    "max_sequence_length",
+    "train_samples",
+    "eval_samples",
+    "seed",
+    "init_checkpoint_step",
+    "opt_name",
+    "opt_base_learning_rate",
+    "opt_end_learning_rate",
+    "opt_learning_rate_warmup_steps",
+    "opt_learning_rate_decay_steps",
+    "opt_learning_rate_decay_schedule",
+    "opt_adamw_beta_1",
+    "opt_adamw_beta_2",
+    "opt_adamw_epsilon",
+    "opt_adamw_weight_decay",
+    "opt_gradient_clip_norm",
+    "max_steps",
+    "lowest_numerical_precision_in_linear",
+    "lowest_numerical_precision_in_attn",
+    "lowest_numerical_precision_in_comm",
+    "tensor_parallelism",
+    "pipeline_parallelism",
+    "context_parallelism",
+    "expert_parallelism",
+    "micro_batch_size",
+    "config_filename",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in settings():
+        for prefix in ("", "MLPERF_", "MLLOG_"):
+            monkeypatch.delenv(prefix + name, raising=False)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RunLog:
+    return RunLog(tmp_path / "result_0.txt")
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The file's records, by the official parser."""
+    lines, failed = mlp_parser.parse_file(str(path), ruleset="6.1.0")
+    assert not failed
+    assert len(lines) == len(path.read_text().splitlines())  # nothing in it but records
+    return [json.loads(line.full_string.removeprefix(":::MLLOG ")) for line in lines]
+
+
+def write_run(log: RunLog, config: Config, losses: list[float]) -> None:
+    """The calls of one whole run with an evaluation per loss, as the training loop makes them."""
+    interval = config.eval_interval_steps * config.tuning.global_batch_size
+    log.init_start(config)
+    log.describe(config, seed=1)
+    log.run_start()
+    log.data_opened(SHA)
+    for number, loss in enumerate(losses, 1):
+        samples = number * interval
+        log.block_start(samples - interval)
+        log.train_loss(samples, loss + 0.1, 4e-4)
+        log.block_stop(samples, 12.5)
+        log.eval_start(samples)
+        log.eval_stop(samples, loss)
+    reached = losses[-1] <= config.rules.target_loss
+    log.run_stop(success=reached, reason=None if reached else "target not reached")
+    log.close()
+
+
+def test_the_records_follow_the_timeline(log: RunLog, tmp_path: Path) -> None:
+    write_run(log, resolve(), [5.0, 3.3])
+    seen = records(tmp_path / "result_0.txt")
+    keys = [record["key"] for record in seen]
+    described = list(hyperparameters(resolve(), 1))
+    block = ["block_start", "train_loss", "tracked_stats", "block_stop", "eval_start", "eval_accuracy", "eval_stop"]
+    assert keys == [
+        "cache_clear",
+        "init_start",
+        *described,
+        "init_stop",
+        "run_start",
+        "eval_tokens_sha256",
+        *block,
+        *block,
+        "run_stop",
+    ]
+    kinds = {record["key"]: record["event_type"] for record in seen}
+    assert {key for key, kind in kinds.items() if kind == "INTERVAL_START"} == {
+        "init_start",
+        "run_start",
+        "block_start",
+        "eval_start",
+    }
+    assert {key for key, kind in kinds.items() if kind == "INTERVAL_END"} == {
+        "init_stop",
+        "run_stop",
+        "block_stop",
+        "eval_stop",
+    }
+    times = [record["time_ms"] for record in seen]
+    assert times == sorted(times)
+
+
+def test_the_records_carry_samples_losses_and_rates(log: RunLog, tmp_path: Path) -> None:
+    write_run(log, resolve(), [5.0, 3.3])
+    seen = [
+        (record["key"], record["value"], {k: v for k, v in record["metadata"].items() if k not in ("file", "lineno")})
+        for record in records(tmp_path / "result_0.txt")
+    ]
+    after_start = seen[[key for key, _, _ in seen].index("eval_tokens_sha256") :]
+    assert after_start == [
+        ("eval_tokens_sha256", SHA, {}),
+        ("block_start", None, {"samples_count": 0}),
+        ("train_loss", 5.1, {"samples_count": 12_288, "lr": 4e-4}),
+        ("tracked_stats", {"throughput": 12.5}, {"step": 12_288}),
+        ("block_stop", None, {"samples_count": 12_288}),
+        ("eval_start", None, {"samples_count": 12_288}),
+        ("eval_accuracy", 5.0, {"samples_count": 12_288}),
+        ("eval_stop", None, {"samples_count": 12_288}),
+        ("block_start", None, {"samples_count": 12_288}),
+        ("train_loss", 3.4, {"samples_count": 24_576, "lr": 4e-4}),
+        ("tracked_stats", {"throughput": 12.5}, {"step": 24_576}),
+        ("block_stop", None, {"samples_count": 24_576}),
+        ("eval_start", None, {"samples_count": 24_576}),
+        ("eval_accuracy", 3.3, {"samples_count": 24_576}),
+        ("eval_stop", None, {"samples_count": 24_576}),
+        ("run_stop", None, {"samples_count": 24_576, "status": "success"}),
+    ]
+
+
+def checker_requires_once(ruleset: str) -> set[str]:
+    required = set()
+    for name in ("common", "closed_common", "closed_gpt_oss_20b"):
+        for entry in yaml.safe_load((RULES / f"training_{ruleset}" / f"{name}.yaml").read_text()):
+            if entry.get("KEY", {}).get("REQ") == "EXACTLY_ONE":
+                required.add(entry["KEY"]["NAME"])
+    return required
+
+
+def test_every_required_key_is_there_exactly_once(log: RunLog, tmp_path: Path) -> None:
+    write_run(log, resolve(), [5.0, 4.0, 3.3])
+    counts = Counter(record["key"] for record in records(tmp_path / "result_0.txt"))
+    required = {*REQUIRED_ONCE, *checker_requires_once("6.0.0"), *checker_requires_once("6.1.0")}
+    assert len(required) > 33  # with init_stop, run_start, ...
+    assert {key: counts[key] for key in required} == dict.fromkeys(required, 1)
+    assert counts["cache_clear"] == counts["init_start"] == counts["target_accuracy"] == 1
+
+
+def test_the_reference_run_describes_itself_with_the_rules_values() -> None:
+    described = hyperparameters(resolve({"DGXSYSTEM": "box", "SUBMISSION_ORG": "Somebody"}), seed=17)
+    assert described == {
+        "submission_benchmark": "gpt_oss_20b",
+        "submission_division": "closed",
+        "submission_org": "Somebody",
+        "submission_platform": "box",
+        "submission_status": "onprem",
+        "seed": 17,
+        "global_batch_size": 16,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_sequence_length": 8192,
+        "train_samples": 19_200_000,
+        "eval_samples": 1024,
+        "target_accuracy": 3.34,
+        "init_checkpoint_step": 0,
+        "opt_name": "adamw",
+        "opt_base_learning_rate": 4e-4,
+        "opt_end_learning_rate": pytest.approx(4e-5, rel=1e-12),
+        "opt_learning_rate_warmup_steps": 128,
+        "opt_learning_rate_decay_steps": 1_199_872,
+        "opt_learning_rate_decay_schedule": "cosine with linear warmup",
+        "opt_adamw_beta_1": 0.9,
+        "opt_adamw_beta_2": 0.95,
+        "opt_adamw_epsilon": 1e-5,
+        "opt_adamw_weight_decay": 0.1,
+        "opt_gradient_clip_norm": 1.0,
+        "max_steps": 1_200_000,
+        "lowest_numerical_precision_in_linear": "bfloat16",
+        "lowest_numerical_precision_in_attn": "bfloat16",
+        "lowest_numerical_precision_in_comm": "bfloat16",
+        "tensor_parallelism": 1,
+        "pipeline_parallelism": 1,
+        "context_parallelism": 1,
+        "expert_parallelism": 8,
+        "config_filename": "config_box.sh",
+    }
+
+
+def test_another_run_describes_what_it_does() -> None:
+    described = hyperparameters(
+        resolve(
+            {
+                "GLOBAL_BATCH_SIZE": "24",
+                "MICRO_BATCH_SIZE": "1",
+                "LEARNING_RATE": "5e-4",
+                "WARMUP_STEPS": "256",
+                "CONTEXT_PARALLEL": "2",
+                "EXPERT_PARALLEL": "4",
+                "PIPELINE_PARALLEL": "2",
+                "DGXNNODES": "2",
+                "PRECISION": "fp32",
+            }
+        ),
+        seed=1,
+    )
+    assert described["gradient_accumulation_steps"] == 6
+    assert described["opt_end_learning_rate"] == pytest.approx(5e-5)
+    assert described["opt_learning_rate_decay_steps"] == 1_199_744
+    assert [described[f"{kind}_parallelism"] for kind in ("tensor", "pipeline", "context", "expert")] == [1, 2, 2, 4]
+    assert described["lowest_numerical_precision_in_comm"] == "fp32"
+
+
+@pytest.mark.parametrize(("given", "logged"), [("1", True), ("0", False)])
+def test_cache_clear_says_what_happened(log: RunLog, tmp_path: Path, given: str, logged: bool) -> None:
+    log.init_start(resolve({"CACHE_CLEARED": given}))
+    assert [(record["key"], record["value"]) for record in records(tmp_path / "result_0.txt")] == [
+        ("cache_clear", logged),
+        ("init_start", None),
+    ]
+
+
+def test_stdout_gets_the_same_lines_as_the_file(
+    log: RunLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(log, resolve(), [3.0])
+    assert capsys.readouterr().out == (tmp_path / "result_0.txt").read_text()
+
+
+def test_lines_are_in_the_file_before_the_call_returns(log: RunLog, tmp_path: Path) -> None:
+    log.block_start(0)
+    assert len(records(tmp_path / "result_0.txt")) == 1
+
+
+def test_an_existing_result_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "result_0.txt"
+    path.write_text("the result of another run\n")
+    with pytest.raises(FileExistsError):
+        RunLog(path)
+    assert path.read_text() == "the result of another run\n"
+
+
+def test_even_an_empty_or_dangling_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("empty", "dangling"):
+        with pytest.raises(FileExistsError):
+            RunLog(tmp_path / name)
+
+
+def test_a_silent_rank_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(RunLog(None), resolve(), [5.0, 3.0])
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_silent_rank_still_gets_a_clock() -> None:
+    assert RunLog(None).run_start().seconds() >= 0
+
+
+def test_run_stop_is_written_once(log: RunLog, tmp_path: Path) -> None:
+    log.block_start(32)
+    log.run_stop(success=False, reason="first")
+    log.run_stop(success=True)
+    log.run_stop(success=False, reason="second")
+    _, *stops = records(tmp_path / "result_0.txt")
+    assert [(stop["key"], stop["metadata"]["status"], stop["metadata"]["reason"]) for stop in stops] == [
+        ("run_stop", "aborted", "first")
+    ]
+    assert stops[0]["metadata"]["samples_count"] == 32
+
+
+def test_run_stop_of_many_threads_is_written_once(log: RunLog, tmp_path: Path) -> None:
+    threads = [threading.Thread(target=log.run_stop, args=(False, str(i))) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [record["key"] for record in records(tmp_path / "result_0.txt")] == ["run_stop"]
+
+
+class SlowStream(io.StringIO):
+    """A stream whose write hangs until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.release = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.entered.set()
+        self.release.wait(5)
+        return super().write(text)
+
+
+def test_a_second_run_stop_waits_for_the_first(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowStream()
+    monkeypatch.setattr(sys, "stdout", slow)
+    first = threading.Thread(target=log.run_stop, args=(True,))
+    second = threading.Thread(target=log.run_stop, args=(False, "received SIGTERM"))
+    first.start()
+    assert slow.entered.wait(5)
+    second.start()
+    second.join(0.3)
+    returned_early = not second.is_alive()
+    slow.release.set()
+    first.join()
+    second.join()
+    assert not returned_early
+
+
+def test_records_name_the_line_that_called_the_log(log: RunLog, tmp_path: Path) -> None:
+    frame = inspect.currentframe()
+    assert frame is not None
+    log.block_start(0)
+    line = frame.f_lineno - 1
+    (record,) = records(tmp_path / "result_0.txt")
+    assert (record["metadata"]["file"], record["metadata"]["lineno"]) == (THIS_FILE, line)
+
+
+def test_no_record_holds_an_absolute_path(log: RunLog, tmp_path: Path) -> None:
+    write_run(log, resolve(), [5.0, 3.3])
+    seen = records(tmp_path / "result_0.txt")
+    assert {record["metadata"]["file"] for record in seen} == {THIS_FILE}
+    assert str(ROOT) not in (tmp_path / "result_0.txt").read_text()
+    lines = Path(__file__).read_text().splitlines()
+    for record in seen:
+        assert "log." in lines[record["metadata"]["lineno"] - 1]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "plain",
+        pytest.param("c++ (copy)"),
+    ],
+)
+def test_no_absolute_path_whatever_the_folder_is_called(tmp_path: Path, folder: str) -> None:
+    root = tmp_path / folder
+    shutil.copytree(ROOT / "gptoss20b", root / "gptoss20b", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "gptoss20b" / "caller.py").write_text(
+        "from pathlib import Path\nfrom .mlperf_log import RunLog\nRunLog(Path('out')).block_start(0)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "gptoss20b.caller"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        check=True,
+    )
+    (record,) = records(tmp_path / "out")
+    assert (record["metadata"]["file"], record["metadata"]["lineno"]) == ("gptoss20b/caller.py", 3)
+
+
+# --- writing fails
+
+
+def run_python(code: str, tmp_path: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from gptoss20b.mlperf_log import RunLog
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes past the limit fail instead
+log = RunLog(Path("result_0.txt"))
+log.block_start(0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (Path("result_0.txt").stat().st_size + 20,) * 2)
+for call in (lambda: log.block_start(1), lambda: log.run_stop(False, "full"), log.close):
+    try:
+        call()
+        print("passed", file=sys.stderr)
+    except OSError as error:
+        print("raised", error.errno, file=sys.stderr)
+"""
+
+
+def test_a_full_disk_is_an_error_of_the_record_that_meets_it(tmp_path: Path) -> None:
+    done = run_python(FULL_DISK, tmp_path, stdout=subprocess.PIPE)
+    assert done.stderr.splitlines()[:2] == ["raised 27", "raised 27"]  # EFBIG
+    assert done.stdout.splitlines()[0].startswith(":::MLLOG ")
+
+
+def test_closing_the_log_on_a_full_disk_raises_nothing_new(tmp_path: Path) -> None:
+    assert run_python(FULL_DISK, tmp_path, stdout=subprocess.PIPE).stderr.splitlines()[2] == "passed"
+
+
+STDOUT_GONE = """
+import sys
+from pathlib import Path
+from gptoss20b.mlperf_log import RunLog
+log = RunLog(Path("result_0.txt"))
+for call in (lambda: log.block_start(0), lambda: log.run_stop(False, "stdout is gone")):
+    try:
+        call()
+        print("passed", file=sys.stderr)
+    except OSError as error:
+        print("raised", error.errno, file=sys.stderr)
+sys.stdout = None
+"""
+
+
+def test_a_stdout_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run_python(STDOUT_GONE, tmp_path, stdout=full)
+    assert done.stderr.splitlines()[:2] == ["raised 28", "raised 28"]  # ENOSPC
+
+
+def test_run_stop_reaches_the_file_when_stdout_is_gone(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        run_python(STDOUT_GONE, tmp_path, stdout=full)
+    assert [record["key"] for record in records(tmp_path / "result_0.txt")] == ["block_start", "run_stop"]
+
+
+# --- the clock
+
+
+@pytest.mark.parametrize("proof", [None, object(), "proof", RunLog, True])
+def test_a_clock_cannot_be_made_by_hand(proof: object) -> None:
+    with pytest.raises(TypeError, match="starts the clock"):
+        RunClock(proof)
+
+
+def test_a_log_that_has_not_started_makes_no_clock() -> None:
+    with pytest.raises(TypeError):
+        RunClock(RunLog(None))
+
+
+def test_the_clock_runs() -> None:
+    clock = RunLog(None).run_start()
+    first, second = clock.seconds(), clock.seconds()
+    assert 0 <= first < second < 60
+
+
+# --- the official checker
+
+
+def official_verdict(path: Path, ruleset: str) -> int:
+    return subprocess.run(
+        [
+            *[sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training", "--ruleset", ruleset],
+            *["--werror", "--log_output", str(path.with_suffix(".checked")), str(path)],
+        ],
+        cwd=path.parent,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    ).returncode
+
+
+def checker_accepts(path: Path, ruleset: str) -> bool:
+    """The same verdict in this process, for many small variations."""
+    checker = mlp_compliance.make_checker("training", ruleset, quiet=False, werror=True)
+    valid, *_ = mlp_compliance.main(str(path), f"training_{ruleset}/common.yaml", checker)
+    return bool(valid)
+
+
+def without(path: Path, key: str) -> Path:
+    lines = path.read_text().splitlines(keepends=True)
+    shorter = path.with_name(f"without_{key}.txt")
+    shorter.write_text("".join(line for line in lines if f'"key": "{key}"' not in line))
+    assert len(shorter.read_text()) < len(path.read_text())
+    return shorter
+
+
+@pytest.mark.parametrize("ruleset", ["6.0.0", "6.1.0"])
+def test_a_closed_run_passes_the_official_checker(log: RunLog, tmp_path: Path, ruleset: str) -> None:
+    write_run(log, resolve({"DGXSYSTEM": "box", "GLOBAL_BATCH_SIZE": "16"}), [5.2, 3.9, 3.34])
+    path = tmp_path / "result_0.txt"
+    assert official_verdict(path, ruleset) == 0
+    assert official_verdict(without(path, "gradient_accumulation_steps"), ruleset) != 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"GLOBAL_BATCH_SIZE": "24", "MICRO_BATCH_SIZE": "3"},
+        {"GLOBAL_BATCH_SIZE": "32", "LEARNING_RATE": "8e-4", "PRECISION": "fp32"},
+        {"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open", "SUBMISSION_STATUS": "research"},
+        {"MODEL_VARIANT": "openai", "SUBMISSION_DIVISION": "open", "SUBMISSION_STATUS": "cloud"},
+    ],
+)
+@pytest.mark.parametrize("ruleset", ["6.0.0", "6.1.0"])
+def test_other_runs_pass_the_checker_too(log: RunLog, tmp_path: Path, options: dict[str, str], ruleset: str) -> None:
+    write_run(log, resolve(options), [5.2, 2.9])
+    assert checker_accepts(tmp_path / "result_0.txt", ruleset)
+
+
+def test_the_checker_misses_every_required_record(log: RunLog, tmp_path: Path) -> None:
+    write_run(log, resolve(), [5.2, 3.3])
+    path = tmp_path / "result_0.txt"
+    assert checker_accepts(path, "6.1.0")
+    required = checker_requires_once("6.1.0") | {"cache_clear", "init_start", "eval_accuracy"}
+    accepted = [key for key in sorted(required) if checker_accepts(without(path, key), "6.1.0")]
+    assert accepted == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda log: write_run(log, resolve(), [5.2, 3.35]),  # target missed
+        lambda log: write_run(log, resolve({"MAX_STEPS": "1000", "SUBMISSION_DIVISION": "open"}), [3.35]),
+    ],
+)
+def test_a_run_that_missed_the_target_fails_the_checker(
+    log: RunLog, tmp_path: Path, spoil: Callable[[RunLog], None]
+) -> None:
+    spoil(log)
+    assert not checker_accepts(tmp_path / "result_0.txt", "6.1.0")

@@ -1,0 +1,292 @@
+"""What a person sees: the line's content, its estimates, and where it goes."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptoss20b import progress
+from gptoss20b.config import Config, resolve, settings
+from gptoss20b.progress import Display, Progress, Silent, samples_to_target
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Clock:
+    """A clock that only moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> Config:
+    for name in settings():
+        for prefix in ("", "MLPERF_", "MLLOG_"):
+            monkeypatch.delenv(prefix + name, raising=False)
+    return resolve()  # GBS 16: an evaluation every 12,288 samples; 8,192 tokens a sample; target 3.34
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_first_line_has_samples_and_loss(config: Config, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(config)
+    display.trained(16, 11.8539)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("16 samples | loss 11.8539")
+    assert err.count("\n") == 1
+
+
+def test_the_line_has_speed_and_time_to_the_next_evaluation(config: Config, clock: Clock) -> None:
+    display = Display(config)
+    display.evaluated(12_288, 5.0)  # speed is measured from here
+    clock.now += 10
+    display.trained(12_288 + 160, 4.9876)
+    # 16 samples a second; 12,128 samples to the next evaluation take 758 s.
+    assert display.line() == (
+        "12,448 samples | loss 4.9876 | last evaluation 5.0000 | 131,072 tokens/s | next evaluation in 12.6 min"
+    )
+
+
+def test_the_speed_is_that_of_the_last_lines(config: Config, clock: Clock) -> None:
+    display = Display(config)
+    display.evaluated(12_288, 5.0)
+    samples = 12_288
+    for rate in [1.0] * 40 + [16.0] * 40:  # samples a second, ten seconds each
+        clock.now += 10
+        samples += round(10 * rate)
+        display.trained(samples, 5.0)
+    assert "131,072 tokens/s" in display.line()
+
+
+def test_an_evaluation_does_not_slow_the_speed(config: Config, clock: Clock) -> None:
+    display = Display(config)
+    display.evaluated(12_288, 5.0)
+    clock.now += 10
+    display.trained(12_448, 4.9)
+    clock.now += 1000  # the evaluation
+    display.evaluated(12_448, 4.8)
+    clock.now += 10
+    display.trained(12_608, 4.7)
+    assert "131,072 tokens/s" in display.line()
+
+
+def test_setting_up_does_not_slow_the_speed(config: Config, clock: Clock) -> None:
+    display = Display(config)
+    clock.now += 600  # the model is built, the data opened
+    display.trained(16, 11.9)
+    clock.now += 10
+    display.trained(176, 11.8)
+    assert "131,072 tokens/s" in display.line()
+
+
+def test_the_target_is_estimated_from_the_last_two_evaluations(config: Config, clock: Clock) -> None:
+    display = Display(config)
+    display.evaluated(12_288, 5.34)
+    clock.now += 10
+    display.trained(12_448, 5.0)
+    assert "target" not in display.line()  # one evaluation makes no line
+    display.evaluated(24_576, 4.34)
+    clock.now += 10
+    display.trained(24_736, 4.3)
+    # One nat per 12,288 samples: the target is at 36,864; 12,128 samples at 16 a second take 758 s.
+    assert display.line().endswith("| next evaluation in 12.6 min | target in about 12.6 min")
+
+
+def test_no_estimate_while_the_loss_rises(config: Config, clock: Clock) -> None:
+    display = Display(config)
+    display.evaluated(12_288, 4.0)
+    display.evaluated(24_576, 4.1)
+    clock.now += 10
+    display.trained(24_736, 4.0)
+    assert "target" not in display.line()
+
+
+def test_a_target_in_the_past_is_not_negative(config: Config, clock: Clock) -> None:
+    display = Display(config)
+    display.evaluated(12_288, 4.34)
+    display.evaluated(24_576, 3.341)
+    clock.now += 10
+    display.trained(36_848, 3.4)  # past the crossing
+    assert display.line().endswith("target in about 0 s")
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "target", "expected"),
+    [
+        ([], 3.0, None),
+        ([(100, 4.0)], 3.0, None),
+        ([(100, 4.0), (200, 3.5)], 3.0, 300.0),
+        ([(0, 9.0), (100, 4.0), (200, 3.5)], 3.0, 300.0),
+        ([(100, 4.0), (200, 4.0)], 3.0, None),
+        ([(100, 4.0), (200, 4.5)], 3.0, None),
+        ([(100, 4.0), (200, 3.0)], 3.0, 200.0),
+    ],
+)
+def test_samples_to_target(evaluations: list[tuple[int, float]], target: float, expected: float | None) -> None:
+    assert samples_to_target(evaluations, target) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (42.4, "42 s"), (99, "99 s"), (600, "10.0 min"), (5999, "100.0 min"), (9000, "2.5 h")],
+)
+def test_durations_as_people_say_them(seconds: float, said: str) -> None:
+    assert progress._duration(seconds) == said
+
+
+def test_in_a_pipe_every_report_is_one_plain_line(
+    config: Config, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = Display(config)
+    display.message("reference on 8 ranks [not markup]")
+    display.trained(16, 11.8)
+    display.evaluated(12_288, 3.5)
+    display.evaluated(24_576, 3.34)
+    display.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\x1b" not in err
+    assert "\r" not in err
+    lines = err.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "reference on 8 ranks [not markup]"
+    assert lines[2:] == [
+        "evaluation at 12,288 samples: loss 3.5000 (target 3.34)",
+        "evaluation at 24,576 samples: loss 3.3400 (target reached)",
+    ]
+
+
+def test_on_a_terminal_the_line_lives_on_stderr_only(
+    config: Config, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, pipe = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", pipe)
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    display = Display(config)
+    try:
+        display.trained(16, 11.8)
+        display.evaluated(12_288, 3.5)
+        print("a record")  # what the log prints goes to stdout as it is
+    finally:
+        display.close()
+    shown = terminal.getvalue()
+    assert "16 samples | loss 11.8000" in shown or "starting" in shown
+    assert "evaluation at 12,288 samples: loss 3.5000 (target 3.34)" in shown
+    assert "\x1b[" in shown
+    assert pipe.getvalue() == "a record\n"
+    assert "a record" not in shown
+
+
+ON_A_TERMINAL = """
+import sys, time
+from gptoss20b.config import resolve
+from gptoss20b.progress import Display
+display = Display(resolve())
+for step in range(1, 6):
+    print(":::MLLOG record", step, flush=True)
+    display.trained(16 * step, 10.0)
+    time.sleep(0.15)  # the live line is drawn four times a second
+display.evaluated(80, 9.0)
+display.close()
+print("[the last words]", file=sys.stderr)
+"""
+
+
+def on_a_terminal(stdout_too: bool) -> tuple[str, str]:
+    """What the script writes to a terminal, and to a pipe if its stdout is one."""
+    leader, follower = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", *settings()}}
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL],
+        cwd=ROOT,
+        env={**environment, "TERM": "xterm", "COLUMNS": "150"},
+        stdout=follower if stdout_too else subprocess.PIPE,
+        stderr=follower,
+        text=True,
+    )
+    os.close(follower)
+    seen = b""
+    try:
+        while part := os.read(leader, 65_536):
+            seen += part
+    except OSError:
+        pass  # how Linux says that the other side of a terminal is closed
+    finally:
+        os.close(leader)
+    piped = process.stdout.read() if process.stdout is not None else ""
+    assert process.wait(30) == 0
+    return seen.decode(), piped
+
+
+def test_a_real_terminal_with_stdout_in_a_pipe() -> None:
+    seen, piped = on_a_terminal(stdout_too=False)
+    assert piped == "".join(f":::MLLOG record {step}\n" for step in range(1, 6))
+    assert ":::MLLOG" not in seen
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+    assert re.search(r"(16|32|48|64|80) samples \| loss 10\.0000", plain)
+    assert "\x1b[2K" in seen  # the line is drawn over itself
+    last = seen.rsplit("evaluation at 80 samples: loss 9.0000 (target 3.34)", 1)[1]
+    assert "\x1b[2K" in last  # and removed at the end
+    assert last.endswith("[the last words]\r\n")
+
+
+def test_a_real_terminal_shows_records_above_the_live_line() -> None:
+    seen, _ = on_a_terminal(stdout_too=True)
+    assert "\x1b[2K" in seen
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+    positions = [plain.index(f":::MLLOG record {step}") for step in range(1, 6)]
+    assert positions == sorted(positions)
+    # A record starts its own line instead of continuing the live one.
+    assert all(plain[position - 1] in "\r\n" for position in positions[1:])
+
+
+def test_silence() -> None:
+    display: Progress = Silent()
+    display.trained(16, 11.8)
+    display.evaluated(16, 11.8)
+    display.message("anything")
+    display.close()
+
+
+def test_a_message_is_shown_as_it_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    display = Display(config)
+    display.message("log: results/[red]/result_0.txt")
+    display.close()
+    assert "log: results/[red]/result_0.txt" in terminal.getvalue()
+
+
+def test_closing_twice_is_harmless(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    display = Display(config)
+    display.close()
+    display.close()

@@ -209,7 +209,7 @@ from gptoss20b.config import resolve
 from gptoss20b.progress import Display
 display = Display(resolve())
 for step in range(1, 6):
-    print(":::MLLOG record", step, flush=True)
+    display.echo(f":::MLLOG record {step}")
     display.trained(16 * step, 10.0)
     time.sleep(0.15)  # the live line is drawn four times a second
 display.evaluated(80, 9.0)

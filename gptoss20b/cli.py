@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import sys
 import warnings
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import Config, ConfigError, fixed_by_rules, resolve, settings
-from .config.environment import read_launch, read_settings
+from .config.environment import read_settings, speaks_for_all
 from .stopping import ExitCode
 
 app = typer.Typer(
@@ -137,13 +138,15 @@ def _silence_dependencies() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    if read_launch().rank == 0:  # under a launcher every rank finds the same
+    if speaks_for_all():
         print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(ExitCode.BAD_CONFIGURATION)
 
 
 def print_config(config: Config) -> None:
     """The resolved configuration on stdout: what differs from the closed division's rules first, then everything."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold what the terminal cannot show
     differing = fixed_by_rules(config)
     print(f"differs from the closed division's fixed values: {len(differing) or 'nothing'}")
     for _, variable, got, required in differing:

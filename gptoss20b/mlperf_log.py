@@ -50,8 +50,9 @@ class _Lines(logging.Handler):
         self._error: OSError | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._error is not None and record.levelno > logging.INFO:
-            raise self._error  # mllog takes it for a failure to encode the record, and would log that
+        if record.levelno > logging.INFO:
+            # mllog turns whatever went wrong, here or in encoding the value, into a line of the log.
+            raise self._error or ValueError(record.getMessage().strip())
         line, errors = self.format(record), []
         for write in self._writers:
             try:

@@ -14,11 +14,7 @@ from torch._C._distributed_c10d import HashStore
 
 from . import megatron_cpu
 from .config import Config
-from .config.environment import read_launch
-
-
-class LaunchError(RuntimeError):
-    """The launcher's idea of the run differs from the configuration's."""
+from .config.environment import LaunchError, read_launch
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class Display:
             self._live = None
 
     def _show(self) -> None:
-        if not self._console.is_terminal:
+        # Not what rich takes for a terminal: FORCE_COLOR makes it one of a pipe, and a dumb one cannot redraw a line.
+        if not sys.stderr.isatty() or self._console.is_dumb_terminal:
             print(self.line(), file=sys.stderr, flush=True)
             return
         if self._live is None:

@@ -18,27 +18,24 @@ _PACKAGES = ("torch", "megatron-core", "transformer-engine", "mlperf-logging", "
 
 
 def result_directory(config: Config) -> Path:
-    """The folder of this run's result, created; a new one under results/ unless LOGDIR names it.
-
-    `results/latest` is pointed at a new result under results/.
-    """
+    """The folder of this run's result, created; a new one under results/ unless LOGDIR names it."""
     directory = config.logging.directory
     if directory is None:
         stamp = time.strftime("%Y%m%d_%H%M%S")
         directory = Path("results") / f"{config.submission.system}_{stamp}_{os.getpid()}"
     directory.mkdir(parents=True, exist_ok=True)
-    place = directory.resolve()
-    if place.parent.name == "results":
-        _point(place.parent / "latest", place.name)
     return directory
 
 
-def _point(link: Path, target: str) -> None:
-    """Make ``link`` a symbolic link to ``target`` in one step: a reader never finds it missing."""
-    temporary = link.with_name(f".latest-{os.getpid()}")
+def point_latest(directory: Path) -> None:
+    """Point `results/latest` at a result under results/, in one step: a reader never finds it missing."""
+    place = directory.resolve()
+    if place.parent.name != "results":
+        return
+    temporary = place.with_name(f".latest-{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
+    temporary.symlink_to(place.name)
+    temporary.replace(place.parent / "latest")
 
 
 def make_record(config: Config) -> dict[str, Any]:

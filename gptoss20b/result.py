@@ -59,7 +59,7 @@ def read_result(path: Path) -> Result:
             events[event["key"]] = event
             samples = event["metadata"].get("samples_count", samples)
     start, stop, evaluation = (events.get(key) for key in ("run_start", "run_stop", "eval_accuracy"))
-    loss = evaluation["value"] if evaluation else None
+    loss = evaluation.get("value") if evaluation else None
     if stop is None:
         reason = "no run_stop: the process that writes the log was killed, or is still running"
         return Result("unfinished", None, samples, loss, reason, log)

@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 
 from .config import Config
+from .config.environment import LaunchError
 from .data.indexed import DataError
 from .feed import Feed, Share, open_feed
 from .mlperf_log import RunLog
 from .model.build import BackendError, choose_backend
-from .process_groups import LaunchError, Rank, joined, read_rank
+from .process_groups import Rank, joined, read_rank
 from .progress import Display, Progress, Silent
-from .record import make_record, result_directory, write_record
+from .record import make_record, point_latest, result_directory, write_record
 from .result import read_result
 from .stopping import ExitCode, NonFiniteLossError, on_signal, received, target_not_reached
 from .training import Trainer
@@ -52,6 +53,8 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
         directory = result_directory(config) if rank.is_first else None
         display = Display(config) if rank.is_first else None
         log = RunLog(directory / "result_0.txt", display.echo) if directory and display else RunLog(None)
+        if directory:
+            point_latest(directory)
     except FileExistsError as error:
         return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
     except OSError as error:

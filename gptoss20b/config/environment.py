@@ -86,12 +86,34 @@ class Launch:
     alone: bool
 
 
+class LaunchError(RuntimeError):
+    """The launcher's idea of the run makes no sense, or differs from the configuration's."""
+
+
 def read_launch() -> Launch:
-    """This process's place, from RANK, LOCAL_RANK, WORLD_SIZE and MASTER_ADDR."""
-    rank = int(os.environ.get("RANK", "0"))
+    """This process's place, from RANK, LOCAL_RANK, WORLD_SIZE and MASTER_ADDR.
+
+    Raises:
+        LaunchError: one of them is not a number.
+    """
     return Launch(
-        rank=rank,
-        local_rank=int(os.environ.get("LOCAL_RANK", rank)),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        rank=_number("RANK", 0),
+        local_rank=_number("LOCAL_RANK", _number("RANK", 0)),
+        world_size=_number("WORLD_SIZE", 1),
         alone="MASTER_ADDR" not in os.environ,
     )
+
+
+def speaks_for_all() -> bool:
+    """Whether this process is the one of its run that should say what all of them find."""
+    return "MASTER_ADDR" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise LaunchError(
+            f"{variable}: got '{text}', expected a whole number from 0. It is the launcher's: start the run with "
+            "run_and_time.sh or torchrun, or unset it."
+        )
+    return int(text)

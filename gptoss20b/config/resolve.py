@@ -46,7 +46,8 @@ def resolve(options: Mapping[str, str | None] | None = None) -> Config:
         well_typed = {name: value for name, value in given.items() if name not in {p.variables[0] for p in found}}
         config = Config.model_validate(_tree(variant, well_typed))
     wrong = {problem.variables[0] for problem in found}
-    found += [problem for problem in problems(config) if not wrong.intersection(problem.variables)]
+    if "MODEL_VARIANT" not in wrong:  # without the model, what follows from it cannot be told
+        found += [problem for problem in problems(config) if not wrong.intersection(problem.variables)]
     if found:
         raise ConfigError(found)
     return config

@@ -47,6 +47,7 @@ def quick(data: Path) -> dict[str, str]:
         "GLOBAL_BATCH_SIZE": "4",
         "EVAL_INTERVAL_SAMPLES": "10",
         "WARMUP_STEPS": "2",
+        "LEARNING_RATE": "1e-2",
         "MAX_STEPS": "9",
         "TARGET_LOSS": "0.5",
         "SEED": "11",

@@ -898,3 +898,54 @@ def test_info_takes_the_variant_from_the_environment_too() -> None:
         check=False,
     )
     assert done.returncode == 7, done.stderr
+
+
+# --- the launcher's variables
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
+def test_a_launcher_s_variable_that_is_no_number_is_one_clear_line(variable: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gptoss20b", "train", "--dgxngpu", "1", "--expert-parallel", "1"],
+        cwd=ROOT,
+        env={**os.environ, variable: "abc"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"{variable}: got 'abc', expected a whole number" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("address", "speaks"), [(None, True), ("127.0.0.1", False)])
+def test_only_the_first_rank_of_a_launcher_speaks(address: str | None, speaks: bool) -> None:
+    environment = {**os.environ, "RANK": "1"} | ({"MASTER_ADDR": address} if address else {})
+    done = subprocess.run(
+        [sys.executable, "-m", "gptoss20b", "train", "--global-batch-size", "x"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert ("GLOBAL_BATCH_SIZE" in done.stderr) == speaks
+
+
+def test_an_unknown_variant_brings_no_problems_of_another_model() -> None:
+    found = refused(MODEL_VARIANT="tinny", DGXNGPU="2", GLOBAL_BATCH_SIZE="6")
+    assert [problem.variables[0] for problem in found] == ["MODEL_VARIANT"]
+
+
+def test_a_name_that_cannot_be_shown_is_shown_escaped() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gptoss20b", "train", "--dry-run", "--dgxsystem", "n\u0153ud"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "DGXSYSTEM = n\\u0153ud" in done.stdout

@@ -555,3 +555,10 @@ def test_a_run_that_missed_the_target_fails_the_checker(
 ) -> None:
     spoil(log)
     assert not checker_accepts(tmp_path / "result_0.txt", "6.1.0")
+
+
+def test_a_value_that_cannot_be_encoded_is_an_error_and_no_line(log: RunLog, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Failed to encode"):
+        log.train_loss(16, object(), 0.0)  # type: ignore[arg-type]
+    assert log.path is not None
+    assert log.path.read_text() == ""

@@ -18,6 +18,9 @@ from gptoss20b.progress import Display, Progress, Silent, samples_to_target
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# What makes rich take a pipe for a terminal, or a terminal for a pipe.
+FOR_RICH = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+
 
 class Clock:
     """A clock that only moves when told to."""
@@ -41,6 +44,8 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Config:
     for name in settings():
         for prefix in ("", "MLPERF_", "MLLOG_"):
             monkeypatch.delenv(prefix + name, raising=False)
+    for name in FOR_RICH:
+        monkeypatch.delenv(name, raising=False)
     return resolve()  # GBS 16: an evaluation every 12,288 samples; 8,192 tokens a sample; target 3.34
 
 
@@ -184,8 +189,6 @@ def test_on_a_terminal_the_line_lives_on_stderr_only(
     terminal, pipe = Terminal(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "stdout", pipe)
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "150")
     display = Display(config)
@@ -209,7 +212,7 @@ from gptoss20b.config import resolve
 from gptoss20b.progress import Display
 display = Display(resolve())
 for step in range(1, 6):
-    display.echo(f":::MLLOG record {step}")
+    display.echo(f":::MLLOG record {step} " + 200 * "x")  # wider than the terminal
     display.trained(16 * step, 10.0)
     time.sleep(0.15)  # the live line is drawn four times a second
 display.evaluated(80, 9.0)
@@ -221,7 +224,7 @@ print("[the last words]", file=sys.stderr)
 def on_a_terminal(stdout_too: bool) -> tuple[str, str]:
     """What the script writes to a terminal, and to a pipe if its stdout is one."""
     leader, follower = pty.openpty()
-    environment = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", *settings()}}
+    environment = {name: value for name, value in os.environ.items() if name not in {*FOR_RICH, *settings()}}
     process = subprocess.Popen(
         [sys.executable, "-c", ON_A_TERMINAL],
         cwd=ROOT,
@@ -246,7 +249,7 @@ def on_a_terminal(stdout_too: bool) -> tuple[str, str]:
 
 def test_a_real_terminal_with_stdout_in_a_pipe() -> None:
     seen, piped = on_a_terminal(stdout_too=False)
-    assert piped == "".join(f":::MLLOG record {step}\n" for step in range(1, 6))
+    assert piped == "".join(f":::MLLOG record {step} {200 * 'x'}\n" for step in range(1, 6))
     assert ":::MLLOG" not in seen
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     assert re.search(r"(16|32|48|64|80) samples \| loss 10\.0000", plain)
@@ -259,7 +262,7 @@ def test_a_real_terminal_shows_records_above_the_live_line() -> None:
     seen, _ = on_a_terminal(stdout_too=True)
     assert "\x1b[2K" in seen
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
-    positions = [plain.index(f":::MLLOG record {step}") for step in range(1, 6)]
+    positions = [plain.index(f":::MLLOG record {step} {200 * 'x'}\r\n") for step in range(1, 6)]
     assert positions == sorted(positions)
     # A record starts its own line instead of continuing the live one.
     assert all(plain[position - 1] in "\r\n" for position in positions[1:])
@@ -291,3 +294,13 @@ def test_closing_twice_is_harmless(config: Config, monkeypatch: pytest.MonkeyPat
     display.trained(16, 11.8)
     display.close()
     display.close()
+
+
+def test_a_pipe_stays_a_pipe_whatever_force_color_says(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    display = Display(config)
+    display.trained(16, 11.8)
+    display.close()
+    assert capsys.readouterr().err == "16 samples | loss 11.8000\n"

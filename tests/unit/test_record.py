@@ -14,7 +14,7 @@ import pytest
 
 from gptoss20b import record
 from gptoss20b.config import Config, resolve, settings
-from gptoss20b.record import git_commit, make_record, result_directory, versions, write_record
+from gptoss20b.record import git_commit, make_record, point_latest, result_directory, versions, write_record
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +49,15 @@ def git(root: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
+def placed(options: dict[str, str]) -> Path:
+    """A result's folder, and the link to it, as a run makes them."""
+    directory = result_directory(resolve(options))
+    point_latest(directory)
+    return directory
+
+
 def test_the_default_is_a_new_folder_under_results(tmp_path: Path) -> None:
-    directory = result_directory(resolve({"DGXSYSTEM": "box"}))
+    directory = placed({"DGXSYSTEM": "box"})
     assert re.fullmatch(rf"results/box_\d{{8}}_\d{{6}}_{os.getpid()}", str(directory))
     assert directory.is_dir()
     assert (tmp_path / "results/latest").resolve() == directory.resolve()
@@ -58,20 +65,20 @@ def test_the_default_is_a_new_folder_under_results(tmp_path: Path) -> None:
 
 def test_latest_is_a_relative_link_to_the_newest(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
-        assert result_directory(resolve({"LOGDIR": f"results/{name}"})) == Path(f"results/{name}")
+        assert placed({"LOGDIR": f"results/{name}"}) == Path(f"results/{name}")
         assert (tmp_path / "results/latest").readlink() == Path(name)  # still right when the folder moves
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["latest", "one", "three", "two"]
 
 
 def test_latest_itself_may_be_named(tmp_path: Path) -> None:
-    result_directory(resolve({"LOGDIR": "results/one"}))
-    assert result_directory(resolve({"LOGDIR": "results/latest"})).resolve() == (tmp_path / "results/one").resolve()
+    placed({"LOGDIR": "results/one"})
+    assert placed({"LOGDIR": "results/latest"}).resolve() == (tmp_path / "results/one").resolve()
     assert (tmp_path / "results/latest").readlink() == Path("one")
 
 
 def test_a_folder_elsewhere_gets_no_link(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "er" / "log"
-    assert result_directory(resolve({"LOGDIR": str(directory)})) == directory
+    assert placed({"LOGDIR": str(directory)}) == directory
     assert directory.is_dir()
     assert [path.name for path in directory.parent.iterdir()] == ["log"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gptoss20b.config import resolve
+from gptoss20b.config import resolve, settings
 from gptoss20b.mlperf_log import RunLog
 from gptoss20b.result import Result, read_result
 from gptoss20b.stopping import ExitCode, exit_code_of, target_not_reached
@@ -132,7 +132,9 @@ def test_no_log_is_an_error(tmp_path: Path) -> None:
             read_result(path)
 
 
-def test_it_reads_what_the_log_writes(tmp_path: Path) -> None:
+def test_it_reads_what_the_log_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in settings():
+        monkeypatch.delenv(name, raising=False)
     log = RunLog(tmp_path / "result_0.txt")
     log.init_start(resolve({"SUBMISSION_DIVISION": "open"}))
     log.run_start()

@@ -42,6 +42,7 @@ def start(body: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

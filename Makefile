@@ -9,7 +9,7 @@ SCRIPTS := $(wildcard *.sh) .ci/run
 
 run: .venv/run-ready
 	$(BIN)/python -m data_scripts.make_sample_data data/sample
-	source config_CPU_1x2.sh && ./run_and_time.sh
+	source config_CPU_1x2.sh && PYTHON=$(BIN)/python ./run_and_time.sh
 
 test: .venv/test-ready
 	$(BIN)/ruff format --check .

@@ -12,3 +12,6 @@ export MODEL_VARIANT=tiny
 export EXPERT_PARALLEL=2
 export CLEAR_CACHES=0
 export OMP_NUM_THREADS=1
+# Two ranks on the CPU, also where there are GPUs.
+export CUDA_VISIBLE_DEVICES=-1
+export HIP_VISIBLE_DEVICES=-1

@@ -89,6 +89,8 @@ outcome=0
 report=$("$PYTHON" -m gptoss20b result "$LOGDIR") || outcome=$?
 # The launcher knows only 0 and 1; the log knows how the run ended. A failure the log did not see stays a failure.
 ((outcome != 0 || status == 0)) || outcome=1
+# A rank that lost a peer is ended by the launcher's signal: that is a failure, unless this script was told to end.
+[[ "$outcome" != 143 ]] || outcome=1
 ((terminated == 0)) || outcome=$terminated
 
 if [[ "$outcome" == 0 && "$CHECK_COMPLIANCE" == 1 ]]; then

@@ -28,6 +28,8 @@ TINY = {
     "EXPERT_PARALLEL": "2",
     "DATADIR": str(ROOT / "data" / "sample"),
     "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HIP_VISIBLE_DEVICES": "-1",
 }
 
 
@@ -40,7 +42,9 @@ def main(
     begun = [time_to_run_start() for _ in range(starts)]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "steps.json"
-        launch(["-m", "benchmarks.cpu_run", "--rank-of", str(output), str(steps)])
+        done = launch(["-m", "benchmarks.cpu_run", "--rank-of", str(output), str(steps)])
+        if done.returncode != 0:
+            raise RuntimeError(f"the steps could not be timed:\n{done.stderr}")
         seconds: dict[str, Any] = json.loads(output.read_text())
     ours, peer = statistics.median(seconds["torch"]), statistics.median(seconds["megatron_local"])
     figures = {
@@ -66,14 +70,15 @@ def versions() -> dict[str, str | None]:
     return {name: all_versions()[name] for name in ("python", "torch", "megatron-core")}
 
 
-def launch(command: list[str], **variables: str) -> None:
+def launch(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """Two ranks under torchrun, as run_and_time.sh starts them."""
-    subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command],
         env=os.environ | TINY | variables,
         cwd=ROOT,
         check=False,
         capture_output=True,
+        text=True,
     )
 
 
@@ -81,11 +86,14 @@ def time_to_run_start() -> float:
     """Seconds from starting the launcher to the log's run_start, in a run of the real configuration."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.time()
-        # The shortest whole run: one step after the start is all that is waited for.
-        launch(["-m", "gptoss20b", "train"], LOGDIR=folder, MAX_STEPS="1", WARMUP_STEPS="0")
-        lines = (Path(folder) / "result_0.txt").read_text().splitlines()
-    events = [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
-    return float(next(event["time_ms"] for event in events if event["key"] == "run_start")) / 1000 - started
+        # The shortest whole run; it misses its target, so its status says nothing.
+        done = launch(["-m", "gptoss20b", "train"], LOGDIR=folder, MAX_STEPS="1", WARMUP_STEPS="0")
+        log = Path(folder) / "result_0.txt"
+        for line in log.read_text().splitlines() if log.exists() else []:
+            event = json.loads(line.removeprefix(":::MLLOG "))
+            if event["key"] == "run_start":
+                return float(event["time_ms"]) / 1000 - started
+    raise RuntimeError(f"the run did not start:\n{done.stderr}")
 
 
 def time_steps(output: Path, steps: int) -> None:

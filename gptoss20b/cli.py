@@ -17,7 +17,7 @@ from rich.table import Table
 
 from .config import Config, ConfigError, fixed_by_rules, resolve, settings
 from .config.environment import read_settings, speaks_for_all
-from .stopping import ExitCode
+from .stopping import ExitCode, leave
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +74,10 @@ def train(
     _silence_dependencies()
     from .train import run
 
-    raise typer.Exit(run(config))
+    code = run(config)
+    if code is ExitCode.FAILED:
+        leave(code)  # communicators whose peers are gone may not let the interpreter shut down
+    raise typer.Exit(code)
 
 
 @app.command()

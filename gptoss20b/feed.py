@@ -127,7 +127,8 @@ def open_feed(clock: RunClock, config: Config, share: Share, device: torch.devic
     Raises:
         DataError: a file is missing, damaged or too small.
     """
-    assert isinstance(clock, RunClock), "the data may be opened only after run_start"
+    if not isinstance(clock, RunClock):
+        raise TypeError("the data may be opened only after run_start, whose clock this takes")
 
     def windows(prefix: str) -> Windows:
         tokens = TokenFile.open(config.data.directory / prefix)

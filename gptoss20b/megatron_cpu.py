@@ -114,9 +114,6 @@ def enable() -> None:
     # The tracker's own get and set reach into torch.cuda.default_generators, which is empty here.
     vars(megatron_random)["_get_cuda_rng_state"] = lambda *_, **__: torch.get_rng_state()
     vars(megatron_random)["_set_cuda_rng_state"] = lambda state, *_, **__: torch.set_rng_state(state)
-    # 0.16.1 reads this name without having imported it when Transformer Engine is absent.
-    if not hasattr(moe_utils, "te_general_gemm"):
-        vars(moe_utils)["te_general_gemm"] = None
 
     # The all-to-all takes its split sizes as NumPy arrays; Megatron converts only tensors that live on a GPU.
     def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +64,7 @@ def joined(config: Config, rank: Rank) -> Iterator[None]:
     dist.init_process_group(backend, timeout=timeout, rank=rank.number, world_size=rank.world_size, store=store)
     create_groups(config)
     yield
+    dist.barrier()  # a rank that leaves early looks to the launcher like one that failed
     # Not after an error: taking communicators down waits for peers that may be gone, and the process ends anyway.
     from megatron.core import parallel_state
 
@@ -83,7 +83,7 @@ def create_groups(config: Config) -> None:
         context_parallel_size=config.parallel.context,
         expert_model_parallel_size=config.parallel.expert,
         expert_tensor_parallel_size=1,
-        distributed_timeout_minutes=max(1, math.ceil(config.execution.timeout_seconds / 60)),
+        distributed_timeout_minutes=config.execution.timeout_seconds / 60,
     )
     # Dropout is 0 and weights are drawn by name, so nothing in the run depends on this stream; Megatron wants it.
     model_parallel_cuda_manual_seed(config.seed or 0)

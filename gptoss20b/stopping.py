@@ -7,6 +7,7 @@ thread that reads it can log the end and leave.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class ExitCode(enum.IntEnum):
@@ -105,8 +107,14 @@ def _leave(received: signal.Signals, last_words: Callable[[str], None]) -> None:
     escape.start()
     try:
         last_words(received.name)
+    finally:
+        # The main thread may be stuck in a collective for good.
+        leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process at once: no interpreter shutdown, no destructors."""
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:
-        # The main thread may be stuck in a collective for good: no interpreter shutdown, no destructors.
-        os._exit(status)
+    os._exit(status)

@@ -19,7 +19,7 @@ from .config.environment import LaunchError
 from .data.indexed import DataError
 from .feed import Feed, Share, open_feed
 from .mlperf_log import RunLog
-from .model.build import BackendError, choose_backend
+from .model.build import Backend, BackendError, choose_backend
 from .process_groups import Rank, joined, read_rank
 from .progress import Display, Progress, Silent
 from .record import make_record, point_latest, result_directory, write_record
@@ -29,7 +29,7 @@ from .training import Trainer
 from .warmup import warm_up
 
 # Errors whose message is all that a person needs.
-_EXPLAINED = (BackendError, DataError, NonFiniteLossError)
+_EXPLAINED = (DataError, NonFiniteLossError)
 
 StepHook = Callable[[int, Trainer], None]
 """Called before each step with its 1-based number; tests use it to inject faults."""
@@ -43,6 +43,7 @@ class Run:
     rank: Rank
     log: RunLog
     progress: Progress
+    backend: Backend
     directory: Path | None = None
 
 
@@ -50,6 +51,7 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
     """One rank's whole run. Errors end in the log and in the exit code, never only in a traceback."""
     try:
         rank = read_rank(config)
+        backend = choose_backend(config)
         directory = result_directory(config) if rank.is_first else None
         display = Display(config) if rank.is_first else None
         log = RunLog(directory / "result_0.txt", display.echo) if directory and display else RunLog(None)
@@ -59,10 +61,10 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
         return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
     except OSError as error:
         return _refuse(f"LOGDIR: {error}. Name a folder that can be written.")
-    except LaunchError as error:
+    except (LaunchError, BackendError) as error:
         return _refuse(str(error))
 
-    state = Run(config, rank, log, display or Silent(), directory)
+    state = Run(config, rank, log, display or Silent(), backend, directory)
     with on_signal(lambda name: _abort(state, received(name))):
         try:
             log.init_start(config)
@@ -72,7 +74,7 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
             if not isinstance(error, _EXPLAINED):
                 traceback.print_exc()
             _abort(state, f"{type(error).__name__}: {error}".splitlines()[0])
-            return ExitCode.BAD_CONFIGURATION if isinstance(error, BackendError) else ExitCode.FAILED
+            return ExitCode.FAILED
         finally:
             state.progress.close()
             log.close()
@@ -100,13 +102,12 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     config, rank, log = state.config, state.rank, state.log
     seed = _agree_on_seed(config)
     log.describe(config, seed)
-    backend = choose_backend(config)
-    trainer = Trainer(config, backend, rank.device, seed)
+    trainer = Trainer(config, state.backend, rank.device, seed)
     warm_up(trainer, config.execution.warmup_passes)
-    record = make_record(config) | {"seed": seed, "backend": backend, **trainer.parameter_counts()}
+    record = make_record(config) | {"seed": seed, "backend": state.backend, **trainer.parameter_counts()}
     if state.directory is not None:
         write_record(state.directory, record)
-    state.progress.message(_opening_line(state, seed, backend))
+    state.progress.message(_opening_line(state, seed))
 
     dist.barrier()
     clock = log.run_start()
@@ -179,12 +180,12 @@ def _share(config: Config) -> Share:
     return Share(parallel_state.get_data_parallel_rank(), config.parallel.data, config.execution.micro_batch_size)
 
 
-def _opening_line(state: Run, seed: int, backend: str) -> str:
+def _opening_line(state: Run, seed: int) -> str:
     config = state.config
     return (
         f"{config.model.variant} on {config.parallel.world_size} ranks ({state.rank.device.type}, EP "
-        f"{config.parallel.expert}, {backend}, {config.execution.precision}), GBS {config.tuning.global_batch_size}, "
-        f"seed {seed}, torch {torch.__version__}; log: {state.log.path}"
+        f"{config.parallel.expert}, {state.backend}, {config.execution.precision}), "
+        f"GBS {config.tuning.global_batch_size}, seed {seed}, torch {torch.__version__}; log: {state.log.path}"
     )
 
 

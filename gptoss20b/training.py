@@ -22,7 +22,6 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
-from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
 from .config import Config
@@ -79,6 +78,8 @@ class Trainer:
         self.config, self.device = config, device
         on_gpu = device.type == "cuda"
         gpt = build_model(config, backend, on_gpu)
+        # Megatron-Core leaves norms and routers where torch makes new tensors by default.
+        gpt.to(device)
         initialise(gpt, config, seed)
         self.transformer_config = gpt.config
         module = Float16Module(gpt.config, gpt) if config.execution.precision == "bf16" else gpt
@@ -159,11 +160,22 @@ class Trainer:
         part = {"tokens": batch.tokens, "labels": batch.labels, "loss_mask": batch.loss_mask}
         part["positions"] = self._positions.expand_as(batch.tokens)
         if self.config.parallel.context > 1:
-            part = get_batch_on_this_cp_rank(part)
+            rank = parallel_state.get_context_parallel_rank()
+            part = {name: zigzag(x, rank, self.config.parallel.context) for name, x in part.items()}
         out = model(
             input_ids=part["tokens"], position_ids=part["positions"], attention_mask=None, labels=part["labels"]
         )
         return out, partial(_sum_loss, loss_mask=part["loss_mask"])
+
+
+def zigzag(sequences: Tensor, rank: int, ranks: int) -> Tensor:
+    """What a context-parallel rank holds of sequences [b, S]: of 2 x ranks chunks, number rank from either end.
+
+    Causal attention costs more the later the query; an early and a late chunk on each rank balance it. Transformer
+    Engine expects this cut, and Megatron-Core cuts the rotary embedding in the same way.
+    """
+    chunks = sequences.chunk(2 * ranks, dim=1)
+    return torch.cat([chunks[rank], chunks[2 * ranks - 1 - rank]], dim=1)
 
 
 def _sum_loss(losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

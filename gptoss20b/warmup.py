@@ -1,6 +1,6 @@
 """Steps on synthetic tokens before the clock: kernels compiled, communicators connected, allocator filled.
 
-Afterwards weights, optimizer, schedule and random states are bit for bit what they were.
+Afterwards weights, optimizer, schedule and torch's random states are bit for bit what they were.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def warm_up(trainer: Trainer, passes: int) -> None:
 
 @contextmanager
 def restored(trainer: Trainer) -> Iterator[None]:
-    """Put the trainer back into its present state at the end. Weights wait in host memory."""
+    """Put a trainer that has made no step yet back into its present state at the end. Weights wait in host memory."""
     weights = [parameter.detach().to("cpu", copy=True) for parameter in trainer.model.parameters()]
     optimizers = [part.optimizer for part in _parts(trainer.optimizer) if part.optimizer is not None]
-    states = [copy.deepcopy(_own_state(optimizer)) for optimizer in optimizers]
+    assert not any(optimizer.state for optimizer in optimizers), "the warm-up comes before the first step"
     settings = [_settings(optimizer) for optimizer in optimizers]
     steps_done = trainer.scheduler.num_steps
     random = torch.get_rng_state(), torch.cuda.get_rng_state()
@@ -42,7 +42,7 @@ def restored(trainer: Trainer) -> Iterator[None]:
             parameter.copy_(saved)
     trainer.model.zero_grad_buffer()
     trainer.optimizer.reload_model_params()
-    for optimizer, state, groups in zip(optimizers, states, settings, strict=True):
+    for optimizer, groups in zip(optimizers, settings, strict=True):
         optimizer.state.clear()
         for group, values in zip(optimizer.param_groups, groups, strict=True):
             for name in set(group) - set(values) - {"params"}:
@@ -50,8 +50,6 @@ def restored(trainer: Trainer) -> Iterator[None]:
             group.update(values)
             for parameter in group["params"]:
                 parameter.grad = None
-                if id(parameter) in state:
-                    optimizer.state[parameter] = state[id(parameter)]
     # load_state_dict would add to the count instead of setting it.
     trainer.scheduler.num_steps = steps_done
     trainer.scheduler.step(0)
@@ -61,10 +59,6 @@ def restored(trainer: Trainer) -> Iterator[None]:
 
 def _parts(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
-
-
-def _own_state(optimizer: Any) -> dict[int, Any]:
-    return {id(parameter): state for parameter, state in optimizer.state.items()}
 
 
 def _settings(optimizer: Any) -> list[dict[str, Any]]:

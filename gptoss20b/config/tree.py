@@ -136,7 +136,9 @@ class Execution(Node):
         "BACKEND", "layer implementation; auto takes Transformer Engine where it is installed", "auto"
     )
     warmup_passes: int = setting("WARMUP_PASSES", "synthetic steps before the clock starts", 2, ge=0)
-    timeout_seconds: int = setting("COLLECTIVE_TIMEOUT", "seconds after which a stuck collective fails", 600, ge=5)
+    timeout_seconds: int = setting(
+        "COLLECTIVE_TIMEOUT", "seconds after which a stuck collective ends the run", 45, ge=5
+    )
     cpu_threads: int = setting("CPU_THREADS", "threads of one rank on a machine without a GPU", 1, ge=1)
 
 

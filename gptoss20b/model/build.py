@@ -23,10 +23,12 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ..config import Config, Model
 from ..config.checks import torch_limits
+from ..config.tree import Parallel
 from .attention import TorchCoreAttention
 from .experts import CLAMP, GroupedExperts
 
@@ -53,6 +55,11 @@ def choose_backend(config: Config) -> Backend:
     backend: Backend = "transformer_engine" if wanted != "torch" and present else "torch"
     if backend == "torch" and (limits := list(torch_limits(config))):
         raise BackendError("; ".join(map(str, limits)))
+    if backend == "torch" and torch.cuda.is_available() and config.execution.precision == "fp32":
+        raise BackendError(
+            "PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16, or "
+            "BACKEND=transformer_engine where that is installed."
+        )
     return backend
 
 
@@ -63,7 +70,7 @@ def params_dtype(config: Config) -> torch.dtype:
 
 def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
     """Megatron-Core's view of the configuration. Initialisation is left to `initialise`."""
-    model, parallel = config.model, config.parallel
+    model = config.model
     options: dict[str, Any] = {
         "num_layers": model.layers,
         "hidden_size": model.hidden_size,
@@ -98,13 +105,6 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         "params_dtype": params_dtype(config),
         "bf16": config.execution.precision == "bf16",
         "pipeline_dtype": params_dtype(config),
-        "tensor_model_parallel_size": parallel.tensor,
-        "pipeline_model_parallel_size": parallel.pipeline,
-        "context_parallel_size": parallel.context,
-        "expert_model_parallel_size": parallel.expert,
-        # Tensor parallelism splits attention only; every rank of a tensor-parallel group holds whole experts.
-        "expert_tensor_parallel_size": 1,
-        "sequence_parallel": parallel.tensor > 1,
         # The loop divides by the number of counted tokens itself (see `training.finalize_gradients`): DDP must sum.
         "calculate_per_token_loss": True,
         "gradient_accumulation_fusion": False,
@@ -112,6 +112,7 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         "bias_activation_fusion": False,
         "masked_softmax_fusion": False,
         **_activation(model),
+        **_layout(config.parallel),
     }
     known = {field.name for field in dataclasses.fields(TransformerConfig)}
     transformer = TransformerConfig(**{name: value for name, value in options.items() if name in known})
@@ -128,6 +129,18 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         }.items():
             setattr(transformer, name, value)
     return transformer
+
+
+def _layout(parallel: Parallel) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": parallel.tensor,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "context_parallel_size": parallel.context,
+        "expert_model_parallel_size": parallel.expert,
+        # Tensor parallelism splits attention only; every rank of a tensor-parallel group holds whole experts.
+        "expert_tensor_parallel_size": 1,
+        "sequence_parallel": parallel.tensor > 1,
+    }
 
 
 def _activation(model: Model) -> dict[str, Any]:
@@ -158,6 +171,9 @@ def build_model(config: Config, backend: Backend, on_gpu: bool) -> GPTModel:
 
     Under ``torch.device("meta")`` and ``on_gpu=False`` it takes no memory.
     """
+    if not hasattr(moe_utils, "te_general_gemm"):
+        # Without Transformer Engine, 0.16.1 reads this name and never defines it; later versions set it to None.
+        vars(moe_utils)["te_general_gemm"] = None
     return GPTModel(
         config=transformer_config(config, on_gpu),
         transformer_layer_spec=layer_spec(config, backend),

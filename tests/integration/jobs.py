@@ -22,13 +22,17 @@ Variables = dict[str, str]
 
 
 def configure(variables: Variables) -> Config:
-    """The configuration; two keys reach what no variable does.
+    """The configuration; three keys reach what no variable does.
 
-    "like openai" gives the small model all that the released gpt-oss has; "window" sets the window's past keys.
+    "like openai" gives the small model all that the released gpt-oss has; "window" sets the window's past keys and
+    "layers" the number of layers.
     """
     variables = dict(variables)
     like_openai, window = variables.pop("like openai", None), variables.pop("window", None)
+    layers = variables.pop("layers", None)
     config = resolve(variables)
+    if layers:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"layers": int(layers)})})
     if window:
         config = config.model_copy(update={"model": config.model.model_copy(update={"window_past": int(window)})})
     if like_openai:
@@ -208,103 +212,6 @@ def state(trainer: Any) -> dict[str, Any]:
     found["schedule"] = trainer.scheduler.state_dict()
     found["random"] = _digest(torch.get_rng_state())
     return found
-
-
-def initial_statistics(variables: Variables) -> dict[str, Any]:
-    """Mean, deviation and count of every weight, and the loss on uniformly random tokens before any step."""
-    from gptoss20b.feed import synthetic
-
-    with layouts([variables]) as configs:
-        config = next(configs)
-        trainer = make_trainer(config)
-        weights = {
-            name: (float(p.double().mean()), float(p.double().std()) if p.numel() > 1 else 0.0, p.numel())
-            for name, p in trainer.model.module.named_parameters()
-        }
-        return {"weights": weights, "loss": trainer.evaluate(synthetic(config, trainer.device)(4), 4)}
-
-
-def clipped(variables: Variables) -> dict[str, Any]:
-    """Our norm and clipped gradients beside Megatron's own, on the same gradients, with and without clipping."""
-    from gptoss20b.feed import synthetic
-    from gptoss20b.training import clip_gradients
-
-    with layouts([variables]) as configs:
-        config = next(configs)
-        trainer = make_trainer(config)
-        trainer.model.zero_grad_buffer()
-        trainer._run(synthetic(config, trainer.device)(config.accumulation_steps), config.accumulation_steps, False)
-        trainer.optimizer.prepare_grads()
-        parts = trainer.optimizer.chained_optimizers
-        parameters = [p for part in parts for p in part.get_parameters()]
-        original = [p.grad.clone() for p in parameters]
-        outcome = {}
-        for limit in (1e-3, 1e9):
-            for parameter, gradient in zip(parameters, original, strict=True):
-                parameter.grad = gradient.clone()
-            theirs = trainer.optimizer.get_grad_norm()
-            from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-
-            for part in parts:
-                clip_grad_by_total_norm_fp32(part.get_parameters(), max_norm=limit, total_norm=theirs)
-            their_gradients = [p.grad.clone() for p in parameters]
-            for parameter, gradient in zip(parameters, original, strict=True):
-                parameter.grad = gradient.clone()
-            ours = clip_gradients(trainer.optimizer, limit, trainer.device)
-            difference = max(
-                float((p.grad - g).abs().max() / g.abs().max().clamp(min=1e-30))
-                for p, g in zip(parameters, their_gradients, strict=True)
-            )
-            outcome[limit] = {"ours": float(ours), "theirs": theirs, "difference": difference}
-        return outcome
-
-
-def decayed(variables: Variables) -> dict[str, bool]:
-    """Which parameters AdamW decays, by name."""
-    with layouts([variables]) as configs:
-        trainer = make_trainer(next(configs))
-        decayed_by_id = {}
-        for part in trainer.optimizer.chained_optimizers:
-            for group, models in zip(part.optimizer.param_groups, _model_groups(part), strict=True):
-                for parameter in models:
-                    decayed_by_id[id(parameter)] = group["weight_decay"] > 0
-        return {name: decayed_by_id[id(p)] for name, p in trainer.model.named_parameters()}
-
-
-def _model_groups(part: Any) -> list[list[torch.Tensor]]:
-    fp32, fp16 = part.model_fp32_groups, part.model_float16_groups
-    return [[*a, *b] for a, b in zip(fp32, fp16, strict=True)]
-
-
-def host_reads(variables: Variables) -> dict[str, list[str]]:
-    """Where a step reads a value back from the device, after a first one; and where reading its loss does."""
-    import traceback
-
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Reads(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.places: list[str] = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if func is torch.ops.aten._local_scalar_dense.default:
-                frames = [frame.filename for frame in traceback.extract_stack()]
-                # torch's own AdamW counts its steps in tensors of the host, on a GPU too.
-                if not any("torch/optim/" in name for name in frames):
-                    self.places.append(next(name for name in reversed(frames) if "/torch/" not in name))
-            return func(*args, **(kwargs or {}))
-
-    with layouts([variables]) as configs:
-        config = next(configs)
-        trainer, feed = make_trainer(config), make_feed(config)
-        trainer.step(feed.training(0))
-        with Reads() as step:
-            result = trainer.step(feed.training(1))
-        with Reads() as loss:
-            result.loss()
-        feed.close()
-        return {"step": step.places, "loss": loss.places}
 
 
 def opens_data_only_after_run_start(variables: Variables) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Run a function of `jobs` on N gloo ranks, with a free port and a time limit."""
+"""Run a function of `jobs` (or of another module) on N gloo ranks, with a free port and a time limit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+# These tests are about the CPU, also on a machine that has more.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,6 +30,8 @@ def free_port() -> int:
 def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) -> list[Any]:
     """Call ``jobs.<job>(**arguments)`` in ``world`` processes and return what each returned, by rank.
 
+    A job of another module is named with it, e.g. ``numbers_jobs.updates``.
+
     All are killed when one fails or the limit is reached; the failure then holds every rank's last output.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -35,6 +40,7 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "OMP_NUM_THREADS": "1",
+            **NO_GPU,
             "PYTHONWARNINGS": "ignore",  # Megatron's, which would fill the outputs shown on failure
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'integration'}",
         }
@@ -77,7 +83,8 @@ def _wait(processes: list[subprocess.Popen[bytes]], limit_s: float) -> None:
 
 def _main(task: Path, result: Path) -> None:
     job, arguments = pickle.loads(task.read_bytes())
-    value = getattr(importlib.import_module("jobs"), job)(**arguments)
+    module, _, function = job.rpartition(".")
+    value = getattr(importlib.import_module(module or "jobs"), function)(**arguments)
     temporary = result.with_suffix(".tmp")
     temporary.write_bytes(pickle.dumps(value))
     temporary.rename(result)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import ROOT, free_port
+from ranks import NO_GPU, ROOT, free_port
 
 # A rank that runs for longer than any test waits, and does something at step 3.
 RANK = """
@@ -31,6 +31,8 @@ def before_step(step, trainer):
             next(trainer.model.parameters()).fill_(float("nan"))
     if fault == f"kill {os.environ['RANK']}":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == f"stop {os.environ['RANK']}":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if fault == "fill":
         import resource
         limit = os.path.getsize(os.path.join(os.environ["LOGDIR"], "result_0.txt")) + 10
@@ -48,7 +50,7 @@ class Ranks:
 
     def __init__(self, variables: dict[str, str], logdir: Path, fault: str) -> None:
         shared = os.environ | variables | {"LOGDIR": str(logdir), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        shared |= NO_GPU | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-c", RANK, fault],
@@ -131,6 +133,26 @@ def test_a_killed_first_rank_ends_its_peer_and_is_seen_in_the_log(endless: dict[
     assert "unfinished (no run_stop" in found.stdout
 
 
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_others_within_a_minute(endless: dict[str, str], tmp_path: Path) -> None:
+    del endless["COLLECTIVE_TIMEOUT"]  # the default must do it
+    ranks = Ranks(endless, tmp_path, "stop 1")
+    first, hung = ranks.processes
+    try:
+        output = first.communicate(timeout=100)[1]
+    finally:
+        for process in ranks.processes:
+            process.kill()
+            process.wait()
+    assert first.returncode == 1
+    assert "rank 0 aborted: " in output.strip().splitlines()[-1]
+    assert hung.returncode == -signal.SIGKILL
+    records = [json.loads(line.removeprefix(":::MLLOG ")) for line in (tmp_path / "result_0.txt").open()]
+    *_, last_step, stop = (record for record in records if record["key"] in ("train_loss", "run_stop"))
+    assert stop["metadata"]["status"] == "aborted"
+    assert stop["time_ms"] - last_step["time_ms"] < 60_000
+
+
 def test_a_full_disk_stops_the_run_with_a_clear_line(endless: dict[str, str], tmp_path: Path) -> None:
     started = time.monotonic()
     outcomes = Ranks(endless, tmp_path, "fill").wait()
@@ -157,7 +179,7 @@ def test_sigterm_to_the_launcher_ends_the_log_and_every_process(endless: dict[st
     script.write_text(RANK)
     launcher = subprocess.Popen(
         [*command, str(script), "pause"],
-        env=os.environ | endless | {"LOGDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ | endless | NO_GPU | {"LOGDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -18,7 +18,7 @@ def statistics(data: Any) -> dict[str, Any]:
     from conftest import tiny
 
     base = tiny.__wrapped__(data)  # type: ignore[attr-defined]
-    return run_ranks("initial_statistics", 1, variables=base | {"SEQUENCE_LENGTH": "2048"})[0]
+    return run_ranks("numbers_jobs.initial_statistics", 1, variables=base | {"SEQUENCE_LENGTH": "2048"})[0]
 
 
 def test_every_deviation_matches_its_rule_within_sampling_error(statistics: dict[str, Any]) -> None:

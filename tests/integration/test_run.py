@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import ROOT, run_ranks
+from ranks import NO_GPU, ROOT, run_ranks
 
 
 def launch(variables: dict[str, str], logdir: Path, world: int = 2) -> subprocess.CompletedProcess[str]:
     """A run under torchrun."""
-    environment = os.environ | variables | {"DGXNGPU": str(world), "LOGDIR": str(logdir), "OMP_NUM_THREADS": "1"}
+    environment = (
+        os.environ | variables | {"DGXNGPU": str(world), "LOGDIR": str(logdir), "OMP_NUM_THREADS": "1"} | NO_GPU
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
     return subprocess.run(
         [*command, "-m", "gptoss20b", "train"],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss20b.feed import Share, open_feed
+from gptoss20b.training import zigzag
 
 sizes = st.integers(1, 6)
 
@@ -32,5 +34,15 @@ def test_an_evaluation_counts_each_sequence_once_in_equally_many_rounds(samples:
 
 
 def test_the_data_cannot_be_opened_without_a_running_clock() -> None:
-    with pytest.raises(AssertionError, match="run_start"):
+    with pytest.raises(TypeError, match="run_start"):
         open_feed(object(), None, None, None, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_context_parallel_ranks_hold_an_early_and_a_late_chunk_each(ranks: int) -> None:
+    sequences = torch.arange(32).reshape(2, 16)
+    parts = [zigzag(sequences, rank, ranks) for rank in range(ranks)]
+    assert sorted(torch.cat(parts, dim=1)[0].tolist()) == list(range(16))
+    if ranks == 2:
+        assert parts[0][0].tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
+        assert parts[1][1].tolist() == [20, 21, 22, 23, 24, 25, 26, 27]

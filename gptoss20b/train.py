@@ -112,14 +112,12 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     dist.barrier()
     clock = log.run_start()
     feed = open_feed(clock, config, _share(config), rank.device, seed)
-    try:
-        if state.directory is not None:
-            record["eval_tokens_sha256"] = feed.eval_tokens_sha256()
-            log.data_opened(record["eval_tokens_sha256"])
-            write_record(state.directory, record)
-        converged = fit(state, trainer, feed, before_step)
-    finally:
-        feed.close()
+    if state.directory is not None:
+        record["eval_tokens_sha256"] = feed.eval_tokens_sha256()
+        log.data_opened(record["eval_tokens_sha256"])
+        write_record(state.directory, record)
+    converged = fit(state, trainer, feed, before_step)
+    feed.close()  # not after an error: it would wait for a read that storage may never answer
     return converged
 
 

@@ -21,7 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.name for path in ROOT.glob("config_*.sh") if path.name != "config_common.sh")
 SCRIPTS = [*sorted(ROOT.glob("*.sh")), ROOT / ".ci" / "run"]
 # What configurations may export beside settings: for run_and_time.sh, and for the libraries below.
-OTHER_NAMES = {"CLEAR_CACHES", "CHECK_COMPLIANCE", "OMP_NUM_THREADS"}
+OTHER_NAMES = {
+    "CLEAR_CACHES",
+    "CHECK_COMPLIANCE",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+}
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
 
@@ -147,6 +153,15 @@ def test_the_cpu_run_is_an_open_run_of_the_small_model() -> None:
 def test_gpu_nodes_keep_the_user_s_data_folder(name: str) -> None:
     assert load(name, DATADIR="/scratch/c4").get("DATADIR", "/scratch/c4") == "/scratch/c4"
     assert load(name)["DATADIR"] == "/data"
+
+
+def test_the_cpu_configuration_hides_gpus_and_the_others_bring_them_back() -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+    assert hidden.items() <= load("config_CPU_1x2.sh").items()
+    after = load("config_CPU_1x2.sh", "config_B200_1x8.sh")
+    assert not hidden.keys() & after.keys()
+    chosen = load("config_B200_1x8.sh", CUDA_VISIBLE_DEVICES="4,5,6,7")
+    assert "CUDA_VISIBLE_DEVICES" not in chosen, "a choice among GPUs stays as the user made it"
 
 
 @pytest.mark.parametrize("second", CONFIGS)
@@ -514,7 +529,8 @@ def test_make_test_runs_every_check() -> None:
 def test_make_run_is_the_users_two_commands() -> None:
     commands = make("run")
     assert "data_scripts.make_sample_data data/sample" in commands
-    assert "source config_CPU_1x2.sh && ./run_and_time.sh" in commands
+    # With the interpreter that make prepared, whatever PYTHON names the one to prepare it with.
+    assert "source config_CPU_1x2.sh && PYTHON=.venv/bin/python ./run_and_time.sh" in commands
     assert load("config_CPU_1x2.sh")["DATADIR"] == "data/sample"
 
 

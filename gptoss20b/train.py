@@ -185,6 +185,3 @@ def _opening_line(state: Run, seed: int) -> str:
         f"{config.parallel.expert}, {state.backend}, {config.execution.precision}), "
         f"GBS {config.tuning.global_batch_size}, seed {seed}, torch {torch.__version__}; log: {state.log.path}"
     )
-
-
-__all__ = ["ExitCode", "Run", "fit", "run"]

@@ -81,7 +81,6 @@ class Trainer:
         # Megatron-Core leaves norms and routers where torch makes new tensors by default.
         gpt.to(device)
         initialise(gpt, config, seed)
-        self.transformer_config = gpt.config
         module = Float16Module(gpt.config, gpt) if config.execution.precision == "bf16" else gpt
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=True
@@ -92,7 +91,6 @@ class Trainer:
         # Megatron's schedule calls these hooks; the model's config object is where it looks for them.
         gpt.config.no_sync_func = self.model.no_sync
         gpt.config.finalize_model_grads_func = finalize_gradients
-        gpt.config.grad_scale_func = None
         self._positions = torch.arange(config.rules.sequence_length, device=device)[None]
         self.model.train()
 

@@ -94,7 +94,7 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         "add_qkv_bias": model.biases,
         "gated_linear_unit": True,
         "window_size": (model.window_past, 0),
-        "window_attn_skip_freq": 2,  # layers whose 1-based number is no multiple of 2: `Model.windowed`
+        "window_attn_skip_freq": [int(model.windowed(number)) for number in range(1, model.layers + 1)],
         "softmax_type": "learnable" if model.attention_sinks else "vanilla",
         "rotary_interleaved": False,
         "hidden_dropout": 0.0,

@@ -30,9 +30,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(data: Path) -> dict[str, str]:
-    """The variables of a quick run of the small model on that data, for one rank."""
+    """The variables of a quick run of the small model on that data, for one rank. Shared: make another with `|`."""
     return {
         "MODEL_VARIANT": "tiny",
         "SUBMISSION_DIVISION": "open",

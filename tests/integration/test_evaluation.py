@@ -17,15 +17,12 @@ SHAPES = [(8, 4, 2), (12, 3, 2), (24, 2, 2), (50, 5, 2), (8, 8, 1), (12, 1, 1)]
 
 
 @pytest.fixture(scope="module")
-def outcomes(data: Any) -> list[tuple[list[tuple[int, ...]], float, str]]:
-    from conftest import tiny
-
-    base = tiny.__wrapped__(data)  # type: ignore[attr-defined]
+def outcomes(tiny: dict[str, str]) -> list[tuple[list[tuple[int, ...]], float, str]]:
     found = []
     for world in (2, 1):
         shapes = [(gbs, mbs) for gbs, mbs, ranks in SHAPES if ranks == world]
         variables = [
-            base | {"GLOBAL_BATCH_SIZE": str(gbs), "MICRO_BATCH_SIZE": str(mbs), "DGXNGPU": str(world)}
+            tiny | {"GLOBAL_BATCH_SIZE": str(gbs), "MICRO_BATCH_SIZE": str(mbs), "DGXNGPU": str(world)}
             for gbs, mbs in shapes
         ]
         per_rank = run_ranks("evaluate", world, variables=variables)

@@ -14,11 +14,8 @@ STD, LAYERS, HIDDEN, VOCABULARY = 0.04, 2, 64, 256
 
 
 @pytest.fixture(scope="module")
-def statistics(data: Any) -> dict[str, Any]:
-    from conftest import tiny
-
-    base = tiny.__wrapped__(data)  # type: ignore[attr-defined]
-    return run_ranks("numbers_jobs.initial_statistics", 1, variables=base | {"SEQUENCE_LENGTH": "2048"})[0]
+def statistics(tiny: dict[str, str]) -> dict[str, Any]:
+    return run_ranks("numbers_jobs.initial_statistics", 1, variables=tiny | {"SEQUENCE_LENGTH": "2048"})[0]
 
 
 def test_every_deviation_matches_its_rule_within_sampling_error(statistics: dict[str, Any]) -> None:

@@ -21,8 +21,7 @@ def assert_same_run(outcomes: list[dict[str, Any]], tolerance: float = 1e-5) -> 
 
 
 @pytest.fixture(scope="module")
-def expert_parallel(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    tiny = request.getfixturevalue("tiny_module")
+def expert_parallel(tiny: dict[str, str]) -> list[dict[str, Any]]:
     variables = [tiny | {"DGXNGPU": "8", "EXPERT_PARALLEL": str(size)} for size in (1, 2, 4, 8)]
     per_rank = run_ranks("follow", world=8, limit_s=300, variables=variables, steps=STEPS)
     assert all(outcome == per_rank[0] for outcome in per_rank), "every rank reports the same run"
@@ -30,15 +29,8 @@ def expert_parallel(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def tiny_module(data: Any) -> dict[str, str]:
-    from conftest import tiny
-
-    return tiny.__wrapped__(data)  # type: ignore[attr-defined]
-
-
-@pytest.fixture(scope="module")
-def one_rank(tiny_module: dict[str, str]) -> dict[str, Any]:
-    return run_ranks("follow", world=1, variables=[tiny_module], steps=STEPS)[0][0]
+def one_rank(tiny: dict[str, str]) -> dict[str, Any]:
+    return run_ranks("follow", world=1, variables=[tiny], steps=STEPS)[0][0]
 
 
 def test_expert_parallel_1_2_4_8_start_from_the_same_weights(expert_parallel: list[dict[str, Any]]) -> None:
@@ -51,10 +43,8 @@ def test_expert_parallel_1_2_4_8_follow_the_same_loss(expert_parallel: list[dict
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_data_parallel_1_2_4_follow_the_same_loss(
-    world: int, tiny_module: dict[str, str], one_rank: dict[str, Any]
-) -> None:
-    outcome = run_ranks("follow", world, variables=[tiny_module | {"DGXNGPU": str(world)}], steps=STEPS)[0][0]
+def test_data_parallel_1_2_4_follow_the_same_loss(world: int, tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
+    outcome = run_ranks("follow", world, variables=[tiny | {"DGXNGPU": str(world)}], steps=STEPS)[0][0]
     assert outcome["weights"] == one_rank["weights"]
     assert_same_run([one_rank, outcome])
 
@@ -64,43 +54,43 @@ def test_eight_ranks_follow_one_rank(expert_parallel: list[dict[str, Any]], one_
     assert_same_run([one_rank, expert_parallel[3]])
 
 
-def test_accumulation_1_2_4_at_one_global_batch_size(tiny_module: dict[str, str], one_rank: dict[str, Any]) -> None:
-    variables = [tiny_module | {"DGXNGPU": "2", "MICRO_BATCH_SIZE": str(size)} for size in (4, 2, 1)]
+def test_accumulation_1_2_4_at_one_global_batch_size(tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
+    variables = [tiny | {"DGXNGPU": "2", "MICRO_BATCH_SIZE": str(size)} for size in (4, 2, 1)]
     outcomes = run_ranks("follow", world=2, variables=variables, steps=STEPS)[0]
     assert_same_run([*outcomes, one_rank])
 
 
-def test_masked_tokens_are_weighted_alike_in_every_layout(tiny_module: dict[str, str]) -> None:
+def test_masked_tokens_are_weighted_alike_in_every_layout(tiny: dict[str, str]) -> None:
     # With an end-of-document token the micro batches count unequal numbers of tokens: a mean of means would differ.
-    masked = tiny_module | {"EOD_TOKEN": "7", "DGXNGPU": "2"}
+    masked = tiny | {"EOD_TOKEN": "7", "DGXNGPU": "2"}
     variables = [masked | {"MICRO_BATCH_SIZE": str(size)} for size in (4, 1)]
     outcomes = run_ranks("follow", world=2, variables=variables, steps=STEPS)[0]
     assert_same_run(outcomes)
-    plain = run_ranks("follow", world=2, variables=[tiny_module | {"DGXNGPU": "2"}], steps=1)[0][0]
+    plain = run_ranks("follow", world=2, variables=[tiny | {"DGXNGPU": "2"}], steps=1)[0][0]
     assert plain["losses"][0] != pytest.approx(outcomes[0]["losses"][0], rel=1e-7), "the mask must do something"
 
 
 @pytest.mark.parametrize("expert_parallel", ["1", "2"])
-def test_the_torch_back_end_follows_megatrons_own_local_spec(expert_parallel: str, tiny_module: dict[str, str]) -> None:
+def test_the_torch_back_end_follows_megatrons_own_local_spec(expert_parallel: str, tiny: dict[str, str]) -> None:
     # A window of 20 past keys is shorter than the sequence, so both kinds of layer are compared.
-    variables = [tiny_module | {"DGXNGPU": "2", "EXPERT_PARALLEL": expert_parallel, "window": "20"}]
+    variables = [tiny | {"DGXNGPU": "2", "EXPERT_PARALLEL": expert_parallel, "window": "20"}]
     ours = run_ranks("follow", 2, variables=variables, steps=STEPS)[0][0]
     theirs = run_ranks("follow", 2, variables=variables, steps=STEPS, backend="megatron_local")[0][0]
     assert ours["weights"] == theirs["weights"]
     assert_same_run([theirs, ours])
 
 
-def test_the_released_models_features_are_the_same_in_every_expert_layout(tiny_module: dict[str, str]) -> None:
+def test_the_released_models_features_are_the_same_in_every_expert_layout(tiny: dict[str, str]) -> None:
     # Biases, sinks, YaRN and the clamped activation on experts that live on one rank or on two.
-    openai = tiny_module | {"like openai": "yes", "DGXNGPU": "2"}
+    openai = tiny | {"like openai": "yes", "DGXNGPU": "2"}
     outcomes = run_ranks("follow", 2, variables=[openai, openai | {"EXPERT_PARALLEL": "2"}], steps=STEPS)[0]
     assert outcomes[0]["weights"] == outcomes[1]["weights"]
     assert any(name.endswith("softmax_offset") for name in outcomes[0]["weights"])
     assert_same_run(outcomes)
 
 
-def test_pipeline_parallel_2_follows_one_rank(tiny_module: dict[str, str], one_rank: dict[str, Any]) -> None:
-    variables = [tiny_module | {"DGXNGPU": "2", "PIPELINE_PARALLEL": "2"}]
+def test_pipeline_parallel_2_follows_one_rank(tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
+    variables = [tiny | {"DGXNGPU": "2", "PIPELINE_PARALLEL": "2"}]
     for outcome in run_ranks("follow", world=2, variables=variables, steps=STEPS):
         assert outcome[0]["weights"] == one_rank["weights"]
         assert_same_run([one_rank, outcome[0]])

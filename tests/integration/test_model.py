@@ -10,13 +10,10 @@ from ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
-def models(data: Any) -> dict[str, dict[str, Any]]:
-    from conftest import tiny
-
-    base = tiny.__wrapped__(data)  # type: ignore[attr-defined]
+def models(tiny: dict[str, str]) -> dict[str, dict[str, Any]]:
     return {
-        "reference": run_ranks("numbers_jobs.built", 1, variables=base | {"layers": "4"})[0],
-        "openai": run_ranks("numbers_jobs.built", 1, variables=base | {"layers": "4", "like openai": "yes"})[0],
+        "reference": run_ranks("numbers_jobs.built", 1, variables=tiny | {"layers": "4"})[0],
+        "openai": run_ranks("numbers_jobs.built", 1, variables=tiny | {"layers": "4", "like openai": "yes"})[0],
     }
 
 

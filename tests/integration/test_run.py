@@ -40,11 +40,8 @@ def values(logdir: Path, key: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def quick(data: Path) -> dict[str, str]:
-    from conftest import tiny
-
-    base = tiny.__wrapped__(data)  # type: ignore[attr-defined]
-    return base | {
+def quick(tiny: dict[str, str]) -> dict[str, str]:
+    return tiny | {
         "EXPERT_PARALLEL": "2",
         "GLOBAL_BATCH_SIZE": "4",
         "EVAL_INTERVAL_SAMPLES": "10",

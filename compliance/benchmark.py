@@ -1,0 +1,72 @@
+"""The benchmark's fixed numbers: MLPerf Training, gpt_oss_20b, closed division. One place, cited.
+
+The rule files of mlperf-logging 4.1.68 (`compliance_checker/training_6.x.0/closed_gpt_oss_20b.yaml`) hold the same
+values; a test compares them.
+"""
+
+from __future__ import annotations
+
+NAME = "gpt_oss_20b"
+RULESETS = ("6.0.0", "6.1.0")
+RUNS = 10
+TARGET_LOSS = 3.34
+EVAL_SAMPLES = 1024
+EVAL_INTERVAL_SAMPLES = 12_288
+SEQUENCE_LENGTH = 8192
+MAX_STEPS = 1_200_000
+END_RATE_RATIO = 0.1
+# An old reference bug that round 6.0 tolerates and 6.1 does not.
+OLD_END_RATE = 4e-5
+INIT_LIMIT_MINUTES = {"closed": 30, "open": 240}
+LAYERS, HEADS, KV_GROUPS, EXPERTS = 24, 64, 8, 32
+
+# Values that the closed division fixes.
+FIXED: dict[str, float | str] = {
+    "max_sequence_length": SEQUENCE_LENGTH,
+    "opt_name": "adamw",
+    "opt_adamw_beta_1": 0.9,
+    "opt_adamw_beta_2": 0.95,
+    "opt_adamw_epsilon": 1e-5,
+    "opt_adamw_weight_decay": 0.1,
+    "opt_gradient_clip_norm": 1.0,
+    "opt_learning_rate_decay_schedule": "cosine with linear warmup",
+    "max_steps": MAX_STEPS,
+}
+
+PRECISIONS = frozenset(
+    {
+        "fp64", "fp32", "tf32", "fp16", "fp8", "nvfp4", "mxfp4", "bfloat16", "Graphcore FLOAT 16.16",
+        "int8", "uint8", "int4", "uint4",
+    }
+)  # fmt: skip
+PRECISIONS_ADDED = {"6.0.0": frozenset[str](), "6.1.0": frozenset({"mxfp6"})}
+
+# Each describes the run, and belongs there once. The first group is required by both rulesets, the second by 6.1.0.
+DESCRIPTION = (
+    "submission_benchmark", "submission_division", "submission_org", "submission_platform", "submission_status",
+    "seed", "global_batch_size", "gradient_accumulation_steps", "max_sequence_length", "train_samples", "eval_samples",
+    "init_checkpoint_step", "max_steps", "opt_name", "opt_base_learning_rate", "opt_end_learning_rate",
+    "opt_learning_rate_warmup_steps", "opt_learning_rate_decay_steps", "opt_learning_rate_decay_schedule",
+    "opt_adamw_beta_1", "opt_adamw_beta_2", "opt_adamw_epsilon", "opt_adamw_weight_decay", "opt_gradient_clip_norm",
+)  # fmt: skip
+DISCLOSURE = (
+    "lowest_numerical_precision_in_linear", "lowest_numerical_precision_in_attn", "lowest_numerical_precision_in_comm",
+    "tensor_parallelism", "pipeline_parallelism", "context_parallelism", "expert_parallelism", "micro_batch_size",
+    "config_filename",
+)  # fmt: skip
+OPTIONAL = ("target_accuracy", "eval_tokens_sha256")
+MILESTONES = ("cache_clear", "init_start", "init_stop", "run_start", "run_stop")
+# Start and stop of what happens again and again between run_start and run_stop.
+INTERVALS = {"block_start": "block_stop", "epoch_start": "epoch_stop", "eval_start": "eval_stop"}
+JUDGED_KEYS = frozenset(
+    {*DESCRIPTION, *DISCLOSURE, *MILESTONES, *INTERVALS, *INTERVALS.values(), *OPTIONAL, "eval_accuracy"}
+)
+
+
+def eval_interval(global_batch_size: int) -> int:
+    """Training samples between evaluations: CEIL(12288 / GBS) whole steps.
+
+    >>> eval_interval(32), eval_interval(48), eval_interval(100)
+    (12288, 12288, 12300)
+    """
+    return -(-EVAL_INTERVAL_SAMPLES // global_batch_size) * global_batch_size

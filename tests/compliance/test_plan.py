@@ -1,0 +1,262 @@
+"""Plans: the bootstrap against an exact enumeration, layouts, suggestions, the JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compliance import rcp
+from compliance.plan import Layout, Plan, draw_runs, layouts, lowest_passing, make_plan
+
+POINTS = {point.gbs: point for point in rcp.full_points("6.1.0")}
+
+
+def exact_probability(samples: tuple[int, ...], minimum: float) -> float:
+    """P(olympic mean of ten draws with replacement < minimum), over every way to split ten draws among the values."""
+    counts = sorted(Counter(samples).items())
+    total = 0.0
+    for bars in itertools.combinations(range(10 + len(counts) - 1), len(counts) - 1):
+        edges = (-1, *bars, 10 + len(counts) - 1)
+        split = [right - left - 1 for left, right in itertools.pairwise(edges)]
+        drawn = [value for (value, _), times in zip(counts, split, strict=True) for _ in range(times)]
+        if sum(drawn[1:-1]) / 8 < minimum:
+            ways = math.factorial(10) / math.prod(map(math.factorial, split))
+            shares = ((count / len(samples)) ** n for (_, count), n in zip(counts, split, strict=True))
+            total += ways * math.prod(shares)
+    return total
+
+
+def test_the_enumeration_is_complete() -> None:
+    assert exact_probability(POINTS[64].samples, math.inf) == pytest.approx(1.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("ruleset", ["6.0.0", "6.1.0"])
+@pytest.mark.parametrize("gbs", [8, 16, 32, 64])
+def test_the_bootstrap_against_the_exact_probability(gbs: int, ruleset: str) -> None:
+    plan = make_plan(gbs, ruleset)
+    samples = POINTS[max(gbs, 16)].samples
+    for estimate, test in ((plan.bootstrap.pruned, plan.rcp.pruned), (plan.bootstrap.full, plan.rcp.full)):
+        assert estimate is not None
+        assert test.minimum is not None
+        exact = exact_probability(samples, test.minimum)
+        error = math.sqrt(exact * (1 - exact) / 100_000)
+        assert abs(estimate.probability - exact) < 4 * error
+        assert estimate.standard_error == pytest.approx(error, rel=0.15, abs=5e-6)
+
+
+def test_known_risks() -> None:
+    """The exact probabilities, so that a change of points or of the minimum is seen."""
+    for gbs, full in ((16, 0.009529), (32, 0.025906), (64, 0.019128)):
+        assert exact_probability(POINTS[gbs].samples, POINTS[gbs].minimum) == pytest.approx(full, abs=1e-6)
+
+
+def test_pruning_makes_32_safe() -> None:
+    bootstrap = make_plan(32, "6.1.0").bootstrap
+    assert bootstrap.pruned is not None
+    assert bootstrap.full is not None
+    assert bootstrap.pruned.probability < 1e-4
+    assert bootstrap.full.probability > 0.02
+    assert not bootstrap.approximate
+
+
+def test_the_bootstrap_is_deterministic_and_its_error_shrinks() -> None:
+    assert make_plan(48, "6.1.0") == make_plan(48, "6.1.0")
+    few, many = (make_plan(64, "6.1.0", draws=draws).bootstrap.full for draws in (2_500, 250_000))
+    assert few is not None
+    assert many is not None
+    assert few.standard_error / many.standard_error == pytest.approx(10, rel=0.2)
+
+
+@pytest.mark.parametrize("gbs", [17, 20, 24, 40, 48, 60, 63])
+def test_interpolated_runs(gbs: int) -> None:
+    runs, note = draw_runs(gbs, tuple(POINTS.values()), (40_000, 10), np.random.default_rng(1))
+    interval = math.ceil(12_288 / gbs) * gbs
+    assert runs.shape == (40_000, 10)
+    assert np.all(runs % interval == 0)
+    low, high = (POINTS[16], POINTS[32]) if gbs < 32 else (POINTS[32], POINTS[64])
+    share = (gbs - low.gbs) / (high.gbs - low.gbs)
+    mean = (1 - share) * np.mean(low.samples) + share * np.mean(high.samples)
+    # Intervals of other sizes than 12,288 cost a few dozen samples.
+    assert runs.mean() == pytest.approx(mean, abs=150)
+    sd = rcp.interpolate(gbs, low, high).sd
+    assert sd < runs.std() < 1.25 * sd
+    assert f"no reference runs at GBS {gbs}" in note
+    assert f"at GBS {low.gbs} and {high.gbs}" in note
+
+
+def test_interpolation_meets_the_published_runs() -> None:
+    """Next to a published size nearly every interpolated run is one of its runs, rank by rank."""
+    near = rcp.ReferencePoint(10_000, 1.0, 1.0, 18, POINTS[32].samples, 1e-3, 1)
+    far = rcp.ReferencePoint(20_000, 1.0, 1.0, 18, POINTS[64].samples, 1e-3, 1)
+    runs, _ = draw_runs(10_000, (near, far), (2_000, 10), np.random.default_rng(1))
+    assert set(runs.ravel()) == set(POINTS[32].samples)
+
+
+def test_drawn_runs_are_the_published_ones() -> None:
+    for gbs in (1, 15, 16, 32, 64):
+        runs, note = draw_runs(gbs, tuple(POINTS.values()), (20_000, 10), np.random.default_rng(1))
+        samples = POINTS[max(gbs, 16)].samples
+        shares = {value: count / 20 for value, count in Counter(samples).items()}
+        drawn = {float(value): float(np.mean(runs == value)) for value in np.unique(runs)}
+        assert drawn == pytest.approx(shares, abs=0.005)
+        assert ("there are none at GBS" in note) is (gbs < 16)
+
+
+@pytest.mark.parametrize(
+    ("gbs", "approximate", "words"),
+    [
+        (8, True, "the smallest there are: there are none at GBS 8"),
+        (16, False, "20 reference runs at GBS 16."),
+        (24, True, "no reference runs at GBS 24"),
+        (32, False, "20 reference runs at GBS 32."),
+    ],
+)
+def test_where_the_runs_come_from(gbs: int, approximate: bool, words: str) -> None:
+    bootstrap = make_plan(gbs, "6.1.0", draws=100).bootstrap
+    assert bootstrap.approximate is approximate
+    assert words in bootstrap.note
+
+
+def test_above_the_largest_point() -> None:
+    printed = make_plan(72, "6.1.0").to_json()
+    assert printed["probability_of_failing"] is None
+    assert printed["bootstrap"]["pruned"] is None
+    assert "No RCP above GBS 64: no result at GBS 72 can pass" in printed["bootstrap"]["note"]
+    missing = {"mean": None, "min": None, "kind": "missing"}
+    assert printed["rcp"] == {"pruned": missing, "full": missing}
+    assert printed["olympic_means_that_pass"] == {"pruned": None, "full": None}
+
+
+@pytest.mark.parametrize(
+    ("gbs", "pruned", "full"),
+    [(16, 188_928, 188_928), (32, 224_256, 230_400), (48, 258_048, 261_120), (64, 291_840, 291_840)],
+)
+def test_the_smallest_mean_that_passes(gbs: int, pruned: float, full: float) -> None:
+    plan = make_plan(gbs, "6.1.0", draws=1)
+    assert (plan.passes_pruned, plan.passes_full) == (pruned, full)
+    step = plan.eval_interval_samples / 8
+    result = rcp.test(gbs, pruned, "6.1.0"), rcp.test(gbs, pruned - step, "6.1.0")
+    assert [test.pruned.passed for test in result] == [True, False]
+
+
+@given(gbs=st.integers(1, 64), ruleset=st.sampled_from(["6.0.0", "6.1.0"]))
+def test_the_smallest_mean_that_passes_at_any_size(gbs: int, ruleset: str) -> None:
+    tests = rcp.test(gbs, None, ruleset)
+    for name in ("pruned", "full"):
+        mean = lowest_passing(gbs, getattr(tests, name).minimum)
+        assert mean is not None
+        step = math.ceil(12_288 / gbs) * gbs / 8
+        assert mean % step == 0
+        assert getattr(rcp.test(gbs, mean, ruleset), name).passed
+        assert not getattr(rcp.test(gbs, mean - step, ruleset), name).passed
+
+
+def test_cadence() -> None:
+    plans = {gbs: make_plan(gbs, "6.1.0", draws=1) for gbs in (16, 48, 100)}
+    cadence = {gbs: (plan.eval_interval_steps, plan.eval_interval_samples) for gbs, plan in plans.items()}
+    assert cadence == {16: (768, 12_288), 48: (256, 12_288), 100: (123, 12_300)}
+
+
+def test_layouts_on_whole_nodes() -> None:
+    assert layouts(16, None, None) == (Layout(1, 8, 2), Layout(2, 8, 1), Layout(1, 16, 1))
+    assert layouts(24, None, None) == (Layout(1, 8, 3), Layout(1, 24, 1))
+    assert layouts(64, 2, None) == (Layout(2, 8, 4), Layout(2, 16, 2), Layout(2, 32, 1))
+    assert layouts(64, None, 16) == (Layout(1, 16, 4), Layout(2, 16, 2), Layout(4, 16, 1))
+    assert layouts(48, 3, 8) == (Layout(3, 8, 2),)
+    assert layouts(1024, 1, 128) == (Layout(1, 128, 8),)
+
+
+def test_layouts_where_gpus_share_a_sequence() -> None:
+    assert layouts(12, None, None)[0] == Layout(1, 4, 3)
+    assert layouts(7, None, None) == (Layout(1, 1, 7), Layout(1, 7, 1))
+    assert layouts(16, 16, None) == (Layout(16, 1, 1),)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4096))
+def test_layouts_multiply_to_the_batch(gbs: int) -> None:
+    found = layouts(gbs, None, None)
+    assert 1 <= len(found) <= 24
+    assert len(set(found)) == len(found)
+    assert all(layout.micro_batch * layout.data_parallel * layout.accumulation == gbs for layout in found)
+
+
+@pytest.mark.parametrize(("micro_batch", "data_parallel"), [(3, 8), (5, None), (None, 24), (128, None)])
+def test_layouts_that_cannot_be(micro_batch: int | None, data_parallel: int | None) -> None:
+    with pytest.raises(ValueError, match=r"got GBS 64, .*Choose sizes whose product divides 64"):
+        make_plan(64, "6.1.0", micro_batch, data_parallel)
+
+
+def published(plan: Plan) -> list[tuple[float, int, int]]:
+    return [(suggestion.learning_rate, suggestion.warmup_steps, suggestion.gbs) for suggestion in plan.suggested]
+
+
+def test_suggestions_of_this_batch_size_come_first() -> None:
+    plan = make_plan(32, "6.1.0", draws=1)
+    assert published(plan) == [
+        (8e-4, 128, 32),
+        (8e-4, 192, 32),
+        (5e-4, 256, 24),
+        (1e-3, 192, 64),
+        (5.2e-4, 32, 64),
+        (1e-3, 192, 64),
+    ]
+    sources = [suggestion.source for suggestion in plan.suggested]
+    assert "reference runs" in sources[0]
+    assert sources[1] == "a submission to MLPerf Training v6.0"
+    assert all("nearest" not in source for source in sources[:2])
+    assert "at GBS 24, the nearest published below 32" in sources[2]
+    assert "at GBS 64, the nearest published above 32" in sources[3]
+
+
+def test_suggestions_for_a_size_that_nobody_published() -> None:
+    assert [gbs for _, _, gbs in published(make_plan(48, "6.1.0", draws=1))] == [32, 32, 64, 64, 64]
+    assert published(make_plan(8, "6.1.0", draws=1)) == [(4e-4, 128, 16), (4e-4, 128, 16)]
+    largest = make_plan(128, "6.1.0", draws=1)
+    assert [gbs for _, _, gbs in published(largest)] == [64, 64, 64]
+    assert all("nearest published below 128" in suggestion.source for suggestion in largest.suggested)
+
+
+def test_the_json() -> None:
+    plan = make_plan(48, "6.0.0", draws=1000)
+    printed = plan.to_json()
+    assert json.loads(json.dumps(printed, allow_nan=False)) == printed
+    assert list(printed) == [
+        "gbs",
+        "ruleset",
+        "eval_interval_samples",
+        "eval_interval_steps",
+        "accumulation",
+        "rcp",
+        "suggested",
+        "olympic_means_that_pass",
+        "probability_of_failing",
+        "bootstrap",
+    ]
+    assert (printed["gbs"], printed["ruleset"], printed["bootstrap"]["draws"]) == (48, "6.0.0", 1000)
+    assert printed["accumulation"][0] == {"micro_batch": 1, "data_parallel": 8, "accumulation": 6}
+    assert printed["rcp"]["pruned"]["kind"] == "interpolated"
+    assert printed["rcp"]["pruned"]["min"] == pytest.approx(256614.131389, abs=1e-6)
+    assert printed["rcp"]["full"]["mean"] == pytest.approx(267946.666667, abs=1e-6)
+    assert printed["probability_of_failing"] == printed["bootstrap"]["pruned"]["probability"]
+    assert set(printed["suggested"][0]) == {"learning_rate", "warmup_steps", "source", "gbs"}
+
+
+@pytest.mark.parametrize("name", ["gbs", "micro_batch", "data_parallel", "draws"])
+@pytest.mark.parametrize("value", [0, -8])
+def test_numbers_below_one_are_refused(name: str, value: int) -> None:
+    arguments: dict[str, int] = {"gbs": 16, name: value}
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got {value}"):
+        make_plan(ruleset="6.1.0", **arguments)
+
+
+def test_an_unknown_ruleset() -> None:
+    with pytest.raises(ValueError, match=r"unknown ruleset '5\.1\.0'"):
+        make_plan(16, "5.1.0")

@@ -1,0 +1,255 @@
+"""A submission tree as it lies on disk: its systems, result files and code.
+
+ROOT holds `systems/<system>.json`, `benchmarks/gpt_oss_20b/` and `results/<system>/gpt_oss_20b/result_<i>.txt`. Names
+are listed, and only system descriptions are read. Nothing outside ROOT is opened: a link that leads there is listed and
+not followed. Other benchmarks are named, not entered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import benchmark
+from .listing import Link, Listing, TreeFile, displayed, list_tree
+from .records import Defect
+
+LARGEST_DESCRIPTION = 1 << 20
+CODE_FOLDER = f"benchmarks/{benchmark.NAME}"
+DIVISIONS = ("closed", "open")
+# What mlperf-logging's system_desc_checker wants of a system description.
+REQUIRED_FIELDS = (
+    "submitter", "division", "status", "system_name", "number_of_nodes", "host_processors_per_node",
+    "host_processor_model_name", "host_processor_core_count", "host_processor_vcpu_count", "host_processor_frequency",
+    "host_processor_caches", "host_processor_interconnect", "host_memory_capacity", "host_storage_type",
+    "host_storage_capacity", "host_networking", "host_networking_topology", "host_memory_configuration",
+    "accelerators_per_node", "accelerator_model_name", "accelerator_host_interconnect", "accelerator_frequency",
+    "accelerator_on-chip_memories", "accelerator_memory_configuration", "accelerator_memory_capacity",
+    "accelerator_interconnect", "accelerator_interconnect_topology", "cooling", "hw_notes", "framework",
+    "other_software_stack", "operating_system", "sw_notes",
+)  # fmt: skip
+# The official checker joins these into one line, and stops with a traceback at a number.
+TEXT_FIELDS = (
+    "submitter", "system_name", "host_processor_model_name", "host_processor_core_count", "accelerator_model_name",
+    "accelerators_per_node", "framework",
+)  # fmt: skip
+STATUSES = ("Available on-premise", "Available cloud", "Research, Development, or Internal (RDI)", "Preview")
+_RESULT = re.compile(r"result_(\d{1,9})\.txt", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class SystemDescription:
+    """What `systems/<name>.json` says.
+
+    Attributes:
+        name: the file's name without `.json`.
+        path: the file as messages name it.
+        division, submitter, status, system_name: as written; None if absent or not text.
+        nodes: number_of_nodes, None if it is no positive whole number.
+        accelerators_per_node: likewise.
+        raw: the whole JSON object.
+    """
+
+    name: str
+    path: str
+    division: str | None
+    submitter: str | None
+    status: str | None
+    system_name: str | None
+    nodes: int | None
+    accelerators_per_node: int | None
+    raw: dict[str, Any]
+
+    @property
+    def world(self) -> int | None:
+        """Accelerators of the whole system, None unless both counts are known."""
+        if self.nodes is None or self.accelerators_per_node is None:
+            return None
+        return self.nodes * self.accelerators_per_node
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFolder:
+    """`results/<system>/gpt_oss_20b`.
+
+    Attributes:
+        system: name of the folder above.
+        path: the folder as messages name it.
+        logs: files named result_<i>.txt, in order of i; each is a regular file inside the tree.
+        others: names of everything else in it.
+    """
+
+    system: str
+    path: str
+    logs: tuple[Path, ...]
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A submission tree.
+
+    Attributes:
+        root: as the user named it.
+        systems: readable system descriptions by name.
+        described: names of all system files, the unreadable ones among them.
+        results: the folders of this benchmark.
+        files, folders, links: everything listed, names below the root.
+        problems: what could not be listed or read, each with the file as messages name it.
+    """
+
+    root: Path
+    systems: dict[str, SystemDescription]
+    described: tuple[str, ...]
+    results: tuple[ResultFolder, ...]
+    files: tuple[TreeFile, ...]
+    folders: frozenset[str]
+    links: tuple[Link, ...]
+    problems: tuple[tuple[str, Defect], ...]
+
+    @property
+    def code(self) -> tuple[TreeFile, ...]:
+        """The files of this benchmark's code."""
+        return tuple(file for file in self.files if file.name.startswith(f"{CODE_FOLDER}/"))
+
+    @property
+    def directory_division(self) -> str | None:
+        """The division that the root, or the nearest folder above it, is named after; None without one."""
+        parts = [part.lower() for part in Path(os.path.normpath(self.root.absolute())).parts]
+        return next((part for part in reversed(parts) if part in DIVISIONS), None)
+
+    def subfolders(self, folder: str) -> list[str]:
+        """Names of the folders directly in a folder."""
+        return sorted(_names_in(folder, self.folders))
+
+    def path(self, name: str) -> str:
+        """A file or folder of the tree as messages name it."""
+        return displayed(self.root / name)
+
+
+def read_submission(root: Path, named: Path | None = None) -> Submission:
+    """Lists a submission tree and reads its system descriptions.
+
+    Args:
+        root: the folder with systems, benchmarks and results.
+        named: how messages name it, where that is not `root`.
+
+    Raises:
+        NotADirectoryError: root is missing or no folder.
+    """
+    if not root.is_dir():
+        raise NotADirectoryError(f"{displayed(root)}: no such folder; expected one with systems and results")
+    named = named or root
+    listing = list_tree(root, _belongs)
+    problems = [(displayed(named / name), Defect("package-structure", None, why)) for name, why in listing.unlisted]
+    files = _names_in("systems", (file.name for file in listing.files))
+    described = [name.removesuffix(".json") for name in files if name.endswith(".json")]
+    systems = {}
+    for name in described:
+        file = Path("systems", f"{name}.json")
+        system = read_system(root / file, displayed(named / file))
+        if isinstance(system, Defect):
+            problems.append((displayed(named / file), system))
+        else:
+            systems[name] = system
+    folders = [f"results/{name}/{benchmark.NAME}" for name in _names_in("results", listing.folders)]
+    return Submission(
+        root=named,
+        systems=systems,
+        described=tuple(described),
+        results=tuple(_results(root, named, each, listing) for each in folders if each in listing.folders),
+        files=tuple(listing.files),
+        folders=frozenset(listing.folders),
+        links=tuple(listing.links),
+        problems=tuple(problems),
+    )
+
+
+def read_system(path: Path, named: str | None = None) -> SystemDescription | Defect:
+    """Reads a system description; whatever the file holds, no exception.
+
+    Args:
+        path: the JSON file.
+        named: how messages name it, where that is not `path`.
+
+    Returns:
+        The description, or why there is none, as a defect for the rule `package-system-description`.
+    """
+    raw = _read_object(path)
+    if isinstance(raw, Defect):
+        return raw
+    text = {key: value for key, value in raw.items() if isinstance(value, str)}
+    return SystemDescription(
+        name=path.stem,
+        path=named or displayed(path),
+        division=text.get("division"),
+        submitter=text.get("submitter"),
+        status=text.get("status"),
+        system_name=text.get("system_name"),
+        nodes=_count(raw.get("number_of_nodes")),
+        accelerators_per_node=_count(raw.get("accelerators_per_node")),
+        raw=raw,
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any] | Defect:
+    """The JSON object in a file."""
+    line, got = None, None
+    try:
+        if not path.is_file():
+            raise ValueError("no such file, or not a regular one; give the system's JSON file")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_DESCRIPTION + 1)
+        if len(data) > LARGEST_DESCRIPTION:
+            raise ValueError(f"larger than {LARGEST_DESCRIPTION:,} bytes; expected a short JSON file")
+        raw = json.loads(data.decode("utf-8"))
+        if isinstance(raw, dict):
+            return raw
+        line, got, message = 1, type(raw).__name__, "not a JSON object; expected names and values in braces"
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError as error:
+        line, message = error.object.count(b"\n", 0, error.start) + 1, "not UTF-8; save the file as UTF-8"
+    except json.JSONDecodeError as error:
+        got = error.doc.split("\n")[error.lineno - 1].strip()[:80] or None
+        line, message = error.lineno, f"not JSON: {error.msg} in column {error.colno}"
+    except ValueError as error:
+        message = str(error)
+    except RecursionError:
+        message = "not JSON that can be read: nested too deeply"
+    return Defect("package-system-description", line, message, got)
+
+
+def _belongs(folder: str) -> bool:
+    """Whether a folder of a submission is entered: not version control, not another benchmark's."""
+    parts = folder.split("/")
+    place = {"benchmarks": 1, "results": 2}.get(parts[0])
+    other = place is not None and len(parts) > place and parts[place] != benchmark.NAME
+    return parts[-1] != ".git" and not other
+
+
+def _results(root: Path, named: Path, folder: str, listing: Listing) -> ResultFolder:
+    files = _names_in(folder, (file.name for file in listing.files))
+    numbered = sorted((int(match[1]), name) for name in files if (match := _RESULT.fullmatch(name)))
+    logs = [name for _, name in numbered]
+    others = sorted({*files, *_names_in(folder, listing.folders)} - set(logs))
+    paths = tuple(root / folder / name for name in logs)
+    return ResultFolder(folder.split("/")[1], displayed(named / folder), paths, tuple(others))
+
+
+def _names_in(folder: str, names: Iterable[str]) -> list[str]:
+    """Last parts of the names that lie directly in a folder."""
+    parted = (name.rpartition("/") for name in names)
+    return [name for parent, _, name in parted if parent == folder]
+
+
+def _count(value: object) -> int | None:
+    """A positive whole number, as a JSON number or text; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,239 @@
+"""Each rule on sets fires, alone, on a set that breaks it; the compliant sets break none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from judging import fired, judged_set
+from made_logs import MadeLog, compliant_log, compliant_set
+
+from compliance.findings import Severity, Status
+from compliance.rules import SET_RULES
+
+ERROR, INFO = Severity.ERROR, Severity.INFO
+
+
+@pytest.mark.parametrize("ruleset", ["6.0.0", "6.1.0"])
+@pytest.mark.parametrize("gbs", [16, 24, 32, 48, 64])
+def test_a_compliant_set_breaks_none_and_has_a_score(gbs: int, ruleset: str) -> None:
+    result, findings = judged_set(compliant_set(gbs, ruleset=ruleset), ruleset=ruleset)
+    assert findings == []
+    assert result.score is not None and result.score.valid
+    minutes = sorted(run.minutes for run in result.runs if run.minutes is not None)
+    assert result.score.olympic_minutes == pytest.approx(sum(minutes[1:-1]) / 8)
+    assert result.score.normalized_minutes == result.score.olympic_minutes
+    assert result.rcp is not None and result.rcp.pruned.passed
+    assert result.variance is not None and result.variance.samples is not None and result.variance.minutes is not None
+    assert 0 < result.variance.samples.cv_percent < 5
+    assert 0 < result.variance.minutes.cv_percent < 5
+
+
+def test_too_few_runs() -> None:
+    result, findings = judged_set(compliant_set(16)[:9])
+    assert fired(findings) == {"set-count"}
+    assert result.score is not None and not result.score.valid
+
+
+def test_another_number_of_runs_may_be_asked_for() -> None:
+    result, findings = judged_set(compliant_set(16)[:5], wanted=5)
+    assert findings == []
+    assert result.score is not None and result.score.valid
+
+
+def test_of_more_runs_the_median_window_counts() -> None:
+    logs = compliant_set(16, runs=12)
+    for number, log in enumerate(logs):
+        # Minutes grow with the start: the middle one of the three windows is the median.
+        log.shift(log.index("train_loss", 0), number * 60_000)
+    result, findings = judged_set(list(reversed(logs)))
+    assert fired(findings) == set()
+    assert fired(findings, INFO) == {"set-count"}
+    assert result.score is not None
+    # Given in reverse, so result_10 is the second to start.
+    assert result.score.window == tuple(f"result_{number}.txt" for number in range(10, 0, -1))
+    assert "result_10.txt to result_1.txt" in next(each.message for each in findings if each.rule == "set-count")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("opt_base_learning_rate", 4.1e-4),
+        ("global_batch_size", 32),
+        ("lowest_numerical_precision_in_linear", "fp8"),
+        ("submission_org", "Somebody Else"),
+        ("submission_platform", "sys_2x8"),
+        ("submission_status", "cloud"),
+        ("expert_parallelism", 4),
+        ("eval_tokens_sha256", "0" * 64),
+        ("micro_batch_size", 1),
+    ],
+)
+def test_runs_that_differ(key: str, value: object) -> None:
+    logs = compliant_set(16)
+    logs[3].set(key, value)
+    _, findings = judged_set(logs)
+    assert [each.file for each in findings if each.rule == "set-alike"] == ["result_3.txt"]
+
+
+def test_only_that_a_run_differs_is_one_finding() -> None:
+    logs = compliant_set(16)
+    logs[7].set("submission_platform", "sys_2x8")
+    assert fired(judged_set(logs)[1]) == {"set-alike"}
+
+
+def test_a_division_of_its_own_is_a_difference() -> None:
+    logs = compliant_set(16)
+    logs[2].set("submission_division", "open")
+    assert fired(judged_set(logs)[1]) == {"set-alike"}
+
+
+def test_a_repeated_seed() -> None:
+    logs = compliant_set(16)
+    logs[5].set("seed", logs[1].find("seed")["value"])
+    _, findings = judged_set(logs)
+    assert fired(findings) == {"set-seed"}
+    assert [(each.file, each.got) for each in findings] == [("result_5.txt", str(logs[1].find("seed")["value"]))]
+
+
+def test_one_seed_logged_twice_in_one_run_is_legal() -> None:
+    logs = compliant_set(16)
+    logs[5].insert_after("seed", 0, dict(logs[5].find("seed")))
+    assert judged_set(logs)[1] == []
+
+
+def test_a_copy_under_another_seed() -> None:
+    logs = compliant_set(16)
+    logs[4] = logs[1].copy().set("seed", 999).shift(0, 36_000_000)
+    _, findings = judged_set(logs)
+    assert fired(findings) == {"set-copy"}
+    assert [each.file for each in findings if each.rule == "set-copy"] == ["result_4.txt"]
+
+
+def test_a_copy_whose_evaluations_were_touched_up() -> None:
+    logs = compliant_set(16)
+    copy = logs[1].copy().set("seed", 999).shift(0, 36_000_000)
+    logs[4] = copy.set("eval_accuracy", copy.find("eval_accuracy", 2)["value"] + 1e-6, 2)
+    assert fired(judged_set(logs)[1]) == {"set-copy"}
+
+
+def test_one_run_that_did_not_converge_is_the_slowest() -> None:
+    logs = compliant_set(16)
+    logs[6] = compliant_log(16, 6, converged=False)
+    result, findings = judged_set(logs)
+    assert fired(findings) == set()
+    assert "set-not-converged" in fired(findings, INFO)
+    assert result.runs[6].status is Status.NOT_CONVERGED
+    assert result.score is not None and result.score.valid
+    assert result.score.dropped[1] == "result_6.txt"
+    minutes = sorted(run.minutes or math.nan for number, run in enumerate(result.runs) if number != 6)
+    assert result.score.olympic_minutes == pytest.approx(sum(minutes[1:]) / 8)
+    assert result.variance is not None and result.variance.samples is not None
+    assert result.variance.samples.runs == 9
+
+
+def test_two_runs_that_did_not_converge_make_no_result() -> None:
+    logs = compliant_set(16)
+    for number in (2, 6):
+        logs[number] = compliant_log(16, number, converged=False)
+    result, findings = judged_set(logs)
+    assert fired(findings, ERROR) == {"set-not-converged"}
+    assert result.score is not None and not result.score.valid and result.score.olympic_minutes is None
+    assert result.rcp is not None and result.rcp.pruned.submission_mean is None
+
+
+def test_an_invalid_run_is_not_dropped_as_the_slowest() -> None:
+    logs = compliant_set(16)
+    logs[6].set("cache_clear", False)
+    result, findings = judged_set(logs)
+    assert fired(findings) == {"cache-clear"}
+    assert [each.file for each in findings if each.rule == "set-invalid-run"] == ["result_6.txt"]
+    assert result.runs[6].status is Status.INVALID
+    assert result.score is not None and not result.score.valid and result.score.olympic_minutes is None
+
+
+def test_an_invalid_run_that_did_not_converge_is_invalid() -> None:
+    logs = compliant_set(16)
+    logs[6] = compliant_log(16, 6, converged=False).set("cache_clear", False)
+    result, _ = judged_set(logs)
+    assert result.runs[6].status is Status.INVALID
+    assert result.score is not None and not result.score.valid
+
+
+def slow_down(log: MadeLog, minutes: float) -> MadeLog:
+    return log.shift(log.index("train_loss", 5), int(minutes * 60_000))
+
+
+def test_the_limit_on_variance_is_a_warning_of_this_project() -> None:
+    logs = compliant_set(16)
+    _, before = judged_set(logs)
+    assert before == []
+    slow_down(logs[0], 200)
+    result, findings = judged_set(logs)
+    assert fired(findings, Severity.WARNING) == {"variance-limit"} and fired(findings, ERROR) == set()
+    (finding,) = (each for each in findings if each.rule == "variance-limit")
+    assert "minutes" in finding.message and "ddof 1" in finding.message
+    assert "not a rule of MLPerf" in finding.citation
+    assert result.variance is not None and result.variance.minutes is not None
+    assert fired(judged_set(logs, cv_limit=result.variance.minutes.cv_percent + 0.01)[1]) == set()
+
+
+def set_with(gbs: int, steps: list[int]) -> list[MadeLog]:
+    """Ten runs that converge at these evaluations, counted from 1."""
+    interval = -(-12_288 // gbs) * gbs
+    return compliant_set(gbs, samples_to_target=[step * interval for step in steps])
+
+
+# Eight of ten count. At GBS 64, 290304 is 23.625 evaluations of 12288 and 291840 is 23.75; at 32, 222720 is 18.125 and
+# 224256 is 18.25.
+EDGES = [
+    (64, [23, 23, 23, 23, 24, 24, 24, 24, 24, 24], 290_304.0, False),
+    (64, [23, 23, 23, 24, 24, 24, 24, 24, 24, 24], 291_840.0, True),
+    (32, [18, 18, 18, 18, 18, 18, 18, 18, 19, 19], 222_720.0, False),
+    (32, [18, 18, 18, 18, 18, 18, 18, 19, 19, 19], 224_256.0, True),
+]
+
+
+@pytest.mark.parametrize(("gbs", "steps", "mean", "passes"), EDGES)
+def test_the_edges_of_the_convergence_test(gbs: int, steps: list[int], mean: float, passes: bool) -> None:
+    result, findings = judged_set(set_with(gbs, steps))
+    assert result.rcp is not None
+    assert result.rcp.pruned.submission_mean == mean
+    assert fired(findings, ERROR) == (set() if passes else {"rcp-pruned"})
+    assert result.score is not None and result.score.valid is passes
+    if passes:
+        factor = result.rcp.pruned.normalization
+        assert factor is not None and factor > 1
+        assert result.score.normalized_minutes == pytest.approx((result.score.olympic_minutes or 0) * factor)
+        assert "rcp-normalization" in fired(findings, INFO)
+    assert ("rcp-full" in fired(findings, INFO)) is (gbs == 32 and passes)
+
+
+@pytest.mark.parametrize("gbs", [72, 128])
+def test_above_the_largest_point_there_is_no_test(gbs: int) -> None:
+    _, findings = judged_set(compliant_set(gbs, learning_rate=1e-3, warmup_steps=192))
+    assert fired(findings, ERROR) == {"rcp-missing"}
+
+
+def test_below_the_smallest_point_that_one_applies() -> None:
+    interval = 12_288
+    slow = compliant_set(8, samples_to_target=[16 * interval] * 5 + [17 * interval] * 5)
+    assert fired(judged_set(slow)[1], ERROR) == set()
+    fast = compliant_set(8, samples_to_target=[14 * interval] * 5 + [15 * interval] * 5)
+    assert fired(judged_set(fast)[1], ERROR) == {"rcp-missing"}
+
+
+def test_the_open_division_has_no_reference_points() -> None:
+    result, findings = judged_set(compliant_set(128, division="open", learning_rate=1e-3, warmup_steps=192))
+    assert fired(findings) == set()
+    assert result.rcp is None
+    assert result.score is not None and result.score.valid
+    assert result.score.normalized_minutes == result.score.olympic_minutes
+
+
+def test_every_rule_on_sets_is_tested_here() -> None:
+    tested = {
+        "set-count", "set-alike", "set-seed", "set-copy", "set-invalid-run", "set-not-converged", "variance-limit",
+        "rcp-missing", "rcp-pruned", "rcp-full", "rcp-normalization",
+    }  # fmt: skip
+    assert {rule.id for rule in SET_RULES} == tested

@@ -11,10 +11,12 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, BinaryIO
 
 from .benchmark import JUDGED_KEYS
 from .records import Defect, Log, Record
+from .shape import LossShape, learn
 
 _TOKEN = b":::MLLOG"
 _CHUNK = 1 << 20
@@ -26,16 +28,9 @@ _MOST_LOSSES = 1_500_000
 _MOST_JUDGED = 100_000
 _MOST_OTHERS = 10_000
 _MOST_DEFECTS = 1_000
+# A log writes its losses in one form; one that changes it at every line is read by the JSON decoder.
+_MOST_SHAPES = 16
 _RANK = re.compile(rb"(?:^|[\s\[:])(?:rank)?(\d{1,6})\]?:\s*$")
-_NUMBER = rb"(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?)"
-# The line that mllog writes for a loss. It is nearly all of a log, and decoding it as JSON takes three times as long.
-# Strings without quotes, backslashes and control characters only: what matches means the same to a JSON decoder.
-_STRING = rb'"[^"\\\x00-\x1f]*"'
-_LOSS = re.compile(
-    rb"(?:\d{1,6}: ?)?:::MLLOG \{\"namespace\": " + _STRING + rb", \"time_ms\": (\d{1,15}), \"event_type\": " + _STRING
-    + rb", \"key\": \"train_loss\", \"value\": " + _NUMBER + rb", \"metadata\": \{\"file\": " + _STRING
-    + rb", \"lineno\": \d{1,9}, \"samples_count\": (\d{1,15}), \"lr\": " + _NUMBER + rb"\}\}\r?"
-)  # fmt: skip
 _DECODER = json.JSONDecoder()
 # The year 2286; times past it are no milliseconds.
 _LATEST = 1e13
@@ -103,10 +98,12 @@ class _Reader:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._room = {"losses": _MOST_LOSSES, "judged": _MOST_JUDGED, "others": _MOST_OTHERS, "defects": _MOST_DEFECTS}
+        self._shape = LossShape(re.compile(rb"(?!)"), ())  # matches nothing
+        self._lessons = _MOST_SHAPES
 
     def read(self, lines: list[bytes]) -> None:
         """Reads the next lines of the file."""
-        match, token = _LOSS.fullmatch, _TOKEN
+        match, token = self._shape.pattern.fullmatch, _TOKEN
         rows: list[tuple[bytes, ...]] = []
         numbers: list[int] = []
         for number, line in enumerate(lines, self._log.lines + 1):
@@ -118,22 +115,23 @@ class _Reader:
                 self._add_losses(rows, numbers)
                 rows, numbers = [], []
                 self._decode(line, number)
+                match = self._shape.pattern.fullmatch
         self._add_losses(rows, numbers)
         self._log.lines += len(lines)
 
     def _add_losses(self, rows: list[tuple[bytes, ...]], numbers: list[int]) -> None:
-        """Adds losses to the columns, all at once, which takes half the time of one by one."""
-        if not rows:
-            return
+        """Adds losses of the present shape to the columns, all at once, which takes half the time of one by one."""
         room = max(self._room["losses"], 0)
         self._room["losses"] -= len(rows)
+        if not rows or not room:
+            return
+        groups = list(zip(*rows[:room], strict=True))
         losses = self._log.train_losses
-        times_ms, values, samples, rates = zip(*rows[:room], strict=True) if room else ((), (), (), ())
         losses.lines.extend(numbers[:room])
-        losses.times_ms.extend(map(float, times_ms))
-        losses.losses.extend(map(float, values))
-        losses.samples.extend(map(float, samples))
-        losses.rates.extend(map(float, rates))
+        columns = (losses.times_ms, losses.losses, losses.samples, losses.rates)
+        for column, place in zip(columns, self._shape.places, strict=True):
+            absent = repeat(math.nan, len(rows[:room]))
+            column.extend(absent if place is None else map(float, groups[place]))
 
     def finish(self) -> None:
         """Says what was left out."""
@@ -166,6 +164,9 @@ class _Reader:
                     self._log.defects.append(Defect("record-corrupt", number, message, _quote(piece)))
                 continue
             self._keep(record)
+            if record.key == "train_loss" and self._lessons and len(pieces) == 1:
+                self._lessons -= 1
+                self._shape = learn(piece) or self._shape
 
     def _keep(self, record: Record) -> None:
         if record.key != "train_loss":

@@ -78,18 +78,6 @@ def test_the_form_of_a_log_does_not_matter(form: str, convention: str) -> None:
     assert found.summary.minutes == pytest.approx(judged(log).summary.minutes, rel=1e-6)
 
 
-def test_the_quick_reading_of_a_loss_is_that_of_a_json_decoder() -> None:
-    rng = random.Random(7)
-    values = [0.1, 11.838506698608398, 1e-5, 5.0, 3, 1.25e-05, 1e300, *(rng.random() for _ in range(50))]
-    for value in values:
-        record = event("train_loss", value, 1_790_000_000_123, {"samples_count": 4064, "lr": value})
-        line = f":::MLLOG {json.dumps(record)}"
-        assert parsing._LOSS.fullmatch(line.encode())
-        quick, slow = parsed(line).train_losses, parsed(line + " ").train_losses
-        assert quick == slow
-        assert (list(quick.losses), list(quick.rates), list(quick.samples)) == ([value], [value], [4064])
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -181,7 +169,7 @@ def test_a_large_file_is_not_held_in_memory() -> None:
     assert peak < 40 * len(log.train_losses) * 1.3 + (8 << 20)
 
 
-def test_an_infinity_in_the_quick_form_is_no_number() -> None:
+def test_an_infinity_is_no_number() -> None:
     line = f":::MLLOG {json.dumps(event('train_loss', 1.5, 1_790_000_000_000, {'samples_count': 16, 'lr': 1e-4}))}"
     log = compliant_log()
     text = log.text().replace(lines_of(log)[log.index("train_loss", 3)], line.replace("1.5", "1e999"))

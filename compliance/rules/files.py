@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .. import benchmark
 from ..findings import Severity
 from ..run import EARLIEST_MS, Run, whole
-from .rule import MOST_FINDINGS, NOTHING, Problem, Rule, rule
+from .rule import MOST_FINDINGS, NOTHING, Problem, Rule, rule, show
 
 _PARSER = "mlperf-logging 4.1.68, compliance_checker/mlp_parser"
 _COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml and closed_gpt_oss_20b.yaml"
@@ -68,7 +68,7 @@ def record_conflict(run: Run) -> Iterator[Problem]:
             # repr tells 16 from "16" and from true, and NaN is NaN.
             if repr(record.value) != repr(records[0].value):
                 message = f"{key} is logged with another value than in line {records[0].line}"
-                yield Problem(message, record.line, expected=repr(records[0].value), got=record.value)
+                yield Problem(message, record.line, expected=show(records[0].value), got=record.value)
 
 
 @rule("record-metadata", Severity.ERROR, _COMMON)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .. import benchmark
 from ..findings import Rcp, RunSummary, Severity, Status, Variance
 from ..run import Run, whole
-from .rule import Problem, Rule, rule
+from .rule import Problem, Rule, rule, show
 
 _BENCHMARK_RESULTS = "training rules, Benchmark Results"
 _RCP = "training rules, Reference Convergence Points; mlperf-logging 4.1.68, rcp_checker"
@@ -65,11 +65,12 @@ def set_alike(subject: RunSet) -> Iterator[Problem]:
         logged = [(run, record) for run, record in records if record is not None]
         if not logged:
             continue
+        values = {repr(record.value): record.value for _, record in logged}
         usual = Counter(repr(record.value) for _, record in logged).most_common(1)[0][0]
         for run, record in logged:
             if repr(record.value) != usual:
-                message = f"{key} differs from the other runs"
-                yield Problem(message, record.line, expected=usual, got=record.value, file=run.log.name)
+                message, expected = f"{key} differs from the other runs", show(values[usual])
+                yield Problem(message, record.line, expected=expected, got=record.value, file=run.log.name)
 
 
 @rule("set-seed", Severity.ERROR, "training rules, Random numbers; mlperf-logging 4.1.68, package_checker/seed_checker")

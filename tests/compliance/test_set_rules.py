@@ -31,7 +31,8 @@ def test_a_compliant_set_breaks_none_and_has_a_score(gbs: int, ruleset: str) -> 
 
 def test_too_few_runs() -> None:
     result, findings = judged_set(compliant_set(16)[:9])
-    assert fired(findings) == {"set-count"}
+    assert fired(findings, ERROR) == {"set-count"}
+    assert [(each.expected, each.got) for each in findings] == [("10", "9")]
     assert result.score is not None and not result.score.valid
 
 
@@ -56,6 +57,47 @@ def test_of_more_runs_the_median_window_counts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("lost", "first", "missed"),
+    [
+        ((), 1, 0),
+        ((0,), 1, 0),
+        ((5,), 1, 1),
+        ((0, 11), 1, 0),  # in no window together
+        ((0, 1), 1, 1),  # the first window has no score, and is the slowest
+        ((10, 11), 1, 1),
+        ((4, 5), 0, 2),  # no window has a score
+        ((2, 9), 0, 2),
+    ],
+    ids=str,
+)
+def test_of_more_runs_those_of_the_window_must_converge(lost: tuple[int, ...], first: int, missed: int) -> None:
+    result, findings = judged_set([compliant_log(64, run, converged=run not in lost) for run in range(12)])
+    assert result.score is not None
+    assert result.score.window == tuple(f"result_{run}.txt" for run in range(first, first + 10))
+    assert result.score.valid is (missed < 2)
+    said = [(each.severity, each.got) for each in findings if each.rule == "set-not-converged"]
+    assert said == {0: [], 1: [(INFO, None)], 2: [(ERROR, "2")]}[missed]
+    assert result.variance is not None and result.variance.samples is not None
+    assert result.variance.samples.runs == 10 - missed
+    assert (result.rcp is not None and result.rcp.pruned.submission_mean is not None) is (missed < 2)
+
+
+def test_another_number_of_runs_has_windows_as_well() -> None:
+    result, findings = judged_set(compliant_set(64)[:7], wanted=5)
+    assert fired(findings) == set() and fired(findings, INFO) == {"set-count"}
+    assert result.score is not None and result.score.valid and len(result.score.window) == 5
+
+
+def test_an_invalid_run_outside_the_window_is_invalid_all_the_same() -> None:
+    logs = compliant_set(16, runs=12)
+    for number in (0, 11):  # in no window together
+        logs[number].set("cache_clear", False)
+    result, findings = judged_set(logs)
+    assert [each.file for each in findings if each.rule == "set-invalid-run"] == ["result_0.txt", "result_11.txt"]
+    assert result.score is not None and not result.score.valid
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("opt_base_learning_rate", 4.1e-4),
@@ -73,7 +115,29 @@ def test_runs_that_differ(key: str, value: object) -> None:
     logs = compliant_set(16)
     logs[3].set(key, value)
     _, findings = judged_set(logs)
-    assert [each.file for each in findings if each.rule == "set-alike"] == ["result_3.txt"]
+    (found,) = (each for each in findings if each.rule == "set-alike")
+    assert (found.file, found.line, found.severity) == ("result_3.txt", logs[3].index(key) + 1, ERROR)
+    assert found.expected == repr(logs[4].find(key)["value"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("train_samples", 999), ("seed", 999)])
+def test_what_runs_may_differ_in(key: str, value: object) -> None:
+    logs = compliant_set(16)
+    logs[3].set(key, value)
+    assert judged_set(logs)[1] == []
+
+
+def test_what_one_run_does_not_say_is_no_difference() -> None:
+    logs = compliant_set(16)
+    logs[3].drop("target_accuracy").drop("eval_tokens_sha256")
+    assert judged_set(logs)[1] == []
+
+
+@pytest.mark.parametrize("gbs", [16.0, 64.0])
+def test_a_batch_size_with_a_point_is_that_batch_size(gbs: float) -> None:
+    result, findings = judged_set([log.set("global_batch_size", gbs) for log in compliant_set(int(gbs))])
+    assert findings == []
+    assert result.rcp is not None and result.rcp.global_batch_size == int(gbs)
 
 
 def test_only_that_a_run_differs_is_one_finding() -> None:
@@ -96,6 +160,39 @@ def test_a_repeated_seed() -> None:
     assert [(each.file, each.got) for each in findings] == [("result_5.txt", str(logs[1].find("seed")["value"]))]
 
 
+def test_seeds_of_64_bits_differ_in_the_last() -> None:
+    logs = compliant_set(16)
+    for number, log in enumerate(logs):
+        log.set("seed", 2**64 - 1 - number)  # as a float, all of them are one
+    result, findings = judged_set(logs)
+    assert findings == []
+    assert [run.seed for run in result.runs] == [2**64 - 1 - number for number in range(10)]
+    logs[7].set("seed", 2**64 - 1 - 3)
+    assert [(each.rule, each.file) for each in judged_set(logs)[1]] == [("set-seed", "result_7.txt")]
+
+
+def test_a_seed_repeated_by_many_is_that_of_the_first() -> None:
+    logs = compliant_set(16)
+    for number in (3, 5, 8):
+        logs[number].set("seed", 7)
+    found = [(each.file, each.message) for each in judged_set(logs)[1]]
+    assert found == [(f"result_{number}.txt", "the seed is that of result_3.txt") for number in (5, 8)]
+
+
+def test_the_second_seed_of_a_run_counts_as_well() -> None:
+    logs = compliant_set(16)
+    logs[5].insert_after("seed", 0, {**logs[5].find("seed"), "value": logs[1].find("seed")["value"]})
+    findings = judged_set(logs)[1]
+    assert fired(findings) == {"record-conflict", "set-seed"}
+
+
+def test_seeds_that_are_no_integers_are_not_compared() -> None:
+    logs = compliant_set(16)
+    for number in (3, 5):
+        logs[number].set("seed", "random")
+    assert fired(judged_set(logs)[1]) == {"seed"}
+
+
 def test_one_seed_logged_twice_in_one_run_is_legal() -> None:
     logs = compliant_set(16)
     logs[5].insert_after("seed", 0, dict(logs[5].find("seed")))
@@ -108,6 +205,32 @@ def test_a_copy_under_another_seed() -> None:
     _, findings = judged_set(logs)
     assert fired(findings) == {"set-copy"}
     assert [each.file for each in findings if each.rule == "set-copy"] == ["result_4.txt"]
+
+
+def test_each_copy_is_named_with_the_first() -> None:
+    logs = compliant_set(16)
+    for number in (4, 6):
+        logs[number] = logs[1].copy().set("seed", 999 + number).shift(0, number * 36_000_000)
+    found = [(each.file, each.message) for each in judged_set(logs)[1] if each.rule == "set-copy"]
+    message = "the evaluation losses are those of result_1.txt: one is a copy"
+    assert found == [("result_4.txt", message), ("result_6.txt", message)]
+
+
+def test_a_copy_whose_training_losses_were_touched_up() -> None:
+    logs = compliant_set(16)
+    copy = logs[1].copy().set("seed", 999).shift(0, 36_000_000)
+    logs[4] = copy.set("train_loss", copy.find("train_loss", 2)["value"] + 1e-6, 2)
+    assert fired(judged_set(logs)[1]) == {"set-copy"}
+
+
+def test_runs_without_losses_are_no_copies() -> None:
+    logs = compliant_set(16)
+    for log in logs:
+        log.events[:] = [record for record in log.events if record["key"] != "train_loss"]
+    assert fired(judged_set(logs)[1]) == set()
+    for log in logs:
+        log.events[:] = [record for record in log.events if record["key"] != "eval_accuracy"]
+    assert fired(judged_set(logs)[1]) == {"record-required", "eval-cadence"}
 
 
 def test_a_copy_whose_evaluations_were_touched_up() -> None:
@@ -172,10 +295,23 @@ def test_the_limit_on_variance_is_a_warning_of_this_project() -> None:
     result, findings = judged_set(logs)
     assert fired(findings, Severity.WARNING) == {"variance-limit"} and fired(findings, ERROR) == set()
     (finding,) = (each for each in findings if each.rule == "variance-limit")
-    assert "minutes" in finding.message and "ddof 1" in finding.message
+    assert "the minutes of 10 runs" in finding.message and "ddof 1" in finding.message
+    assert "steps" not in finding.message and finding.expected == "<= 5 %"
     assert "not a rule of MLPerf" in finding.citation
     assert result.variance is not None and result.variance.minutes is not None
+    assert finding.got == str(round(result.variance.minutes.cv_percent, 3))
     assert fired(judged_set(logs, cv_limit=result.variance.minutes.cv_percent + 0.01)[1]) == set()
+    assert fired(judged_set(logs, cv_limit=result.variance.minutes.cv_percent)[1]) == set()
+
+
+def test_samples_that_vary_are_said_beside_their_quantum() -> None:
+    logs = set_with(64, [20, 24, 24, 24, 24, 25, 25, 25, 28, 29])
+    result, findings = judged_set(logs)
+    assert result.variance is not None and result.variance.samples is not None
+    found = [each for each in findings if each.rule == "variance-limit" and "the samples of 10" in each.message]
+    assert len(found) == 1
+    assert "steps of 12,288, 4.0 % of the mean" in found[0].message
+    assert found[0].got == str(round(result.variance.samples.cv_percent, 3))
 
 
 def set_with(gbs: int, steps: list[int]) -> list[MadeLog]:
@@ -206,13 +342,23 @@ def test_the_edges_of_the_convergence_test(gbs: int, steps: list[int], mean: flo
         assert factor is not None and factor > 1
         assert result.score.normalized_minutes == pytest.approx((result.score.olympic_minutes or 0) * factor)
         assert "rcp-normalization" in fired(findings, INFO)
+    assert ("rcp-normalization" in fired(findings, INFO)) is passes
     assert ("rcp-full" in fired(findings, INFO)) is (gbs == 32 and passes)
+    pruned = result.rcp.pruned
+    for each in findings:
+        if each.rule == "rcp-normalization":
+            assert f"by {pruned.normalization:.6f}: RCP mean {pruned.mean:.1f} / {mean:.1f}" in each.message
+        elif each.rule in ("rcp-pruned", "rcp-full"):
+            least = pruned.minimum if each.rule == "rcp-pruned" else result.rcp.full.minimum
+            assert (each.expected, each.got) == (f">= {least:.6f} samples", str(mean))
 
 
 @pytest.mark.parametrize("gbs", [72, 128])
 def test_above_the_largest_point_there_is_no_test(gbs: int) -> None:
-    _, findings = judged_set(compliant_set(gbs, learning_rate=1e-3, warmup_steps=192))
+    result, findings = judged_set(compliant_set(gbs, learning_rate=1e-3, warmup_steps=192))
     assert fired(findings, ERROR) == {"rcp-missing"}
+    assert [(each.expected, each.got) for each in findings if each.rule == "rcp-missing"] == [("16 to 64", str(gbs))]
+    assert result.score is not None and not result.score.valid and result.score.normalized_minutes is None
 
 
 def test_below_the_smallest_point_that_one_applies() -> None:
@@ -220,7 +366,17 @@ def test_below_the_smallest_point_that_one_applies() -> None:
     slow = compliant_set(8, samples_to_target=[16 * interval] * 5 + [17 * interval] * 5)
     assert fired(judged_set(slow)[1], ERROR) == set()
     fast = compliant_set(8, samples_to_target=[14 * interval] * 5 + [15 * interval] * 5)
-    assert fired(judged_set(fast)[1], ERROR) == {"rcp-missing"}
+    findings = judged_set(fast)[1]
+    assert fired(findings, ERROR) == {"rcp-missing"}
+    (found,) = (each for each in findings if each.rule == "rcp-missing")
+    assert (found.expected, found.got) == (">= 188719.167249", str(14.5 * interval))
+
+
+def test_below_the_smallest_point_a_set_without_a_mean_is_not_tested() -> None:
+    logs = compliant_set(8, samples_to_target=[16 * 12_288] * 10)
+    for number in (2, 6):
+        logs[number] = compliant_log(8, number, converged=False)
+    assert fired(judged_set(logs)[1], ERROR) == {"set-not-converged"}
 
 
 def test_the_open_division_has_no_reference_points() -> None:

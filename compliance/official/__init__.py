@@ -1,0 +1,10 @@
+"""The official tools' verdicts, obtained in subprocesses and compared with ours.
+
+mlperf-logging is called, never copied or patched.
+"""
+
+from .divergence import Ours, divergences
+from .staging import plain_copy
+from .tools import TIMEOUT_S, OfficialTools, OfficialToolsError, version
+
+__all__ = ["TIMEOUT_S", "OfficialTools", "OfficialToolsError", "Ours", "divergences", "plain_copy", "version"]

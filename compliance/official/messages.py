@@ -1,0 +1,89 @@
+"""What the official tools say, caught and made short: one line per complaint, without colour or repeated context."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+
+MOST_MESSAGES, LONGEST_MESSAGE = 20, 300
+_SEPARATOR = "\n" + "-" * 30 + "\n"
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_FOLDER, _FILE = "Running compliance checks in dir ", "Running compliance on file: "
+
+
+class Complaints(logging.Handler):
+    """What an official tool logs as a warning or an error.
+
+    Attributes:
+        general: what concerns a folder, with its name, or the whole.
+        of_files: what concerns single logs, each with the log's name.
+        success: whether the package checker ended with "FOUND NO ERRORS".
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.clear()
+
+    @property
+    def messages(self) -> list[str]:
+        """All of them, those of single logs last."""
+        return self.general + self.of_files
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.general: list[str] = []
+        self.of_files: list[str] = []
+        self.success = False
+        self._folder = self._file = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes one logged message apart."""
+        text = record.getMessage().strip()
+        if record.levelno < logging.WARNING:
+            self._follow(text)
+        elif record.module == "mlp_compliance":
+            self.of_files += [f"{self._file}: {part}" for part in text.split(_SEPARATOR)]
+        elif record.module == "seed_checker":
+            lines = text.replace("following errors: ", "following errors:\n").split("\n")
+            self.general += [line for line in lines if line.startswith(("Result file ", "Error found "))]
+        elif record.module == "system_desc_checker" and isinstance(record.args, tuple):
+            system, reasons = record.args
+            assert isinstance(reasons, list)
+            self.general += [f"{system}: {reason}" for reason in reasons]
+        else:
+            self.general.append(f"{self._folder}: {text}" if self._folder else text)
+
+    def _follow(self, text: str) -> None:
+        if text.startswith(_FOLDER):
+            self._folder = text.removeprefix(_FOLDER)
+        elif text.startswith(_FILE):
+            self._file = text.removeprefix(_FILE)
+        elif text.startswith("PACKAGE CHECKER FOUND NO ERRORS"):
+            self.success = True
+
+
+def shorten(message: str) -> str:
+    r"""One line of at most 300 printable characters: what an official message says, without the context it repeats.
+
+    >>> shorten("CHECK for 'x' failed in line 3:\n:::MLLOG {}\nfailed test:  v > 0 \ncurrent context[s]={}")
+    "CHECK for 'x' failed in line 3: failed test: v > 0"
+    """
+    first, *rest = message.strip().split("\n")
+    tests = [line for line in rest if line.startswith("failed test:")]
+    # "Failed executing CHECK code:" is followed by the code.
+    more = tests[:1] or (rest[:1] if first.endswith(":") else [])
+    # Some messages hold a line of the log, and those may be megabytes.
+    text = " ".join(part[: 10 * LONGEST_MESSAGE] for part in (first, *more))
+    text = " ".join(_TERMINAL_CODES.sub("", text).split())
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + "..."
+
+
+def shorten_all(messages: Iterable[str]) -> list[str]:
+    """At most 20 short messages, each once; the last says how many more there are."""
+    short = list(dict.fromkeys(shorten(message) for message in messages))
+    if len(short) > MOST_MESSAGES:
+        left = len(short) - MOST_MESSAGES + 1
+        short[MOST_MESSAGES - 1 :] = [f"{left} more messages are not shown"]
+    return short

@@ -1,0 +1,318 @@
+"""What a user types, sees, and gets as an exit status."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import jsonschema
+import pytest
+from commands import command
+from made_logs import compliant_log, compliant_set, system_description, write_set, write_tree
+
+import compliance
+from compliance import cli
+from compliance.cli import ExitCode
+
+ROOT = Path(compliance.__file__).resolve().parents[1]
+CHECKS = ("check-run", "check-set", "check-package")
+Capture = pytest.CaptureFixture[str]
+
+
+def schema(name: str) -> jsonschema.Draft202012Validator:
+    text = (Path(compliance.__file__).parent / f"{name}.schema.json").read_text(encoding="utf-8")
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    write_set(folder, compliant_set(16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    logs = compliant_set(16)
+    logs[3].set("cache_clear", False)
+    write_set(folder, logs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("tree"), compliant_set(16))
+
+
+def test_a_compliant_set_passes_ours_and_the_official_tools(good: Path, capsys: Capture) -> None:
+    found = command(capsys, "check-set", good, "--format", "json")
+    assert (found.status, found.err) == (0, "")
+    report = json.loads(found.out)
+    schema("report").validate(report)
+    assert report["verdict"] == "pass"
+    assert report["official"]["verdict"] == "pass"
+    assert report["official"]["divergences"] == []
+    assert len([each for each in report["official"]["results"] if each["tool"] == "compliance_checker"]) == 10
+    assert report["score"]["valid"] and report["score"]["olympic_minutes"] > 0
+    assert len(report["runs"]) == 10
+
+
+def test_a_violation_names_file_line_and_what_the_official_tools_miss(bad: Path, capsys: Capture) -> None:
+    found = command(capsys, "check-set", bad, "--format", "json")
+    assert found.status == ExitCode.VIOLATION
+    report = json.loads(found.out)
+    (error,) = (each for each in report["findings"] if each["severity"] == "error")
+    assert (error["rule"], error["file"], error["line"]) == ("cache-clear", str(bad / "result_3.txt"), 1)
+    assert (error["expected"], error["got"]) == ("true", "false")
+    assert [(each["tool"], each["ours"], each["official"]) for each in report["official"]["divergences"]] == [
+        ("compliance_checker", "fail", "pass")
+    ]
+    assert "cache-clear" in report["official"]["divergences"][0]["reason"]
+
+
+@pytest.mark.parametrize("form", ["text", "json", "junit"])
+def test_every_check_in_every_format(good: Path, tree: Path, capsys: Capture, form: str) -> None:
+    for name, where in zip(CHECKS, (good / "result_2.txt", good, tree), strict=True):
+        found = command(capsys, name, where, "--format", form, "--no-official")
+        assert (found.status, found.err) == (0, "")
+        if form == "json":
+            schema("report").validate(json.loads(found.out))
+            assert json.loads(found.out)["official"] is None
+        elif form == "junit":
+            assert int(ET.fromstring(found.out).attrib["tests"]) > 0
+        else:
+            assert found.out.startswith("PASS: ")
+
+
+def test_a_tree_passes_ours_and_the_package_checker_and_stays_untouched(tree: Path, capsys: Capture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    found = command(capsys, "check-package", tree, "--format", "json")
+    report = json.loads(found.out)
+    assert found.status == 0, found.out
+    said = {(each["tool"], each["verdict"]) for each in report["official"]["results"]}
+    assert said == {
+        (tool, "pass")
+        for tool in ("compliance_checker", "rcp_checker", "seed_checker", "system_desc_checker", "package_checker")
+    }
+    assert report["official"]["divergences"] == []
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+
+
+def test_both_rulesets(tmp_path: Path, capsys: Capture) -> None:
+    log = compliant_log(32, ruleset="6.0.0", disclosures=False, end_learning_rate=4e-5).write(tmp_path / "result_0.txt")
+    assert command(capsys, "check-run", log, "--ruleset", "6.0.0").status == 0
+    assert command(capsys, "check-run", log, "--ruleset", "6.1.0").status == 1
+    assert command(capsys, "check-run", log).status == 1  # 6.1.0 is the default
+
+
+def test_warnings_fail_when_strict(tmp_path: Path, capsys: Capture) -> None:
+    log = compliant_log()
+    log.find("run_stop")["time_ms"] += 90_000
+    path = log.write(tmp_path / "result_0.txt")
+    assert command(capsys, "check-run", path, "--no-official").status == 0
+    strict = command(capsys, "check-run", path, "--no-official", "--strict")
+    assert strict.status == 1 and strict.out.startswith("FAIL")
+
+
+def test_the_limit_on_variance_and_the_number_of_runs_are_options(good: Path, capsys: Capture) -> None:
+    tight = command(capsys, "check-set", good, "--no-official", "--strict", "--cv-limit", "1")
+    assert tight.status == 1 and "variance-limit" in tight.out
+    many = command(capsys, "check-set", good, "--no-official", "--runs", "11")
+    assert many.status == 1 and "set-count" in many.out
+
+
+def test_a_system_description_settles_the_sizes(good: Path, tmp_path: Path, capsys: Capture) -> None:
+    system = tmp_path / "sys.json"
+    for accelerators, status in (("8", 0), ("16", 1)):
+        system.write_text(json.dumps(system_description(accelerators_per_node=accelerators)), encoding="utf-8")
+        found = command(capsys, "check-run", good / "result_0.txt", "--no-official", "--system", system)
+        assert found.status == status
+    system.write_text("{", encoding="utf-8")
+    unread = command(capsys, "check-run", good / "result_0.txt", "--no-official", "--system", system)
+    assert unread.status == ExitCode.UNREADABLE and str(system) in unread.err
+
+
+def test_gzipped_and_published_names_are_found(tmp_path: Path, capsys: Capture) -> None:
+    for number, log in enumerate(compliant_set(16)):
+        (tmp_path / f"run_{number}.log.gz").write_bytes(gzip.compress(log.text().encode()))
+    (tmp_path / "compliance_checker.log").write_text("INFO - nothing of a run", encoding="utf-8")
+    found = command(capsys, "check-set", tmp_path, "--format", "json")
+    report = json.loads(found.out)
+    assert found.status == 0, found.out
+    assert [Path(run["file"]).name for run in report["runs"]] == [f"run_{number}.log.gz" for number in range(10)]
+
+
+USAGE = [
+    ["check-run"],
+    ["check-run", "--bogus", "x"],
+    ["no-such-command"],
+    ["check-set", "x", "--ruleset", "5.1.0"],
+    ["check-set", "x", "--format", "yaml"],
+    ["check-set", "x", "--runs", "0"],
+    ["check-set", "x", "--cv-limit", "-1"],
+    ["plan"],
+    ["plan", "--gbs", "0"],
+    ["plan", "--gbs", "many"],
+    ["report", ".", "--out", "x.pdf"],
+    ["report", ".", "--out", "no/such/folder/x.html"],
+]
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
+def test_wrong_usage_is_2_and_a_clear_line(arguments: list[str], capsys: Capture) -> None:
+    found = command(capsys, *arguments)
+    assert found.status == ExitCode.USAGE
+    assert found.out == "" or arguments == []
+    assert "Error" in found.err and "Traceback" not in found.err
+
+
+def test_what_cannot_be_read_is_3_and_a_clear_line(tmp_path: Path, good: Path, capsys: Capture) -> None:
+    truncated = tmp_path / "cut.log.gz"
+    truncated.write_bytes(gzip.compress(compliant_log().text().encode())[:-100])
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    cases = [
+        ("check-run", tmp_path / "missing.txt", "no such file"),
+        ("check-run", good, "check-set"),
+        ("check-run", truncated, "damaged gzip"),
+        ("check-run", tmp_path / "pipe", "not a regular file"),
+        ("check-set", tmp_path / "empty", "no logs in this folder"),
+        ("check-set", tmp_path / "missing", "no such file"),
+        ("check-package", tmp_path / "missing", "no such folder"),
+    ]
+    for name, path, words in cases:
+        found = command(capsys, name, path)
+        assert (found.status, found.out) == (ExitCode.UNREADABLE, "")
+        assert found.err.startswith("error: ") and str(path) in found.err and words in found.err, found.err
+        shown = command(capsys, name, path, "--format", "json")
+        assert shown.status == ExitCode.UNREADABLE
+        report = json.loads(shown.out)
+        schema("report").validate(report)
+        assert report["verdict"] == "error" and words in report["findings"][0]["message"]
+
+
+def test_the_same_log_twice_is_named(good: Path, capsys: Capture) -> None:
+    log = good / "result_0.txt"
+    found = command(capsys, "check-set", log, log)
+    assert found.status == ExitCode.UNREADABLE and "given twice" in found.err
+
+
+def test_an_internal_error_is_4_and_one_line(good: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(cli, "check_run", broken)
+    found = command(capsys, "check-run", good / "result_0.txt")
+    assert found.status == ExitCode.INTERNAL
+    assert found.err.startswith("internal error: KeyError") and found.err.count("\n") == 1
+
+
+def test_an_interruption_is_130(good: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "check_run", interrupted)
+    found = command(capsys, "check-run", good / "result_0.txt")
+    assert found.status == ExitCode.INTERRUPTED and "Traceback" not in found.err
+
+
+def test_the_exit_statuses_are_documented(capsys: Capture) -> None:
+    shown = command(capsys, "--help").out
+    for text in ("0 pass", "1 violation", "2 usage", "3 unreadable input", "4 internal error", "130 interrupted"):
+        assert text in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("gbs", [8, 16, 24, 32, 48, 64, 96])
+def test_a_plan_is_json_that_its_schema_accepts(gbs: int, capsys: Capture) -> None:
+    found = command(capsys, "plan", "--gbs", gbs)
+    plan = json.loads(found.out)
+    schema("plan").validate(plan)
+    assert found.status == 0
+    assert plan["gbs"] == gbs and plan["eval_interval_samples"] % gbs == 0
+    assert (plan["rcp"]["pruned"]["mean"] is None) == (gbs > 64)
+    text = command(capsys, "plan", "--gbs", gbs, "--format", "text").out
+    assert f"Global batch size {gbs}" in text
+
+
+def test_rules_lists_every_rule_once(capsys: Capture) -> None:
+    from compliance.rules import ALL_RULES
+
+    listed = command(capsys, "rules").out
+    table = command(capsys, "rules", "--markdown").out
+    ids = [rule.id for rule in ALL_RULES]
+    assert len(ids) == len(set(ids))
+    for rule in ALL_RULES:
+        assert f"{rule.id} (" in listed and f"| `{rule.id}` |" in table
+        assert rule.description and rule.citation
+
+
+def test_a_report_is_one_file(bad: Path, tree: Path, tmp_path: Path, capsys: Capture) -> None:
+    for source, name, status in ((bad, "r.html", 1), (bad, "r.md", 1), (tree, "t.html", 0)):
+        out = tmp_path / name
+        found = command(capsys, "report", source, "--out", out, "--no-official")
+        assert found.status == status
+        text = out.read_text(encoding="utf-8")
+        assert "cache-clear" in text if source == bad else "sys_1x8" in text
+
+
+def test_a_package_is_built_of_a_passing_set_and_refused_of_a_failing_one(
+    good: Path, bad: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    system = tmp_path / "sys_1x8.json"
+    system.write_text(json.dumps(system_description()), encoding="utf-8")
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "train.py").write_text("seed = 1\n", encoding="utf-8")
+    common = ["--system", system, "--code", code]
+    refused = command(capsys, "package", "--logs", bad, *common, "--out", tmp_path / "no")
+    assert refused.status == 1 and "cache-clear" in refused.err and not (tmp_path / "no").exists()
+    built = command(capsys, "package", "--logs", good, *common, "--out", tmp_path / "yes", "--format", "json")
+    assert built.status == 0, built.out
+    assert len(list((tmp_path / "yes/results/sys_1x8/gpt_oss_20b").iterdir())) == 10
+    report = json.loads(built.out)
+    assert ("package_checker", "pass") in {(each["tool"], each["verdict"]) for each in report["official"]["results"]}
+    again = command(capsys, "package", "--logs", good, *common, "--out", tmp_path / "yes")
+    assert again.status == ExitCode.USAGE and "exists" in again.err
+    forced = command(
+        capsys, "package", "--logs", bad, *common, "--out", tmp_path / "forced", "--force", "--no-official"
+    )
+    assert forced.status == 1 and (tmp_path / "forced/systems/sys_1x8.json").is_file()
+
+
+SLOW_IMPORTS = ("torch", "megatron", "pandas", "scipy", "matplotlib", "jinja2", "mlperf_logging")
+
+
+def test_checking_imports_nothing_slow(good: Path) -> None:
+    script = (
+        "import sys\nfrom compliance.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
+        f"slow = [name for name in {SLOW_IMPORTS} if name in sys.modules]\n"
+        "sys.exit(f'imported {slow}' if slow else int(code or 0))\n"
+    )
+    arguments = [sys.executable, "-c", script, "check-set", str(good), "--no-official"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_layers_do_not_import_each_other() -> None:
+    forbidden = {"compliance": "torch|megatron|gptoss20b", "gptoss20b": "compliance"}
+    for package, names in forbidden.items():
+        for path in (ROOT / package).rglob("*.py"):
+            found = re.search(rf"^\s*(?:from|import) (?:{names})\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert found is None, f"{path}: {found}"
+
+
+def test_it_runs_from_anywhere_as_a_module(good: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-m", "compliance", "check-run", str(good / "result_0.txt"), "--format", "json"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["official"]["verdict"] == "pass"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,140 @@
+"""Where the official verdicts and ours differ, and the reasons that are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from compliance.findings import Divergence, Finding, OfficialResult, Severity
+from compliance.official import Ours, divergences
+
+
+def finding(rule: str, severity: Severity = Severity.ERROR, file: str | None = "a.txt") -> Finding:
+    return Finding(rule, severity, "message", file, 1, None, None, "citation")
+
+
+def said(verdict: str, *messages: str, tool: str = "compliance_checker", subject: str = "a.txt") -> OfficialResult:
+    return OfficialResult(tool, subject, verdict, messages, 0.1)
+
+
+def ours(verdict: str, *rules: str) -> dict[tuple[str, str], Ours]:
+    return {("compliance_checker", "a.txt"): Ours(verdict, tuple(finding(rule) for rule in rules))}
+
+
+def test_agreement_is_no_divergence() -> None:
+    assert divergences(ours("pass"), [said("pass", "warning: something")]) == ()
+    assert divergences(ours("fail", "eval-cadence"), [said("fail", "something else")]) == ()
+
+
+def test_what_the_official_tool_does_not_check() -> None:
+    own = Ours(
+        "fail",
+        (
+            finding("eval-cadence"),
+            finding("stop-late", Severity.WARNING),
+            finding("clock-init-limit"),
+            finding("eval-cadence"),
+            finding("dropout", Severity.UNVERIFIABLE),
+        ),
+    )
+    (divergence,) = divergences({("compliance_checker", "a.txt"): own}, [said("pass")])
+    reason = "official does not check: eval-cadence, clock-init-limit"
+    assert divergence == Divergence("compliance_checker", "a.txt", "fail", "pass", reason)
+
+
+def test_a_failure_of_ours_without_errors_still_diverges() -> None:
+    (divergence,) = divergences(ours("fail"), [said("pass")])
+    assert divergence.reason == "official passes what fails here without an error of its own"
+
+
+def test_what_only_the_official_tool_complains_about() -> None:
+    (divergence,) = divergences(ours("pass"), [said("fail", "one", "two", "three")])
+    assert (divergence.ours, divergence.official, divergence.reason) == (
+        "pass",
+        "fail",
+        "official says: one; two; three",
+    )
+    (divergence,) = divergences(ours("pass"), [said("fail", "one", "two", "three", "four", "five")])
+    assert divergence.reason == "official says: one; two; three; and 2 more"
+    (divergence,) = divergences(ours("pass"), [said("fail")])
+    assert divergence.reason == "official says: no message"
+
+
+@pytest.mark.parametrize("verdict", ["refused", "crashed", "timeout"])
+@pytest.mark.parametrize("own", ["pass", "fail"])
+def test_no_official_verdict_is_a_divergence_whatever_ours(own: str, verdict: str) -> None:
+    (divergence,) = divergences(ours(own, "eval-cadence"), [said(verdict, "why")])
+    reason = f"no official verdict, {verdict}: why"
+    assert divergence == Divergence("compliance_checker", "a.txt", own, verdict, reason)
+
+
+def test_what_we_did_not_judge() -> None:
+    assert divergences({}, [said("pass"), said("fail", "why")]) == ()
+    (divergence,) = divergences({}, [said("crashed", "why")])
+    assert divergence.ours == "not judged"
+
+
+def test_tools_and_subjects_are_kept_apart_and_in_order() -> None:
+    own = {
+        ("rcp_checker", "pruned"): Ours("fail", (finding("rcp-pruned", file=None),)),
+        ("rcp_checker", "full"): Ours("pass"),
+        ("seed_checker", "seeds"): Ours("fail", (finding("seed-missing", file="b.txt"),)),
+        ("compliance_checker", "pruned"): Ours("pass"),
+    }
+    results = [
+        said("fail", "Duplicate", tool="seed_checker", subject="seeds"),
+        said("fail", "RCP test failed: RCP found", tool="rcp_checker", subject="full"),
+        said("pass", tool="rcp_checker", subject="pruned"),
+    ]
+    full, pruned = divergences(own, results)
+    assert full == Divergence("rcp_checker", "full", "pass", "fail", "official says: RCP test failed: RCP found")
+    assert pruned.reason == "official does not check: rcp-pruned"
+
+
+FOLDER = "results/sys_1x8/gpt_oss_20b"
+ACCEPTED = f"{FOLDER}: 1 file does not comply, accepting this under olympic scoring"
+SLOWEST = (
+    "official accepts one log that breaks the rules as the slowest, which only a run that does not converge may be"
+)
+
+
+def tree_results(*packages: OfficialResult) -> list[OfficialResult]:
+    return [
+        said("pass", subject=f"tree/{FOLDER}/result_0.txt"),
+        said("fail", "why", subject=f"tree/{FOLDER}/result_4.txt"),
+        said("fail", "why", subject="tree/results/other_1x8/gpt_oss_20b/result_5.txt"),
+        *packages,
+    ]
+
+
+def package(verdict: str, *messages: str) -> OfficialResult:
+    return said(verdict, *messages, tool="package_checker", subject="tree")
+
+
+def test_a_set_with_one_log_that_breaks_the_rules_is_accepted() -> None:
+    own = Ours("fail", (finding("fixed-value", file=f"tree/{FOLDER}/result_4.txt"),))
+    (divergence,) = divergences({("package_checker", "tree"): own}, tree_results(package("pass", ACCEPTED)))
+    assert divergence == Divergence("package_checker", "tree", "fail", "pass", f"{SLOWEST}: tree/{FOLDER}/result_4.txt")
+
+
+def test_what_else_is_wrong_with_such_a_set() -> None:
+    errors = (
+        finding("fixed-value", file=f"tree/{FOLDER}/result_4.txt"),
+        finding("eval-cadence", file=f"tree/{FOLDER}/result_1.txt"),
+    )
+    own = {("package_checker", "tree"): Ours("fail", errors)}
+    (divergence,) = divergences(own, tree_results(package("pass", ACCEPTED)))
+    assert divergence.reason == f"{SLOWEST}: tree/{FOLDER}/result_4.txt; official does not check: eval-cadence"
+
+
+def test_the_accepted_log_is_named_even_if_we_pass_or_know_only_its_folder() -> None:
+    own = {("package_checker", "tree"): Ours("pass")}
+    (divergence,) = divergences(own, tree_results(package("pass", "s: a warning", ACCEPTED)))
+    assert (divergence.ours, divergence.official) == ("pass", "pass")
+    assert divergence.reason == f"{SLOWEST}: tree/{FOLDER}/result_4.txt"
+    (divergence,) = divergences(own, [package("pass", ACCEPTED)])
+    assert divergence.reason == f"{SLOWEST}: one in {FOLDER}"
+
+
+def test_a_failing_package_accepts_nothing() -> None:
+    own = {("package_checker", "tree"): Ours("fail", (finding("rcp-pruned"),))}
+    assert [found.tool for found in divergences(own, tree_results(package("fail", ACCEPTED, "RCP Test Failed")))] == []

@@ -1,0 +1,98 @@
+"""The report as JUnit XML, for continuous integration: one suite per set, one case per file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+from ..findings import Finding, Report, SetResult, Severity, Verdict
+from .terminal import visible
+
+_WHOLE = "whole set"
+
+
+def junit_report(report: Report) -> str:
+    """The report as a JUnit XML document in plain ASCII, ending in a newline.
+
+    The errors of a file are one failure, because many readers show the first only; its warnings and notes are its
+    output, under --strict warnings are errors. Findings about a whole set have a case of their own, those about no set
+    a suite. What cannot be verified is skipped, one case per point. An error about what could not be read at all is
+    `error` instead of `failure`. The time of a case is what the official tools took for its file or folder, in seconds;
+    ours is not measured. Characters that XML 1.0 forbids are escaped visibly.
+    """
+    root = Element("testsuites", name=visible(f"{report.command} {report.ruleset}"))
+    findings = list(report.findings)
+    for result in report.sets:
+        known = {result.name, *(run.file for run in result.runs)}
+        everything = len(report.sets) == 1
+        _suite(root, report, [each for each in findings if everything or each.file in known], result)
+        findings = [each for each in findings if not everything and each.file not in known]
+    if findings or not report.sets:
+        _suite(root, report, findings)
+    _count(root)
+    indent(root)
+    document: bytes = tostring(root, encoding="us-ascii", xml_declaration=True)
+    return document.decode() + "\n"
+
+
+def _suite(root: Element, report: Report, findings: Sequence[Finding], result: SetResult | None = None) -> None:
+    name = (result.name if result is not None else "") or report.command
+    suite = SubElement(root, "testsuite", name=visible(name))
+    of_subject: dict[str, list[Finding]] = {run.file: [] for run in (result.runs if result is not None else ())}
+    judged = frozenset(of_subject)
+    if result is not None and (result.score or result.variance or result.rcp):
+        of_subject[_WHOLE] = []
+    skipped = {}
+    for each in findings:
+        if each.severity is Severity.UNVERIFIABLE:
+            skipped[each.rule, each.message] = each
+        else:
+            subject = _WHOLE if each.file in (None, name) else each.file
+            of_subject.setdefault(subject or _WHOLE, []).append(each)
+    for subject, about in of_subject.items():
+        case = _case(suite, name, subject, _official_seconds(report, name if subject == _WHOLE else subject))
+        unread = report.verdict is Verdict.ERROR and subject not in judged and not (subject == _WHOLE and judged)
+        _outcome(case, about, "error" if unread else "failure", strict=bool(report.options.get("strict")))
+    for each in skipped.values():
+        SubElement(_case(suite, name, each.rule, 0), "skipped", message=visible(each.message))
+    _count(suite)
+
+
+def _case(suite: Element, set_name: str, name: str, seconds: float) -> Element:
+    return SubElement(suite, "testcase", classname=visible(set_name), name=visible(name), time=f"{seconds:.3f}")
+
+
+def _outcome(case: Element, findings: Sequence[Finding], tag: str, strict: bool) -> None:
+    """Adds what fails a case, then the rest as its output."""
+    failing = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
+    fatal = [each for each in findings if each.severity in failing]
+    rest = [each for each in findings if each.severity not in failing]
+    if fatal:
+        first = f"{fatal[0].rule}: {fatal[0].message}"
+        message = first if len(fatal) == 1 else f"{first} (and {len(fatal) - 1} more)"
+        problem = SubElement(case, tag, message=visible(message), type=visible(fatal[0].rule))
+        problem.text = "\n".join(map(_entry, fatal))
+    if rest:
+        SubElement(case, "system-out").text = "\n".join(map(_entry, rest))
+
+
+def _entry(finding: Finding) -> str:
+    place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
+    lines = [f"{finding.severity}: {finding.rule}: {finding.message}", f"  in {place}" if place else ""]
+    lines += [f"  {name}: {text}" for name, text in (("expected", finding.expected), ("got", finding.got)) if text]
+    lines += [f"  source: {finding.citation}"]
+    return "\n".join(visible(line) for line in lines if line)
+
+
+def _official_seconds(report: Report, subject: str) -> float:
+    results = report.official.results if report.official is not None else ()
+    return sum(each.seconds for each in results if each.subject == subject)
+
+
+def _count(element: Element) -> None:
+    """Sets the totals of a suite, or of all suites, from the cases inside it."""
+    cases = list(element.iter("testcase"))
+    element.set("tests", str(len(cases)))
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        element.set(attribute, str(sum(case.find(tag) is not None for case in cases)))
+    element.set("time", f"{sum(float(case.get('time', 0)) for case in cases):.3f}")

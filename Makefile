@@ -16,7 +16,7 @@ test: .venv/test-ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SCRIPTS)
-	$(BIN)/python -m pytest --doctest-modules gptoss20b data_scripts tests
+	$(BIN)/python -m pytest --doctest-modules gptoss20b data_scripts compliance tests
 
 format: .venv/test-ready
 	$(BIN)/ruff format .

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from compliance.cli import ExitCode as JudgingExitCode
+from compliance.cli import rules_table
+from compliance.rules import ALL_RULES
 from gptoss20b.config import resolve, settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.stopping import ExitCode
@@ -43,10 +46,10 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
 
 
 def test_every_python_command_exists_with_its_options() -> None:
-    commands = re.findall(r"python -m (gptoss20b[^`\n&|]*)", README)
-    assert len(commands) >= 4
+    commands = re.findall(r"python -m ((?:gptoss20b|compliance) [^`\n&|#]*)", README)
+    assert len(commands) >= 9
     for command in commands:
-        words = [word for word in shlex.split(command) if not word.startswith("results/")]
+        words = shlex.split(command)
         helped = subprocess.run(
             [sys.executable, "-m", *words[:2], "--help"], capture_output=True, text=True, check=False, cwd=ROOT
         )
@@ -65,6 +68,23 @@ def test_the_dry_run_of_each_configuration_named_here_works() -> None:
 
 def test_exit_statuses() -> None:
     assert sorted(int(row[0]) for row in rows("exit status")) == sorted(ExitCode)
+    assert sorted(int(row[0]) for row in rows("exit code")) == sorted(JudgingExitCode)
+
+
+def test_the_table_of_rules_is_the_one_that_the_command_prints() -> None:
+    table = README.split("<!-- rules: python -m compliance rules --markdown -->\n")[1].split("\n<!-- /rules -->")[0]
+    assert table == rules_table(ALL_RULES)
+
+
+def test_what_judging_needs_is_pinned_like_the_rest() -> None:
+    pins = {}
+    for name in ("cpu", "compliance", "test"):
+        for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
+            if "==" in line:
+                package, version = line.split("==")
+                assert pins.setdefault(package.lower().replace("_", "-"), version) == version, f"{name}.txt: {line}"
+    judging = (ROOT / "requirements" / "compliance.txt").read_text().lower()
+    assert "torch==" not in judging and "megatron-core==" not in judging
 
 
 @pytest.mark.parametrize("row", rows("variant"), ids=lambda row: row[0])

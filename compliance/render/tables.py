@@ -1,0 +1,211 @@
+"""The rows of the report document's tables, and its lists of terms with their values, as finished text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from ..findings import (
+    Official,
+    OfficialResult,
+    Rcp,
+    RcpTest,
+    RunSummary,
+    SetResult,
+    Spread,
+    Variance,
+)
+from . import panels
+
+Cell = Callable[[RunSummary], str]
+NOTHING = "-"
+MOST_EVALUATIONS = 200  # rows of the table of losses; a run has some twenty
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of finished text. numeric: indices of the columns that are set flush right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: frozenset[int] = frozenset()
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number for people: thousands separated, at most `digits` decimals for a float; a dash for none.
+
+    >>> number(233472), number(359.9734, 2), number(None), number(1e300)
+    ('233,472', '359.97', '-', '1e+300')
+    """
+    if value is None:
+        return NOTHING
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.{digits}f}" if isfinite(value) and abs(value) < 1e15 else f"{value:g}"
+
+
+def places(paths: Iterable[str]) -> str:
+    """Files, or files with lines; a folder that several share is named once."""
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folder, slash, name = path.rpartition("/")
+        folders.setdefault(folder + slash, []).append(name)
+    return ", ".join(
+        f"{', '.join(names)} (in {folder})" if folder and len(names) > 1 else folder + ", ".join(names)
+        for folder, names in folders.items()
+    )
+
+
+def score_terms(result: SetResult) -> list[tuple[str, str]]:
+    """The score's parts as terms and their values."""
+    score = result.score
+    if score is None:
+        return []
+    numbers = {run.file: n for n, run in enumerate(result.runs, 1)}
+    window = [numbers[file] for file in score.window if file in numbers]
+    dropped = [
+        f"run {numbers[file]} ({which})"
+        for which, file in zip(("fastest", "slowest"), score.dropped, strict=False)
+        if file in numbers
+    ]
+    parts = [
+        ("Olympic mean of run_start to run_stop", score.olympic_minutes, 3, " minutes"),
+        ("Normalised", score.normalized_minutes, 3, " minutes"),
+        ("Normalisation factor", score.normalization, 6, ""),
+        ("Olympic mean to the first passing evaluation", score.olympic_minutes_to_target, 3, " minutes"),
+        ("Olympic mean of samples to target", score.olympic_samples, 1, ""),
+    ]
+    return [
+        *((term, number(value, digits) + unit) for term, value, digits, unit in parts if value is not None),
+        ("Window, by start time", f"runs {panels.span(window)}" if window else NOTHING),
+        ("Dropped from it", ", ".join(dropped) or NOTHING),
+    ]
+
+
+def runs_table(runs: Sequence[RunSummary]) -> tuple[list[tuple[str, str]], Table | None]:
+    """What all runs share, as terms and values, and a table of the rest; no table without runs."""
+    folders = {run.file.rpartition("/")[0] for run in runs}
+    folder = folders.pop() if len(folders) == 1 else ""
+    always: dict[str, Cell] = {
+        "File": lambda run: run.file[len(folder) + 1 :] if folder else run.file,
+        "Status": lambda run: run.status.replace("_", " "),
+        "Seed": lambda run: str(run.seed) if run.seed is not None else NOTHING,
+        "Samples to target": lambda run: number(run.samples_to_target),
+        "Minutes": lambda run: number(run.minutes, 3),
+        "Minutes to target": lambda run: number(run.minutes_to_target, 3),
+        "Final loss": lambda run: number(run.final_eval_loss, 4),
+    }
+    shareable: dict[str, Cell] = {
+        "Folder": lambda _: folder or NOTHING,
+        "Platform": lambda run: run.platform or NOTHING,
+        "Organisation": lambda run: run.organisation or NOTHING,
+        "Division": lambda run: run.division or NOTHING,
+        "Global batch size": lambda run: number(run.global_batch_size),
+        "Learning rate": lambda run: f"{run.learning_rate:g}" if run.learning_rate is not None else NOTHING,
+        "Warm-up steps": lambda run: number(run.warmup_steps),
+        "Target loss": lambda run: f"{run.target:g}",
+    }
+    if not runs:
+        return [], None
+    shared = {name: cell(runs[0]) for name, cell in shareable.items() if len({cell(run) for run in runs}) == 1}
+    differing = {name: cell for name, cell in shareable.items() if name not in shared}
+    return list(shared.items()), _by_run({**always, **differing}, runs, 3)
+
+
+def phases_table(runs: Sequence[RunSummary]) -> Table | None:
+    """What the pictures of learning rate and time show, in numbers; none without runs."""
+
+    def total(run: RunSummary, phase: str) -> str:
+        return number(sum(length for _, length in panels.phase_bars(run).get(phase, [])), 1)
+
+    cells: dict[str, Cell] = {
+        "Minutes of init": lambda run: total(run, "init"),
+        "Of training": lambda run: total(run, "training"),
+        "Of evaluation": lambda run: total(run, "evaluation"),
+        "Evaluations": lambda run: number(len(run.evaluations)),
+        "First loss": lambda run: number(run.first_eval_loss, 4),
+        "Largest rate": lambda run: panels.rate_summary(run)[0],
+        "Largest relative difference": lambda run: panels.rate_summary(run)[1],
+    }
+    return _by_run(cells, runs, 1) if runs else None
+
+
+def evaluations_table(runs: Sequence[RunSummary]) -> Table | None:
+    """Loss by training samples, a column for each run; none without evaluations."""
+    losses = [{point.samples: f"{point.loss:.4f}" for point in reversed(run.evaluations)} for run in runs]
+    rows = [
+        (number(samples), *(by_samples.get(samples, NOTHING) for by_samples in losses))
+        for samples in sorted({samples for by_samples in losses for samples in by_samples})
+    ]
+    columns = ("Samples", *(f"Run {n}" for n in range(1, len(runs) + 1)))
+    cut = [("...",) * len(columns)] if len(rows) > MOST_EVALUATIONS else []
+    return Table(columns, cut + rows[-MOST_EVALUATIONS:], frozenset(range(len(columns)))) if rows else None
+
+
+def _by_run(cells: dict[str, Cell], runs: Sequence[RunSummary], texts: int) -> Table:
+    """A row for each run, numbered; after the number and `texts` - 1 columns of text, columns of numbers."""
+    rows = [(str(n), *(cell(run) for cell in cells.values())) for n, run in enumerate(runs, 1)]
+    return Table(("Run", *cells), rows, frozenset(range(texts, len(cells) + 1)))
+
+
+def variance_table(variance: Variance | None) -> Table | None:
+    """How samples to target and minutes spread over the runs; none if neither is known."""
+    if variance is None or (variance.samples is None and variance.minutes is None):
+        return None
+    limit = variance.limit_percent
+    terms: dict[str, Callable[[Spread], str]] = {
+        "Runs": lambda spread: number(spread.runs),
+        "Mean": lambda spread: number(spread.mean, 2),
+        "Standard deviation": lambda spread: number(spread.sd, 2),
+        "Coefficient of variation (CV)": lambda spread: f"{number(spread.cv_percent, 3)} %",
+        "Limit of the CV": lambda spread: f"{limit:g} %, {'exceeded' if spread.cv_percent > limit else 'kept'}",
+        "Smallest": lambda spread: number(spread.minimum, 2),
+        "Largest": lambda spread: number(spread.maximum, 2),
+        "Quantum": lambda spread: number(spread.quantum),
+        "Quantum of the mean": lambda s: NOTHING if s.quantum_percent is None else f"{number(s.quantum_percent, 2)} %",
+    }
+    spreads = (variance.samples, variance.minutes)
+    rows = [(term, *(cell(spread) if spread else NOTHING for spread in spreads)) for term, cell in terms.items()]
+    return Table(("", "Samples to target", "Minutes"), rows, frozenset({1, 2}))
+
+
+def rcp_table(rcp: Rcp | None) -> Table | None:
+    """The RCP test, a column for the pruned and one for the full RCPs; none without a test."""
+    if rcp is None:
+        return None
+    outcome = {True: "passed", False: "failed", None: "nothing to test"}
+    terms: dict[str, Callable[[RcpTest], str]] = {
+        "RCP": lambda test: test.kind,
+        "Its mean": lambda test: number(test.mean, 3),
+        "Smallest accepted mean": lambda test: number(test.minimum, 3),
+        "Olympic mean of the set": lambda test: number(test.submission_mean, 3),
+        "Margin": lambda test: number(test.margin_samples, 3),
+        "Normalisation factor": lambda test: number(test.normalization, 6),
+        "Outcome": lambda test: outcome[test.passed],
+    }
+    rows = [(term, cell(rcp.pruned), cell(rcp.full)) for term, cell in terms.items()]
+    return Table((f"Global batch size {rcp.global_batch_size:,}", "Pruned (decides)", "Full"), rows, frozenset({1, 2}))
+
+
+def official_tables(official: Official) -> dict[str, Any]:
+    """What the official tools said; files of which a tool says the same share a row."""
+    said: dict[tuple[str, str, str], list[OfficialResult]] = {}
+    for result in official.results:
+        key = (result.tool, result.verdict, "; ".join(result.messages) or NOTHING)
+        said.setdefault(key, []).append(result)
+    differ: dict[tuple[str, str, str, str], list[str]] = {}
+    for one in official.divergences:
+        differ.setdefault((one.tool, one.ours, one.official, one.reason), []).append(one.subject)
+    results = [
+        (tool, places(one.subject for one in same), verdict, number(sum(one.seconds for one in same), 1), messages)
+        for (tool, verdict, messages), same in said.items()
+    ]
+    divergences = [(tool, places(at), *outcome) for (tool, *outcome), at in differ.items()]
+    return {
+        "version": official.version,
+        "verdict": official.verdict,
+        "results": Table(("Tool", "Subject", "Verdict", "Seconds", "Messages"), results, frozenset({3})),
+        "divergences": Table(("Tool", "Subject", "Ours", "Theirs", "Reason"), divergences),
+    }

@@ -23,19 +23,15 @@ class Complaints(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.clear()
+        self.general: list[str] = []
+        self.of_files: list[str] = []
+        self.success = False
+        self._folder = self._file = ""
 
     @property
     def messages(self) -> list[str]:
         """All of them, those of single logs last."""
         return self.general + self.of_files
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.general: list[str] = []
-        self.of_files: list[str] = []
-        self.success = False
-        self._folder = self._file = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes one logged message apart."""

@@ -131,7 +131,6 @@ def _checks(request: Request, heard: Complaints) -> Iterator[Callable[[], Said]]
 
 
 def _answer(check: Callable[[], Said], request: Request, heard: Complaints) -> dict[str, Any]:
-    heard.clear()
     started = time.perf_counter()
     try:
         said = check()

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import tracemalloc
+from typing import Any
 
 import pytest
 from judging import fired, judged
@@ -93,16 +94,67 @@ def test_the_form_of_a_log_does_not_matter(form: str, convention: str) -> None:
         ':::MLLOG {"key": "seed", "value": 1, "time_ms": NaN, "metadata": {}}',
         ':::MLLOG {"key": "seed", "value": 1, "time_ms": 1e99, "metadata": {}}',
         ':::MLLOG {"key": "seed", "value": 1, "time_ms": 1790000000000, "metadata": null}',
+        ':::MLLOG {"key": "seed", "time_ms": 1790000000000, "metadata": {}}',
+        ':::MLLOG {"key": "seed", "value": 1, "metadata": {}}',
+        ':::MLLOG {"value": 1, "time_ms": 1790000000000, "metadata": {}}',
+        ':::MLLOG {"key": "", "value": 1, "time_ms": 1790000000000, "metadata": {}}',
+        ':::MLLOG {"key": "seed", "value": 1, "time_ms": 0, "metadata": {}}',
+        ':::MLLOG {"key": "seed", "value": 1, "time_ms": -1, "metadata": {}}',
+        ':::MLLOG {"key": "seed", "value": 1, "time_ms": 10000000000000, "metadata": {}}',
         f':::MLLOG {{"key": "seed", "value": {"9" * 5000}, "time_ms": 1, "metadata": {{}}}}',
         ":::MLLOG " + "[" * 100_000,
     ],
-    ids=range(14),
+    ids=range(21),
 )  # fmt: skip
 def test_what_cannot_be_read_is_a_finding_with_its_line(line: str) -> None:
     log = parsed(f"hello\n{line}\n:::MLLOG {json.dumps(event('seed', 1, 1_790_000_000_000))}\n")
     assert [(defect.rule, defect.line) for defect in log.defects] == [("record-corrupt", 2)]
     assert [record.key for record in log.records] == ["seed"]
     assert log.lines == 3
+
+
+def test_an_unreadable_record_is_quoted_by_its_beginning() -> None:
+    (defect,) = parsed(":::MLLOG   {" + "x" * 500 + "\n").defects
+    assert defect.got == "{" + "x" * 76  # 80 bytes with the blanks
+    (binary,) = parsed(b":::MLLOG {\xff\n").defects
+    assert binary.got == "{\\xff"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({"time_ms": 1_790_000_000_000.5}, "time_ms", 1_790_000_000_000.5),
+        ({"time_ms": 9_999_999_999_999}, "time_ms", 9_999_999_999_999.0),
+        ({"event_type": "INTERVAL_END"}, "event", "INTERVAL_END"),
+        ({"event_type": 5}, "event", ""),
+        ({"event_type": None}, "event", ""),
+        ({"value": None}, "value", None),
+        ({"value": 2**64 - 1}, "value", 2**64 - 1),
+        ({"metadata": {}}, "samples", None),
+        ({"metadata": {"samples_count": "many"}}, "samples", "many"),
+    ],
+)
+def test_what_a_record_holds(changes: dict[str, Any], field: str, expected: object) -> None:
+    log = parsed(f":::MLLOG\t{json.dumps({**event('seed', 1, 1_790_000_000_000), **changes})}\n")
+    assert log.defects == []
+    assert getattr(log.records[0], field) == expected
+    without = event("seed", 1, 1_790_000_000_000)
+    del without["event_type"]
+    assert parsed(f":::MLLOG {json.dumps(without)}").records[0].event == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "rank"),
+    [
+        ("", None), ("0: ", 0), ("0:", 0), ("12: ", 12), (" 3: ", 3), ("[3]: ", 3), ("[rank3]:", 3), ("rank3: ", 3),
+        ("node-7: 3: ", 3), ("node-7: [3]: ", 3), ("node-7:3: ", 3), ("3 ", None), ("loss 0.3: ", None),
+        ("epoch3: ", None), ("1234567: ", None), ("3: saved; ", None),
+    ],
+)  # fmt: skip
+def test_the_rank_that_a_launcher_names(before: str, rank: int | None) -> None:
+    text = json.dumps(event("seed", 1, 1_790_000_000_000))
+    log = parsed(f"{before}:::MLLOG {text} {before}:::MLLOG {text}\n")
+    assert [record.rank for record in log.records] == [rank, rank]
 
 
 def test_a_record_cut_by_another_costs_only_itself() -> None:
@@ -127,11 +179,97 @@ def test_absent_and_wrong_numbers_of_a_loss_are_told_apart() -> None:
     assert [log.train_losses.losses[1], log.train_losses.samples[1], log.train_losses.rates[1]] == [math.inf] * 3
 
 
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, "3.0", True, [3.0], {}, 10**400], ids=lambda value: str(value)[:8]
+)
+def test_what_is_no_finite_number_is_infinite_in_every_column(value: object) -> None:
+    wrong = event("train_loss", value, 1_790_000_000_000, {"samples_count": value, "lr": value})
+    losses = parsed(f":::MLLOG {json.dumps(wrong)}").train_losses
+    assert [losses.losses[0], losses.samples[0], losses.rates[0]] == [math.inf] * 3
+
+
+def test_losses_keep_the_order_of_the_file_however_they_are_read() -> None:
+    plain, other = (event("train_loss", 3.0, time, {"samples_count": 16, "lr": 1e-4}) for time in (2000, 1000))
+    forms = [json.dumps(plain), json.dumps(other, separators=(",", ":")), json.dumps(plain, sort_keys=True)]
+    kinds = [*forms * 3, json.dumps(event("seed", 1, 1)), *forms]
+    losses = parsed("".join(f":::MLLOG {form}\n" for form in kinds)).train_losses
+    assert list(losses.lines) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13]
+    assert list(losses.times_ms) == [2000, 1000, 2000] * 4
+    assert len(losses) == 12
+
+
+SEED = f":::MLLOG {json.dumps(event('seed', 1, 1_790_000_000_000))}"
+LOSS = f":::MLLOG {json.dumps(event('train_loss', 3.0, 1_790_000_000_000))}"
+
+
+@pytest.mark.parametrize(
+    ("content", "defects"),
+    [
+        ("", [("file-empty", None)]),
+        ("\n", [("file-empty", None)]),
+        ("Traceback (most recent call last):\n  nothing here\n", [("file-empty", None)]),
+        (":::MLLOG {\n", [("record-corrupt", 1)]),  # something is there
+        (LOSS, []),
+        (SEED, []),
+    ],
+)
+def test_a_file_without_records_is_empty(content: str, defects: list[tuple[str, int | None]]) -> None:
+    log = parsed(content)
+    assert [(defect.rule, defect.line) for defect in log.defects] == defects
+    if content.startswith("Traceback"):
+        assert log.defects[0].got == "Traceback (most recent call last):"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark", "name"),
+    [
+        ("utf-16-le", b"\xff\xfe", "is UTF-16;"),
+        ("utf-16-be", b"\xfe\xff", "is UTF-16;"),
+        ("utf-32-le", b"\xff\xfe\x00\x00", "is UTF-32;"),
+        ("utf-32-be", b"\x00\x00\xfe\xff", "is UTF-32;"),
+        ("utf-16-le", b"", "is UTF-16 or UTF-32;"),
+        ("utf-16-be", b"", "is UTF-16 or UTF-32;"),
+    ],
+)
+def test_a_wide_encoding_is_named(encoding: str, mark: bytes, name: str) -> None:
+    (defect,) = parsed(mark + f"{SEED}\n".encode(encoding)).defects
+    assert defect.rule == "file-encoding" and name in defect.message
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"\xfe\xff" + b"\0" * 60, b"ab\0" * 60, b"\0" + b"x" * 100])
+def test_a_few_zeros_or_a_mark_further_on_are_other_text(line: bytes) -> None:
+    """The second line reaches into the second chunk and is the first that comes with it."""
+    content = b"ab\0" * 60 + b"\n" + line + b"x" * (1 << 20) + b"\n" + SEED.encode()
+    log = parsed(content)
+    assert log.defects == []
+    assert [(record.key, record.line) for record in log.records] == [("seed", 3)]
+
+
 def test_too_long_a_line_is_named_and_what_follows_is_read() -> None:
     text = "x" * (5 << 20)
-    log = parsed(f"{text}\n:::MLLOG {json.dumps(event('seed', 1, 1_790_000_000_000))}\n")
+    log = parsed(f"one\ntwo\n{SEED} {text}\n{SEED}\n")
     assert {defect.rule for defect in log.defects} == {"record-corrupt"}
-    assert [record.key for record in log.records] == ["seed"]
+    assert log.defects[0].line == 3 and "longer than 1,048,576 bytes" in log.defects[0].message
+    assert [record.line for record in log.records][:1] == [3]
+    assert len(log.records) == 2
+
+
+def test_a_line_of_a_megabyte_is_not_too_long() -> None:
+    log = parsed(SEED.ljust(1 << 20) + f"\n{SEED}\n")
+    assert log.defects == []
+    assert [record.line for record in log.records] == [1, 2]
+    assert (log.lines, log.size) == (2, (1 << 20) + len(SEED) + 2)
+
+
+def test_lines_are_counted_over_all_chunks() -> None:
+    noise = "x" * 999 + "\n"
+    log = parsed(noise * 3000 + ":::MLLOG {\n" + SEED + "\n" + LOSS)
+    assert [defect.line for defect in log.defects] == [3001]
+    assert [record.line for record in log.records] == [3002]
+    assert list(log.train_losses.lines) == [3003]
+    assert log.lines == 3003
+    long = parsed(noise * 3000 + "x" * (3 << 20) + "\n")
+    assert [defect.line for defect in long.defects][:1] == [3001]
 
 
 def test_memory_is_bounded_whatever_the_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +285,29 @@ def test_memory_is_bounded_whatever_the_file_holds(monkeypatch: pytest.MonkeyPat
     assert len(messages) == 3 and all(message.startswith("50 ") for message in messages)
 
 
+@pytest.mark.parametrize("count", [99, 100, 101, 250])
+def test_what_fits_is_kept_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    for name in ("_MOST_LOSSES", "_MOST_JUDGED", "_MOST_DEFECTS"):
+        monkeypatch.setattr(parsing, name, 100)
+    # Losses come a few at a time, as in a log with other records between them.
+    log = parsed("".join(f"{LOSS}\n{LOSS}\n:::MLLOG {{\n{SEED}\n" for _ in range(count)))
+    kept = min(count, 100)
+    assert (len(log.records), len(log.train_losses)) == (kept, min(2 * count, 100))
+    assert len([defect for defect in log.defects if defect.line is not None]) == kept
+    left_out = {"train_loss": 2 * count - 100, "records past": count - 100, "unreadable": count - 100}
+    said = [defect.message for defect in log.defects if defect.line is None]
+    expected = [(what, more) for what, more in left_out.items() if more > 0]
+    for message, (what, more) in zip(said, expected, strict=True):
+        assert message.startswith(f"{more} ") and what in message
+
+
 def test_a_large_file_is_not_held_in_memory() -> None:
     line = f":::MLLOG {json.dumps(event('train_loss', 3.0, 1_790_000_000_000, {'samples_count': 16, 'lr': 1e-4}))}\n"
 
     class Endless(io.RawIOBase):
-        """Forty megabytes of losses, made as they are read."""
+        """Sixteen megabytes of losses, made as they are read."""
 
-        left = 40 << 20
+        left = 16 << 20
 
         def read(self, size: int = -1) -> bytes:
             block = (line * (size // len(line))).encode() if self.left > 0 else b""
@@ -164,7 +318,7 @@ def test_a_large_file_is_not_held_in_memory() -> None:
     log = parse(Endless(), "x.txt")  # type: ignore[arg-type]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert log.size > 39 << 20
+    assert log.size > 15 << 20
     # Forty bytes a loss, and a few chunks of a megabyte with their lines.
     assert peak < 40 * len(log.train_losses) * 1.3 + (8 << 20)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -117,7 +118,7 @@ def test_runs_that_differ(key: str, value: object) -> None:
     _, findings = judged_set(logs)
     (found,) = (each for each in findings if each.rule == "set-alike")
     assert (found.file, found.line, found.severity) == ("result_3.txt", logs[3].index(key) + 1, ERROR)
-    assert found.expected == repr(logs[4].find(key)["value"])
+    assert found.expected == json.dumps(logs[4].find(key)["value"])
 
 
 @pytest.mark.parametrize(("key", "value"), [("train_samples", 999), ("seed", 999)])

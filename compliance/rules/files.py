@@ -61,14 +61,19 @@ def record_required(run: Run) -> Iterator[Problem]:
 
 @rule("record-conflict", Severity.ERROR, _COMMON)
 def record_conflict(run: Run) -> Iterator[Problem]:
-    """What describes the run is logged once, or again with the same value; never with two values."""
+    """What describes the run is logged once, or again with the same value; never with two values.
+
+    Two seeds in one run, of two ranks perhaps, are a warning, as the official seed checker has it.
+    """
     for key in (*benchmark.DESCRIPTION, *benchmark.DISCLOSURE, *benchmark.OPTIONAL):
         records = run.all(key)
+        severity = Severity.WARNING if key == "seed" else None
         for record in records[1:]:
             # repr tells 16 from "16" and from true, and NaN is NaN.
             if repr(record.value) != repr(records[0].value):
                 message = f"{key} is logged with another value than in line {records[0].line}"
-                yield Problem(message, record.line, expected=show(records[0].value), got=record.value)
+                expected = show(records[0].value)
+                yield Problem(message, record.line, expected=expected, got=record.value, severity=severity)
 
 
 @rule("record-metadata", Severity.ERROR, _COMMON)

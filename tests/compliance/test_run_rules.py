@@ -405,7 +405,11 @@ BREAKS: list[tuple[str, str, Any]] = [
 
 
 # What is a warning; all else is an error.
-WARNINGS = {("clock-stop-late", "61 seconds"), ("parallel-sizes", "experts and ranks")}
+WARNINGS = {
+    ("record-conflict", "two seeds"),
+    ("clock-stop-late", "61 seconds"),
+    ("parallel-sizes", "experts and ranks"),
+}
 
 
 @pytest.mark.parametrize(("rule", "name", "change"), BREAKS, ids=[f"{rule}: {name}" for rule, name, _ in BREAKS])
@@ -530,6 +534,13 @@ def test_a_run_without_logged_rates_is_not_verifiable_there() -> None:
     found = judged(log).findings
     assert fired(found) == set()
     assert fired(found, Severity.UNVERIFIABLE) == {"schedule-rate"}
+
+
+def test_two_seeds_in_one_run_are_a_warning() -> None:
+    log = compliant_log()
+    again("seed", 1)(log)
+    found = judged(log).findings
+    assert [(each.rule, each.severity) for each in found] == [("record-conflict", Severity.WARNING)]
 
 
 def test_a_seed_logged_by_every_rank_is_one_seed() -> None:

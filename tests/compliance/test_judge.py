@@ -21,6 +21,7 @@ from compliance.records import Log, Record
 from compliance.rules.rule import NOTHING, Problem, Rule, rule, show
 from compliance.run import Machine, Run, finite, whole
 from compliance.source import InputError
+from compliance.submission import read_submission
 
 # ---------- one rule
 
@@ -590,7 +591,7 @@ def test_our_verdicts_on_convergence(gbs: int, steps: list[int], pruned: str, fu
 
 def test_our_verdicts_on_a_tree(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "tree", compliant_set(64, runs=3))
-    tree = check.read_submission(root)
+    tree = read_submission(root)
     file = tree.path("systems/sys_1x8.json")
     about = Finding("x", Severity.ERROR, "message", file, None, None, None, "")
     for findings, package, system in (

@@ -199,8 +199,12 @@ def losses_alone(log: MadeLog) -> None:
     log.events[:] = log.all("train_loss")
 
 
-def scale(record: dict[str, Any], factor: int) -> None:
-    record["time_ms"] *= factor
+def in_seconds_but(n: int) -> Break:
+    def change(log: MadeLog) -> None:
+        in_seconds(log)
+        log.events[n]["time_ms"] *= 1000
+
+    return change
 
 
 def repeated(log: MadeLog, key: str, n: int, later_ms: int, **changes: Any) -> MadeLog:
@@ -257,7 +261,8 @@ BREAKS: list[tuple[str, str, Any]] = [
     ("record-metadata", "status", lambda log: log.find("run_stop")["metadata"].pop("status")),
     ("time-unit", "seconds", in_seconds),
     ("time-unit", "one in seconds", lambda log: log.find("init_start").update(time_ms=1_790_000_000)),
-    ("time-unit", "all but the first in seconds", lambda log: in_seconds(log) or scale(log.events[0], 1000)),
+    ("time-unit", "all but the first in seconds", in_seconds_but(0)),
+    ("time-unit", "all but the last in seconds", in_seconds_but(-1)),
     ("train-loss-value", "NaN", nan_train_loss),
     ("train-loss-value", "a string", lambda log: log.set("train_loss", "low", 7)),
     ("train-loss-value", "negative", lambda log: log.set("train_loss", -1.0, 7)),
@@ -343,6 +348,7 @@ BREAKS: list[tuple[str, str, Any]] = [
     ("eval-balance", "no eval_start", lambda log: log.drop("eval_start", 2)),
     ("eval-balance", "no block_stop", lambda log: log.drop("block_stop", 2)),
     ("eval-balance", "a loss without evaluation", no_evaluation_but_a_loss),
+    ("eval-balance", "no block_start", lambda log: log.drop("block_start", 2)),
     ("eval-balance", "the last evaluation open", lambda log: log.drop("eval_stop", LAST)),
     ("eval-balance", "the last block open", lambda log: log.drop("block_stop", LAST)),
     ("eval-loss", "NaN", lambda log: log.set("eval_accuracy", math.nan, 2)),
@@ -691,6 +697,9 @@ def test_findings_name_the_line_and_what_is_there() -> None:
         ("eval-cadence", without_evaluation, number_of(log, "eval_accuracy", 4) - 5, str(12_288 * 4), str(12_288 * 5)),
         ("eval-size", metadata("eval_stop", 0, eval_samples=5), places["eval_accuracy"] + 1, "1024", "5"),
         ("batch-arithmetic", description("micro_batch_size", 3), None, "a multiple of 3", "16"),
+        ("hyperparameter-number", description("opt_base_learning_rate", -1), None, "a positive number", "-1"),
+        ("hyperparameter-number", description("opt_end_learning_rate", -1), None, "a non-negative number", "-1"),
+        ("hyperparameter-number", description("micro_batch_size", 0), None, "a whole number >= 1", "0"),
         ("clock-init-limit", long_gap_before_run_start, number_of(log, "run_start"), "at most 30 minutes", None),
         ("time-unit", in_seconds, 1, "more than 100000000000", None),
     ]
@@ -700,6 +709,9 @@ def test_findings_name_the_line_and_what_is_there() -> None:
         assert expected is None or found.expected == expected, rule
         assert got is None or found.got == got, rule
     assert "than in line 8" in findings_of(again("seed", 1), "record-conflict")[0].message
+    (found,) = findings_of(lambda log: log.drop("block_stop", 2), "eval-balance")
+    assert f"(line {number_of(log, 'block_start', 2)})" in found.message
+    assert found.line == number_of(log, "block_start", 3) - 1
 
 
 def test_a_corrupt_record_is_quoted_with_its_line() -> None:
@@ -1033,8 +1045,19 @@ def test_what_goes_on_after_the_target_is_named_from_its_first_record_to_its_las
     assert (found.line, found.got) == (number_of(log, "eval_accuracy", 6), str(16 * 12_288))
     once = compliant_log()
     train_on(once)
-    (found,) = judged(once).findings
-    assert (found.line, found.got) == (number_of(once, "train_loss", LAST), str(16 * 12_288 + 16))
+    line_of_first = number_of(once, "train_loss", LAST)
+    repeated(once, "train_loss", LAST, later_ms=0, samples_count=16 * 12_288 + 32)
+    (found,) = findings_of(lambda log: once.text().encode(), "eval-after-target")
+    assert (found.line, found.got) == (line_of_first, str(16 * 12_288 + 32))
+
+
+def test_an_evaluation_that_comes_again_late_is_not_trained_late() -> None:
+    def late(log: MadeLog) -> None:
+        log.find("run_stop")["time_ms"] += 5000
+        repeated(log, "eval_accuracy", LAST, later_ms=1500)
+
+    assert findings_of(late, "eval-after-target") == []
+    assert len(findings_of(late, "samples-count")) == 1
 
 
 def test_a_last_evaluation_that_fails_after_one_that_passed() -> None:
@@ -1197,6 +1220,18 @@ def test_an_aborted_run_stops_after_it_starts() -> None:
     log = compliant_log(converged=False)
     log.find("run_stop")["time_ms"] = log.find("run_start")["time_ms"] - 1
     assert fired(judged(log).findings) == {"clock-run-stop"}
+    at_once = compliant_log(converged=False)
+    del at_once.events[at_once.index("run_start") + 1 : at_once.index("run_stop")]
+    at_once.find("run_stop")["time_ms"] = at_once.find("run_start")["time_ms"]
+    assert "clock-run-stop" not in fired(judged(at_once).findings)
+
+
+def test_the_clock_stops_late_after_whichever_evaluation_is_the_latest() -> None:
+    log = compliant_log().set("eval_accuracy", 3.3, LAST - 1)
+    for key in ("eval_start", "eval_accuracy", "eval_stop"):
+        log.find(key, LAST)["time_ms"] -= HUNDRED_MINUTES
+    log.find("run_stop")["time_ms"] = log.find("eval_accuracy", LAST - 1)["time_ms"] + 60_000
+    assert fired(judged(log).findings, Severity.WARNING) == set()
 
 
 @pytest.mark.parametrize("key", ["train_samples", "micro_batch_size", "opt_name", "config_filename"])
@@ -1226,6 +1261,10 @@ def test_one_jump_back_is_one_finding_at_its_line(stretch: int, monkeypatch: pyt
     log.shift(log.index("eval_start", 6), -HUNDRED_MINUTES)
     (found,) = (each for each in judged(log).findings if each.rule == "clock-backwards")
     assert (found.line, found.got) == (number_of(log, "eval_start", 6), '"6000.0 s"')
+    creeping = compliant_log()
+    creeping_back(creeping)
+    (found,) = judged(creeping).findings
+    assert (found.line, found.got) == (number_of(creeping, "tracked_stats", 3) + 1, '"1.2 s"')
     twice = compliant_log()
     for key, n in (("tracked_stats", 2), ("train_loss", 60), ("block_stop", 9)):
         set_time(key, n, -HUNDRED_MINUTES)(twice)

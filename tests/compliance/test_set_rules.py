@@ -197,6 +197,9 @@ def test_seeds_that_are_no_integers_are_not_compared() -> None:
 def test_one_seed_logged_twice_in_one_run_is_legal() -> None:
     logs = compliant_set(16)
     logs[5].insert_after("seed", 0, dict(logs[5].find("seed")))
+    again = logs[6].copy().find("seed")
+    again["metadata"]["local_rank"] = 1
+    logs[6].insert_after("seed", 0, again)
     assert judged_set(logs)[1] == []
 
 

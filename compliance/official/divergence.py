@@ -70,8 +70,6 @@ def _reason(own: Ours, result: OfficialResult, results: Sequence[OfficialResult]
 
 def _accepted(result: OfficialResult, results: Sequence[OfficialResult]) -> list[str]:
     """Logs that a passing package checker let go: by name where the compliance checker was asked, else their folder."""
-    if result.tool != "package_checker":
-        return []
     named = []
     for message in result.messages:
         if not message.endswith(_ACCEPTED):

@@ -107,7 +107,7 @@ class OfficialTools:
             self._closed = True
             for process in self._running:
                 _kill(process)
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown()
         # Not tempfile.TemporaryDirectory: before Python 3.11.8 that may change the permissions of what links lead to.
         shutil.rmtree(self._folder, ignore_errors=True)
 

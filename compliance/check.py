@@ -59,9 +59,10 @@ def check_run(log: Path, options: Options = DEFAULTS) -> Report:
         InputError: it cannot be read.
         OfficialToolsError: the official tools are asked for and not installed.
     """
-    if log.is_dir():
+    found = find_logs([log])
+    if found != [log]:
         raise InputError(f"{log}: a folder; check-run takes one log, check-set a folder of them")
-    (path,) = find_logs([log])
+    path = log
     with _official(options) as tools:
         if tools:
             tools.check_files({str(path): path})
@@ -106,6 +107,8 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
         tree = read_submission(root)
     except NotADirectoryError as error:
         raise InputError(str(error)) from error
+    except OSError as error:
+        raise InputError(f"{root}: {error.strerror}") from error
     findings: list[Finding] = []
     results: list[SetResult] = []
     identities: dict[str, tuple[LoggedIdentity, ...]] = {}
@@ -208,6 +211,7 @@ def _official(options: Options) -> Iterator[OfficialTools | None]:
 
 
 def _start_on_tree(tools: OfficialTools, tree: Submission) -> None:
+    tools.check_tree(str(tree.root), tree.root)  # takes longest
     for folder in tree.results:
         logs = {str(log): log for log in folder.logs}
         tools.check_set(logs, folder.path)
@@ -215,7 +219,6 @@ def _start_on_tree(tools: OfficialTools, tree: Submission) -> None:
     for name in tree.described:
         file = tree.root / "systems" / f"{name}.json"
         tools.check_system(tree.path(f"systems/{name}.json"), file)
-    tools.check_tree(str(tree.root), tree.root)
 
 
 def _beside(tools: OfficialTools | None, ours: Mapping[tuple[str, str], Ours]) -> Official | None:

@@ -209,14 +209,18 @@ def report_command(
     kind = {".html": "html", ".htm": "html", ".md": "md"}.get(out.suffix.lower())
     if kind is None:
         raise typer.BadParameter(f"--out {out}: the name must end in .html or .md")
-    if not out.parent.is_dir():
-        raise typer.BadParameter(f"--out {out}: there is no folder {out.parent}")
+    if not out.parent.is_dir() or out.is_dir():
+        raise typer.BadParameter(f"--out {out}: not a file that can be made; name one in a folder that exists")
     from .render.document import document
 
     options = Options(str(ruleset), runs, cv_limit, strict, official, official_timeout, system)
     is_tree = len(logs) == 1 and (logs[0] / "results").is_dir() and (logs[0] / "systems").is_dir()
     found = check_package(logs[0], options) if is_tree else check_set(logs, options)
-    out.write_text(document(found, kind), encoding="utf-8")  # type: ignore[arg-type]
+    text = document(found, kind)  # type: ignore[arg-type]
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"--out {out}: {error.strerror}") from error
     _write(f"{found.verdict}: {out}")
     raise typer.Exit(_status(found))
 

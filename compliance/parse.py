@@ -31,6 +31,7 @@ _MOST_DEFECTS = 1_000
 # A log writes its losses in one form; one that changes it at every line is read by the JSON decoder.
 _MOST_SHAPES = 16
 _RANK = re.compile(rb"(?:^|[\s\[:])(?:rank)?(\d{1,6})\]?:\s*$")
+_ABSENT = object()
 _DECODER = json.JSONDecoder()
 # The year 2286; times past it are no milliseconds.
 _LATEST = 1e13
@@ -56,7 +57,7 @@ def parse(stream: BinaryIO, name: str) -> Log:
     reader = _Reader(log)
     head = b""
     for lines in _lines(stream, log):
-        if log.lines == 0 and (encoding := _wide_encoding(lines[0])):
+        if log.lines == 0 and (encoding := _wide_encoding(lines)):
             message = f"the file is {encoding}; a log is ASCII or UTF-8. Convert it, e.g. with iconv -t UTF-8"
             log.defects.append(Defect("file-encoding", None, message))
             return log
@@ -155,6 +156,8 @@ class _Reader:
         before, *pieces = line.split(_TOKEN)
         rank = _RANK.search(before)
         for piece in pieces:
+            if piece and piece[:1] not in b" \t\r{":
+                continue  # other text that mentions the token
             try:
                 record = _record(piece.decode("utf-8", errors="replace"), number, int(rank[1]) if rank else None)
             except (ValueError, RecursionError) as error:
@@ -177,13 +180,13 @@ class _Reader:
             losses.lines.append(record.line)
             losses.times_ms.append(record.time_ms)
             losses.losses.append(_column(record.value))
-            losses.samples.append(_column(record.samples))
-            losses.rates.append(_column(record.metadata.get("lr")))
+            losses.samples.append(_column(record.metadata.get("samples_count", _ABSENT)))
+            losses.rates.append(_column(record.metadata.get("lr", _ABSENT)))
 
 
 def _column(value: Any) -> float:
     """A number as a column holds it: absent is NaN, what is no finite number is infinite."""
-    if value is None:
+    if value is _ABSENT:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.inf
@@ -219,8 +222,11 @@ def _record(text: str, line: int, rank: int | None) -> Record:
     return Record(line, rank, float(time_ms), event if isinstance(event, str) else "", key, content["value"], metadata)
 
 
-def _wide_encoding(head: bytes) -> str | None:
-    """The name of an encoding with more than one byte per character, None for all others."""
+def _wide_encoding(lines: list[bytes]) -> str | None:
+    """The name of an encoding with more than one byte per character; None for all others, and where records show."""
+    if any(_TOKEN in line for line in lines):
+        return None
+    head = lines[0]
     named = next((name for mark, name in _WIDE.items() if head.startswith(mark)), None)
     zeros = head[:200].count(b"\0")
     return named or ("UTF-16 or UTF-32" if zeros > len(head[:200]) // 3 else None)

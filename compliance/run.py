@@ -179,6 +179,16 @@ def whole(value: object) -> int | None:
     return value if isinstance(value, int) else int(number)
 
 
+def comparable(value: object) -> str:
+    """Equal for equal JSON values: numbers by what they are worth, however they are written.
+
+    >>> comparable(1) == comparable(1.0), comparable(1) == comparable(True), comparable("1") == comparable(1)
+    (True, False, False)
+    """
+    number = whole(value)
+    return repr(value if number is None else number)
+
+
 def _distinct(records: Iterable[Record]) -> Iterator[Record]:
     """Leaves out what another rank, or another copy of the output, says again.
 

@@ -33,18 +33,22 @@ def find_logs(paths: Sequence[Path]) -> list[Path]:
     Raises:
         InputError: a path does not exist, or a folder holds no log.
     """
-    logs: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            logs += _in_folder(path)
-        elif path.exists():
-            logs.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder")
+    logs = [log for path in paths for log in _at(path)]
     doubled = next((log for index, log in enumerate(logs) if log in logs[:index]), None)
     if doubled is not None:
         raise InputError(f"{doubled}: given twice; name each log once")
     return logs
+
+
+def _at(path: Path) -> list[Path]:
+    try:
+        if path.is_dir():
+            return _in_folder(path)
+        if path.exists():
+            return [path]
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise InputError(f"{path}: {error.strerror}") from error
+    raise InputError(f"{path}: no such file or folder")
 
 
 def _in_folder(folder: Path) -> list[Path]:

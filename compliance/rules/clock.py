@@ -39,8 +39,10 @@ def cache_clear(run: Run) -> Iterator[Problem]:
             severity = Severity.WARNING if run.division == "open" and record.value is False else None
             message = "the caches were not cleared before the run"
             yield Problem(message, record.line, expected="true", got=record.value, severity=severity)
-        if run.run_start is not None and record.line > run.run_start.line:
-            message = f"cache_clear after run_start (line {run.run_start.line})"
+        start = run.run_start
+        late = start is not None and run.timed and record.time_ms > start.time_ms + JITTER_MS
+        if start is not None and (late or record.line > start.line):
+            message = f"cache_clear after run_start (line {start.line})"
             yield Problem(message, record.line, expected="before run_start")
 
 
@@ -98,7 +100,7 @@ def _before(line: int, time_ms: float, run: Run) -> bool:
 
 @rule("clock-run-stop", Severity.ERROR, _RUN_RESULTS)
 def clock_run_stop(run: Run) -> Iterator[Problem]:
-    """The clock stops once, not before run_start, nor before the evaluation that passes."""
+    """The clock stops once, not before run_start, nor before the evaluation that passes, or what else came before."""
     start, stop, passing = run.run_start, run.run_stop, run.passing
     if stop is None:
         return
@@ -109,6 +111,12 @@ def clock_run_stop(run: Run) -> Iterator[Problem]:
     elif passing is not None and stop.time_ms < passing.time_ms:
         message = f"run_stop is earlier than the evaluation that passes (line {passing.line})"
         yield Problem(message, stop.line, expected=f">= {passing.time_ms:.0f}", got=stop.time_ms)
+    elif passing is None:
+        before = [record for record in run.records if record.line < stop.line]
+        latest = max(before, key=attrgetter("time_ms"), default=None)
+        if latest is not None and stop.time_ms < latest.time_ms - JITTER_MS:
+            message = f"run_stop is earlier than {latest.key} before it (line {latest.line})"
+            yield Problem(message, stop.line, expected=f">= {latest.time_ms:.0f}", got=stop.time_ms)
 
 
 @rule("clock-after-stop", Severity.ERROR, _RUN_RESULTS)
@@ -130,7 +138,7 @@ def clock_after_stop(run: Run) -> Iterator[Problem]:
 
 @rule("clock-stop-late", Severity.WARNING, "this project")
 def clock_stop_late(run: Run) -> Iterator[Problem]:
-    """run_stop follows the evaluation that passes within 60 seconds; what comes between counts in the score."""
+    """run_stop follows the last evaluation of a run that converged within 60 seconds; all of it is in the score."""
     stop, passing = run.run_stop, run.passing
     if stop is None or passing is None or not run.timed:
         return

@@ -20,7 +20,10 @@ _YAML = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/closed_gpt_oss
 
 @rule("samples-count", Severity.ERROR, _YAML)
 def samples_count(run: Run) -> Iterator[Problem]:
-    """samples_count of the evaluations is a whole number that always grows, and run_stop has that of the last one."""
+    """samples_count of the evaluations is a whole number that always grows, and run_stop has that of the last one.
+
+    That of blocks, epochs and starts and stops of evaluations is a whole number that never shrinks.
+    """
     last: int | None = None
     for record in run.all("eval_accuracy"):
         samples = whole(record.samples)
@@ -33,6 +36,7 @@ def samples_count(run: Run) -> Iterator[Problem]:
             message = "samples_count of an evaluation does not grow"
             yield Problem(message, record.line, expected=f"more than {last}", got=samples)
         last = last if samples is None else samples
+    yield from _interval_counts(run)
     stop = run.run_stop
     if stop is None or last is None:
         return
@@ -42,6 +46,20 @@ def samples_count(run: Run) -> Iterator[Problem]:
     elif whole(stop.samples) is None or (run.run_status == "success" and whole(stop.samples) != last):
         message = "samples_count of run_stop is not that of the last evaluation"
         yield Problem(message, stop.line, expected=str(last), got=stop.samples)
+
+
+def _interval_counts(run: Run) -> Iterator[Problem]:
+    """samples_count of blocks, epochs and starts and stops of evaluations: whole numbers that never shrink."""
+    for key in (*benchmark.INTERVALS, *benchmark.INTERVALS.values()):
+        last = 0
+        for record in run.all(key):
+            if "samples_count" not in record.metadata:
+                continue
+            samples = whole(record.samples)
+            if samples is None or samples < last:
+                message = f"samples_count of {key} is not a whole number of at least {last}"
+                yield Problem(message, record.line, expected=f">= {last}", got=record.samples)
+            last = last if samples is None else samples
 
 
 @rule("eval-cadence", Severity.ERROR, _CADENCE)
@@ -112,9 +130,11 @@ def eval_balance(run: Run) -> Iterator[Problem]:
         if opened is not None and start != "epoch_start" and run.run_status != "aborted":
             yield Problem(f"{start} without its {stop}", opened.line)
     started, losses = len(run.all("eval_start")), len(run.all("eval_accuracy"))
+    unfinished = run.run_status == "aborted" and started == losses + 1
     # None at all is for record-required.
-    if 0 < started < losses:
-        message = "more evaluation losses than evaluations that start"
+    if started and losses and started != losses and not unfinished:
+        more, less = ("losses", "evaluations that start") if started < losses else ("evaluations", "losses")
+        message = f"more {more} than {less}"
         yield Problem(message, run.all("eval_accuracy")[-1].line, expected=f"{losses} eval_start", got=started)
 
 
@@ -134,13 +154,18 @@ def eval_after_target(run: Run) -> Iterator[Problem]:
     passing = run.passing
     if passing is None:
         return
-    later = [each for each in run.evaluations if each.line > passing.line and each.samples > passing.samples]
+    keys = (*benchmark.INTERVALS, *benchmark.INTERVALS.values(), "eval_accuracy")
+    after = [record for key in keys for record in run.all(key) if record.line > passing.line]
+    later = [(record.line, whole(record.samples) or 0) for record in after]
+    later = [(line, samples) for line, samples in later if samples > passing.samples]
     losses = run.log.train_losses
     lines, samples = np.asarray(losses.lines), np.asarray(losses.samples)
-    trained = np.flatnonzero((lines > passing.line) & (samples > passing.samples))
+    # A loss that does not say how far training is comes after it as well.
+    trained = np.flatnonzero((lines > passing.line) & ~(samples <= passing.samples))
     if later or len(trained):
-        last = int(max([each.samples for each in later] + [int(samples[index]) for index in trained[-1:]]))
-        line = min([each.line for each in later] + [losses.lines[index] for index in trained[:1]])
+        counted = [samples[index] for index in trained[-1:] if np.isfinite(samples[index])]
+        last = int(max([count for _, count in later] + counted, default=passing.samples))
+        line = min([line for line, _ in later] + [losses.lines[index] for index in trained[:1]])
         message = f"training goes on after an evaluation met the target of {run.target}"
         expected = f"run_stop at {passing.samples} samples (line {passing.line}: {passing.loss:.4f})"
         yield Problem(message, line, expected=expected, got=last)

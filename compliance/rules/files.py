@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import benchmark
 from ..findings import Severity
-from ..run import EARLIEST_MS, Run, whole
+from ..run import EARLIEST_MS, Run, comparable, whole
 from .rule import MOST_FINDINGS, NOTHING, Problem, Rule, rule, show
 
 _PARSER = "mlperf-logging 4.1.68, compliance_checker/mlp_parser"
@@ -69,8 +69,7 @@ def record_conflict(run: Run) -> Iterator[Problem]:
         records = run.all(key)
         severity = Severity.WARNING if key == "seed" else None
         for record in records[1:]:
-            # repr tells 16 from "16" and from true, and NaN is NaN.
-            if repr(record.value) != repr(records[0].value):
+            if comparable(record.value) != comparable(records[0].value):
                 message = f"{key} is logged with another value than in line {records[0].line}"
                 expected = show(records[0].value)
                 yield Problem(message, record.line, expected=expected, got=record.value, severity=severity)

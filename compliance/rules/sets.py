@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .. import benchmark
 from ..findings import Rcp, RunSummary, Severity, Status, Variance
-from ..run import Run, whole
+from ..run import Run, comparable, whole
 from .rule import Problem, Rule, rule, show
 
 _BENCHMARK_RESULTS = "training rules, Benchmark Results"
@@ -18,7 +18,7 @@ _OWN = "this project, not a rule of MLPerf"
 _ALIKE = tuple(
     key
     for key in (*benchmark.DESCRIPTION, *benchmark.DISCLOSURE, *benchmark.OPTIONAL)
-    if key not in ("seed", "train_samples")
+    if key not in ("seed", "train_samples", "config_filename")
 )
 
 
@@ -59,16 +59,19 @@ def set_count(subject: RunSet) -> Iterator[Problem]:
 
 @rule("set-alike", Severity.ERROR, "training rules, System and framework must be consistent; Hyperparameters")
 def set_alike(subject: RunSet) -> Iterator[Problem]:
-    """All runs have the same hyperparameters, precision, parallelism, organisation, platform and division."""
+    """All runs have the same hyperparameters, precision, parallelism, organisation, platform, status and division.
+
+    The seed, train_samples (how far a run came, in some logs) and config_filename may differ.
+    """
     for key in _ALIKE:
         records = [(run, run.first(key)) for run in subject.judged]
         logged = [(run, record) for run, record in records if record is not None]
         if not logged:
             continue
-        values = {repr(record.value): record.value for _, record in logged}
-        usual = Counter(repr(record.value) for _, record in logged).most_common(1)[0][0]
+        values = {comparable(record.value): record.value for _, record in logged}
+        usual = Counter(comparable(record.value) for _, record in logged).most_common(1)[0][0]
         for run, record in logged:
-            if repr(record.value) != usual:
+            if comparable(record.value) != usual:
                 message, expected = f"{key} differs from the other runs", show(values[usual])
                 yield Problem(message, record.line, expected=expected, got=record.value, file=run.log.name)
 

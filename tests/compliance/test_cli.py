@@ -181,6 +181,9 @@ def test_what_cannot_be_read_is_3_and_a_clear_line(tmp_path: Path, good: Path, c
     cases = [
         ("check-run", tmp_path / "missing.txt", "no such file"),
         ("check-run", good, "check-set"),
+        ("check-run", Path("a" * 300), "too long"),
+        ("check-set", Path("a" * 300), "too long"),
+        ("check-package", Path("a" * 300), "too long"),
         ("check-run", truncated, "damaged gzip"),
         ("check-run", tmp_path / "pipe", "not a regular file"),
         ("check-set", tmp_path / "empty", "no logs in this folder"),
@@ -260,6 +263,13 @@ def test_a_report_is_one_file(bad: Path, tree: Path, tmp_path: Path, capsys: Cap
         assert found.status == status
         text = out.read_text(encoding="utf-8")
         assert "cache-clear" in text if source == bad else "sys_1x8" in text
+
+
+def test_a_report_that_cannot_be_written_is_wrong_usage(good: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "folder.html").mkdir()
+    for out in (tmp_path / "folder.html", Path("/proc/report.html")):
+        found = command(capsys, "report", good, "--out", out, "--no-official")
+        assert found.status == ExitCode.USAGE and "--out" in found.err
 
 
 def test_a_package_is_built_of_a_passing_set_and_refused_of_a_failing_one(

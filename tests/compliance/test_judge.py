@@ -6,21 +6,24 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command
 from judging import fired, judged, judged_set
 from made_logs import MadeLog, compliant_log, compliant_set, system_description, write_set, write_tree
 
 from compliance import check
 from compliance.check import Options, check_package, check_run, check_set, unreadable
-from compliance.findings import Finding, Severity, Status, Verdict
+from compliance.cli import ExitCode
+from compliance.findings import Finding, OfficialResult, Severity, Status, Verdict
 from compliance.judge import judge_set, unverifiable
 from compliance.records import Log, Record
 from compliance.rules.rule import NOTHING, Problem, Rule, rule, show
 from compliance.run import Machine, Run, finite, whole
-from compliance.source import InputError
+from compliance.source import InputError, find_logs
 from compliance.submission import read_submission
 
 # ---------- one rule
@@ -587,6 +590,127 @@ def test_our_verdicts_on_convergence(gbs: int, steps: list[int], pruned: str, fu
     logs = compliant_set(gbs, samples_to_target=[step * interval for step in steps])
     verdicts = judged_as(logs)
     assert (verdicts["rcp_checker", "pruned"], verdicts["rcp_checker", "full"]) == (pruned, full)
+
+
+class PassingTools:
+    """Stands for the official tools: they pass whatever they are asked about, and it remembers what that was."""
+
+    def __init__(self, ruleset: str, timeout_s: float) -> None:
+        self.options = (ruleset, timeout_s)
+        self.asked: list[tuple[str, str]] = []
+
+    def __enter__(self) -> PassingTools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.asked.append(("closed", ""))
+
+    def check_files(self, files: dict[str, Path]) -> None:
+        self.asked += [("compliance_checker", name) for name in files]
+
+    def check_set(self, files: dict[str, Path], name: str = "") -> None:
+        assert files
+        self.asked += [("rcp_checker", f"{name} {part}".strip()) for part in ("pruned", "full")]
+        self.asked.append(("seed_checker", f"{name} seeds".strip()))
+
+    def check_system(self, name: str, path: Path) -> None:
+        assert path.is_file()
+        self.asked.append(("system_desc_checker", name))
+
+    def check_tree(self, name: str, root: Path) -> None:
+        assert root.is_dir()
+        self.asked.append(("package_checker", name))
+
+    def collect(self) -> tuple[OfficialResult, ...]:
+        return tuple(OfficialResult(tool, subject, "pass", (), 0.0) for tool, subject in self.asked)
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> list[PassingTools]:
+    """The official tools that were opened."""
+    opened: list[PassingTools] = []
+
+    def open_tools(ruleset: str, timeout_s: float) -> PassingTools:
+        opened.append(PassingTools(ruleset, timeout_s))
+        return opened[-1]
+
+    monkeypatch.setattr(check, "OfficialTools", open_tools)
+    return opened
+
+
+SET_CHECKS = [("rcp_checker", "pruned"), ("rcp_checker", "full"), ("seed_checker", "seeds")]
+
+
+def test_the_official_tools_are_asked_about_all_that_we_judge(tmp_path: Path, tools: list[PassingTools]) -> None:
+    paths = write_set(tmp_path / "logs", compliant_set(64))
+    files = [("compliance_checker", str(path)) for path in paths]
+    root = write_tree(tmp_path / "tree", compliant_set(64))
+    in_tree = [("compliance_checker", str(log)) for log in find_logs([root / "results/sys_1x8/gpt_oss_20b"])]
+    options = Options(ruleset="6.0.0", official_timeout=7.0)
+    reports = [check_run(paths[3], options), check_set([tmp_path / "logs"], options), check_package(root, options)]
+    folder = reports[2].sets[0].name
+    asked = [
+        [files[3]],
+        [*SET_CHECKS, *files],
+        [
+            *((tool, f"{folder} {part}") for tool, part in SET_CHECKS),
+            *in_tree,
+            ("system_desc_checker", str(read_submission(root).path("systems/sys_1x8.json"))),
+            ("package_checker", str(root)),
+        ],
+    ]
+    for report, opened, expected in zip(reports, tools, asked, strict=True):
+        assert sorted(opened.asked[:-1]) == sorted(expected) and opened.asked[-1] == ("closed", "")
+        assert opened.options == ("6.0.0", 7.0)
+        assert report.official is not None and report.official.divergences == ()
+        assert [(each.tool, each.subject) for each in report.official.results] == opened.asked[:-1]
+
+
+def test_what_the_official_tools_pass_and_we_do_not_is_named(tmp_path: Path, tools: list[PassingTools]) -> None:
+    logs = compliant_set(64)
+    logs[3].set("cache_clear", False)
+    for number in (4, 5):
+        logs[number].set("seed", "x")
+    root = write_tree(tmp_path / "tree", logs)
+    folder = root / "results/sys_1x8/gpt_oss_20b"
+    wrong = [str(folder / f"result_{number}.txt") for number in (3, 4, 5)]
+    alone, together, tree = check_run(Path(wrong[0])), check_set([folder]), check_package(root)
+    assert alone.official is not None and together.official is not None and tree.official is not None
+    assert [each.subject for each in alone.official.divergences] == wrong[:1]
+    assert [each.subject for each in together.official.divergences] == ["seeds", *wrong]
+    assert {each.subject for each in tree.official.divergences} == {f"{tree.sets[0].name} seeds", *wrong, str(root)}
+    assert len(tools) == 3
+
+
+def test_in_the_open_division_tests_of_the_closed_one_are_left_out(tmp_path: Path, tools: list[PassingTools]) -> None:
+    paths = write_set(tmp_path, compliant_set(64, division="open"))
+    report = check_set([tmp_path])
+    assert report.official is not None
+    assert [(each.tool, each.subject) for each in report.official.results] == [
+        ("compliance_checker", str(path)) for path in paths
+    ]
+    assert set(SET_CHECKS) < set(tools[0].asked)
+
+
+def test_the_official_tools_need_not_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(check, "version", nowhere)
+    report = check_run(compliant_log(64).write(tmp_path / "result_0.txt"), OURS)
+    assert report.verdict is Verdict.PASS and report.tool["mlperf-logging"] == "not installed"
+
+
+def test_the_exit_statuses_are_those_that_scripts_rely_on() -> None:
+    assert {code.name: int(code) for code in ExitCode} == {
+        "PASS": 0, "VIOLATION": 1, "USAGE": 2, "UNREADABLE": 3, "INTERNAL": 4, "INTERRUPTED": 130,
+    }  # fmt: skip
+
+
+def test_three_runs_are_the_fewest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_set(tmp_path, compliant_set(64, runs=3))
+    assert command(capsys, "check-set", tmp_path, "--no-official", "--runs", 3).status == ExitCode.PASS
+    assert command(capsys, "check-set", tmp_path, "--no-official", "--runs", 2).status == ExitCode.USAGE
 
 
 def test_our_verdicts_on_a_tree(tmp_path: Path) -> None:

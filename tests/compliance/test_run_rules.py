@@ -19,6 +19,30 @@ Break = Callable[[MadeLog], object]
 HUNDRED_MINUTES = 6_000_000
 
 
+def block_after_target(log: MadeLog) -> None:
+    """A block of training after the evaluation that passes, of which no loss is logged."""
+    samples, now = log.find("run_stop")["metadata"]["samples_count"], log.find("run_stop")["time_ms"]
+    for key, count in (("block_start", samples), ("block_stop", samples + 12_288)):
+        log.insert_before("run_stop", 0, event(key, None, now, {"samples_count": count}))
+
+
+def loss_after_target(log: MadeLog) -> None:
+    log.insert_before("run_stop", 0, event("train_loss", 3.3, log.find("run_stop")["time_ms"]))
+
+
+def silent_evaluation(log: MadeLog) -> None:
+    """An evaluation in the middle of a block whose loss is not logged."""
+    now = log.find("train_loss", 30)["time_ms"]
+    samples = log.find("train_loss", 30)["metadata"]["samples_count"]
+    for key in ("eval_stop", "eval_start"):
+        log.insert_after("train_loss", 30, event(key, None, now, {"samples_count": samples}))
+
+
+def cache_clear_by_its_time(log: MadeLog) -> None:
+    record = {**log.find("cache_clear"), "time_ms": log.find("run_start")["time_ms"] + 1_400}
+    log.drop("cache_clear").insert_before("run_start", 0, record)
+
+
 def last_line(log: MadeLog) -> int:
     return log.events[-1]["time_ms"]
 
@@ -403,6 +427,16 @@ BREAKS: list[tuple[str, str, Any]] = [
     ("clock-backwards", "an evaluation", set_time("eval_stop", 3, -5_000)),
     ("clock-backwards", "step by step", creeping_back),
     ("clock-backwards", "the same again", lambda log: repeated(log, "tracked_stats", 3, later_ms=-5_000)),
+    ("eval-after-target", "a block that no loss shows", block_after_target),
+    ("eval-after-target", "a loss without samples", loss_after_target),
+    ("eval-balance", "an evaluation without a loss", silent_evaluation),
+    ("samples-count", "block_stop a word", samples_of("block_stop", 3, "abc")),
+    ("samples-count", "block_start a fraction", samples_of("block_start", 3, 1.5)),
+    ("samples-count", "eval_stop null", samples_of("eval_stop", 3, None)),
+    ("samples-count", "eval_start backwards", samples_of("eval_start", 3, 7)),
+    ("train-loss-value", "lr null", lambda log: log.find("train_loss", 7)["metadata"].update(lr=None)),
+    ("train-loss-value", "samples null", lambda log: log.find("train_loss", 7)["metadata"].update(samples_count=None)),
+    ("cache-clear", "late by its time", cache_clear_by_its_time),
     ("run-status", "unknown", lambda log: log.find("run_stop")["metadata"].update(status="converged")),
     ("run-status", "capitalised", metadata("run_stop", 0, status="Success")),
     ("run-status", "a list", metadata("run_stop", 0, status=["success"])),
@@ -553,6 +587,19 @@ def test_a_seed_logged_by_every_rank_is_one_seed() -> None:
     log = compliant_log()
     for _ in range(7):
         log.insert_after("seed", 0, dict(log.find("seed")))
+    assert judged(log).findings == ()
+
+
+def test_an_aborted_run_does_not_stop_before_its_last_record() -> None:
+    log = compliant_log(converged=False)
+    log.find("run_stop")["time_ms"] -= 7_200_000
+    assert fired(judged(log).findings) == {"clock-run-stop"}
+
+
+def test_numbers_are_compared_by_what_they_are_worth() -> None:
+    log = compliant_log()
+    again("opt_gradient_clip_norm", 1)(log)
+    again("global_batch_size", 16.0)(log)
     assert judged(log).findings == ()
 
 
@@ -783,7 +830,7 @@ def test_huge_integers_are_judged_like_any_other(value: int) -> None:
 @pytest.mark.parametrize("value", [2**63, 10**300, 10**400, -(2**70), 1e308], ids=lambda value: f"{str(value)[:5]}...")
 def test_huge_samples_are_judged_like_any_other(value: float) -> None:
     for key, n, wrong in (("eval_accuracy", 2, {"samples-count"}), ("run_stop", 0, {"samples-count"}),
-                          ("block_stop", 2, set[str]())):  # fmt: skip
+                          ("block_stop", 2, {"samples-count"})):  # fmt: skip
         log = compliant_log(64)
         log.find(key, n)["metadata"]["samples_count"] = value
         assert fired(judged(log).findings) == wrong, key
@@ -1042,7 +1089,7 @@ def test_what_goes_on_after_the_target_is_named_from_its_first_record_to_its_las
     assert found.expected is not None and str(6 * 12_288) in found.expected
     drop_all(log, "train_loss")
     (found, _) = judged(log).findings  # and rates that are not verifiable
-    assert (found.line, found.got) == (number_of(log, "eval_accuracy", 6), str(16 * 12_288))
+    assert (found.line, found.got) == (number_of(log, "block_stop", 6), str(16 * 12_288))
     once = compliant_log()
     train_on(once)
     line_of_first = number_of(once, "train_loss", LAST)
@@ -1262,9 +1309,11 @@ def test_one_jump_back_is_one_finding_at_its_line(stretch: int, monkeypatch: pyt
     (found,) = (each for each in judged(log).findings if each.rule == "clock-backwards")
     assert (found.line, found.got) == (number_of(log, "eval_start", 6), '"6000.0 s"')
     creeping = compliant_log()
-    creeping_back(creeping)
+    first = creeping.find("train_loss", 25)["time_ms"]
+    for n in (1, 2, 3):
+        creeping.find("train_loss", 25 + n)["time_ms"] = first - 600 * n
     (found,) = judged(creeping).findings
-    assert (found.line, found.got) == (number_of(creeping, "tracked_stats", 3) + 1, '"1.2 s"')
+    assert (found.line, found.got) == (number_of(creeping, "train_loss", 27), '"1.2 s"')
     twice = compliant_log()
     for key, n in (("tracked_stats", 2), ("train_loss", 60), ("block_stop", 9)):
         set_time(key, n, -HUNDRED_MINUTES)(twice)

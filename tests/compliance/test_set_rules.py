@@ -141,6 +141,12 @@ def test_a_batch_size_with_a_point_is_that_batch_size(gbs: float) -> None:
     assert result.rcp is not None and result.rcp.global_batch_size == int(gbs)
 
 
+def test_the_configurations_name_and_the_spelling_of_a_number_may_differ() -> None:
+    logs = compliant_set(16)
+    logs[3].set("config_filename", "config_other.sh").set("opt_gradient_clip_norm", 1)
+    assert judged_set(logs)[1] == []
+
+
 def test_only_that_a_run_differs_is_one_finding() -> None:
     logs = compliant_set(16)
     logs[7].set("submission_platform", "sys_2x8")

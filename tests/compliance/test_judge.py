@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -15,16 +17,20 @@ from commands import command
 from judging import fired, judged, judged_set
 from made_logs import MadeLog, compliant_log, compliant_set, system_description, write_set, write_tree
 
-from compliance import check
+from compliance import check, cli
 from compliance.check import Options, check_package, check_run, check_set, unreadable
 from compliance.cli import ExitCode
 from compliance.findings import Finding, OfficialResult, Severity, Status, Verdict
 from compliance.judge import judge_set, unverifiable
+from compliance.official import OfficialToolsError
+from compliance.rcp import RcpDataError
 from compliance.records import Log, Record
 from compliance.rules.rule import NOTHING, Problem, Rule, rule, show
 from compliance.run import Machine, Run, finite, whole
 from compliance.source import InputError, find_logs
 from compliance.submission import read_submission
+
+Capture = pytest.CaptureFixture[str]
 
 # ---------- one rule
 
@@ -707,7 +713,7 @@ def test_the_exit_statuses_are_those_that_scripts_rely_on() -> None:
     }  # fmt: skip
 
 
-def test_three_runs_are_the_fewest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_runs_are_the_fewest(tmp_path: Path, capsys: Capture) -> None:
     write_set(tmp_path, compliant_set(64, runs=3))
     assert command(capsys, "check-set", tmp_path, "--no-official", "--runs", 3).status == ExitCode.PASS
     assert command(capsys, "check-set", tmp_path, "--no-official", "--runs", 2).status == ExitCode.USAGE
@@ -732,3 +738,104 @@ def test_our_verdicts_on_a_tree(tmp_path: Path) -> None:
 def test_the_machine_s_description_is_named() -> None:
     (found,) = judged(compliant_log(32), machine=Machine(16, "systems/x.json")).findings
     assert found.expected == "64" and "(16 accelerators by systems/x.json)" in found.message
+
+
+# ---------- what the command line passes on
+
+
+def packaging(folder: Path, logs: list[MadeLog]) -> list[object]:
+    """The arguments of `package` for these logs, named against the order of their starts."""
+    write_set(folder / "logs", list(reversed(logs)))
+    (folder / "sys_1x8.json").write_text(json.dumps(system_description()), encoding="utf-8")
+    (folder / "code").mkdir()
+    (folder / "code/train.py").write_text("seed = 1\n", encoding="utf-8")
+    parts = {"--logs": "logs", "--system": "sys_1x8.json", "--code": "code", "--out": "tree"}
+    return ["package", "--no-official", *(each for name, part in parts.items() for each in (name, folder / part))]
+
+
+def test_a_package_is_in_order_of_start_and_of_as_many_runs_as_asked(tmp_path: Path, capsys: Capture) -> None:
+    logs = compliant_set(64, runs=4)
+    found = command(capsys, *packaging(tmp_path, logs), "--runs", 4)
+    assert found.status == ExitCode.PASS, found
+    packed = [tmp_path / f"tree/results/sys_1x8/gpt_oss_20b/result_{number}.txt" for number in range(4)]
+    assert [path.read_text(encoding="utf-8") for path in packed] == [log.text() for log in logs]
+
+
+def test_a_package_is_scaled_only_when_asked(tmp_path: Path, capsys: Capture) -> None:
+    logs = compliant_set(16, samples_to_target=[15 * 12_288] * 5 + [16 * 12_288] * 5)
+    arguments = packaging(tmp_path, logs)
+    assert command(capsys, *arguments).status == ExitCode.PASS
+    assert list((tmp_path / "tree").rglob("scaling.json")) == []
+    assert command(capsys, *arguments[:-1], tmp_path / "other", "--write-scaling").status == ExitCode.PASS
+    assert len(list((tmp_path / "other").rglob("scaling.json"))) == 1
+
+
+def test_a_package_of_a_set_with_warnings_is_refused_when_strict(tmp_path: Path, capsys: Capture) -> None:
+    logs = compliant_set(64)
+    logs[3].find("run_stop")["time_ms"] += 61_000
+    found = command(capsys, *packaging(tmp_path, logs), "--strict")
+    assert found.status == ExitCode.VIOLATION and not (tmp_path / "tree").exists()
+
+
+def test_a_tree_is_checked_with_the_limit_that_is_asked_for(tmp_path: Path, capsys: Capture) -> None:
+    root = write_tree(tmp_path, compliant_set(64))
+    asked = ("check-package", root, "--no-official", "--strict", "--cv-limit")
+    assert command(capsys, *asked, 50).status == ExitCode.PASS
+    assert command(capsys, *asked, 0.01).status == ExitCode.VIOLATION
+
+
+@pytest.mark.parametrize("name", ["r.htm", "r.HTML", "r.MD"])
+def test_a_report_is_of_the_kind_that_its_name_ends_in(tmp_path: Path, capsys: Capture, name: str) -> None:
+    write_set(tmp_path / "logs", compliant_set(64, runs=3))
+    (tmp_path / "logs/results").mkdir()  # which makes no tree of it
+    out = tmp_path / name
+    assert command(capsys, "report", tmp_path / "logs", "--no-official", "--runs", 3, "--out", out).status == 0
+    assert out.read_text(encoding="utf-8").startswith("#" if "MD" in name else "<!")
+
+
+def test_a_terminal_has_colour_unless_it_asks_for_none(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = compliant_log(64).write(tmp_path / "result_0.txt")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+
+    def shown() -> str:
+        return command(capsys, "check-run", log, "--no-official").out
+
+    piped = shown()
+    assert "\x1b[" not in piped and 60 < max(map(len, piped.splitlines())) <= 120
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "\x1b[" in shown()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = shown()
+    assert "\x1b[" not in plain and max(map(len, plain.splitlines())) <= 60
+
+
+def test_what_an_output_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", newline="\n"))
+    cli._write("a\u00e9\n")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"a\\xe9\n"
+
+
+@pytest.mark.parametrize("error", [OfficialToolsError("not installed"), RcpDataError("not as expected")])
+def test_what_is_missing_beside_us_is_2_and_a_line(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "check_run", broken)
+    found = command(capsys, "check-run", tmp_path / "x")
+    assert (found.status, found.err) == (ExitCode.USAGE, f"error: {error}\n")
+
+
+def test_options_reach_what_they_are_for(tmp_path: Path, capsys: Capture) -> None:
+    assert json.loads(command(capsys, "plan", "--gbs", 32, "--ruleset", "6.0.0").out)["ruleset"] == "6.0.0"
+    log = compliant_log(64).write(tmp_path / "result_0.txt")
+    assert command(capsys, "check-run", log, "--official-timeout", 0.5).status == ExitCode.USAGE
+    listed = command(capsys, "rules").out
+    assert "hyperparameter-fixed (error, closed division only)" in listed
+    assert "open-division (error, open division only)" in listed and "eval-cadence (error)" in listed

@@ -22,7 +22,10 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from gptoss20b.data.indexed import DataError, TokenFile
+from data_scripts.commands import CommandError, told
+from data_scripts.pair import PairWriter
+from gptoss20b.data.files import with_suffix
+from gptoss20b.data.indexed import TokenFile
 from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX, Windows
 
 VOCAB_SIZE = 256
@@ -50,7 +53,7 @@ class Document(NamedTuple):
         return (self.text.strip() + "\n\n").encode("utf-8", "backslashreplace")
 
 
-class SampleError(Exception):
+class SampleError(CommandError):
     """The sample data cannot be made; the message says why and how to fix it."""
 
 
@@ -209,19 +212,15 @@ def _refuse_others(directory: Path, files: dict[str, dict[str, int | str]]) -> N
 
 
 def _write_pair(prefix: Path, documents: list[Document]) -> None:
-    """Write `PREFIX.bin` and `PREFIX.idx` as int32, one sequence per document, with Megatron's own writer."""
-    with warnings.catch_warnings():
-        # Megatron warns about accelerator libraries that writing bytes does not need.
-        warnings.simplefilter("ignore", UserWarning)
-        import torch
-        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
-    for document in documents:
-        # no end-of-document token: the published set has none
-        builder.add_item(torch.from_numpy(np.frombuffer(document.data(), np.uint8).astype(np.int32)))
-        builder.end_document()
-    builder.finalize(f"{prefix}.idx")
+    """Write `PREFIX.bin` and `PREFIX.idx` as int32, one sequence per document."""
+    lengths = with_suffix(prefix, ".lengths")
+    with PairWriter(with_suffix(prefix, ".bin"), lengths) as pair:
+        for document in documents:
+            # no end-of-document token: the published set has none
+            tokens = np.frombuffer(document.data(), np.uint8)
+            pair.add(tokens, np.array([tokens.size]))
+        pair.write_index(with_suffix(prefix, ".idx"))
+    lengths.unlink()
 
 
 def _summary(directory: Path) -> Iterator[str]:
@@ -246,15 +245,12 @@ def main(
     training and validation, under the names and in the format of the published C4 set.
     """
     started = time.monotonic()
-    try:
+    with told():
         written = make(directory, collect_documents(), force=force)
         for line in _summary(directory):
             typer.echo(line)
-    except (SampleError, DataError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    outcome = "written" if written else "already there and unchanged, nothing written"
-    typer.echo(f"{directory}: {outcome}, {time.monotonic() - started:.1f} s")
+        outcome = "written" if written else "already there and unchanged, nothing written"
+        typer.echo(f"{directory}: {outcome}, {time.monotonic() - started:.1f} s")
 
 
 if __name__ == "__main__":

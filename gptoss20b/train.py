@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from .config import Config
 from .config.environment import LaunchError
-from .data.indexed import DataError
+from .data.files import DataError
 from .feed import Feed, Share, open_feed
 from .mlperf_log import RunLog
 from .model.build import Backend, BackendError, choose_backend

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gptoss20b.data.indexed import DataError, TokenFile
+from gptoss20b.data.files import DataError
+from gptoss20b.data.indexed import TokenFile
 from gptoss20b.data.order import windows_at
 
 # The published names (MLCommons, C4 en 3.0.1 tokenized for Llama 3.1).

@@ -14,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptoss20b.data.indexed import DataError, TokenFile
+from gptoss20b.data.files import DataError
+from gptoss20b.data.indexed import TokenFile
 
 HEADER = 34
 DTYPES: dict[int, type[np.integer]] = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss20b.data.indexed import DataError, TokenFile
+from gptoss20b.data.files import DataError
+from gptoss20b.data.indexed import TokenFile
 from gptoss20b.data.sequences import Batch, TrainingSequences, ValidationSequences, Windows, batch
 
 LENGTH = 16

@@ -1,0 +1,64 @@
+"""Opening and reading data files: every failure names the file, what was there, what was expected and a fix."""
+
+import os
+from pathlib import Path
+from typing import BinaryIO, Self
+
+_REBUILD = "download both files of the pair again, or rebuild them"
+
+
+class DataError(ValueError):
+    """A data file is missing, damaged or does not fit the run. The message names the file and a fix."""
+
+    @classmethod
+    def about(cls, path: Path, got: str, expected: str, fix: str = _REBUILD) -> Self:
+        """Word the error in the one form used for all data files: file, got, expected, fix."""
+        return cls(f"{path}: got {got}; expected {expected}. To fix: {fix}.")
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open a file for unbuffered reading.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    fix = "check the data directory, or download the data set"
+    if path.stem.endswith((".bin", ".idx")):
+        fix = "give the prefix without .bin or .idx"
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise DataError.about(path, "no such file", "a file", fix) from None
+    except (OSError, ValueError) as error:
+        raise DataError.about(path, str(error), "a readable file", fix) from error
+
+
+def read_exactly(path: Path, descriptor: int, size: int, offset: int) -> bytes:
+    """Read `size` bytes at byte `offset`.
+
+    Raises:
+        DataError: the read failed, or the file ends before.
+    """
+    parts: list[bytes] = []
+    missing = size
+    # one system call may return less than asked for
+    while missing:
+        try:
+            part = os.pread(descriptor, missing, offset + size - missing)
+        except OSError as error:
+            raise DataError.about(
+                path, str(error), f"{size} bytes at byte {offset}", "check the file system"
+            ) from error
+        if not part:
+            raise DataError.about(
+                path, f"{size - missing} bytes at byte {offset}", f"{size}; the file was cut while it was in use"
+            )
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def with_suffix(prefix: Path, suffix: str) -> Path:
+    """The file of a pair: `PREFIX` and `.bin` or `.idx`."""
+    # Path.with_suffix would cut the published name "c4-train.en_6_text_document" at its dot.
+    return Path(f"{prefix}{suffix}")

@@ -1,0 +1,70 @@
+"""How every data command ends: one line, and the documented exit status."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from data_scripts.commands import CommandError, ExitCode, told
+from gptoss20b.data.files import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CommandError("a thing: got 1; expected 2."), "a thing: got 1; expected 2."),
+        (DataError.about(Path("x.bin"), "1", "2", "try"), "x.bin: got 1; expected 2. To fix: try."),
+        (OSError(28, "No space left on device", "y.bin"), "y.bin: No space left on device"),
+        (OSError("odd"), "odd"),
+    ],
+)
+def test_a_failure_is_a_line_and_1(capsys: pytest.CaptureFixture[str], error: Exception, line: str) -> None:
+    with pytest.raises(typer.Exit) as left, told():
+        raise error
+    assert left.value.exit_code == ExitCode.FAILED
+    assert capsys.readouterr() == ("", f"error: {line}\n")
+
+
+def test_a_defect_of_ours_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError), told():
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, ExitCode.INTERRUPTED, "interrupted"), (signal.SIGTERM, ExitCode.TERMINATED, "terminated")],
+)
+def test_a_signal_unwinds_and_gives_its_status(
+    capsys: pytest.CaptureFixture[str], number: int, status: ExitCode, word: str
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    unwound = False
+    with pytest.raises(typer.Exit) as left, told():
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            unwound = True
+    assert (left.value.exit_code, unwound, capsys.readouterr().err) == (status, True, f"error: {word}\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    script = """
+import typer
+from data_scripts.commands import told
+def main() -> None:
+    with told():
+        for number in range(100_000):
+            typer.echo("line")
+typer.run(main)
+"""
+    command = f"{sys.executable} -c '{script}' | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.FAILED, "line\n", "")

@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-SCRIPTS := $(wildcard *.sh) .ci/run
+SCRIPTS := $(wildcard *.sh data_scripts/*.sh) .ci/run
 
 .PHONY: run test format bench clean
 

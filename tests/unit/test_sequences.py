@@ -3,6 +3,8 @@
 import hashlib
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,6 +199,44 @@ def test_validation_hash_does_not_depend_on_the_stored_type(tmp_path: Path, wind
     with TokenFile.open(tmp_path / "narrow") as narrow:
         narrow_hash = ValidationSequences(Windows(narrow, LENGTH, VOCABULARY), 8).sha256()
     assert narrow_hash == ValidationSequences(windows, 8).sha256()
+
+
+# What one rank reads when it starts: the hash of its validation sequences and of its first training samples.
+STARTING_RANK = """
+import hashlib, sys
+from pathlib import Path
+from gptoss20b.data.indexed import TokenFile
+from gptoss20b.data.sequences import TrainingSequences, ValidationSequences, Windows
+with TokenFile.open(Path(sys.argv[1])) as opened:
+    cut = Windows(opened, 16, 500)
+    training = TrainingSequences(cut, seed=3)
+    shown = hashlib.sha256(b"".join(training.at(position).tobytes() for position in range(50)))
+    print(ValidationSequences(cut, 8).sha256(), shown.hexdigest())
+"""
+
+
+def test_eight_ranks_start_together_on_a_read_only_mount_and_write_nothing(tmp_path: Path, windows: Windows) -> None:
+    data, mounted = tmp_path / "data", tmp_path / "mounted"
+    data.mkdir()
+    mounted.mkdir()
+    write_stream(data / "set", STREAM)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    if subprocess.run(["mount", "--bind", "-o", "ro", data, mounted], capture_output=True, check=False).returncode:
+        # not permitted here: the folder itself, which a user who is not root cannot write either
+        mounted.rmdir()
+        data.chmod(0o555)
+        mounted = data
+    try:
+        command = [sys.executable, "-c", STARTING_RANK, mounted / "set"]
+        ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+        read = [rank.communicate(timeout=60)[0].split() for rank in ranks]
+    finally:
+        if mounted != data:
+            subprocess.run(["umount", mounted], check=True)
+    training = TrainingSequences(windows, seed=3)
+    shown = hashlib.sha256(b"".join(training.at(position).tobytes() for position in range(50)))
+    assert read == [[ValidationSequences(windows, 8).sha256(), shown.hexdigest()]] * 8
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_file_cut_during_training_is_reported(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gptoss20b.config import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.name for path in ROOT.glob("config_*.sh") if path.name != "config_common.sh")
-SCRIPTS = [*sorted(ROOT.glob("*.sh")), ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted(ROOT.glob("*.sh")), *sorted(ROOT.glob("data_scripts/*.sh")), ROOT / ".ci" / "run"]
 # What configurations may export beside settings: for run_and_time.sh, and for the libraries below.
 OTHER_NAMES = {
     "CLEAR_CACHES",

@@ -1,0 +1,190 @@
+"""What `inspect` says of a set is what is in it."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from data_scripts import inspection
+from data_scripts.commands import CommandError
+from data_scripts.inspection import find_pairs, summarize, window_parts
+from data_scripts.make_sample_data import Document, make
+from data_scripts.pair import PairWriter
+from gptoss20b.data.files import DataError
+from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+
+TEXTS = [Document(f"m{number}", f"Text {number} é. " * (number + 1)) for number in range(60)]
+
+
+def pair(folder: Path, lengths: list[int], name: str = "set.en_6") -> Path:
+    """Tokens 0, 1, 2, ... in documents of these lengths."""
+    with PairWriter(folder / f"{name}.bin", folder / "lengths") as writer:
+        writer.add(np.arange(sum(lengths)), np.array(lengths))
+        writer.write_index(folder / f"{name}.idx")
+    (folder / "lengths").unlink()
+    return folder / name
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(inspection.main)
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80"})
+    return result.exit_code, result.output
+
+
+@given(st.lists(st.integers(0, 300), min_size=2, max_size=80).filter(sum))
+@settings(max_examples=80, deadline=None)
+def test_counts_and_lengths(tmp_path_factory: pytest.TempPathFactory, lengths: list[int]) -> None:
+    found = summarize(pair(tmp_path_factory.mktemp("set"), lengths), 16)
+    assert (found.documents, found.sequences, found.tokens) == (len(lengths), len(lengths), sum(lengths))
+    assert (found.token_type, found.windows) == ("int32", (sum(lengths) - 1) // 16)
+    assert (found.data_bytes, found.index_bytes) == (4 * sum(lengths), 34 + 20 * len(lengths) + 8)
+    spread = found.lengths
+    assert (spread.shortest, spread.longest) == (min(lengths), max(lengths))
+    assert spread.mean == pytest.approx(statistics.mean(lengths))
+    assert spread.quantiles["median"] == statistics.median_low(lengths)
+    assert spread.quantiles["90 %"] == sorted(lengths)[-(-len(lengths) * 9 // 10) - 1]
+    counted = {}
+    for last, count in spread.histogram.items():
+        counted[last] = sum((last + 1) // 2 <= length <= last for length in lengths)
+        assert counted[last] == count
+    assert sum(counted.values()) == len(lengths)
+
+
+def test_lengths_at_the_edges_of_the_bars(tmp_path: Path) -> None:
+    found = summarize(pair(tmp_path, [0, 1, 2, 3, 4, 7, 8, 15, 16]))
+    assert found.lengths.histogram == {0: 1, 1: 1, 3: 2, 7: 2, 15: 2, 31: 1}
+
+
+def test_a_document_longer_than_any_of_c4_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "_LONGEST", 8)
+    spread = summarize(pair(tmp_path, [1, 2, 100, 200])).lengths
+    assert (spread.longest, spread.quantiles["median"], spread.quantiles["99 %"]) == (200, 2, 8)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(lambda lengths: sum(lengths) > 8),
+    data=st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_window_is_cut_where_documents_end(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
+) -> None:
+    prefix = pair(tmp_path_factory.mktemp("set"), lengths)
+    number = data.draw(st.integers(0, (sum(lengths) - 1) // 8 - 1))
+    parts = window_parts(prefix, number, 8)
+    assert np.concatenate([part.tokens for part in parts]).tolist() == list(range(number * 8, number * 8 + 9))
+    begins = np.cumsum([0, *lengths])
+    for part in parts:
+        assert part.tokens[0] == begins[part.sequence] + part.first
+        assert part.ends == (part.tokens[-1] == begins[part.sequence + 1] - 1)
+    assert [part.ends for part in parts[:-1]] == [True] * (len(parts) - 1)
+
+
+def test_no_such_window(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"window 2; expected 0 to 1"):
+        window_parts(pair(tmp_path, [17]), 2, 8)
+
+
+def test_what_a_path_may_name(tmp_path: Path) -> None:
+    prefix = pair(tmp_path, [5, 6])
+    for path in (tmp_path, prefix, Path(f"{prefix}.bin"), Path(f"{prefix}.idx")):
+        assert find_pairs(path) == [prefix]
+    second = pair(tmp_path, [3, 3], name="other")
+    assert find_pairs(tmp_path) == [second, prefix]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CommandError, match=r"empty: got no \.idx file"):
+        find_pairs(tmp_path / "empty")
+    with pytest.raises(CommandError, match="absent: got neither"):
+        find_pairs(tmp_path / "absent")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    assert make(folder, TEXTS)
+    return folder
+
+
+def test_both_pairs_of_a_folder_are_shown(sample: Path) -> None:
+    status, output = run(sample)
+    assert status == 0
+    assert output.index(TRAIN_PREFIX) < output.index(VALIDATION_PREFIX)
+    manifest = json.loads((sample / "sample.json").read_text())
+    for prefix in (TRAIN_PREFIX, VALIDATION_PREFIX):
+        split = manifest["splits"][prefix]
+        assert re.search(rf"documents +{split['documents']:,} *\n", output)
+        assert re.search(rf"tokens +{split['tokens']:,} \(int32\)", output)
+    assert "█" * 40 in output and "█" * 41 not in output and "…" not in output
+    assert re.search(r"document length +1\d to \d+ tokens, mean \d+\.\d *\n +median \d+, 90 % \d+, 99 % \d+", output)
+
+
+def test_the_same_as_json(sample: Path) -> None:
+    status, output = run(sample, "--json", "--sequence-length", 64)
+    found = json.loads(output)
+    assert status == 0
+    assert [each["name"] for each in found] == [TRAIN_PREFIX, VALIDATION_PREFIX]
+    assert found[0]["windows"] == (found[0]["tokens"] - 1) // 64
+
+
+def test_the_text_of_a_sequence(sample: Path) -> None:
+    prefix = sample / TRAIN_PREFIX
+    options = ("--sequence-length", 200, "--tokenizer", "bytes")
+    whole = (sample / f"{TRAIN_PREFIX}.bin").read_bytes()[::4]
+    status, output = run(prefix, "--sample", 3, *options)
+    assert status == 0
+    heads = re.findall(r"^--- document \d+, tokens \d+ to \d+(?:, its end)?\n", output, re.MULTILINE)
+    assert heads
+    text = "".join(re.split(r"^--- .*\n", output, flags=re.MULTILINE))
+    assert text.replace("\n", "") == whole[600:801].decode(errors="replace").replace("\n", "")
+    described = json.loads(run(prefix, "--sample", 3, *options, "--json")[1])
+    assert bytes(token for part in described for token in part["tokens"]) == whole[600:801]
+    assert "".join(part["text"] for part in described).startswith(text[:20])
+    assert len(described) == len(heads)
+
+
+def test_without_a_tokenizer_the_ids_are_shown(tmp_path: Path) -> None:
+    status, output = run(pair(tmp_path, [5, 20]), "--sample", 0, "--sequence-length", 8)
+    assert (status, output) == (
+        0,
+        "--- document 0, tokens 0 to 4, its end\n0 1 2 3 4\n--- document 1, tokens 0 to 3\n5 6 7 8\n",
+    )
+
+
+def test_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    with PairWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
+        raw = np.frombuffer("a\x1b[31mb\x07\tc\u202e\n".encode(), np.uint8)
+        writer.add(raw, np.array([raw.size]))
+        writer.write_index(tmp_path / "x.idx")
+    _, output = run(tmp_path / "x", "--sample", 0, "--sequence-length", raw.size - 1, "--tokenizer", "bytes")
+    assert output.splitlines()[1] == "a\\x1b[31mb\\x07\tc\\u202e"
+
+
+def test_failures_are_a_line(sample: Path, tmp_path: Path) -> None:
+    assert run(sample, "--sample", 0)[0] == 1
+    assert "got 2 pairs" in run(sample, "--sample", 0)[1]
+    status, output = run(tmp_path / "absent")
+    assert status == 1 and output.startswith("error: ") and len(output.splitlines()) == 1
+    assert run(sample / TRAIN_PREFIX, "--sample", 0, "--tokenizer", tmp_path / "absent.model")[0] == 1
+
+
+def test_an_id_that_the_tokenizer_does_not_have_is_named(tmp_path: Path) -> None:
+    prefix = pair(tmp_path, [400])
+    status, output = run(prefix, "--sample", 0, "--sequence-length", 399, "--tokenizer", "bytes")
+    assert status == 1 and "256" in output and len(output.splitlines()) == 1
+    assert str(prefix) in output and "leave --tokenizer out" in output
+
+
+def test_negative_lengths_of_a_damaged_index_do_not_crash(tmp_path: Path) -> None:
+    prefix = pair(tmp_path, [4, 4, 4])
+    with Path(f"{prefix}.idx").open("r+b") as index:
+        index.seek(34 + 4)
+        index.write((-7).to_bytes(4, "little", signed=True))
+    assert summarize(prefix).lengths.shortest == -7

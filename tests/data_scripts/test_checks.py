@@ -1,0 +1,131 @@
+"""A whole verification: what is read, how often and by how many threads, what is told of it."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_sets import FILES, LENGTH, SEQUENCES, VALIDATION_DOCUMENTS, flip, write_by_us, write_set
+
+from data_scripts import reading
+from data_scripts.checks import verify
+from data_scripts.expectations import Expectations
+from data_scripts.report import Scope, Verification
+from gptoss20b.data import index as index_module
+from gptoss20b.data.sequences import VALIDATION_PREFIX
+
+TRAIN_BIN, TRAIN_IDX, VALIDATION_BIN, VALIDATION_IDX = FILES
+EXPECTED = Expectations(
+    documents={VALIDATION_PREFIX: VALIDATION_DOCUMENTS}, sequences=SEQUENCES, sequence_length=LENGTH
+)
+FULL = Scope(checksums=True, tokens=True, threads=2)
+
+
+class Watch:
+    """Progress that adds up, and does something once, after so many bytes."""
+
+    def __init__(self, after: int | None = None, act: Callable[[], None] = lambda: None) -> None:
+        self.total = self.done = 0
+        self.after, self.act = after, act
+
+    def begin(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, size: int) -> None:
+        self.done += size
+        if self.after is not None and self.done >= self.after:
+            self.after = None
+            self.act()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_set(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def check(folder: Path, watch: Watch | None = None, scope: Scope = FULL) -> Verification:
+    return verify(folder, EXPECTED, scope, watch or Watch())
+
+
+def test_each_bin_is_read_once_for_both_checks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_bytes = dict.fromkeys(FILES, 0)
+    real = os.pread
+    lock = threading.Lock()
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        data = real(descriptor, size, offset)
+        with lock:
+            read_bytes[name] += len(data)
+        return data
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert check(folder).findings == []
+    assert read_bytes[TRAIN_BIN] == (folder / TRAIN_BIN).stat().st_size
+    evaluated = 4 * SEQUENCES * (LENGTH + 1)
+    assert read_bytes[VALIDATION_BIN] == (folder / VALIDATION_BIN).stat().st_size + evaluated
+    read_bytes[TRAIN_BIN] = 0
+    check(folder, scope=Scope(checksums=False, tokens=False, threads=1))
+    assert read_bytes[TRAIN_BIN] == 0
+
+
+def test_progress_ends_with_all_that_was_announced(folder: Path) -> None:
+    watch = Watch()
+    check(folder, watch)
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    assert watch.total == sum(sizes.values()) + sizes[TRAIN_IDX] + sizes[VALIDATION_IDX]
+    assert watch.done == watch.total - 2 * 34, "all but the two headers"
+
+
+@pytest.mark.parametrize("name", [TRAIN_BIN, TRAIN_IDX])
+def test_a_file_cut_while_it_is_read_is_a_finding(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory map, whose pages beyond the new end would kill the process."""
+    monkeypatch.setattr(reading, "PIECE", 64)
+    sizes = {each: (folder / each).stat().st_size for each in FILES}
+    before = sizes[TRAIN_IDX] + sizes[VALIDATION_IDX] - 2 * 34 + (0 if name == TRAIN_BIN else sizes[TRAIN_BIN])
+    # after the first piece of the file
+    found = check(folder, Watch(before + 64, lambda: os.truncate(folder / name, 150)))
+    (finding,) = [finding for finding in found.findings if finding.file == name]
+    assert "at byte" in finding.message
+    assert "the file was cut while it was in use" in finding.message
+    assert name not in found.digests
+    assert name in found.skipped["checksums"]
+
+
+def test_an_index_cut_while_its_tables_are_read_is_a_finding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_BLOCK", 4)
+    watch = Watch(4 * 12, lambda: os.truncate(folder / TRAIN_IDX, 40))
+    found = check(folder, watch, Scope(checksums=False, tokens=True, threads=1)).findings
+    assert found[0].file == TRAIN_IDX
+    assert "cut while it was in use" in found[0].message
+
+
+def test_the_number_of_threads_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PIECE", 32)
+    flip(folder / TRAIN_BIN, 403, 0x80)
+    results = [check(folder, scope=Scope(True, True, threads)) for threads in (1, 2, 7)]
+    assert len({(str(result.findings), str(result.digests), str(result.pairs)) for result in results}) == 1
+    assert len(results[0].findings) == 2
+
+
+def test_two_verifications_at_once_agree(folder: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: check(folder), range(8)))
+    assert all(result == results[0] for result in results)
+
+
+def test_documents_of_several_sequences_verify(tmp_path: Path) -> None:
+    write_by_us(tmp_path / FILES[0][:-4], [np.arange(100)] * 3)
+    write_by_us(tmp_path / FILES[2][:-4], [np.arange(30)] * 7)
+    expected = Expectations(documents={}, sequences=3, sequence_length=16)
+    path = tmp_path / VALIDATION_IDX
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data[:26] + (4).to_bytes(8, "little") + data[34:118] + np.array([0, 2, 2, 7], "<i8").tobytes())
+    found = verify(tmp_path, expected, Scope(checksums=False, tokens=True, threads=1), Watch())
+    assert found.findings == []
+    facts = found.pairs[VALIDATION_PREFIX]
+    assert (facts.documents, facts.sequences, facts.empty_documents) == (3, 7, 1)

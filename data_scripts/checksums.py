@@ -8,8 +8,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from data_scripts.commands import CommandError
+from data_scripts.fetching.web import shown
 from data_scripts.published import SOURCE
-from data_scripts.web import shown
 
 # The list is kept beside the data under the name it has on the server.
 LIST_NAME = PurePosixPath(urlsplit(SOURCE).path).with_suffix(".md5").name
@@ -40,7 +40,7 @@ def parse_list(data: bytes, name: str) -> tuple[Listed, ...]:
     for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), start=1):
         text = line.removesuffix("\r")
         if text.strip(" \t"):
-            listed = _parse_line(text, f"{name}: line {number}")
+            listed = _usable(text, f"{name}: line {number}")
             if listed.path in files:
                 raise CommandError(f"{name}: line {number}: got {listed.path} again; expected each path once.")
             files[listed.path] = listed
@@ -49,19 +49,33 @@ def parse_list(data: bytes, name: str) -> tuple[Listed, ...]:
     return tuple(files.values())
 
 
-def _parse_line(text: str, where: str) -> Listed:
+def _usable(text: str, where: str) -> Listed:
+    try:
+        listed = parse_line(text)
+    except ValueError as error:
+        raise CommandError(f"{where}: {error}.") from None
+    if listed.path == LIST_NAME or listed.path.split("/")[0] == WORK:
+        raise CommandError(
+            f"{where}: got the path '{listed.path}'; expected another name: this one is kept for the download."
+        )
+    return listed
+
+
+def parse_line(text: str) -> Listed:
+    """One line of a list: 32 hexadecimal digits, blanks, maybe `*`, and a path, maybe from `./` on.
+
+    Raises:
+        ValueError: it is none, or the path is not one below the data's folder; the message is got and expected.
+    """
     match = _LINE.fullmatch(text)
     if match is None:
-        raise CommandError(f"{where}: got {shown(text)!r}; expected 32 hexadecimal digits, a space and a path.")
+        raise ValueError(f"got {shown(text)!r}; expected 32 hexadecimal digits, a space and a path")
     path = match[2].removeprefix("./")
-    parts = path.split("/")
-    if not path.isprintable() or "\\" in path or not {"", ".", ".."}.isdisjoint(parts):
-        raise CommandError(
-            f"{where}: got the path '{shown(path)}'; expected a relative one of plain names, without '..', "
-            "backslashes and control characters."
+    if not path.isprintable() or "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError(
+            f"got the path '{shown(path)}'; expected a relative one of plain names, without '..', backslashes and "
+            "control characters"
         )
-    if parts[0] == WORK or path == LIST_NAME:
-        raise CommandError(f"{where}: got the path '{path}'; expected another name: this one is kept for the download.")
     return Listed(path, match[1].lower())
 
 

@@ -16,13 +16,13 @@ from rich.filesize import decimal
 
 from data_scripts.checksums import LIST_NAME, Listed, md5_of, parse_list
 from data_scripts.commands import CommandError, told
-from data_scripts.fetch_meter import metered
-from data_scripts.parts import Part, check_space, held
+from data_scripts.fetching.parts import Part, check_space, held
+from data_scripts.fetching.remote import Remote, fetch_list, probe
+from data_scripts.fetching.transfer import fetch
+from data_scripts.fetching.web import Patience, Web
+from data_scripts.fetching.work_folder import clear, locked, save
+from data_scripts.meter import Show, metered
 from data_scripts.published import PREFIXES, SOURCE
-from data_scripts.remote import Remote, fetch_list, probe
-from data_scripts.transfer import fetch
-from data_scripts.web import Patience, Web
-from data_scripts.work_folder import clear, locked, save
 
 
 class Outcome(NamedTuple):
@@ -138,7 +138,7 @@ class Job:
         return wrong
 
 
-def _from(show: Callable[[int], None], start: int) -> Callable[[int], None]:
+def _from(show: Show, start: int) -> Callable[[int], None]:
     return lambda done: show(start + done)
 
 

@@ -2,18 +2,19 @@
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from data_scripts import report
-from data_scripts.checks import verify
+from data_scripts.checking import report
+from data_scripts.checking.checks import verify
+from data_scripts.checking.expectations import Expectations, expected_in
 from data_scripts.commands import CommandError, ExitCode, told
-from data_scripts.expectations import Expectations, expected_in
 from data_scripts.make_sample_data import MANIFEST
-from data_scripts.verify_meter import Meter
+from data_scripts.meter import Show, metered
 from gptoss20b.data.sequences import VALIDATION_PREFIX
 
 # Reading is as fast as the storage or the one thread of MD5 long before; each thread holds one piece in memory.
@@ -60,12 +61,31 @@ def main(
         expected = _expected(directory, vocab_size, validation_documents, sequences, sequence_length)
         scope = report.Scope(checksums=not (quick or no_md5), tokens=not quick, threads=threads)
         started = time.monotonic()
-        with Meter() as meter:
-            result = verify(directory, expected, scope, meter)
+        with ExitStack() as stack:
+            result = verify(directory, expected, scope, _Progress(stack))
         _show(directory, result, time.monotonic() - started)
         _keep(report_file, directory / report.NAME, result)
         if result.findings:
             raise typer.Exit(ExitCode.FAILED)
+
+
+class _Progress:
+    """Shows how far a verification is, from when it knows how much there is to read."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._show: Show | None = None
+        self._done = 0
+
+    def begin(self, total: int) -> None:
+        """So many bytes will be checked."""
+        self._show = self._stack.enter_context(metered("verifying", total))
+
+    def advance(self, size: int) -> None:
+        """So many more bytes are checked."""
+        assert self._show is not None
+        self._done += size
+        self._show(self._done)
 
 
 def _expected(

@@ -16,7 +16,8 @@ import typer
 from faulty_server import LIST, NAME, FaultyServer
 from typer.testing import CliRunner
 
-from data_scripts import download, parts
+from data_scripts import download
+from data_scripts.fetching import parts
 from data_scripts.published import PREFIXES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +29,9 @@ LIMIT = 60
 # the real command with segments that suit files of a few hundred KiB
 _DRIVER = """
 import sys, typer
-from data_scripts import download, fetch_meter, parts
-parts.SEGMENT, fetch_meter.INTERVAL = int(sys.argv.pop(1)), float(sys.argv.pop(1))
+from data_scripts import download, meter
+from data_scripts.fetching import parts
+parts.SEGMENT, meter.INTERVAL = int(sys.argv.pop(1)), float(sys.argv.pop(1))
 typer.run(download.main)
 """
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from small_sets import FILES, LENGTH, SEQUENCES, VALIDATION_DOCUMENTS, flip, write_by_us, write_set
 
-from data_scripts import reading
-from data_scripts.checks import verify
-from data_scripts.expectations import Expectations
-from data_scripts.report import Scope, Verification
+from data_scripts.checking import reading
+from data_scripts.checking.checks import verify
+from data_scripts.checking.expectations import Expectations
+from data_scripts.checking.report import Scope, Verification
 from gptoss20b.data import index as index_module
 from gptoss20b.data.sequences import VALIDATION_PREFIX
 

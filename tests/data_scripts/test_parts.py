@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from data_scripts import parts
 from data_scripts.checksums import Listed
 from data_scripts.commands import CommandError
-from data_scripts.parts import Part
-from data_scripts.remote import Remote
-from data_scripts.work_folder import locked
+from data_scripts.fetching import parts
+from data_scripts.fetching.parts import Part
+from data_scripts.fetching.remote import Remote
+from data_scripts.fetching.work_folder import locked
 
 LISTED = Listed("sub/a.bin", "0" * 32)
 REMOTE = Remote("https://x/a.bin", 25, '"tag"', ranges=True)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_scripts import reading
-from data_scripts.findings import SHOWN
-from data_scripts.reading import Contents, Reader, TokenRange
+from data_scripts.checking import reading
+from data_scripts.checking.findings import SHOWN
+from data_scripts.checking.reading import Contents, Reader, TokenRange
 from gptoss20b.data.files import DataError
 
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_scripts.findings import SHOWN, Few, Finding
-from data_scripts.tables import check_tables, document_at
+from data_scripts.checking.findings import SHOWN, Few, Finding
+from data_scripts.checking.tables import check_tables, document_at
 from gptoss20b.data import index as index_module
 from gptoss20b.data.files import DataError
 from gptoss20b.data.index import Index, header

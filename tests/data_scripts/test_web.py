@@ -7,7 +7,7 @@ from email.utils import format_datetime
 import pytest
 
 from data_scripts.commands import CommandError
-from data_scripts.web import PassingError, Patience, StoppedError, Web, seconds_asked, shown
+from data_scripts.fetching.web import PassingError, Patience, StoppedError, Web, seconds_asked, shown
 
 
 def waits(patience: Patience, *failures: PassingError) -> list[float]:

@@ -1,9 +1,10 @@
-"""How far a download or its check is, on stderr: a bar on a terminal, else a line every ten seconds."""
+"""How far a command is, on stderr: a bar on a terminal, else a line every ten seconds."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import typer
 from rich.console import Console
@@ -13,8 +14,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 # seconds between lines where there is no terminal
 INTERVAL = 10.0
 
-# Called often with the bytes done so far, out of the meter's total; they may become fewer.
-Show = Callable[[int], None]
+
+class Show(Protocol):
+    """What a command calls, often."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Show how many of the meter's bytes are done, which may become fewer, and a note beside them."""
 
 
 @contextmanager
@@ -34,13 +39,17 @@ def metered(title: str, total: int, done: int = 0) -> Iterator[Show]:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=total, completed=done)
-        yield lambda done: progress.update(task, completed=done)
+
+        def show(done: int, note: str = "") -> None:
+            progress.update(task, completed=done, description=f"{title}, {note}" if note else title)
+
+        yield show
 
 
 def _lines(title: str, total: int, before: int) -> Show:
     began = last = time.monotonic()
 
-    def show(done: int) -> None:
+    def show(done: int, note: str = "") -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < INTERVAL:
@@ -48,6 +57,7 @@ def _lines(title: str, total: int, before: int) -> Show:
         last = now
         rate = max(done - before, 0) / (now - began)
         left = f"{(total - done) / rate:,.0f} s left" if rate else "time left unknown"
-        typer.echo(f"{title}: {decimal(done)} of {decimal(total)}, {decimal(round(rate))}/s, {left}", err=True)
+        parts = (f"{decimal(done)} of {decimal(total)}", note, f"{decimal(round(rate))}/s", left)
+        typer.echo(f"{title}: {', '.join(filter(None, parts))}", err=True)
 
     return show

@@ -10,7 +10,7 @@ from urllib3.exceptions import HTTPError
 
 from data_scripts.checksums import Listed, parse_list
 from data_scripts.commands import CommandError
-from data_scripts.web import PassingError, Patience, Web, cause, shown
+from data_scripts.fetching.web import PassingError, Patience, Web, cause, shown
 
 _LONGEST_ADDRESS = 4 << 10
 _LONGEST_LIST = 1 << 20

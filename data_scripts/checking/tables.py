@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from data_scripts.findings import Few, Finding
+from data_scripts.checking.findings import Few, Finding
 from gptoss20b.data.index import Index, Table
 
 # entries of a table, or numbers of entries

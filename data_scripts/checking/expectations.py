@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
+from data_scripts.checking.lists import Listed
 from data_scripts.commands import CommandError
-from data_scripts.lists import Listed
 from data_scripts.make_sample_data import MANIFEST
 from data_scripts.published import (
     EVALUATION_SEQUENCES,

@@ -8,8 +8,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from data_scripts.expectations import Expectations
-from data_scripts.findings import Finding
+from data_scripts.checking.expectations import Expectations
+from data_scripts.checking.findings import Finding
 from data_scripts.published import PREFIXES
 from gptoss20b import __version__
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from data_scripts.findings import SHOWN
+from data_scripts.checking.findings import SHOWN
 from data_scripts.pair import TOKEN
 from gptoss20b.data.files import open_binary, read_exactly
 

@@ -8,9 +8,9 @@ from queue import Empty, SimpleQueue
 from urllib3.exceptions import HTTPError
 
 from data_scripts.commands import CommandError
-from data_scripts.parts import Part
-from data_scripts.remote import Span, span_of
-from data_scripts.web import PassingError, Patience, Web, cause, shown
+from data_scripts.fetching.parts import Part
+from data_scripts.fetching.remote import Span, span_of
+from data_scripts.fetching.web import PassingError, Patience, Web, cause, shown
 
 # bytes asked for at a time; TLS gives 16 KiB at most
 _BLOCK = 1 << 18

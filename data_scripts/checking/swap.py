@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data_scripts.findings import Finding
+from data_scripts.checking.findings import Finding
 from gptoss20b.data.files import DataError, open_binary, with_suffix
 from gptoss20b.data.index import Index
 

@@ -1,14 +1,13 @@
 """What the files of a folder must be, by the MD5 lists that lie beside them in md5sum's format."""
 
-import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
-from data_scripts.findings import DOWNLOAD_AGAIN, Few, Finding
+from data_scripts.checking.findings import DOWNLOAD_AGAIN, Few, Finding
+from data_scripts.checksums import parse_line
 from gptoss20b.data.files import DataError, open_binary
 
 LIST_AGAIN = "download the list again"
-_LINE = re.compile(r"([0-9A-Fa-f]{32})[ \t]+\*?(.+)")
 
 
 class Listed(NamedTuple):
@@ -62,9 +61,9 @@ def _read_list(name: str, text: str, listed: dict[str, Listed]) -> list[Finding]
         if not line:
             continue
         try:
-            digest, file = _parse(line)
+            file, digest = parse_line(line)
         except ValueError as error:
-            malformed.add([Finding.about(name, f"{line[:80]!r} in line {number}", str(error), LIST_AGAIN)])
+            malformed.add([Finding(name, f"line {number}: {error}. To fix: {LIST_AGAIN}.")])
             continue
         known = listed.setdefault(file, Listed(file, "md5", digest, None, f"line {number} of {name}"))
         if known.digest != digest:
@@ -73,18 +72,3 @@ def _read_list(name: str, text: str, listed: dict[str, Listed]) -> list[Finding]
     if not any(line for _, line in lines):
         malformed.add([Finding.about(name, "no line", "one for every file of the set", LIST_AGAIN)])
     return malformed.findings() + conflicts.findings()
-
-
-def _parse(line: str) -> tuple[str, str]:
-    """MD5 and path of a line.
-
-    Raises:
-        ValueError: it is none; the message is what was expected.
-    """
-    found = _LINE.fullmatch(line)
-    if found is None or not line.replace("\t", " ").isprintable():
-        raise ValueError("32 hexadecimal digits, white space and a path")
-    path = PurePosixPath(found[2])
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError("the path of a file inside the folder")
-    return found[1].lower(), str(path)

@@ -6,15 +6,15 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
 
-from data_scripts.expectations import FILES, Expectations
-from data_scripts.findings import DOWNLOAD_AGAIN, Few, Finding
-from data_scripts.lists import LIST_AGAIN, Listed, read_lists
+from data_scripts.checking.expectations import FILES, Expectations
+from data_scripts.checking.findings import DOWNLOAD_AGAIN, Few, Finding
+from data_scripts.checking.lists import LIST_AGAIN, Listed, read_lists
+from data_scripts.checking.reading import Reader, TokenRange
+from data_scripts.checking.report import Scope, Verification
+from data_scripts.checking.swap import Pair, Swap, find_swap, open_pair
+from data_scripts.checking.tables import check_tables, document_at
 from data_scripts.pair import TOKEN
 from data_scripts.published import PREFIXES
-from data_scripts.reading import Reader, TokenRange
-from data_scripts.report import Scope, Verification
-from data_scripts.swap import Pair, Swap, find_swap, open_pair
-from data_scripts.tables import check_tables, document_at
 from gptoss20b.data.files import DataError
 from gptoss20b.data.index import Index
 from gptoss20b.data.indexed import TokenFile

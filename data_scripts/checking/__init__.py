@@ -1,0 +1,1 @@
+"""What is right and wrong with a data set on disk."""

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from data_scripts.commands import CommandError, told
 from data_scripts.published import SEQUENCE_LENGTH
-from data_scripts.tokenizer import load_tokenizer
+from data_scripts.tokenization.tokenizer import load_tokenizer
 from gptoss20b.data.files import with_suffix
 from gptoss20b.data.index import Index
 from gptoss20b.data.indexed import TokenFile

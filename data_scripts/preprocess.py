@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -20,13 +20,13 @@ from typing import Annotated, NamedTuple
 import typer
 
 from data_scripts.commands import CommandError, told
-from data_scripts.journal import Job, State, WorkFolder
-from data_scripts.pace import Pace
+from data_scripts.meter import Show, metered
 from data_scripts.pair import PairWriter
-from data_scripts.shards import BLOCK_BYTES, Piece, find_shards, read_shards
-from data_scripts.tokenizer import fingerprint, load_tokenizer
-from data_scripts.tokenizing import NO_DOCUMENTS, Tokenized, block_tokenizer
-from data_scripts.workers import WorkerDiedError, Workers, in_order, read_ahead
+from data_scripts.tokenization.blocks import NO_DOCUMENTS, Tokenized, block_tokenizer
+from data_scripts.tokenization.journal import Job, State, WorkFolder
+from data_scripts.tokenization.shards import BLOCK_BYTES, Piece, find_shards, read_shards
+from data_scripts.tokenization.tokenizer import fingerprint, load_tokenizer
+from data_scripts.tokenization.workers import WorkerDiedError, Workers, in_order, read_ahead
 from gptoss20b.data.files import with_suffix
 
 # bad lines that the summary names
@@ -251,10 +251,28 @@ def main(
         task = Task(find_shards(shards), tokenizer, out, append_eod, skip_bad, key)
         started = time.monotonic()
         _tell(f"{len(task.shards)} shards, in this order: {_ends([shard.name for shard in task.shards])}")
-        with Pace(sum(shard.stat().st_size for shard in task.shards)) as pace:
-            outcome = preprocess(task, workers, pace.show, _tell)
+        with ExitStack() as stack:
+            progress = _Progress(stack, sum(shard.stat().st_size for shard in task.shards))
+            outcome = preprocess(task, workers, progress.show, _tell)
         for line in _summary(task, outcome, workers, time.monotonic() - started):
             typer.echo(line)
+
+
+class _Progress:
+    """Shows how many bytes of the shards are done, and how many tokens a second that makes."""
+
+    def __init__(self, stack: ExitStack, total: int) -> None:
+        self._stack, self._total = stack, total
+        self._meter: Show | None = None
+        self._began, self._kept_tokens = 0.0, 0
+
+    def show(self, position: int, tokens: int) -> None:
+        """Show so many bytes and tokens, those of an earlier start included, which the first call has."""
+        if self._meter is None:
+            self._meter = self._stack.enter_context(metered("tokenizing", self._total, position))
+            self._began, self._kept_tokens = time.monotonic(), tokens
+        rate = (tokens - self._kept_tokens) / max(time.monotonic() - self._began, 1e-9)
+        self._meter(position, f"{rate / 1e6:.2f} M tokens/s")
 
 
 def _tell(line: str) -> None:

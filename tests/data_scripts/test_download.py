@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 from download_runs import BIG, LIMIT, ROOT, SEGMENT, TRAIN, VALIDATION, Runs, ended, small_set
 from faulty_server import BASE, LIST, NAME, URI, Hold, serving
 
-from data_scripts import download, published
+from data_scripts import published
 
 FILES = small_set()
 
@@ -415,47 +414,7 @@ def test_a_server_without_tags_is_fine(runs: Runs) -> None:
     assert runs.held() == FILES
 
 
-# --- the script, and the address
-
-
-def called_by_script(tmp_path: Path, *arguments: str) -> list[str]:
-    """What the script gives to Python, called from `tmp_path`: its folder and its arguments."""
-    stub = tmp_path / "stub python"
-    stub.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
-    stub.chmod(0o755)
-    script = ROOT / "data_scripts" / "download_dataset.sh"
-    environment = {"PATH": os.environ["PATH"], "PYTHON": str(stub)}
-    done = subprocess.run(
-        [script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.splitlines()
-
-
-@pytest.mark.parametrize(
-    ("given", "passed"),
-    [
-        ([], []),
-        (["my data"], ["{}/my data"]),
-        (["/abs", "--offline"], ["/abs", "--offline"]),
-        (["--streams", "3", "c4", "--timeout=5"], ["--streams", "3", "{}/c4", "--timeout=5"]),
-        (["--source", "https://x/y.uri"], ["--source", "https://x/y.uri"]),
-    ],
-)
-def test_the_script_passes_everything_on_and_keeps_a_relative_folder_the_callers(
-    tmp_path: Path, given: list[str], passed: list[str]
-) -> None:
-    expected = [str(ROOT), "-m", "data_scripts", "download", *(word.format(tmp_path) for word in passed)]
-    assert called_by_script(tmp_path, *given) == expected
-
-
-def test_the_script_knows_every_option_that_takes_a_value(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(download.main)
-    for parameter in typer.main.get_command(app).params:
-        for option in [name for name in parameter.opts if name.startswith("--")]:
-            word = "value" if not getattr(parameter, "is_flag", False) else f"{tmp_path}/value"
-            if option != "--help":
-                assert called_by_script(tmp_path, option, "value")[-1] == word, option
+# --- the address
 
 
 def test_the_pinned_address_is_https_and_in_one_place() -> None:

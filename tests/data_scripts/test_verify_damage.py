@@ -286,7 +286,7 @@ def test_everything_wrong_is_told_at_once(folder: Path) -> None:
     (folder / "other.md5").write_text("nonsense\n")
     starts = [
         f"{VALIDATION_IDX}: got no such file",
-        "other.md5: got 'nonsense' in line 1",
+        "other.md5: line 1: got 'nonsense'",
         f"{TRAIN_IDX}: got sequence 3",
         f"{TRAIN_BIN}: got token id -5 (token 20, byte 80)",
         f"{TRAIN_BIN}: got MD5",

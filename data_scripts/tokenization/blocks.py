@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_scripts.shards import Flaw, Kind
-from data_scripts.tokenizer import Tokenizer, load_tokenizer
+from data_scripts.tokenization.shards import Flaw, Kind
+from data_scripts.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
 class Tokenized(NamedTuple):

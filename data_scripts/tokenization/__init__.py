@@ -1,0 +1,1 @@
+"""From shards of text to token ids: reading, checking, many processes, restarting."""

@@ -26,7 +26,7 @@ fi
 # The whole configuration is checked once here, before any rank starts.
 "$PYTHON" -m gptoss20b train --dry-run > /dev/null || exit 2
 # The folder only: the data itself must not be touched before the clock starts.
-[[ -d "$DATADIR" ]] || refuse "DATADIR: no folder '$DATADIR'. Make the sample data with: $PYTHON -m data_scripts.make_sample_data $DATADIR"
+[[ -d "$DATADIR" ]] || refuse "DATADIR: no folder '$DATADIR'. Fetch the set with data_scripts/download_dataset.sh '$DATADIR', or make sample data: $PYTHON -m data_scripts.make_sample_data '$DATADIR'"
 export LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
 [[ ! -e "$LOGDIR/result_0.txt" ]] || refuse "LOGDIR: '$LOGDIR/result_0.txt' exists, and results are never overwritten. Name another folder."
 

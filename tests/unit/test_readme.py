@@ -16,6 +16,8 @@ import pytest
 from compliance.cli import ExitCode as JudgingExitCode
 from compliance.cli import rules_table
 from compliance.rules import ALL_RULES
+from data_scripts import published
+from data_scripts.commands import ExitCode as DataExitCode
 from gptoss20b.config import resolve, settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.stopping import ExitCode
@@ -46,8 +48,8 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
 
 
 def test_every_python_command_exists_with_its_options() -> None:
-    commands = re.findall(r"python -m ((?:gptoss20b|compliance) [^`\n&|#]*)", README)
-    assert len(commands) >= 9
+    commands = re.findall(r"python -m ((?:gptoss20b|compliance|data_scripts) [^`\n&|#]*)", README)
+    assert len(commands) >= 14
     for command in commands:
         words = shlex.split(command)
         helped = subprocess.run(
@@ -69,6 +71,30 @@ def test_the_dry_run_of_each_configuration_named_here_works() -> None:
 def test_exit_statuses() -> None:
     assert sorted(int(row[0]) for row in rows("exit status")) == sorted(ExitCode)
     assert sorted(int(row[0]) for row in rows("exit code")) == sorted(JudgingExitCode)
+
+
+def test_exit_statuses_of_the_data_commands() -> None:
+    assert sorted(int(row[0]) for row in rows("status")) == sorted(DataExitCode)
+
+
+def test_what_the_data_commands_are_said_to_take_is_what_was_measured() -> None:
+    recorded = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    ready = float(re.search(r"\| first start: to the first sample, s \| ([\d.]+) \|", recorded)[1])
+    assert f"{ready * 1000:.0f} ms until the first sample" in README
+    figures = dict(
+        re.findall(r"^\| `tokenizer\.(model|json)`, ours, 2 workers \| [\d,]+ \| ([\d,]+) \|", recorded, re.M)
+    )
+    per_core = {kind: int(figure.replace(",", "")) for kind, figure in figures.items()}
+    assert f"{per_core['model'] / 1e6:.0f} million tokens a second and core" in README
+    assert round(per_core["model"] / per_core["json"]) == 5 and "five\ntimes as fast" in README
+
+
+def test_the_data_s_commands_of_the_shell_exist() -> None:
+    named = set(re.findall(r"data_scripts/\w+\.sh", README))
+    assert named == {"data_scripts/download_dataset.sh", "data_scripts/verify_dataset.sh"}
+    assert all((ROOT / name).is_file() for name in named)
+    documents = f"{published.EVALUATION_SEQUENCES:,} evaluation sequences"
+    assert documents in README
 
 
 def test_the_table_of_rules_is_the_one_that_the_command_prints() -> None:

@@ -1,5 +1,6 @@
 """What every data command has in common: its exit statuses, and how a failure is told."""
 
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     INTERRUPTED = 130
+    READER_GONE = 141
     TERMINATED = 143
 
 
@@ -43,13 +45,21 @@ def told() -> Iterator[None]:
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # names and texts may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            # here, where a failure can still be told; there is no stdout where the caller closed it
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         # The reader of a pipe has gone; nothing can be told there, and flushing at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(ExitCode.FAILED) from None
+        raise typer.Exit(ExitCode.READER_GONE) from None
     except (CommandError, DataError) as error:
         _fail(str(error), ExitCode.FAILED)
     except OSError as error:

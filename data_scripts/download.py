@@ -3,6 +3,7 @@
 Everything unfinished is in `DIR/.download/`; a file gets its final name only when its MD5 is right.
 """
 
+import os
 import shlex
 import threading
 import time
@@ -91,7 +92,7 @@ class Job:
     def _wanted(self, remotes: dict[Listed, Remote], replace: bool) -> list[Listed]:
         """The files to fetch: those that are not there, and those of another content if they may be replaced."""
         paths = {listed: self.directory / listed.path for listed in remotes}
-        there = [listed for listed in remotes if paths[listed].exists()]
+        there = [listed for listed in remotes if os.path.lexists(paths[listed])]
         # All sizes first: an MD5 takes minutes.
         wrong = {listed: _wrong_size(paths[listed], remotes[listed].size) for listed in there}
         if replace or not any(wrong.values()):
@@ -129,7 +130,7 @@ class Job:
                     wrong[part] = got
                     continue
                 final = self.directory / part.listed.path
-                if final.exists() and not replace:
+                if os.path.lexists(final) and not replace:
                     raise CommandError(
                         f"{final}: got a file that was not there at the start; expected none. "
                         "To fix: move it away and start the same command again."
@@ -218,10 +219,11 @@ def main(
     ] = 6,
     retry_wait: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0, help="Wait after the first failure; doubled after each, up to 60."),
+        typer.Option(metavar="SECONDS", min=0, max=3600, help="First wait after a failure; doubled up to 60."),
     ] = 1.0,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="Silence of the server that counts as a failure.")
+        float,
+        typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Silence that counts as a failure."),
     ] = 60.0,
     replace: Annotated[
         bool, typer.Option("--replace", help="Fetch files anew that are there with another content.")

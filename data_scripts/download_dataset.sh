@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetch the published data set, or take an interrupted download up again: download_dataset.sh [DIR] [OPTIONS], or --help.
 set -euo pipefail
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+repository=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 if [[ -z "${PYTHON:-}" ]]; then
     PYTHON=python3
     [[ -x "$repository/.venv/bin/python" ]] && PYTHON=$repository/.venv/bin/python

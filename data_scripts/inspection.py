@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from data_scripts.commands import CommandError, told
 from data_scripts.published import SEQUENCE_LENGTH
 from data_scripts.tokenization.tokenizer import load_tokenizer
-from gptoss20b.data.files import with_suffix
+from gptoss20b.data.files import DataError, with_suffix
 from gptoss20b.data.index import Index
 from gptoss20b.data.indexed import TokenFile
 from gptoss20b.data.sequences import Windows
@@ -143,14 +144,22 @@ def window_parts(prefix: Path, number: int, sequence_length: int = SEQUENCE_LENG
             return int(index.pointers.read(sequence, 1)[0]) // width
 
         sequence = bisect.bisect_right(range(index.sequence_count), start, key=begins) - 1
-        parts, at = [], start
+        parts, at, begin = [], start, begins(sequence)
         while at < start + ids.size:
-            begin, length = begins(sequence), int(index.lengths.read(sequence, 1)[0])
+            length = int(index.lengths.read(sequence, 1)[0])
+            # the tables are read where they are needed, and believed only if they tell of a gapless file
+            if begins(sequence) != begin or not begin <= at <= begin + length:
+                raise DataError.about(
+                    index.path,
+                    f"sequence {sequence} from token {begins(sequence)}, {length} long "
+                    f"(pointer at byte {index.pointers.offset(sequence)})",
+                    f"the one with token {at}",
+                    "run data_scripts/verify_dataset.sh, which tells all that is wrong",
+                )
             end = min(begin + length, start + ids.size)
             if end > at:
-                ends = end == begin + length
-                parts.append(Part(sequence, at - begin, ids[at - start : end - start], ends))
-            at, sequence = max(at, end), sequence + 1
+                parts.append(Part(sequence, at - begin, ids[at - start : end - start], end == begin + length))
+            at, begin, sequence = end, begin + length, sequence + 1
         return parts
 
 
@@ -177,7 +186,8 @@ def find_pairs(path: Path) -> list[Path]:
 
 def _show(summary: Summary, console: Console) -> None:
     lengths = summary.lengths
-    table = Table(title=summary.name, title_justify="left", title_style="bold", show_header=False, box=None)
+    title = Text(_printable(summary.name), style="bold")
+    table = Table(title=title, title_justify="left", title_style="", show_header=False, box=None)
     table.add_row("documents", f"{summary.documents:,}")
     if summary.sequences != summary.documents:
         table.add_row("sequences of the index", f"{summary.sequences:,}")
@@ -190,10 +200,11 @@ def _show(summary: Summary, console: Console) -> None:
     bars = Table("tokens", "documents", "", box=None, header_style="")
     bars.columns[0].justify = bars.columns[1].justify = "right"
     highest = max(lengths.histogram.values())
+    full = "#" if console.options.ascii_only else "█"
     for last, count in lengths.histogram.items():
         first = (last + 1) // 2
         label = f"{first:,}" if first >= last else f"{first:,} to {last:,}"
-        bars.add_row(label, f"{count:,}", "█" * -(-count * _BAR // highest))
+        bars.add_row(label, f"{count:,}", full * -(-count * _BAR // highest))
     console.print(bars)
     console.print()
 

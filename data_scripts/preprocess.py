@@ -5,6 +5,7 @@ the order of the lines and of the shards given, without a begin-of-text token an
 end-of-document token unless asked for. The bytes depend neither on the number of workers nor on interruptions.
 """
 
+import errno
 import functools
 import hashlib
 import os
@@ -33,6 +34,8 @@ from gptoss20b.data.files import with_suffix
 _NAMED = 5
 # blocks per worker that are read and not yet written: one at work, one waiting
 _DEPTH = 2
+# no room on the disk, in the user's share of it, or below the limit of a file's size
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,10 @@ def _told_in_full(task: Task) -> Iterator[None]:
         yield
     except OSError as error:
         place = error.filename or with_suffix(task.prefix, ".partial")
+        if error.errno not in _FULL:
+            raise CommandError(
+                f"{place}: got {error.strerror or error}; expected a place to write. To fix: name another --out."
+            ) from error
         raise CommandError(
             f"{place}: got {error.strerror or error}; expected a disk with room for the tokens. "
             "To fix: make room, or name an --out elsewhere."
@@ -248,6 +255,10 @@ def main(
     Existing files are never overwritten. Exit status: 0 made, 1 failed, 2 usage, 130 interrupted, 143 terminated.
     """
     with told():
+        if out.name in {"", ".."} or out.is_dir():
+            raise CommandError(
+                f"{out}: got a folder; expected what the files are to be called, before .bin. To fix: add a name."
+            )
         task = Task(find_shards(shards), tokenizer, out, append_eod, skip_bad, key)
         started = time.monotonic()
         _tell(f"{len(task.shards)} shards, in this order: {_ends([shard.name for shard in task.shards])}")

@@ -1,6 +1,7 @@
 """Verify a data set: `python -m data_scripts verify [DIR]`."""
 
 import os
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,7 +24,9 @@ _THREADS = min(16, len(os.sched_getaffinity(0)))
 
 def main(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")] = Path("data/c4"),
-    quick: Annotated[bool, typer.Option("--quick", help="Structure only: no MD5, no token is read.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Structure and the evaluation sequences only; no MD5.")
+    ] = False,
     no_md5: Annotated[bool, typer.Option("--no-md5", help="Leave out the checksums.")] = False,
     vocab_size: Annotated[
         int | None,
@@ -50,7 +53,9 @@ def main(
     """Verify a data set: structure, checksums and every token.
 
     Sample data is held against its own manifest, sample.json, where no option says otherwise. The report is the same
-    for the same data on any machine. Exit status: 0 pass, 1 findings, 2 usage, 130 interrupted, 143 terminated.
+    for the same data and versions on any machine.
+
+    Exit status: 0 pass, 1 findings, 2 usage, 130 interrupted, 141 the reader of the output is gone, 143 terminated.
     """
     with told():
         if report_file is not None:
@@ -63,8 +68,9 @@ def main(
         started = time.monotonic()
         with ExitStack() as stack:
             result = verify(directory, expected, scope, _Progress(stack))
-        _show(directory, result, time.monotonic() - started)
+        # The report first: whoever reads the rest may leave before its end.
         _keep(report_file, directory / report.NAME, result)
+        _show(directory, result, time.monotonic() - started)
         if result.findings:
             raise typer.Exit(ExitCode.FAILED)
 
@@ -105,8 +111,11 @@ def _check_report(path: Path) -> None:
     """Refuse, before hours of reading, a place where a report would do harm or cannot be."""
     if path.suffix != ".json" or path.name == MANIFEST:
         raise typer.BadParameter(f"{path}: a report's name ends in .json, and is not {MANIFEST}", param_hint="--report")
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"{path}: no folder {path.parent}", param_hint="--report")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = f"{path.parent}: {error.strerror}"
+        raise typer.BadParameter(f"{path}: cannot be written ({reason})", param_hint="--report") from None
     if path.exists() and report.saved(path) is None:
         raise typer.BadParameter(f"{path}: exists, and is no report of this command", param_hint="--report")
 
@@ -132,7 +141,9 @@ def _why_not(usual: Path, found: dict[str, Any]) -> str:
     before = report.saved(usual)
     if before is None:
         return "another file has this name" if usual.exists() else ""
-    if found["quick"] and found["verdict"] == "pass" and not before.get("quick"):
+    left_out = before.get("not_checked")
+    was_full = isinstance(left_out, dict) and not any(left_out.values())
+    if was_full and found["verdict"] == "pass" and any(found["not_checked"].values()):
         return "it holds the report of a full verification"
     return ""
 

@@ -121,7 +121,8 @@ def saved(path: Path) -> dict[str, Any] | None:
     try:
         # A report is small: whatever is longer is none, and may be a set's 80 GB.
         found = json.loads(path.read_bytes()) if path.stat().st_size < 1 << 24 else None
-    except (FileNotFoundError, ValueError):
+    # deep nesting is a RecursionError
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("kind") == _KIND else None
 

@@ -77,13 +77,14 @@ def find_swap(training: Pair, validation: Pair, validation_documents: int) -> Sw
         and validation.index.data_bytes == training.data_bytes
     )
     counts = training.index.document_count, validation.index.document_count
-    if validation_documents in counts and counts[0] != counts[1]:
-        wrong_index = counts[0] == validation_documents
-    else:
-        wrong_index = validation.index.data_bytes > training.index.data_bytes
+    told_apart = validation_documents in counts and counts[0] != counts[1]
+    wrong_index = counts[0] == validation_documents
     if crossed:
+        if not told_apart:
+            wrong_index = validation.index.data_bytes > training.index.data_bytes
         return _swap(training, validation, (".idx",) if wrong_index else (".bin",))
-    if wrong_index and training.fits and validation.fits:
+    # By the documents alone: a validation set that is larger than its training set is odd, not wrong.
+    if told_apart and wrong_index and training.fits and validation.fits:
         return _swap(training, validation, (".bin", ".idx"))
     return None
 

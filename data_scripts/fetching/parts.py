@@ -211,5 +211,5 @@ def _load(path: Path) -> State | None:
         state = State(**fields)
         fits = len(state.received) == -(-state.size // state.segment)
         return state if fits and all(0 <= count <= state.segment for count in state.received) else None
-    except (FileNotFoundError, ValueError, TypeError, ZeroDivisionError):
+    except (FileNotFoundError, ValueError, TypeError, ZeroDivisionError, RecursionError):
         return None

@@ -15,7 +15,7 @@ from data_scripts.fetching.web import PassingError, Patience, Web, cause, shown
 _LONGEST_ADDRESS = 4 << 10
 _LONGEST_LIST = 1 << 20
 _SUFFIX = ".uri"
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 
 
 class Published(NamedTuple):
@@ -100,7 +100,7 @@ def span_of(response: requests.Response, url: str) -> Span:
             return Span(int(match[1]), int(match[3]))
         raise CommandError(f"{url}: got the content-range '{shown(got)}'; expected bytes FIRST-LAST/SIZE.")
     length = response.headers.get("content-length", "")
-    if not length.isdecimal():
+    if not re.fullmatch("[0-9]{1,15}", length):
         raise CommandError(f"{url}: got no content-length; expected the file's size. To fix: use another --source.")
     return Span(0, int(length))
 

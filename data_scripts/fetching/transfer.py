@@ -1,6 +1,7 @@
 """Fetching the missing segments of several files with several streams at once."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -16,6 +17,8 @@ from data_scripts.fetching.web import PassingError, Patience, Web, cause, shown
 _BLOCK = 1 << 18
 # seconds between two looks at how far it is
 _TICK = 0.2
+# seconds after which a segment under way is noted: what a killed process loses of a slow line
+_NOTING = 5.0
 
 
 def fetch(
@@ -92,7 +95,11 @@ def _attempt(web: Web, part: Part, segment: int) -> None:
     try:
         with web.get(remote.url, span if remote.ranges else None) as response:
             _check_version(part, span_of(response, remote.url), response.headers.get("etag", ""), span[0])
+            noted = time.monotonic()
             while span is not None and (data := response.raw.read1(_BLOCK)):
+                if time.monotonic() - noted > _NOTING:
+                    part.note()
+                    noted = time.monotonic()
                 part.write(segment, data[: span[1] - span[0] + 1])
                 span = part.missing(segment)
         reason = "the connection was closed"

@@ -153,7 +153,8 @@ class Web:
                     "To fix: check the clock, or name your proxy's authority in REQUESTS_CA_BUNDLE."
                 ) from error
             raise PassingError(f"{url}: got no answer ({reason}); expected one") from error
-        except requests.RequestException as error:
+        # Requests itself takes a redirect's address apart, and lets a ValueError through.
+        except (requests.RequestException, ValueError) as error:
             raise CommandError(
                 f"{shown(url)}: cannot be asked for ({shown(str(error))}). To fix: check --source."
             ) from error

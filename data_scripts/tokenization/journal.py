@@ -81,10 +81,12 @@ class WorkFolder:
             CommandError: there is one.
         """
         for name in self._names.values():
-            if name.exists():
-                raise CommandError(
-                    f"{name}: got a file; expected none. To fix: name another --out, or move the file away."
-                )
+            self._refuse(name)
+
+    @staticmethod
+    def _refuse(name: Path) -> None:
+        if os.path.lexists(name):
+            raise CommandError(f"{name}: got a file; expected none. To fix: name another --out, or move the file away.")
 
     def note(self, state: State) -> None:
         """Put on the disk that these shards are done; their tokens and lengths must be there already.
@@ -111,12 +113,14 @@ class WorkFolder:
             The files.
 
         Raises:
-            CommandError: a file is gone.
+            CommandError: a file is gone, or one of the names is taken; everything stays for another start.
             OSError: a file could not be renamed.
         """
         for source, name in self._names.items():
             # A process that was killed here may have renamed some.
             if source.exists():
+                # looked at again: tokenizing takes hours, and what appeared meanwhile is somebody else's
+                self._refuse(name)
                 source.rename(name)
             elif not name.exists():
                 raise CommandError(f"{source}: got no file; expected one. To fix: {self._start_again()}.")

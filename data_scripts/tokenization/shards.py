@@ -70,7 +70,10 @@ def find_shards(arguments: Sequence[Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for argument in arguments:
-        shards = sorted(argument.glob("*.json.gz")) if argument.is_dir() else [argument]
+        shards = [argument]
+        if argument.is_dir():
+            # hidden ones are other tools' leftovers
+            shards = sorted(path for path in argument.glob("*.json.gz") if not path.name.startswith("."))
         if not shards:
             raise DataError.about(argument, "no *.json.gz in the folder", "shards", "name the shards")
         for shard in shards:

@@ -38,7 +38,6 @@ class Workers(Generic[Answer]):
     """
 
     def __init__(self, prepare: Callable[[], Callable[[bytes], Answer]], count: int) -> None:
-        self.count = count
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._all: list[_Worker] = []
         # One thread per process waits for it; sending and receiving need no interpreter lock.

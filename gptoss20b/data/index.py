@@ -22,6 +22,8 @@ from gptoss20b.data.files import DataError, open_binary, read_exactly, with_suff
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _VERSION = 1
+# bytes at which the header's numbers start
+_VERSION_AT, _DTYPE_AT, _SEQUENCES_AT, _BORDERS_AT = 9, 17, 18, 26
 _INTEGER_DTYPES: dict[int, np.dtype[np.integer]] = {
     1: np.dtype("u1"),
     2: np.dtype("i1"),
@@ -115,14 +117,15 @@ class Index:
             raise DataError.about(path, f"{size} bytes", f"at least the {_HEADER.size} bytes of a header")
         magic, version, code, sequences, borders = _HEADER.unpack(read_exactly(path, stream.fileno(), _HEADER.size, 0))
         if magic != _MAGIC:
-            raise DataError.about(path, f"first bytes {magic!r}", f"{_MAGIC!r}, a Megatron index")
+            raise DataError.about(path, f"{magic!r} at byte 0", f"{_MAGIC!r}, the first bytes of a Megatron index")
         if version != _VERSION:
-            raise DataError.about(path, f"version {version}", f"version {_VERSION}")
+            raise DataError.about(path, f"version {version} at byte {_VERSION_AT}", f"version {_VERSION}")
         self.dtype = _dtype(path, code)
         if sequences < 1:
-            raise DataError.about(path, f"{sequences} sequences", "at least 1")
+            raise DataError.about(path, f"{sequences} sequences at byte {_SEQUENCES_AT}", "at least 1")
         if borders < 2:
-            raise DataError.about(path, f"{borders} document borders", "at least 2, the start and end of a document")
+            got = f"{borders} document borders at byte {_BORDERS_AT}"
+            raise DataError.about(path, got, "at least 2, the start and end of a document")
         self.sequence_count, self.document_count = int(sequences), int(borders) - 1
         self.lengths = Table(path, LENGTH, _HEADER.size, self.sequence_count, stream)
         self.pointers = Table(path, POINTER, self.lengths.end, self.sequence_count, stream)
@@ -170,17 +173,24 @@ class Index:
 
         first_pointer, last_pointer = ends(self.pointers)
         last_length = ends(self.lengths)[1]
+        at = self.pointers.start
         if first_pointer != 0:
-            raise DataError.about(self.path, f"first sequence at byte {first_pointer}", "byte 0")
+            got = f"the first sequence at byte {first_pointer} of its .bin (pointer at byte {at})"
+            raise DataError.about(self.path, got, "byte 0")
         if last_pointer < 0 or last_length < 0:
-            raise DataError.about(
-                self.path, f"last sequence of {last_length} tokens at byte {last_pointer}", "no negative number"
+            # the last entry of each table ends where the next table starts
+            length_at, pointer_at = at - LENGTH.itemsize, self.borders.start - POINTER.itemsize
+            got = (
+                f"a last sequence of {last_length} tokens (length at byte {length_at}) at byte {last_pointer} of its "
+                f".bin (pointer at byte {pointer_at})"
             )
+            raise DataError.about(self.path, got, "no negative number")
         if ends(self.borders) != (0, self.sequence_count):
             first, last = ends(self.borders)
             raise DataError.about(
                 self.path,
-                f"documents from sequence {first} to {last}",
+                f"documents from sequence {first} (border at byte {self.borders.start}) to {last} "
+                f"(border at byte {self.borders.end - BORDER.itemsize})",
                 f"from 0 to {self.sequence_count}, all sequences",
             )
         return last_pointer + last_length * self.dtype.itemsize
@@ -189,6 +199,6 @@ class Index:
 def _dtype(path: Path, code: int) -> np.dtype[np.integer]:
     if code in _INTEGER_DTYPES:
         return _INTEGER_DTYPES[code]
-    named = f"dtype code {code} ({_FLOAT_DTYPES.get(code, 'unknown')})"
+    named = f"dtype code {code} at byte {_DTYPE_AT} ({_FLOAT_DTYPES.get(code, 'unknown')})"
     codes = ", ".join(f"{known} {dtype.name}" for known, dtype in _INTEGER_DTYPES.items())
     raise DataError.about(path, named, f"an integer token type: {codes}")

@@ -101,5 +101,7 @@ def _count_tokens(path: Path, descriptor: int, index: Index) -> int:
             path, f"{size} bytes", f"a multiple of {index.dtype.itemsize}, whole {index.dtype} tokens"
         )
     if size != index.data_bytes:
-        raise DataError.about(path, f"{size} bytes", f"{index.data_bytes}, where the last sequence of its .idx ends")
+        last = index.pointers.offset(index.sequence_count - 1)
+        expected = f"{index.data_bytes}, where the last sequence of its .idx ends (pointer at byte {last})"
+        raise DataError.about(path, f"{size} bytes", expected)
     return size // index.dtype.itemsize

@@ -79,7 +79,7 @@ class Windows:
             wrong = int(np.argmax((ids < 0) | (ids >= self.vocab_size)))
             raise DataError.about(
                 self.path,
-                f"id {ids[wrong]} at token {start + wrong}",
+                f"id {ids[wrong]} at token {start + wrong} (byte {(start + wrong) * self.tokens.dtype.itemsize})",
                 f"0 to {self.vocab_size - 1}",
                 "use the file made with this model's tokenizer, set the vocabulary size, or download it again",
             )

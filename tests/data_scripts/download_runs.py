@@ -30,8 +30,9 @@ LIMIT = 60
 _DRIVER = """
 import sys, typer
 from data_scripts import download, meter
-from data_scripts.fetching import parts
-parts.SEGMENT, meter.INTERVAL = int(sys.argv.pop(1)), float(sys.argv.pop(1))
+from data_scripts.fetching import parts, transfer
+parts.SEGMENT = int(sys.argv.pop(1))
+meter.INTERVAL, transfer._NOTING = float(sys.argv.pop(1)), float(sys.argv.pop(1))
 typer.run(download.main)
 """
 
@@ -63,12 +64,13 @@ class Runs:
     server: FaultyServer
     directory: Path
     interval: float = 1000.0
+    noting: float = 1000.0
 
     def arguments(self, *options: str) -> list[str]:
         return [str(self.directory), "--source", self.server.source, "--retry-wait", "0.01", *options]
 
     def command(self, *options: str) -> list[str]:
-        driver = [sys.executable, "-c", _DRIVER, str(SEGMENT), str(self.interval)]
+        driver = [sys.executable, "-c", _DRIVER, str(SEGMENT), str(self.interval), str(self.noting)]
         return [*driver, *self.arguments(*options)]
 
     def environment(self) -> dict[str, str]:

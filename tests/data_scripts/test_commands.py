@@ -67,4 +67,4 @@ typer.run(main)
 """
     command = f"{sys.executable} -c '{script}' | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.FAILED, "line\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.READER_GONE, "line\n", "")

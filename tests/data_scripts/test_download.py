@@ -1,5 +1,6 @@
 """The download from its start to its end: what it fetches, what it keeps, and how it goes on after an interruption."""
 
+import json
 import os
 import re
 import signal
@@ -120,6 +121,26 @@ def test_unfinished_files_of_another_list_go_with_the_rest(runs: Runs) -> None:
 
 
 # --- interruptions
+
+
+def test_a_segment_under_way_is_noted_now_and_then(runs: Runs) -> None:
+    runs.noting = 0.0
+    hold = Hold(40_000)
+    runs.server.fault(f"{BASE}/{BIG}", hold)
+    state = runs.directory / ".download" / f"{BIG}.state"
+    with runs.started("--streams", "1") as process:
+        assert hold.reached.wait(LIMIT)
+        until = time.monotonic() + LIMIT
+        while not state.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert 0 < json.loads(state.read_text())["received"][0] <= 40_000
+    runs.server.asked.clear()
+    hold.go_on.set()
+    assert runs.run().status == 0
+    assert runs.held() == FILES
+    assert (0, SEGMENT - 1) not in runs.server.spans(BIG)
 
 
 def test_after_a_kill_no_finished_segment_is_fetched_again(runs: Runs) -> None:

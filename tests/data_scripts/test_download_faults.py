@@ -164,6 +164,7 @@ def test_a_file_that_is_wrong_twice_is_not_kept(runs: Runs) -> None:
         (URI, redirect("https://login.example/cdn-cgi"), False, ["https://login.example/cdn-cgi", "needs a login"]),
         (BIG_PATH, redirect("//login.example/x"), True, ["redirect: got the address https://login.example/x"]),
         (BIG_PATH, redirect("https://127.0.0.1:1/x"), False, ["redirect: got the address https://127.0.0.1:1/x"]),
+        (URI, redirect("https://[::1"), False, ["cannot be asked for (Invalid IPv6 URL)"]),
         (URI, redirect("x\x1b[31m"), False, [r"redirect: got the address https://", r"/metadata/x\x1b[31m;"]),
     ],
 )

@@ -88,6 +88,15 @@ def test_a_window_is_cut_where_documents_end(
     assert [part.ends for part in parts[:-1]] == [True] * (len(parts) - 1)
 
 
+def test_an_empty_document_inside_a_window_gives_no_part(tmp_path: Path) -> None:
+    parts = window_parts(pair(tmp_path, [0, 3, 0, 0, 4, 0, 5]), 0, 8)
+    assert [(part.sequence, part.first, part.tokens.tolist(), part.ends) for part in parts] == [
+        (1, 0, [0, 1, 2], True),
+        (4, 0, [3, 4, 5, 6], True),
+        (6, 0, [7, 8], False),
+    ]
+
+
 def test_no_such_window(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"window 2; expected 0 to 1"):
         window_parts(pair(tmp_path, [17]), 2, 8)
@@ -126,6 +135,13 @@ def test_both_pairs_of_a_folder_are_shown(sample: Path) -> None:
     assert re.search(r"document length +1\d to \d+ tokens, mean \d+\.\d *\n +median \d+, 90 % \d+, 99 % \d+", output)
 
 
+def test_one_document_of_many_still_has_a_bar_and_none_has_none(tmp_path: Path) -> None:
+    status, output = run(pair(tmp_path, [1] * 500 + [4]))
+    assert status == 0
+    bars = re.findall(r"^ *(1|2 to 3|4 to 7) +(\d+) *(█*) *$", output, re.MULTILINE)
+    assert bars == [("1", "500", "█" * 40), ("2 to 3", "0", ""), ("4 to 7", "1", "█")]
+
+
 def test_the_same_as_json(sample: Path) -> None:
     status, output = run(sample, "--json", "--sequence-length", 64)
     found = json.loads(output)
@@ -158,6 +174,14 @@ def test_without_a_tokenizer_the_ids_are_shown(tmp_path: Path) -> None:
     )
 
 
+def test_an_id_beyond_any_vocabulary_is_shown(tmp_path: Path) -> None:
+    with PairWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
+        writer.add(np.array([7, 2_000_000, 8]), np.array([3]))
+        writer.write_index(tmp_path / "x.idx")
+    status, output = run(tmp_path / "x", "--sample", 0, "--sequence-length", 2)
+    assert (status, output) == (0, "--- document 0, tokens 0 to 2, its end\n7 2000000 8\n")
+
+
 def test_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
     with PairWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
         raw = np.frombuffer("a\x1b[31mb\x07\tc\u202e\n".encode(), np.uint8)
@@ -188,3 +212,21 @@ def test_negative_lengths_of_a_damaged_index_do_not_crash(tmp_path: Path) -> Non
         index.seek(34 + 4)
         index.write((-7).to_bytes(4, "little", signed=True))
     assert summarize(prefix).lengths.shortest == -7
+
+
+@pytest.mark.parametrize(("pointer", "sequence"), [(4, 2), (400, 2), (-8, 2), (4, 1)])
+def test_tables_that_contradict_the_tokens_are_told_and_no_text_is_made_up(
+    tmp_path: Path, pointer: int, sequence: int
+) -> None:
+    prefix = pair(tmp_path, [5, 6, 7, 8])
+    with Path(f"{prefix}.idx").open("r+b") as index:
+        index.seek(34 + 4 * 4 + 8 * sequence)
+        index.write(pointer.to_bytes(8, "little", signed=True))
+    status, output = run(prefix, "--sample", 0, "--sequence-length", 20)
+    assert status == 1 and len(output.splitlines()) == 1
+    assert f"{prefix}.idx: got sequence {sequence} from token" in output or "expected the one with token" in output
+
+
+def test_names_cannot_steer_the_terminal_or_the_layout(tmp_path: Path) -> None:
+    pair(tmp_path, [5, 6], name="a[bold]\x1b[31mb")
+    assert "a[bold]\\x1b[31mb" in run(tmp_path)[1]

@@ -36,6 +36,11 @@ def test_lines_of_md5sum(tmp_path: Path, line: str) -> None:
     assert entry.source.endswith(" of x.md5")
 
 
+def test_a_hidden_list_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / ".x.md5").write_text(f"{GOOD}  a\nnonsense\n")
+    assert read_lists(tmp_path) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

@@ -1,5 +1,6 @@
 """Unfinished files: what a state promises, and what becomes of a damaged one."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -108,6 +109,32 @@ def test_a_write_stays_in_its_segment(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=f"segment {segment}: got {len(data)} bytes more"):
                 part.write(segment, data)
         assert part.received == 4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_part_and_what_was_received_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The disk takes 2 bytes more, and then none."""
+    begun(tmp_path)
+    real, room = os.pwrite, 2
+
+    def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(number, os.strerror(number))
+        room -= (written := real(descriptor, data[:room], offset))
+        return written
+
+    with Part(tmp_path, LISTED, REMOTE) as part:
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(CommandError) as caught:
+            part.write(1, b"456789")
+        assert str(caught.value).startswith(f"{part.path}: got a full disk at 14 bytes; expected room for 25.")
+        assert (part.received, part.missing(1)) == (14, (14, 19))
+        part.note()
+    with Part(tmp_path, LISTED, REMOTE) as part:
+        assert (part.received, part.restarted) == (14, False)
 
 
 def test_a_late_stream_cannot_touch_a_closed_part(tmp_path: Path) -> None:

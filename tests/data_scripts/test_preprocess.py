@@ -732,6 +732,40 @@ def private_bytes(pid: int) -> int:
     return total
 
 
+def test_a_file_that_appeared_meanwhile_is_not_overwritten_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task([write_shard(tmp_path / "a.json", GOOD)], Path("bytes"), tmp_path / "o")
+    finish = WorkFolder.finish
+
+    def meanwhile(folder: WorkFolder) -> None:
+        finish(folder)
+        (tmp_path / "o.idx").write_text("precious")
+
+    monkeypatch.setattr(WorkFolder, "finish", meanwhile)
+    with pytest.raises(CommandError, match=r"o\.idx: got a file; expected none"):
+        make(task)
+    assert (tmp_path / "o.idx").read_text() == "precious"
+    (tmp_path / "o.idx").rename(tmp_path / "kept")
+    assert make(task).state.written.documents == GOOD.count(b"\n")
+    assert left_in(tmp_path) == ["a.json", "kept", "o.bin", "o.idx", "o.md5"]
+
+
+def test_an_out_that_is_a_folder_or_below_a_file_is_told_as_that(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.json", GOOD)
+    for out, words in ((tmp_path, "got a folder"), (".", "got a folder"), (shard / "o", "Not a directory")):
+        done = command(shard, "--tokenizer", "bytes", "--out", out)
+        error = done.stderr.splitlines()[-1]
+        assert done.exit_code == 1 and words in error and "room" not in error
+    assert left_in(tmp_path) == ["a.json"]
+
+
+def test_hidden_files_of_a_folder_are_no_shards(tmp_path: Path) -> None:
+    write_shard(tmp_path / "._a.json.gz", b"rubbish")
+    shard = write_shard(tmp_path / "a.json.gz", GOOD)
+    assert shards.find_shards([tmp_path]) == [shard]
+
+
 def test_progress_is_a_line_now_and_then_in_a_pipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,31 @@ def test_one_wrong_entry_is_one_finding_wherever_blocks_end(
         assert f"expected {8 * number}, where sequence {number - 1} ends" in finding.message
 
 
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_one_wrong_length_is_one_finding_wherever_blocks_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(index_module, "_BLOCK", block)
+    for number in range(9):
+        lengths = [2] * 10
+        lengths[number] = 3
+        write_index(tmp_path / "a.idx", lengths, [8 * at for at in range(10)], list(range(11)))
+        with Index.open(tmp_path / "a") as index:
+            (finding,) = check_tables(index, lambda size: None).findings
+        assert f"pointer {8 * number + 8} for sequence {number + 1} " in finding.message
+        assert f"expected {8 * number + 12}, where sequence {number} ends" in finding.message
+
+
+@pytest.mark.parametrize(("pointer", "outside"), [(-1, True), (0, False), (80, False), (81, True)])
+def test_a_pointer_is_outside_from_the_byte_after_the_end(tmp_path: Path, pointer: int, outside: bool) -> None:
+    pointers = [8 * at for at in range(10)]
+    pointers[5] = pointer
+    write_index(tmp_path / "a.idx", [2] * 10, pointers, list(range(11)))
+    with Index.open(tmp_path / "a") as index:
+        (finding,) = check_tables(index, lambda size: None).findings
+    assert (", outside the 80 bytes of its .bin; " in finding.message) == outside
+
+
 def test_many_wrong_entries_are_the_first_few_and_a_count(tmp_path: Path) -> None:
     write_index(tmp_path / "a.idx", [2] * 5000, [8 * at + 4 * (at % 2) for at in range(4999)] + [8 * 4999], [0, 5000])
     with Index.open(tmp_path / "a") as index:

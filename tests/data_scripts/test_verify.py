@@ -4,10 +4,13 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ from typer.testing import CliRunner
 from verify_runs import app, report, verify
 
 from data_scripts import meter
+from data_scripts.checking.report import write
 from data_scripts.make_sample_data import collect_documents, make
 from gptoss20b.config.resolve import resolve
 from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
@@ -119,6 +123,29 @@ def test_a_manifest_that_does_not_say_what_to_expect_is_told_in_one_line(ours: P
     assert done.stderr.startswith(f"error: {ours}/sample.json: got ")
     assert "; expected " in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("prefix", [TRAIN_PREFIX, VALIDATION_PREFIX])
+def test_a_manifest_with_another_number_of_documents_is_a_finding(sample: Path, tmp_path: Path, prefix: str) -> None:
+    shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
+    manifest = json.loads((tmp_path / "sample.json").read_text())
+    manifest["splits"][prefix]["documents"] += 1
+    (tmp_path / "sample.json").write_text(json.dumps(manifest))
+    done = CliRunner().invoke(app, [str(tmp_path), "--quick"])
+    assert done.exit_code == 1
+    count = manifest["splits"][prefix]["documents"]
+    assert f"{prefix}.idx: got {count - 1:,} documents; expected {count:,}" in done.stdout
+    assert done.stdout.count("; expected") == 1
+
+
+@pytest.mark.parametrize("splits", [[TRAIN_PREFIX], [TRAIN_PREFIX, VALIDATION_PREFIX, "other"]])
+def test_a_manifest_with_other_splits_is_refused(sample: Path, tmp_path: Path, splits: list[str]) -> None:
+    manifest = json.loads((sample / "sample.json").read_text())
+    manifest["splits"] = {prefix: {"documents": 1} for prefix in splits}
+    (tmp_path / "sample.json").write_text(json.dumps(manifest))
+    done = CliRunner().invoke(app, [str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "expected the four files and two splits of a data set" in done.stderr
 
 
 def test_empty_documents_are_counted_and_no_error(tmp_path: Path) -> None:
@@ -238,6 +265,13 @@ def test_what_lies_there_changes_no_outcome_and_another_file_is_kept(ours: Path,
     assert not list(ours.glob(".*")), "no temporary file stays"
 
 
+def test_a_report_that_cannot_take_its_name_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "verified.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write(tmp_path / "verified.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["verified.json"]
+
+
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(ours: Path) -> None:
     script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
     command = [sys.executable, "-m", "data_scripts.verify", str(ours), *OPTIONS]
@@ -263,7 +297,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(ours: Path) -> None
     [
         ("sample.json", "is not sample.json"),
         ("set.md5", "ends in .json"),
-        ("nowhere/report.json", "no folder"),
+        ("nowhere/report.json", "cannot be written"),
         ("mine.json", "is no report of this command"),
     ],
 )
@@ -295,6 +329,20 @@ def test_plain_progress_lines_go_to_stderr(ours: Path, monkeypatch: pytest.Monke
     assert all(form.fullmatch(line) for line in lines)
 
 
+def read_terminal(terminal: FileIO, wanted: bytes | None, seconds: float) -> bytes:
+    """What is shown until `wanted` (a pattern; None: the other end closes) is there, which fails after `seconds`."""
+    shown, end = b"", time.monotonic() + seconds
+    while wanted is None or not re.search(wanted, shown):
+        left = end - time.monotonic()
+        assert left > 0 and select.select([terminal], [], [], left)[0], f"not in {seconds} s: {shown[-1000:]!r}"
+        try:
+            shown += terminal.read(1 << 16)
+        except OSError:
+            assert wanted is None, f"ended: {shown!r}"
+            break
+    return shown
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_promptly_while_a_terminal_shows_rate_and_time(
     tmp_path: Path, number: signal.Signals, status: int
@@ -312,23 +360,31 @@ def test_a_signal_ends_it_promptly_while_a_terminal_shows_rate_and_time(
     os.truncate(tmp_path / TRAIN_BIN, 4 * 500_000 * count)
     (tmp_path / LIST).write_text("".join(f"{'0' * 32}  {name}\n" for name in FILES))
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "data_scripts.verify", str(tmp_path), *OPTIONS]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(command, cwd=ROOT, stderr=follower, stdout=subprocess.PIPE, env=environment) as process:
+    # A background job of a shell ignores SIGINT, and so would its children.
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('data_scripts.verify', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), *OPTIONS]
+    with (
+        FileIO(leader) as terminal,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stderr=follower,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        ) as process,
+    ):
         os.close(follower)
-        shown = b""
-        while not re.search(rb"/20\.0 GB.*[1-9][0-9.]* [GM]B/s.*0:0\d:\d\d", shown):
-            shown += os.read(leader, 1 << 16)
-        process.send_signal(number)
-        assert process.wait(timeout=5) == status
-        assert process.stdout is not None
-        assert process.stdout.read() == b""
-    try:
-        while rest := os.read(leader, 1 << 16):
-            shown += rest
-    except OSError:
-        # the terminal's other end is closed
-        pass
-    os.close(leader)
+        try:
+            shown = read_terminal(terminal, rb"/20\.0 GB.*[1-9][0-9.]* [GM]B/s.*0:0\d:\d\d", 60)
+            process.send_signal(number)
+            shown += read_terminal(terminal, None, 30)
+            assert process.wait(timeout=30) == status, shown
+            assert process.stdout is not None
+            assert process.stdout.read() == b""
+        finally:
+            process.kill()
     assert (b"error: interrupted" if number == signal.SIGINT else b"error: terminated") in shown
     assert not (tmp_path / "verified.json").exists()

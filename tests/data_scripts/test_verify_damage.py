@@ -136,7 +136,10 @@ def test_another_type_in_the_header(folder: Path, code: int, name: str) -> None:
     assert told[0].startswith(f"{VALIDATION_IDX}: got token type {name} (at byte 17); expected int32")
 
 
-@pytest.mark.parametrize(("offset", "words"), [(17, "dtype code 7 (float32)"), (9, "version 7"), (0, "first bytes")])
+@pytest.mark.parametrize(
+    ("offset", "words"),
+    [(17, "dtype code 7 at byte 17 (float32)"), (9, "version 7 at byte 9"), (0, r"b'\x07MIDIDX\x00\x00' at byte 0")],
+)
 def test_a_header_that_is_none(folder: Path, offset: int, words: str) -> None:
     put(folder / TRAIN_IDX, offset, "<B", 7)
     (told,) = findings(folder, "--quick")
@@ -223,10 +226,14 @@ def test_two_sets_swapped_are_one_finding(
     folder: Path, suffixes: tuple[str, ...], documents: str, options: list[str]
 ) -> None:
     exchange(folder, *suffixes)
+    if documents == "0" and len(suffixes) == 2:
+        # any number may be right, and so may a validation set that is the larger one; only the lists know better
+        assert all(" got MD5 " in line for line in findings(folder, "--validation-documents", "0", *options))
+        return
     (told,) = findings(folder, "--validation-documents", documents, *options)
     what = " and ".join(suffixes)
     assert told.startswith(f"{TRAIN_PREFIX}{suffixes[0]}: got the two sets swapped: {what} of training and validation")
-    if documents != "0" or len(suffixes) == 2:
+    if documents != "0":
         assert f"exchange the names of the two {what} files" in told
 
 

@@ -96,9 +96,9 @@ def test_token_ids_outside_the_vocabulary_are_named(tmp_path: Path, place: int, 
                     assert part in str(caught.value)
             else:
                 windows.window(number)
-        with pytest.raises(DataError, match=f"token {place};"):
+        with pytest.raises(DataError, match=rf"token {place} \(byte {4 * place}\);"):
             ValidationSequences(windows, 3).sha256()
-        with pytest.raises(DataError, match=f"token {place};"):
+        with pytest.raises(DataError, match=rf"token {place} \(byte {4 * place}\);"):
             [TrainingSequences(windows, 0).at(position) for position in range(3)]
 
 

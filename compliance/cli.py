@@ -1,4 +1,4 @@
-"""The command line: `python -m compliance check-run | check-set | check-package | plan | package | report | rules`.
+"""The command line, `python -m compliance COMMAND`: judges logs, plans and compares runs, builds packages, reports.
 
 It renders what the typed interface returns. Everything slow to import is imported where it is used.
 """
@@ -23,6 +23,7 @@ from .findings import Report, Verdict
 from .official import OfficialToolsError
 from .rcp import RcpDataError
 from .source import InputError
+from .welch import CONFIDENCE
 
 if TYPE_CHECKING:
     from .rules.rule import Rule
@@ -48,7 +49,7 @@ class Format(StrEnum):
 
 
 class PlanFormat(StrEnum):
-    """How a plan is shown."""
+    """How a plan or a comparison is shown."""
 
     TEXT = "text"
     JSON = "json"
@@ -150,6 +151,32 @@ def plan_command(
         from .render.plan_text import plan_text
 
         _write(plan_text(plan, width=_width()))
+
+
+@app.command("compare")
+def compare_command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Runs before a change: a folder of logs, or a log.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Runs after it, likewise.")],
+    ruleset: RulesetOption = LATEST,
+    form: Annotated[PlanFormat, typer.Option("--format", help="How to show the comparison.")] = PlanFormat.TEXT,
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="Of the intervals and of the verdict.")
+    ] = CONFIDENCE,
+) -> None:
+    """Say whether B meets the target in fewer samples, or minutes, than A, beyond noise (Welch's t test)."""
+    from .compare import NotComparableError, compare
+    from .judge import judge_run
+    from .render.comparison import comparison_json, comparison_text
+    from .source import find_logs, read_log
+
+    runs_a, runs_b = ([judge_run(read_log(log), str(ruleset)) for log in find_logs([path])] for path in (a, b))
+    try:
+        compared = compare(runs_a, runs_b, str(ruleset), names=(str(a), str(b)), confidence=confidence)
+    except NotComparableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(ExitCode.USAGE) from error
+    as_text = form is PlanFormat.TEXT
+    _write(comparison_text(compared, width=_width(), colour=_colour()) if as_text else comparison_json(compared))
 
 
 @app.command("package")
@@ -274,11 +301,15 @@ def _rendered(report: Report, form: Format) -> str:
         return junit_report(report)
     from .render.text_report import text_report
 
-    return text_report(report, width=_width(), colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    return text_report(report, width=_width(), colour=_colour())
 
 
 def _width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def _write(text: str) -> None:

@@ -1,0 +1,93 @@
+"""`python -m compliance system-description`: describes this machine as a submission must."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .listing import displayed
+from .machine.description import DEFAULTS, EXPECTED, Description, describe, refused
+from .submission import DIVISIONS, STATUSES
+
+# typer wants an enumeration for a choice.
+Division = StrEnum("Division", {name.upper(): name for name in DIVISIONS})  # type: ignore[misc]
+Status = StrEnum("Status", {f"S{number}": name for number, name in enumerate(STATUSES)})  # type: ignore[misc]
+
+
+def main(
+    submitter: Annotated[str | None, typer.Option("--submitter", metavar="ORG", help="Organisation.")] = None,
+    division: Annotated[Division | None, typer.Option("--division", help="Default: closed.")] = None,
+    status: Annotated[Status | None, typer.Option("--status", help="Default: Available on-premise.")] = None,
+    system_name: Annotated[str | None, typer.Option("--system-name", metavar="NAME", help="The system's name.")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes that one run uses. Default: 1.")] = None,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Give any field; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to make, instead of stdout.")] = None,
+) -> None:
+    """Describe this machine: systems/NAME.json on stdout, and on stderr what is left to write or to confirm."""
+    options = {
+        "submitter": submitter, "division": division, "status": status, "system_name": system_name,
+        "number_of_nodes": nodes,
+    }  # fmt: skip
+    given = _given({name: str(value) for name, value in options.items() if value is not None}, values or [])
+    if out is not None:
+        _may_be_made(out)
+    found = describe(given)
+    text = json.dumps(found.fields, indent=2) + "\n"  # ASCII: whatever stdout's encoding is
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        _make(out, text)
+    print("\n".join(left_to_do(found)), file=sys.stderr)
+
+
+def left_to_do(found: Description) -> list[str]:
+    """What is left to write, then what to confirm, a line for each field, and a line with their numbers."""
+    unknown, assumed = found.unknown, found.assumed
+    return [
+        *(f"TODO {name}: {expected}" for name, expected in unknown.items()),
+        *(f"confirm {name}: {DEFAULTS[name]!r} unless given; {EXPECTED[name]}" for name in assumed),
+        f"{len(unknown)} of {len(found.fields)} fields to write (--set FIELD=VALUE), {len(assumed)} to confirm",
+    ]
+
+
+def _given(options: dict[str, str], values: list[str]) -> dict[str, str]:
+    """The values of the options and of --set together.
+
+    Raises:
+        typer.BadParameter: with everything that is wrong with them.
+    """
+    given, problems = dict(options), []
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals:
+            problems.append(f"{value}: expected FIELD=VALUE")
+        elif name in given:
+            problems.append(f"{name} is given twice")
+        else:
+            given[name] = text
+    if problems := problems + refused(given):
+        raise typer.BadParameter("; ".join(problems), param_hint="--set" if values else None)
+    return given
+
+
+def _may_be_made(out: Path) -> None:
+    """Refuses a file that cannot be made before the machine is looked at, which may take a while."""
+    if out.exists() or out.is_symlink():
+        raise typer.BadParameter(f"{displayed(out)} exists; name a new file", param_hint="--out")
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"{displayed(out.parent)}: no such folder; make it first", param_hint="--out")
+
+
+def _make(out: Path, text: str) -> None:
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise typer.BadParameter(f"{displayed(out)}: {error.strerror}", param_hint="--out") from error

@@ -1,0 +1,232 @@
+"""The command `system-description`: what it writes passes every checker, and what it lists is what is left to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_logs import compliant_set, write_tree
+from made_machines import add_accelerators, add_disk, amd_smi, made_host, made_tool, nvidia
+from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
+
+import compliance
+from compliance.check import Options, check_package
+from compliance.machine.description import DEFAULTS, EXPECTED, Description, describe
+from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, SystemDescription, read_system
+from compliance.system_description import left_to_do
+
+ROOT = Path(compliance.__file__).resolve().parents[1]
+COMMAND = "import typer; from compliance.system_description import main; typer.run(main)"
+
+
+def described(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, on the machine that the tests run on."""
+    command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def plain(message: str) -> str:
+    """A message of typer without its frame."""
+    return " ".join(message.replace("│", " ").split())
+
+
+def officially(path: Path) -> tuple[bool, str]:
+    """The official verdict and its line of the summary, which is comma-separated."""
+    valid, _, before, _ = check_system_desc(str(path), "training", "6.1.0")
+    return valid, before
+
+
+def written(path: Path, found: Description) -> Path:
+    path.write_text(json.dumps(found.fields), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def test_every_required_field_has_words_for_people() -> None:
+    assert list(EXPECTED) == list(REQUIRED_FIELDS)
+    assert not [name for name in TEXT_FIELDS if "," in EXPECTED[name]]
+
+
+def test_this_machine_passes_the_official_checker_as_it_stands(tmp_path: Path) -> None:
+    out = tmp_path / "system.json"
+    found = described()
+    assert found.returncode == 0, found.stderr
+    out.write_text(found.stdout, encoding="utf-8")
+    fields = json.loads(found.stdout)
+    assert list(fields) == list(REQUIRED_FIELDS)
+    assert all(isinstance(value, str) for value in fields.values())
+    valid, line = officially(out)
+    assert valid
+    assert line.count(",") == len(TEXT_FIELDS)
+    assert isinstance(read_system(out), SystemDescription)
+    assert fields["operating_system"].endswith(f", Linux {os.uname().release}")
+
+
+def test_what_is_listed_is_what_is_marked(tmp_path: Path) -> None:
+    found = described("--nodes", 2, "--set", "cooling=liquid", "--set", "sw_notes=a=b")
+    fields = json.loads(found.stdout)
+    marked = {name: value.removeprefix("TODO: ") for name, value in fields.items() if value.startswith("TODO")}
+    *lines, last = found.stderr.splitlines()
+    listed = dict(line.removeprefix("TODO ").split(": ", 1) for line in lines if line.startswith("TODO "))
+    confirmed = [line for line in lines if line.startswith("confirm ")]
+    assert listed == marked
+    assert {"submitter", "system_name", "host_networking_topology"} <= set(marked)
+    assert [line.split()[1].rstrip(":") for line in confirmed] == ["division", "status"]
+    assert len(lines) == len(listed) + len(confirmed)
+    assert last == f"{len(marked)} of 33 fields to write (--set FIELD=VALUE), 2 to confirm"
+    assert [fields[name] for name in ("cooling", "sw_notes", "number_of_nodes")] == ["liquid", "a=b", "2"]
+
+
+def test_once_filled_in_it_passes_the_package_check(tmp_path: Path) -> None:
+    first = described("--division", "closed", "--status", "Preview", "--nodes", 1)
+    unknown = [name for name, value in json.loads(first.stdout).items() if value.startswith("TODO")]
+    # The logs of the tree are of one node with eight accelerators.
+    words = {"submitter": "ExampleOrg", "system_name": "1xB200", "accelerators_per_node": "8"}
+    tree = write_tree(tmp_path / "tree", compliant_set(16))
+    submitter = json.loads(next((tree / "systems").glob("*.json")).read_text(encoding="utf-8"))["submitter"]
+    (system,) = (tree / "systems").glob("*.json")
+    system.unlink()
+    values = dict.fromkeys(unknown, "known") | words | {"submitter": submitter}
+    sets = [each for name, value in values.items() for each in ("--set", f"{name}={value}")]
+    second = described("--division", "closed", "--status", "Preview", "--nodes", 1, "--out", system, *sets)
+    assert (second.returncode, second.stdout) == (0, "")
+    assert second.stderr == "0 of 33 fields to write (--set FIELD=VALUE), 0 to confirm\n"
+    report = check_package(tree, Options(official=False))
+    assert [each for each in report.findings if each.rule == "package-system-description"] == []
+    assert officially(system)[0]
+
+
+def test_the_eight_of_a_described_node_are_counted(tmp_path: Path, tools: Path) -> None:
+    root = made_host(tmp_path / "root", sockets=2, cores=4)
+    add_accelerators(root, "0x10de")
+    add_disk(root, "nvme0n1", 3_840_755_982_336)
+    made_tool(tools, "nvidia-smi", nvidia())
+    found = describe({"submitter": "Org", "number_of_nodes": "1"}, root, [])
+    path = written(tmp_path / "system.json", found)
+    system = read_system(path)
+    assert isinstance(system, SystemDescription)
+    assert (system.nodes, system.accelerators_per_node, system.world) == (1, 8, 8)
+    assert found.fields["host_networking_topology"] == "N/A (one node)"
+    assert found.fields["other_software_stack"] == "NVIDIA driver 570.124.06"
+    assert officially(path) == (
+        True,
+        "Org,TODO: name of the system; e.g. 1xNODE_8xACCELERATOR,INTEL(R) XEON(R) PLATINUM 8570,2 x 4 cores,"
+        "NVIDIA B200,8,TODO: framework and version; e.g. PyTorch 2.9.0 + Megatron-Core 0.16.1,",
+    )
+    assert set(found.unknown) == {
+        "system_name", "host_processor_frequency", "host_processor_interconnect", "host_networking",
+        "host_memory_configuration", "accelerator_on-chip_memories", "accelerator_memory_configuration", "cooling",
+        "framework",
+    }  # fmt: skip
+    assert found.assumed == ("division", "status")
+
+
+def test_an_amd_node(tmp_path: Path, tools: Path) -> None:
+    root = made_host(tmp_path / "root")
+    add_accelerators(root, "0x1002", kind="0x120000")
+    made_tool(tools, "amd-smi", amd_smi())
+    found = describe({}, root, [])
+    assert found.fields["accelerator_model_name"] == "AMD Instinct MI355X"
+    assert found.fields["accelerator_memory_configuration"] == "HBM3E, 8192 bit wide"
+    assert officially(written(tmp_path / "system.json", found))[0]
+
+
+def test_a_machine_that_shows_nothing_is_still_a_valid_description(tmp_path: Path, tools: Path) -> None:
+    found = describe({}, tmp_path / "nothing", [])
+    assert set(REQUIRED_FIELDS) - set(found.unknown) == {*DEFAULTS, "hw_notes", "sw_notes"}
+    assert officially(written(tmp_path / "system.json", found))[0]
+    assert len(left_to_do(found)) == len(found.unknown) + len(DEFAULTS) + 1
+
+
+def test_a_given_value_replaces_what_is_read(tmp_path: Path, tools: Path) -> None:
+    given = {"host_memory_capacity": "2304 GB", "hw_notes": "", "sw_notes": "a, b=c", "accelerators_per_node": "2"}
+    found = describe(given, made_host(tmp_path / "root"), [])
+    assert {name: found.fields[name] for name in given} == given
+
+
+def test_options_are_values() -> None:
+    arguments = (
+        "--submitter",
+        "Örg",
+        "--division",
+        "open",
+        "--status",
+        STATUSES[2],
+        "--system-name",
+        "s",
+        "--nodes",
+        4,
+    )
+    fields = json.loads(described(*arguments).stdout)
+    names = ("submitter", "division", "status", "system_name", "number_of_nodes")
+    assert [fields[name] for name in names] == ["Örg", "open", STATUSES[2], "s", "4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["--set", "colour=red", "--set", "size=9", "--set", "cooling"],
+            ["colour", "size", "cooling: expected FIELD="],
+        ),
+        (["--set", "status=onprem", "--set", "division=Closed"], ["'onprem'", *STATUSES, "'Closed'", "closed | open"]),
+        (["--set", "number_of_nodes=0", "--set", "accelerators_per_node=eight"], ["'0'", "'eight'"]),
+        (["--set", "accelerators_per_node=8 "], ["'8 '", "positive whole number"]),
+        (["--submitter", "A", "--set", "submitter=B"], ["submitter is given twice"]),
+        (["--set", "cooling=air", "--set", "cooling=liquid"], ["cooling is given twice"]),
+        (["--submitter", ""], ["submitter is empty"]),
+        (["--nodes", "0"], ["--nodes"]),
+        (["--division", "either"], ["--division"]),
+        (["--status", "onprem"], ["--status"]),
+    ],
+)
+def test_wrong_values_are_refused_all_at_once(arguments: list[str], told: list[str]) -> None:
+    found = described(*arguments)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert not [words for words in told if words not in plain(found.stderr)], found.stderr
+
+
+def test_unknown_fields_are_named_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match=r"^colour: no such field; the fields are submitter, .*, sw_notes$"):
+        describe({"colour": "red"})
+
+
+def test_out_is_made_and_never_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "system.json"
+    made = described("--out", out)
+    assert (made.returncode, made.stdout) == (0, "")
+    assert officially(out)[0]
+    before = out.read_bytes()
+    again = described("--out", out, "--submitter", "Other")
+    assert again.returncode == 2
+    assert "exists; name a new file" in plain(again.stderr)
+    assert out.read_bytes() == before
+
+
+def test_out_where_it_cannot_be_made(tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "elsewhere.json")
+    assert described("--out", link).returncode == 2
+    assert not (tmp_path / "elsewhere.json").exists()
+    missing = described("--out", tmp_path / "no" / "system.json")
+    assert missing.returncode == 2
+    assert "no such folder" in plain(missing.stderr)
+
+
+def test_nothing_that_trains_is_imported() -> None:
+    code = (
+        "import sys; from compliance.machine.description import describe; describe({});"
+        "sys.exit(bool({'torch', 'megatron', 'numpy', 'gptoss20b'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=120).returncode == 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from . import system_description
 from .benchmark import RULESETS, RUNS
 from .check import DEFAULTS, Options, check_package, check_run, check_set, unreadable
 from .findings import Report, Verdict
@@ -177,6 +178,9 @@ def compare_command(
         raise typer.Exit(ExitCode.USAGE) from error
     as_text = form is PlanFormat.TEXT
     _write(comparison_text(compared, width=_width(), colour=_colour()) if as_text else comparison_json(compared))
+
+
+app.command("system-description")(system_description.main)
 
 
 @app.command("package")

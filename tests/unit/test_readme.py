@@ -49,7 +49,7 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
 
 def test_every_python_command_exists_with_its_options() -> None:
     commands = re.findall(r"python -m ((?:gptoss20b|compliance|data_scripts) [^`\n&|#]*)", README)
-    assert len(commands) >= 15
+    assert len(commands) >= 16
     for command in commands:
         words = shlex.split(command)
         helped = subprocess.run(

@@ -1,6 +1,5 @@
 """`python -m data_scripts inspect`: what is in a set, and what one of its sequences says."""
 
-import bisect
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from data_scripts.tokenization.tokenizer import load_tokenizer
 from gptoss20b.data.files import DataError, with_suffix
 from gptoss20b.data.index import Index
 from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import Windows
+from gptoss20b.data.sequences import Windows, window_count
 
 # Lengths from here on count as this one in the quantiles; C4's longest documents have some 100,000 tokens.
 _LONGEST = 1 << 22
@@ -101,7 +100,7 @@ def summarize(prefix: Path, sequence_length: int = SEQUENCE_LENGTH) -> Summary:
             sequences=tokens.sequence_count,
             tokens=tokens.token_count,
             sequence_length=sequence_length,
-            windows=max(0, tokens.token_count - 1) // sequence_length,
+            windows=window_count(tokens.token_count, sequence_length),
             data_bytes=tokens.path.stat().st_size,
             index_bytes=index.path.stat().st_size,
             lengths=_lengths(index),
@@ -143,7 +142,7 @@ def window_parts(prefix: Path, number: int, sequence_length: int = SEQUENCE_LENG
         def begins(sequence: int) -> int:
             return int(index.pointers.read(sequence, 1)[0]) // width
 
-        sequence = bisect.bisect_right(range(index.sequence_count), start, key=begins) - 1
+        sequence = index.pointers.last_at_most(start * width)
         parts, at, begin = [], start, begins(sequence)
         while at < start + ids.size:
             length = int(index.lengths.read(sequence, 1)[0])

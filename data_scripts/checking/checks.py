@@ -18,7 +18,7 @@ from data_scripts.published import PREFIXES
 from gptoss20b.data.files import DataError
 from gptoss20b.data.index import Index
 from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSequences, Windows
+from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSequences, Windows, window_count
 
 # where the type of a token stands in an index
 _DTYPE_OFFSET = 17
@@ -205,7 +205,7 @@ class _Check:
         length = self._expected.sequence_length
         try:
             tokens = self._stack.enter_context(TokenFile.open(pair.prefix))
-            facts.tokens, facts.windows = tokens.token_count, max(0, (tokens.token_count - 1) // length)
+            facts.tokens, facts.windows = tokens.token_count, window_count(tokens.token_count, length)
             windows = Windows(tokens, length, self._expected.vocabulary)
             if prefix == VALIDATION_PREFIX:
                 self._evaluated = ValidationSequences(windows, self._expected.sequences)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_scripts.checking.findings import Few, Finding
-from gptoss20b.data.index import Index, Table
+from gptoss20b.data.index import Index
 
 # entries of a table, or numbers of entries
 Numbers = npt.NDArray[np.int64]
@@ -146,16 +146,7 @@ def document_at(index: Index, token: int) -> tuple[int, int]:
     The tables must be right. Reads one entry per halving.
     """
     byte = token * index.dtype.itemsize
-    sequence = _last_at_most(index.pointers, byte)
-    document = _last_at_most(index.borders, sequence)
+    sequence = index.pointers.last_at_most(byte)
+    document = index.borders.last_at_most(sequence)
     start = int(index.pointers.read(int(index.borders.read(document, 1)[0]), 1)[0])
     return document, (byte - start) // index.dtype.itemsize
-
-
-def _last_at_most(table: Table, value: int) -> int:
-    """Number of the last entry that is not above `value`, in a table that never shrinks and starts with 0."""
-    low, high = 0, table.count
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if int(table.read(middle, 1)[0]) <= value else (low, middle)
-    return low

@@ -15,8 +15,8 @@ from typing import NamedTuple, Self
 
 from data_scripts.checksums import WORK, Listed
 from data_scripts.commands import CommandError
+from data_scripts.durable import sync_folder, write_whole
 from data_scripts.fetching.remote import Remote
-from data_scripts.fetching.work_folder import sync_folder, write_whole
 
 # bytes per segment: what one request fetches, and how often a state is written
 SEGMENT = 64 << 20

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_scripts.checksums import WORK
 from data_scripts.commands import CommandError
+from data_scripts.durable import sync_folder, write_whole
 
 _LOCK = "lock"
 
@@ -80,30 +81,3 @@ def save(work: Path, data: bytes, final: Path) -> None:
     write_whole(work / final.name, data)
     (work / final.name).replace(final)
     sync_folder(final.parent)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a short file, which holds either what it held or all of this, whatever happens.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk.
-
-    Raises:
-        OSError: the disk failed.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

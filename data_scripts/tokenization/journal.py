@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
 from data_scripts.commands import CommandError
+from data_scripts.durable import sync_folder
 from data_scripts.pair import NOTHING, Written
 from gptoss20b.data.files import with_suffix
 
@@ -124,7 +125,7 @@ class WorkFolder:
                 source.rename(name)
             elif not name.exists():
                 raise CommandError(f"{source}: got no file; expected one. To fix: {self._start_again()}.")
-        _put_on_disk(self.path.parent)
+        sync_folder(self.path.parent)
         self._remove()
         return list(self._names.values())
 
@@ -134,8 +135,8 @@ class WorkFolder:
         if not lines:
             self._journal.truncate(0)
             self._append(described)
-            _put_on_disk(self.path)
-            _put_on_disk(self.path.parent)
+            sync_folder(self.path)
+            sync_folder(self.path.parent)
             return
         # A process that was killed, or a full disk, may have left half a line: that shard is not done.
         self._journal.truncate(self._journal.tell() - len(torn))
@@ -199,14 +200,6 @@ def _lock(path: Path) -> BinaryIO:
             stream.seek(0)
             return stream
         stream.close()
-
-
-def _put_on_disk(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _difference(before: object, now: Mapping[str, object]) -> str | None:

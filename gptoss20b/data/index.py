@@ -6,6 +6,7 @@ int32 lengths[S] (tokens), int64 pointers[S] (bytes into the .bin), int64 border
 The borders start with 0, so a file of n documents holds D = n + 1 of them.
 """
 
+import bisect
 import os
 import struct
 from collections.abc import Iterator
@@ -85,6 +86,13 @@ class Table:
             raise ValueError(f"entries: got {first} to {first + count - 1}; expected 0 to {self.count - 1}.")
         raw = read_exactly(self.path, self._stream.fileno(), count * self.dtype.itemsize, self.offset(first))
         return np.frombuffer(raw, self.dtype).astype(np.int64)
+
+    def last_at_most(self, value: int) -> int:
+        """Number of the last entry that is not above `value`, in a table that never shrinks and starts at or below it.
+
+        Reads one entry per halving.
+        """
+        return bisect.bisect_right(range(self.count), value, key=lambda number: int(self.read(number, 1)[0])) - 1
 
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """All entries in pieces, with the number of each piece's first, in bounded memory."""

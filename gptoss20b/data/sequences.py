@@ -19,6 +19,15 @@ VALIDATION_PREFIX = "c4-validation-91205-samples.en_text_document"
 _LARGEST_VOCABULARY = 1 << 31
 
 
+def window_count(tokens: int, sequence_length: int) -> int:
+    """How many windows so many tokens make; the last one needs its label too.
+
+    >>> window_count(17, 8), window_count(16, 8), window_count(0, 8)
+    (2, 1, 0)
+    """
+    return max(0, tokens - 1) // sequence_length
+
+
 class Windows:
     """A token file cut in file order into windows of `sequence_length` inputs and one more token for the last label.
 
@@ -29,7 +38,7 @@ class Windows:
         tokens: the file.
         sequence_length: inputs per window, in tokens.
         vocab_size: token ids must be below it.
-        count: number of windows, (token_count - 1) // sequence_length.
+        count: number of windows, as `window_count` has it.
     """
 
     def __init__(self, tokens: TokenFile, sequence_length: int, vocab_size: int) -> None:
@@ -48,7 +57,7 @@ class Windows:
         self.tokens = tokens
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
-        self.count = max(0, (tokens.token_count - 1) // sequence_length)
+        self.count = window_count(tokens.token_count, sequence_length)
         if self.count == 0:
             raise DataError.about(
                 tokens.path,

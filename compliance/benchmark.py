@@ -54,7 +54,7 @@ DISCLOSURE = (
     "tensor_parallelism", "pipeline_parallelism", "context_parallelism", "expert_parallelism", "micro_batch_size",
     "config_filename",
 )  # fmt: skip
-OPTIONAL = ("target_accuracy", "eval_tokens_sha256")
+OPTIONAL = ("target_accuracy", "git_commit", "eval_tokens_sha256")
 MILESTONES = ("cache_clear", "init_start", "init_stop", "run_start", "run_stop")
 # Start and stop of what happens again and again between run_start and run_stop.
 INTERVALS = {"block_start": "block_stop", "epoch_start": "epoch_stop", "eval_start": "eval_stop"}

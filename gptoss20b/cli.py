@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="GPT-OSS 20B mixture-of-experts pretraining for MLPerf Training.",
     epilog="Exit status: 0 converged (or done), 1 failed, 2 bad configuration or usage, 3 target not reached, "
-    "130 interrupted, 143 terminated.",
+    "4 diverged, 5 converged but not compliant, 130 interrupted, 143 terminated.",
 )
 
 
@@ -75,7 +75,7 @@ def train(
     from .train import run
 
     code = run(config)
-    if code is ExitCode.FAILED:
+    if code in (ExitCode.FAILED, ExitCode.DIVERGED):
         leave(code)  # communicators whose peers are gone may not let the interpreter shut down
     raise typer.Exit(code)
 
@@ -112,16 +112,31 @@ def info(
 
 
 @app.command()
-def result(path: Annotated[Path, typer.Argument(help="A result folder, or one result file.")]) -> None:
-    """Say how a run ended, from its log. The exit status is the run's."""
+def result(
+    path: Annotated[Path, typer.Argument(help="A result folder, or one result file; with --trials a set's folder.")],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Say how the trials 1 to N of a set ended.", metavar="N")
+    ] = None,
+) -> None:
+    """Say how a run ended, from its log; or the trials of a set. The exit status is the run's, or the set's."""
     from .result import read_result
 
     try:
+        if trials is not None:
+            _say_trials(path, trials)
         found = read_result(path)
     except (OSError, ValueError) as error:
         _fail(str(error))
     print(found)
     raise typer.Exit(found.exit_code)
+
+
+def _say_trials(folder: Path, count: int) -> NoReturn:
+    from .trials import exit_code_of_set, read_trials, summary
+
+    trials = read_trials(folder, count)
+    Console(width=None if sys.stdout.isatty() else 120).print(summary(folder, trials))
+    raise typer.Exit(exit_code_of_set(trials))
 
 
 def _resolved(given: dict[str, str | None]) -> Config:

@@ -113,6 +113,10 @@ class RunLog:
         for key, value in hyperparameters(config, seed).items():
             self._event(key, value)
 
+    def code(self, git_commit: str) -> None:
+        """The commit of the code that runs, "unknown" where neither git nor the image knows it."""
+        self._event("git_commit", git_commit)
+
     def run_start(self) -> RunClock:
         """`init_stop`, `run_start`: from here on the data may be opened."""
         self._end(constants.INIT_STOP)

@@ -24,6 +24,7 @@ class Rank:
     world_size: int
     device: torch.device
     alone: bool
+    under_torchrun: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -45,7 +46,7 @@ def read_rank(config: Config) -> Rank:
             f"--nproc_per_node={config.parallel.gpus_per_node} -m gptoss20b train, or use run_and_time.sh."
         )
     device = torch.device("cuda", launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return Rank(launch.rank, launch.world_size, device, launch.alone)
+    return Rank(launch.rank, launch.world_size, device, launch.alone, launch.under_torchrun)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ thread that reads it can log the end and leave.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import enum
 import os
 import re
@@ -26,6 +27,8 @@ class ExitCode(enum.IntEnum):
     FAILED = 1
     BAD_CONFIGURATION = 2
     NOT_CONVERGED = 3
+    DIVERGED = 4
+    NOT_COMPLIANT = 5  # run_and_time.sh: the official checker refused the log of a run that converged
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -42,6 +45,8 @@ def exit_code_of(status: str, reason: str | None) -> ExitCode:
         return ExitCode.TERMINATED
     if reason == received("SIGINT"):
         return ExitCode.INTERRUPTED
+    if (reason or "").startswith(f"{NonFiniteLossError.__name__}: "):
+        return ExitCode.DIVERGED
     return ExitCode.NOT_CONVERGED if re.fullmatch(_TARGET_NOT_REACHED, reason or "") else ExitCode.FAILED
 
 
@@ -60,6 +65,18 @@ def received(signal_name: str) -> str:
 
 class NonFiniteLossError(RuntimeError):
     """A loss that is not a finite number."""
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when its parent ends first, however that ends: an orphan keeps its accelerator.
+
+    Linux only (prctl(2)); elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from .config import Config
+from .config import Config, disagreements
 from .config.environment import LaunchError
 from .data.files import DataError
 from .feed import Feed, Share, open_feed
@@ -24,12 +24,12 @@ from .process_groups import Rank, joined, read_rank
 from .progress import Display, Progress, Silent
 from .record import make_record, point_latest, result_directory, write_record
 from .result import read_result
-from .stopping import ExitCode, NonFiniteLossError, on_signal, received, target_not_reached
+from .stopping import ExitCode, NonFiniteLossError, end_with_parent, on_signal, received, target_not_reached
 from .training import Trainer
 from .warmup import warm_up
 
 # Errors whose message is all that a person needs.
-_EXPLAINED = (DataError, NonFiniteLossError)
+_EXPLAINED = (DataError, LaunchError, NonFiniteLossError)
 
 StepHook = Callable[[int, Trainer], None]
 """Called before each step with its 1-based number; tests use it to inject faults."""
@@ -66,6 +66,8 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
 
     state = Run(config, rank, log, display or Silent(), backend, directory)
     with on_signal(lambda name: _abort(state, received(name))):
+        if rank.under_torchrun:  # a run started from a shell may outlive it
+            end_with_parent()
         try:
             log.init_start(config)
             with joined(config, rank):
@@ -74,7 +76,7 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
             if not isinstance(error, _EXPLAINED):
                 traceback.print_exc()
             _abort(state, f"{type(error).__name__}: {error}".splitlines()[0])
-            return ExitCode.FAILED
+            return ExitCode.DIVERGED if isinstance(error, NonFiniteLossError) else ExitCode.FAILED
         finally:
             state.progress.close()
             log.close()
@@ -100,11 +102,14 @@ def _abort(state: Run, reason: str) -> None:
 
 def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     config, rank, log = state.config, state.rank, state.log
+    _agree_on_settings(config)
     seed = _agree_on_seed(config)
     log.describe(config, seed)
+    record = make_record(config) | {"seed": seed, "backend": state.backend}
+    log.code(record["git_commit"])
     trainer = Trainer(config, state.backend, rank.device, seed)
     warm_up(trainer, config.execution.warmup_passes)
-    record = make_record(config) | {"seed": seed, "backend": state.backend, **trainer.parameter_counts()}
+    record |= trainer.parameter_counts()
     if state.directory is not None:
         write_record(state.directory, record)
     state.progress.message(_opening_line(state, seed))
@@ -161,6 +166,15 @@ def _finite(loss: float, kind: str, step: int) -> float:
     if not math.isfinite(loss):
         raise NonFiniteLossError(f"{kind} loss at step {step} is {loss}")
     return loss
+
+
+def _agree_on_settings(config: Config) -> None:
+    """Nodes are started one by one: settings that differ between them would train a model that nobody asked for."""
+    gathered: list[Config] = [config] * dist.get_world_size()
+    dist.all_gather_object(gathered, config)
+    differing = disagreements(gathered)
+    if differing:
+        raise LaunchError("ranks were started with different settings: " + "; ".join(differing))
 
 
 def _agree_on_seed(config: Config) -> int:

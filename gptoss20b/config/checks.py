@@ -7,9 +7,12 @@ and Megatron-Core's own restrictions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
+from .environment import settings
 from .presets import PRESETS
 from .tree import Config, Model, Rules
 
@@ -45,6 +48,25 @@ def fixed_by_rules(config: Config) -> list[tuple[str, str, object, object]]:
         if got != required:
             differing.append((name, str(extra["env"]), got, required))
     return differing
+
+
+# What each node may have in its own way.
+_PER_NODE = {"DATADIR", "LOGDIR", "CPU_THREADS"}
+
+
+def disagreements(configs: Sequence[Config]) -> list[str]:
+    """What the ranks of one run were told differently, a line per setting: ``SEED: 1 on rank 0, 2 on rank 3``.
+
+    Args:
+        configs: each rank's configuration, in order of rank.
+    """
+    found = []
+    for variable, setting in settings().items():
+        values: list[Any] = [reduce(getattr, setting.path, config) for config in configs]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None and variable not in _PER_NODE:
+            found.append(f"{variable}: {values[0]} on rank 0, {values[other]} on rank {other}")
+    return found
 
 
 def _division(config: Config) -> Iterator[Problem]:

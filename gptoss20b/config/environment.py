@@ -78,12 +78,14 @@ class Launch:
         rank, local_rank: number of this process in the run, and on its node.
         world_size: processes of the run.
         alone: no launcher; the only process of a run of one.
+        under_torchrun: the parent process is torchrun's.
     """
 
     rank: int
     local_rank: int
     world_size: int
     alone: bool
+    under_torchrun: bool
 
 
 class LaunchError(RuntimeError):
@@ -101,6 +103,7 @@ def read_launch() -> Launch:
         local_rank=_number("LOCAL_RANK", _number("RANK", 0)),
         world_size=_number("WORLD_SIZE", 1),
         alone="MASTER_ADDR" not in os.environ,
+        under_torchrun="TORCHELASTIC_RUN_ID" in os.environ,
     )
 
 

@@ -152,6 +152,7 @@ def test_an_unreached_target_is_an_aborted_run_with_its_reason(runs: dict[str, P
 def test_config_json_tells_the_whole_run(runs: dict[str, Path]) -> None:
     record = json.loads((runs["first"] / "config.json").read_text())
     assert record["eval_tokens_sha256"] == values(runs["first"], "eval_tokens_sha256")[0]
+    assert record["git_commit"] == values(runs["first"], "git_commit")[0]
     assert record["seed"] == 11
     assert record["total_parameters"] == 255_360
     assert record["active_parameters"] == 140_672

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from gptoss20b.config import Config, ConfigError, Problem, fixed_by_rules, resolve, settings
+from gptoss20b.config import Config, ConfigError, Problem, disagreements, fixed_by_rules, resolve, settings
 from gptoss20b.config.environment import read_settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Rules
@@ -949,3 +950,36 @@ def test_a_name_that_cannot_be_shown_is_shown_escaped() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "DGXSYSTEM = n\\u0153ud" in done.stdout
+
+
+# --- ranks that were told different things
+
+
+def test_what_ranks_were_told_differently_is_named_with_both_values() -> None:
+    base = {"SUBMISSION_DIVISION": "open"}
+    one = resolve(base | {"SEED": "1", "LEARNING_RATE": "1e-3"})
+    other = resolve(base | {"SEED": "1", "LEARNING_RATE": "2e-3", "CACHE_CLEARED": "1"})
+    assert disagreements([one, one, other, other]) == [
+        "CACHE_CLEARED: False on rank 0, True on rank 2",
+        "LEARNING_RATE: 0.001 on rank 0, 0.002 on rank 2",
+    ]
+    assert disagreements([one, one]) == []
+    assert disagreements([one]) == []
+
+
+def test_folders_and_threads_may_differ_between_nodes(tmp_path: Path) -> None:
+    base = {"SUBMISSION_DIVISION": "open"}
+    other = resolve(base | {"DATADIR": str(tmp_path), "LOGDIR": str(tmp_path), "CPU_THREADS": "3"})
+    assert disagreements([resolve(base), other]) == []
+
+
+@pytest.mark.parametrize("variable", sorted(set(settings()) - {"DATADIR", "LOGDIR", "CPU_THREADS"}))
+def test_every_other_setting_must_be_the_same(variable: str) -> None:
+    config = resolve({"SUBMISSION_DIVISION": "open"})
+    *path, leaf = settings()[variable].path
+    parents = list(accumulate(path, getattr, initial=config))
+    changed = parents.pop().model_copy(update={leaf: "something else"})
+    for parent, name in zip(reversed(parents), reversed(path), strict=True):
+        changed = parent.model_copy(update={name: changed})
+    (found,) = disagreements([config, changed])
+    assert found.startswith(f"{variable}: ")

@@ -55,7 +55,7 @@ def test_an_aborted_run(tmp_path: Path) -> None:
     text = BEGINNING + line("train_loss", 60, 5.2, samples_count=160)
     result = result_of(tmp_path, text + stop("aborted", samples_count=160, reason="NonFiniteLossError: at step 11"))
     assert (result.status, result.loss, result.samples) == ("aborted", None, 160)
-    assert result.exit_code is ExitCode.FAILED
+    assert result.exit_code is ExitCode.DIVERGED
     assert str(result).startswith(
         "aborted (NonFiniteLossError: at step 11): 3.050 min, 160 samples, no evaluation, log "
     )

@@ -71,6 +71,8 @@ def test_exit_codes_are_the_documented_ones() -> None:
         "FAILED": 1,
         "BAD_CONFIGURATION": 2,
         "NOT_CONVERGED": 3,
+        "DIVERGED": 4,
+        "NOT_COMPLIANT": 5,
         "INTERRUPTED": 128 + signal.SIGINT,
         "TERMINATED": 128 + signal.SIGTERM,
     }
@@ -88,6 +90,36 @@ def test_a_signal_ends_a_stuck_process(stuck_in: str, number: signal.Signals, st
     )
     process.send_signal(number)
     assert finish(process, IN_TIME) == (status, f"last words: {number.name}\n", "")
+
+
+def test_a_process_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
+    child = f"""
+import os, pathlib, time
+from gptoss20b.stopping import end_with_parent, on_signal
+with on_signal(pathlib.Path({str(tmp_path / "said")!r}).write_text):
+    end_with_parent()
+    pathlib.Path({str(tmp_path / "up")!r}).write_text(str(os.getpid()))
+    time.sleep(60)
+"""
+    parent = start(
+        f"""
+        import subprocess
+        subprocess.Popen([sys.executable, "-c", {child!r}])
+        ready()
+        time.sleep(60)
+        """
+    )
+    end = time.monotonic() + 30
+    while not (tmp_path / "up").exists() or not (tmp_path / "up").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    orphan = Path("/proc") / (tmp_path / "up").read_text()
+    parent.kill()
+    parent.communicate()
+    while orphan.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert (tmp_path / "said").read_text() == "SIGTERM"
 
 
 def test_the_last_words_are_said_once() -> None:
@@ -146,7 +178,7 @@ def test_last_words_that_fail_do_not_keep_the_process() -> None:
 def test_other_signals_are_none_of_its_business() -> None:
     process = start(
         """
-        signal.signal(signal.SIGUSR1, lambda *_: print("mine", flush=True))
+        signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"mine\\n"))
         with on_signal(last_words):
             ready()
             time.sleep(0.5)

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Two CPU ranks, expert parallel 2: the small model of the open division, with its own target (preset "tiny").
+# Two CPU ranks, expert parallel 2: the small model of the open division, with its own batch, rate and target.
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 export DGXNNODES=1
 export DGXNGPU=2
-export DATADIR="data/sample"
+export EXPERT_PARALLEL=2
 
+export DATADIR="data/sample"
 export SUBMISSION_DIVISION=open
 export SUBMISSION_STATUS=research
 export MODEL_VARIANT=tiny
-export EXPERT_PARALLEL=2
+export PRECISION=fp32
+export BACKEND=torch
 export CLEAR_CACHES=0
 export OMP_NUM_THREADS=1
 # Two ranks on the CPU, also where there are GPUs.

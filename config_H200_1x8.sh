@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# One node of eight H200 GPUs. Of 141 GB, 50 GiB of state and an estimated 39 GiB of activations a sequence leave 43 GiB at
+# micro batch 1 and 4 GiB at 2, too little for unbalanced experts (docs/tuning.md, Memory).
+source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
+
+export DGXNNODES=1
+export DGXNGPU=8
+export EXPERT_PARALLEL=8
+
+export GLOBAL_BATCH_SIZE=16
+export MICRO_BATCH_SIZE=1
+export LEARNING_RATE=4e-4
+export WARMUP_STEPS=128

@@ -1,0 +1,143 @@
+"""The configurations: each loads in an empty environment, validates, and says only what is its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from sourced import BARE, CONFIGS, ROOT, dry_run, load
+
+from compliance.rcp import full_points
+from gptoss20b.config import settings
+
+# What configurations may export beside settings: for run_and_time.sh, and for the libraries below.
+OTHER_NAMES = {
+    "CLEAR_CACHES",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+}
+
+
+# What each GPU configuration decides; everything else is the same in all of them.
+GPU_NODES = {
+    "config_B200_1x8.sh": {"DGXNNODES": "1", "GLOBAL_BATCH_SIZE": "16", "MICRO_BATCH_SIZE": "2"},
+    "config_B200_2x8.sh": {"DGXNNODES": "2", "GLOBAL_BATCH_SIZE": "32", "MICRO_BATCH_SIZE": "2"},
+    "config_H200_1x8.sh": {"DGXNNODES": "1", "GLOBAL_BATCH_SIZE": "16", "MICRO_BATCH_SIZE": "1"},
+    "config_MI355X_1x8.sh": {"DGXNNODES": "1", "GLOBAL_BATCH_SIZE": "16", "MICRO_BATCH_SIZE": "2"},
+}
+
+
+def shown_by(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """The derived values and the settings that a dry run prints."""
+    return dict(line.strip().split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
+
+
+def test_the_promised_configurations_exist() -> None:
+    assert set(CONFIGS) == {"config_CPU_1x2.sh", *GPU_NODES}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_loads_in_an_empty_environment_and_validates(name: str, tmp_path: Path) -> None:
+    loaded = load(name)
+    assert set(loaded) <= set(settings()) | OTHER_NAMES
+    assert loaded["CONFIG_FILENAME"] == name
+    assert loaded["DGXSYSTEM"] == re.fullmatch(r"config_(.*)\.sh", name)[1]  # type: ignore[index]
+    assert loaded["DGXSYSTEM"].endswith(f"_{loaded['DGXNNODES']}x{loaded['DGXNGPU']}")
+    assert load(name, cwd=tmp_path) == loaded  # sourced from anywhere
+    done = dry_run(loaded)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = shown_by(done)
+    assert shown["DGXSYSTEM"] == shown["SUBMISSION_PLATFORM"] == loaded["DGXSYSTEM"]
+    assert shown["CONFIG_FILENAME"] == name
+    assert shown["SEED"] == "(not set)"  # every run draws its own
+    assert shown["LOGDIR"] == "(not set)"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_only_exports(name: str) -> None:
+    for line in (ROOT / name).read_text().splitlines():
+        assert re.match(r"$|#|export [A-Z0-9_]+=|source ", line), line
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_leaves_no_variable_unexported(name: str) -> None:
+    script = f'before=$(compgen -v); source ./{name}; comm -13 <(sort <<< "$before") <(compgen -v | sort)'
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], cwd=ROOT, env=BARE, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) - {"before", "_", "BASH_REMATCH", "PIPESTATUS"} <= set(settings()) | OTHER_NAMES
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_repeats_nothing_that_all_share(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config_EMPTY_0x0.sh").write_text(f"source {ROOT}/config_common.sh\n")
+    shared = load("config_EMPTY_0x0.sh", folder=tmp_path)
+    assert shared["SUBMISSION_DIVISION"] == "closed"
+    own = re.findall(r"^export (\w+)=", (ROOT / name).read_text(), re.MULTILINE)
+    loaded = load(name)
+    assert [variable for variable in own if shared.get(variable) == loaded[variable]] == []
+
+
+@pytest.mark.parametrize(("name", "own"), GPU_NODES.items(), ids=GPU_NODES)
+def test_gpu_nodes_run_the_closed_division_in_the_reference_layout(name: str, own: dict[str, str]) -> None:
+    done = dry_run(load(name))
+    shown = shown_by(done)
+    expected = {
+        "SUBMISSION_DIVISION": "closed",
+        "SUBMISSION_STATUS": "onprem",
+        "MODEL_VARIANT": "reference",
+        "DGXNGPU": "8",
+        "EXPERT_PARALLEL": "8",
+        "TENSOR_PARALLEL": "1",
+        "PIPELINE_PARALLEL": "1",
+        "CONTEXT_PARALLEL": "1",
+        "PRECISION": "bf16",
+        "BACKEND": "auto",
+        "eval_interval_samples": "12288",
+        **own,
+    }
+    assert {key: shown[key] for key in expected} == expected
+    assert done.stdout.startswith("differs from the closed division's fixed values: nothing\n")
+
+
+@pytest.mark.parametrize("name", GPU_NODES)
+def test_gpu_nodes_start_from_a_point_at_which_the_reference_converged(name: str) -> None:
+    shown = shown_by(dry_run(load(name)))
+    tuning = (int(shown["GLOBAL_BATCH_SIZE"]), float(shown["LEARNING_RATE"]), int(shown["WARMUP_STEPS"]))
+    assert tuning in {(point.gbs, point.learning_rate, point.warmup_steps) for point in full_points("6.1.0")}
+
+
+def test_the_cpu_run_is_an_open_run_of_the_small_model() -> None:
+    loaded = load("config_CPU_1x2.sh")
+    assert (loaded["SUBMISSION_DIVISION"], loaded["MODEL_VARIANT"], loaded["EXPERT_PARALLEL"]) == ("open", "tiny", "2")
+    done = dry_run(loaded)
+    assert "  SEQUENCE_LENGTH = 8192\n" in done.stdout
+    # What it must say again, because all share a GPU's, is what its variant would choose by itself.
+    by_itself = {name: value for name, value in loaded.items() if name not in {"PRECISION", "BACKEND"}}
+    assert dry_run(by_itself).stdout == done.stdout
+
+
+@pytest.mark.parametrize("name", GPU_NODES)
+def test_gpu_nodes_keep_the_user_s_data_folder(name: str) -> None:
+    assert load(name, DATADIR="/scratch/c4").get("DATADIR", "/scratch/c4") == "/scratch/c4"
+    assert load(name)["DATADIR"] == "/data"
+
+
+def test_the_cpu_configuration_hides_gpus_and_the_others_bring_them_back() -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+    assert hidden.items() <= load("config_CPU_1x2.sh").items()
+    after = load("config_CPU_1x2.sh", "config_B200_1x8.sh")
+    assert not hidden.keys() & after.keys()
+    chosen = load("config_B200_1x8.sh", CUDA_VISIBLE_DEVICES="4,5,6,7")
+    assert "CUDA_VISIBLE_DEVICES" not in chosen, "a choice among GPUs stays as the user made it"
+
+
+@pytest.mark.parametrize("second", CONFIGS)
+@pytest.mark.parametrize("first", CONFIGS)
+def test_a_configuration_forgets_the_one_sourced_before(first: str, second: str) -> None:
+    both, alone = load(first, second), load(second)
+    both["DATADIR"] = alone["DATADIR"]  # the user's, if set before
+    assert both == alone

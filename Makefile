@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-SCRIPTS := $(wildcard *.sh data_scripts/*.sh) .ci/run
+SCRIPTS := $(wildcard *.sh */*.sh) run.sub .ci/run
 
 .PHONY: run test format bench clean
 
@@ -16,6 +16,7 @@ test: .venv/test-ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m pytest --doctest-modules gptoss20b data_scripts compliance tests
 
 format: .venv/test-ready

@@ -1,44 +1,44 @@
 #!/usr/bin/env bash
 # One timed run of the sourced configuration: check, clear caches, time, run, report, pass the exit status on.
-# Exit status: 0 converged, 1 failed, 2 bad configuration, 3 target not reached, 130 interrupted, 143 terminated.
+# Exit status: 0 converged, 1 failed, 2 bad configuration, 3 target not reached, 4 diverged, 5 converged but not compliant,
+# 130 interrupted, 143 terminated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+source launch/checks.sh
+source launch/supervise.sh
 
-refuse() {
-    echo "error: $1" >&2
-    exit 2
-}
-
-# Not by ${X:?}, whose exit status is 1.
-for name in DGXSYSTEM DGXNGPU DATADIR; do
-    [[ -n "${!name:-}" ]] || refuse "$name: not set. Source a configuration first, e.g. source config_CPU_1x2.sh"
-done
+require DGXSYSTEM DGXNGPU DATADIR
 : "${DGXNNODES:=1}" "${CLEAR_CACHES:=0}" "${CHECK_COMPLIANCE:=1}"
-if [[ "$DGXNNODES" != 1 ]]; then
-    [[ -n "${NODE_RANK:-}" ]] || refuse "NODE_RANK: not set. A run on several nodes needs the number of this one, from 0"
-    [[ -n "${MASTER_ADDR:-}" ]] || refuse "MASTER_ADDR: not set. A run on several nodes needs the address of the first"
-fi
-if [[ -z "${PYTHON:-}" ]]; then
-    PYTHON=python3
-    [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
-fi
+check_system
+# "done": a launcher dropped them on every node just now, where this script (in a container, say) may not.
+one_of CLEAR_CACHES 0 1 'done'
+one_of CHECK_COMPLIANCE 0 1
+NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-}}"
+check_node
+choose_python
+first_node=1
+[[ "$DGXNNODES" == 1 || "$NODE_RANK" == 0 ]] || first_node=0
 
 # The whole configuration is checked once here, before any rank starts.
 "$PYTHON" -m gptoss20b train --dry-run > /dev/null || exit 2
-# The folder only: the data itself must not be touched before the clock starts.
-[[ -d "$DATADIR" ]] || refuse "DATADIR: no folder '$DATADIR'. Fetch the set with data_scripts/download_dataset.sh '$DATADIR', or make sample data: $PYTHON -m data_scripts.make_sample_data '$DATADIR'"
+check_data
 export LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
-[[ ! -e "$LOGDIR/result_0.txt" ]] || refuse "LOGDIR: '$LOGDIR/result_0.txt' exists, and results are never overwritten. Name another folder."
+# Only on the first node: its ranks may have begun the log by the time another node comes to this line.
+[[ "$first_node" == 0 || ! -e "$LOGDIR/result_0.txt" ]] ||
+    refuse "LOGDIR: '$LOGDIR/result_0.txt' exists, and results are never overwritten. Name another folder."
 
 # What the log says about the caches is what happened to them.
 export CACHE_CLEARED=0
-if [[ "$CLEAR_CACHES" == 1 ]]; then
-    if sync && echo 3 2> /dev/null > /proc/sys/vm/drop_caches; then
-        CACHE_CLEARED=1
-    else
-        echo "warning: the page cache could not be dropped (needs root on the host); cache_clear is logged as false" >&2
-    fi
-fi
+case "$CLEAR_CACHES" in
+    done) CACHE_CLEARED=1 ;;
+    1)
+        if launch/clear_caches.sh; then
+            CACHE_CLEARED=1
+        else
+            echo "warning: the page cache could not be dropped (needs root on the host); cache_clear is logged as false" >&2
+        fi
+        ;;
+esac
 
 launch=("$PYTHON" -m torch.distributed.run --nproc_per_node="$DGXNGPU")
 if [[ "$DGXNNODES" == 1 ]]; then
@@ -52,35 +52,14 @@ else
     )
 fi
 
-# A signal to this script is the run's: it is passed on, and the run gets the time to end its log.
-terminated=0
-child=
-# shellcheck disable=SC2329 # the traps call it
-pass_on() {
-    terminated=$1
-    [[ -z "$child" ]] || kill -TERM "$child" 2> /dev/null || true
-}
-trap 'pass_on 143' TERM
-trap 'pass_on 130' INT
-
 begin=$(date +%s)
 echo "run of $DGXSYSTEM started at $(date -u +%Y-%m-%dT%H:%M:%SZ)" >&2
-"${launch[@]}" -m gptoss20b train &
-child=$!
-# One that came before there was a child to pass it on to.
-((terminated == 0)) || kill -TERM "$child" 2> /dev/null || true
-status=0
-wait "$child" || status=$?
-# wait returns at once when a signal is passed on; the run itself ends a little later.
-while kill -0 "$child" 2> /dev/null; do
-    status=0
-    wait "$child" || status=$?
-done
+supervise exec_with_us "${launch[@]}" -m gptoss20b train
 trap - TERM INT
 echo "run of $DGXSYSTEM ended after $(($(date +%s) - begin)) s" >&2
 
 # Only the first node has the log.
-[[ "$DGXNNODES" == 1 || "$NODE_RANK" == 0 ]] || exit "$((terminated ? terminated : status))"
+((first_node)) || exit "$((terminated ? terminated : status))"
 if [[ ! -e "$LOGDIR/result_0.txt" ]]; then
     echo "error: the run ended with status $status before it wrote a log" >&2
     exit "$((terminated ? terminated : status ? status : 1))"
@@ -99,7 +78,7 @@ if [[ "$outcome" == 0 && "$CHECK_COMPLIANCE" == 1 ]]; then
         echo "compliance checker (6.1.0): passed" >&2
     else
         echo "compliance checker (6.1.0): FAILED, see $LOGDIR/compliance_checker.log" >&2
-        outcome=1
+        outcome=5
     fi
 fi
 echo "$report" >&2

@@ -1,4 +1,4 @@
-"""The shell layer: configurations that load and validate, and a launcher that passes everything on as it is."""
+"""The scripts: what they are made of, and a launcher that passes everything on as it is."""
 
 from __future__ import annotations
 
@@ -14,47 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from gptoss20b.config import settings
+from sourced import load
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(path.name for path in ROOT.glob("config_*.sh") if path.name != "config_common.sh")
-SCRIPTS = [*sorted(ROOT.glob("*.sh")), *sorted(ROOT.glob("data_scripts/*.sh")), ROOT / ".ci" / "run"]
-# What configurations may export beside settings: for run_and_time.sh, and for the libraries below.
-OTHER_NAMES = {
-    "CLEAR_CACHES",
-    "CHECK_COMPLIANCE",
-    "OMP_NUM_THREADS",
-    "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-}
+SCRIPTS = [*sorted(ROOT.glob("*.sh")), *sorted(ROOT.glob("*/*.sh")), ROOT / "run.sub", ROOT / ".ci" / "run"]
+SOURCED = {"checks.sh", "supervise.sh", "trials.sh"}
 DROP_CACHES = "/proc/sys/vm/drop_caches"
-BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-
-
-def load(*names: str, folder: Path = ROOT, cwd: Path | None = None, **given: str) -> dict[str, str]:
-    """What sourcing configurations, one after the other, adds to an empty environment."""
-    sources = "".join(f"source {folder}/{name}\n" for name in names)
-    bash = ["bash", "--norc", "--noprofile", "-euo", "pipefail", "-c"]
-    both = [
-        subprocess.run(
-            [*bash, f"{script}env -0"], env={**BARE, **given}, cwd=cwd or folder, capture_output=True, check=True
-        ).stdout.decode()
-        for script in ("", sources)
-    ]
-    bare, loaded = (dict(line.split("=", 1) for line in text.split("\0") if line) for text in both)
-    return {name: value for name, value in loaded.items() if bare.get(name) != value and name != "_"}
-
-
-def dry_run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gptoss20b", "train", "--dry-run"],
-        cwd=ROOT,
-        env={**BARE, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 # --- all scripts
@@ -74,102 +39,8 @@ def test_shellcheck_finds_nothing() -> None:
 def test_scripts_start_with_bash_and_run_if_they_are_to_be_run(script: Path) -> None:
     assert script.read_text().startswith("#!/usr/bin/env bash\n")
     runs = bool(script.stat().st_mode & stat.S_IXUSR)
-    assert runs == (not script.name.startswith("config_"))  # those are sourced
+    assert runs == (not script.name.startswith("config_") and script.name not in SOURCED)
     assert ("set -euo pipefail" in script.read_text()) == runs
-
-
-# --- configurations
-
-
-def test_the_promised_configurations_exist() -> None:
-    assert {"config_CPU_1x2.sh", "config_B200_1x8.sh", "config_MI355X_1x8.sh"} <= set(CONFIGS)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_loads_in_an_empty_environment_and_validates(name: str, tmp_path: Path) -> None:
-    loaded = load(name)
-    assert set(loaded) <= set(settings()) | OTHER_NAMES
-    assert loaded["CONFIG_FILENAME"] == name
-    assert loaded["DGXSYSTEM"] == re.fullmatch(r"config_(.*)\.sh", name)[1]  # type: ignore[index]
-    assert loaded["DGXSYSTEM"].endswith(f"_{loaded['DGXNNODES']}x{loaded['DGXNGPU']}")
-    assert load(name, cwd=tmp_path) == loaded  # sourced from anywhere
-    done = dry_run(loaded)
-    assert (done.returncode, done.stderr) == (0, "")
-    shown = dict(line.strip().split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
-    assert shown["DGXSYSTEM"] == shown["SUBMISSION_PLATFORM"] == loaded["DGXSYSTEM"]
-    assert shown["CONFIG_FILENAME"] == name
-    assert shown["SEED"] == "(not set)"  # every run draws its own
-    assert shown["LOGDIR"] == "(not set)"
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_only_exports(name: str) -> None:
-    for line in (ROOT / name).read_text().splitlines():
-        assert re.match(r"$|#|export [A-Z0-9_]+=|source ", line), line
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_leaves_no_variable_unexported(name: str) -> None:
-    script = f'before=$(compgen -v); source ./{name}; comm -13 <(sort <<< "$before") <(compgen -v | sort)'
-    done = subprocess.run(
-        ["bash", "--norc", "-c", script], cwd=ROOT, env=BARE, capture_output=True, text=True, check=True
-    )
-    assert set(done.stdout.split()) - {"before", "_", "BASH_REMATCH", "PIPESTATUS"} <= set(settings()) | OTHER_NAMES
-
-
-@pytest.mark.parametrize("name", ["config_B200_1x8.sh", "config_MI355X_1x8.sh"])
-def test_gpu_nodes_run_the_reference_layout(name: str) -> None:
-    done = dry_run(load(name))
-    assert done.returncode == 0
-    shown = dict(line.strip().split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
-    expected = {
-        "SUBMISSION_DIVISION": "closed",
-        "MODEL_VARIANT": "reference",
-        "DGXNNODES": "1",
-        "DGXNGPU": "8",
-        "GLOBAL_BATCH_SIZE": "16",
-        "MICRO_BATCH_SIZE": "2",
-        "LEARNING_RATE": "0.0004",
-        "WARMUP_STEPS": "128",
-        "EXPERT_PARALLEL": "8",
-        "TENSOR_PARALLEL": "1",
-        "PIPELINE_PARALLEL": "1",
-        "CONTEXT_PARALLEL": "1",
-        "PRECISION": "bf16",
-        "accumulation_steps": "1",
-        "eval_interval_steps": "768",
-    }
-    assert {key: shown[key] for key in expected} == expected
-    assert done.stdout.startswith("differs from the closed division's fixed values: nothing\n")
-
-
-def test_the_cpu_run_is_an_open_run_of_the_small_model() -> None:
-    loaded = load("config_CPU_1x2.sh")
-    assert (loaded["SUBMISSION_DIVISION"], loaded["MODEL_VARIANT"], loaded["EXPERT_PARALLEL"]) == ("open", "tiny", "2")
-    assert "  SEQUENCE_LENGTH = 8192\n" in dry_run(loaded).stdout
-
-
-@pytest.mark.parametrize("name", ["config_B200_1x8.sh", "config_MI355X_1x8.sh"])
-def test_gpu_nodes_keep_the_user_s_data_folder(name: str) -> None:
-    assert load(name, DATADIR="/scratch/c4").get("DATADIR", "/scratch/c4") == "/scratch/c4"
-    assert load(name)["DATADIR"] == "/data"
-
-
-def test_the_cpu_configuration_hides_gpus_and_the_others_bring_them_back() -> None:
-    hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
-    assert hidden.items() <= load("config_CPU_1x2.sh").items()
-    after = load("config_CPU_1x2.sh", "config_B200_1x8.sh")
-    assert not hidden.keys() & after.keys()
-    chosen = load("config_B200_1x8.sh", CUDA_VISIBLE_DEVICES="4,5,6,7")
-    assert "CUDA_VISIBLE_DEVICES" not in chosen, "a choice among GPUs stays as the user made it"
-
-
-@pytest.mark.parametrize("second", CONFIGS)
-@pytest.mark.parametrize("first", CONFIGS)
-def test_a_configuration_forgets_the_one_sourced_before(first: str, second: str) -> None:
-    both, alone = load(first, second), load(second)
-    both["DATADIR"] = alone["DATADIR"]  # the user's, if set before
-    assert both == alone
 
 
 # --- run_and_time.sh
@@ -204,6 +75,12 @@ case "$*" in
 esac
 echo "unexpected: $*" >&2
 exit 99
+"""
+
+# A sudo that asks nothing where the test says so.
+SUDO = """#!/bin/sh
+printf '%s ' "$@" >> "$STUB/sudo"
+exit "${STUB_SUDO:-1}"
 """
 
 
@@ -256,12 +133,14 @@ def place(tmp_path: Path) -> Place:
         folder.mkdir(parents=True)
     for script in ROOT.glob("*.sh"):
         shutil.copy(script, scripts)
+    shutil.copytree(ROOT / "launch", scripts / "launch")
     # The machine's own caches stay as they are.
-    launcher = scripts / "run_and_time.sh"
-    text = launcher.read_text()
+    clearing = scripts / "launch" / "clear_caches.sh"
+    text = clearing.read_text()
     assert text.count(DROP_CACHES) == 1
-    launcher.write_text(text.replace(DROP_CACHES, str(tmp_path / "proc" / "drop_caches")))
-    for name, body in {"stub-python": STUB, "sync": "#!/bin/sh\nexit 0\n"}.items():
+    clearing.write_text(text.replace(DROP_CACHES, str(tmp_path / "proc" / "drop_caches")))
+    stubs = {"stub-python": STUB, "sync": "#!/bin/sh\nexit 0\n", "sudo": SUDO}
+    for name, body in stubs.items():
         (tools / name).write_text(body)
         (tools / name).chmod(0o755)
     return Place(tmp_path)
@@ -347,7 +226,8 @@ def test_paths_with_spaces_arrive_in_one_piece(place: Place) -> None:
 
 # The launcher knows 0 and 1; the log knows the rest, and what it does not know stays a failure.
 @pytest.mark.parametrize(
-    ("launcher", "log", "expected"), [(0, 0, 0), (1, 1, 1), (1, 3, 3), (0, 3, 3), (1, 0, 1), (137, 0, 1), (0, 1, 1)]
+    ("launcher", "log", "expected"),
+    [(0, 0, 0), (1, 1, 1), (1, 3, 3), (0, 3, 3), (1, 4, 4), (1, 0, 1), (137, 0, 1), (0, 1, 1)],
 )
 def test_the_exit_status_is_the_runs(place: Place, launcher: int, log: int, expected: int) -> None:
     done = place.run(STUB_LOG="1", STUB_LAUNCH=str(launcher), STUB_RESULT=str(log))
@@ -359,7 +239,7 @@ def test_the_exit_status_is_the_runs(place: Place, launcher: int, log: int, expe
 
 def test_a_log_that_fails_the_check_fails_the_run(place: Place) -> None:
     done = place.run(STUB_LOG="1", STUB_CHECK="1", LOGDIR="results/one")
-    assert done.returncode == 1
+    assert done.returncode == 5
     assert "compliance checker (6.1.0): FAILED, see results/one/compliance_checker.log\n" in done.stderr
 
 
@@ -420,6 +300,29 @@ def test_the_real_check_refuses_a_bad_configuration(place: Place) -> None:
     ]
 
 
+def test_a_system_without_a_configuration(place: Place) -> None:
+    refused(place, place.run(DGXSYSTEM="B300_1x8"), "DGXSYSTEM", "config_B300_1x8.sh", "config_B200_1x8.sh")
+    assert place.calls == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("CLEAR_CACHES", "yes"), ("CHECK_COMPLIANCE", "true")])
+def test_a_switch_that_is_neither_on_nor_off(place: Place, name: str, value: str) -> None:
+    refused(place, place.run(**{name: value}), name, f"'{value}'", "expected one of: 0 1")
+
+
+@pytest.mark.parametrize("rank", ["2", "-1", "one", "01"])
+def test_a_node_that_the_run_does_not_have(place: Place, rank: str) -> None:
+    refused(place, place.run(DGXNNODES="2", NODE_RANK=rank, MASTER_ADDR="first"), "NODE_RANK", f"'{rank}'", "0 to 1")
+
+
+def test_the_number_of_a_node_can_be_slurms(place: Place) -> None:
+    done = place.run(
+        "config_B200_2x8.sh", DATADIR=str(place.folder), SLURM_NODEID="1", MASTER_ADDR="first", CLEAR_CACHES="0"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--node_rank=1" in place.calls[1]
+
+
 def test_a_data_folder_that_is_not_there(place: Place) -> None:
     done = place.run(DATADIR="/no/such/folder")
     refused(place, done, "DATADIR", "'/no/such/folder'", "data_scripts.make_sample_data")
@@ -429,6 +332,9 @@ def test_a_result_that_exists(place: Place) -> None:
     (place.folder / "old").mkdir()
     (place.folder / "old" / "result_0.txt").write_text("precious")
     refused(place, place.run(LOGDIR=str(place.folder / "old")), "LOGDIR", "never overwritten")
+    # The first node may have begun it, a second later comes another one.
+    other = place.run(LOGDIR=str(place.folder / "old"), DGXNNODES="2", NODE_RANK="1", MASTER_ADDR="first")
+    assert other.returncode == 0, other.stderr
     assert (place.folder / "old" / "result_0.txt").read_text() == "precious"
 
 
@@ -436,7 +342,15 @@ def test_a_result_that_exists(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "possible", "cleared"), [("1", True, "1"), ("1", False, "0"), ("0", True, "0"), ("0", False, "0")]
+    ("asked", "possible", "cleared"),
+    [
+        ("1", True, "1"),
+        ("1", False, "0"),
+        ("0", True, "0"),
+        ("0", False, "0"),
+        ("done", True, "1"),
+        ("done", False, "1"),
+    ],
 )
 @pytest.mark.parametrize("claimed", ["0", "1"])
 def test_cache_cleared_is_what_happened(place: Place, asked: str, possible: bool, cleared: str, claimed: str) -> None:
@@ -446,11 +360,20 @@ def test_cache_cleared_is_what_happened(place: Place, asked: str, possible: bool
     done = place.run(STUB_LOG="1", CLEAR_CACHES=asked, CACHE_CLEARED=claimed)
     assert done.returncode == 0
     assert place.launched_with("CACHE_CLEARED") == cleared
-    assert switch.exists() == (cleared == "1")
-    if cleared == "1":
+    # "done": a launcher cleared them, here they are left alone.
+    assert switch.exists() == (asked == "1" and possible)
+    if switch.exists():
         assert switch.read_text() == "3\n"
     assert ("warning: the page cache could not be dropped" in done.stderr) == (asked == "1" and not possible)
     assert "No such file" not in done.stderr
+
+
+def test_a_sudo_that_asks_nothing_clears_them_too(place: Place) -> None:
+    done = place.run(STUB_LOG="1", CLEAR_CACHES="1", STUB_SUDO="0")
+    assert done.returncode == 0
+    assert place.launched_with("CACHE_CLEARED") == "1"
+    asked = (place.folder / "stub" / "sudo").read_text()
+    assert asked == "-n /sbin/sysctl --quiet --write vm.drop_caches=3 "
 
 
 # --- signals
@@ -519,7 +442,15 @@ def make(*arguments: str) -> str:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_test_runs_every_check() -> None:
     commands = make("test")
-    for command in ("ruff format --check", "ruff check", "mypy", "shellcheck", "pytest", "requirements/test.txt"):
+    for command in (
+        "ruff format --check",
+        "ruff check",
+        "mypy",
+        "shellcheck",
+        "hadolint",
+        "pytest",
+        "requirements/test.txt",
+    ):
         assert command in commands
     for script in SCRIPTS:
         assert str(script.relative_to(ROOT)) in commands
@@ -536,7 +467,9 @@ def test_make_run_is_the_users_two_commands() -> None:
 
 def test_ci_runs_make_test(tmp_path: Path) -> None:
     (tmp_path / "make").write_text('#!/bin/sh\necho "$PWD $*"\n')
-    (tmp_path / "make").chmod(0o755)
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 1\n")  # whatever this machine has: nothing is installed
+    for tool in ("make", "apt-get"):
+        (tmp_path / tool).chmod(0o755)
     done = subprocess.run(
         [ROOT / ".ci" / "run"],
         cwd=tmp_path,

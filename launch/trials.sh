@@ -1,0 +1,235 @@
+#!/usr/bin/env bash
+# Sourced by run_local.sh, run_with_docker.sh and run.sub: NEXP trials of the sourced configuration, the same way everywhere.
+#
+# A launcher sets      data, logdir      DATADIR and LOGDIR as the trials see them
+#         and defines  run_trial         one run of run_and_time.sh, in place of the shell that calls it
+#                      in_python ARG...  python, where the harness is installed
+#                      after_trial       makes sure that nothing of the trial is left (may be left out)
+# and calls check_trials, then run_trials. LOGDIR is the folder of the set:
+#   settings.txt       what the trials were configured with       seed_base     seed of the first
+#   trials.tsv         a line per trial that ended                summary.txt   the table at the end
+#   result_<i>.txt     log of trial i, if it says how training ended    compliance.txt   the verdict on the set
+#   trial_<i>/         its log, config.json, compliance_checker.log and output.log, the whole output
+# Exit status: 0 all converged, 1 a trial failed, 2 bad configuration, 3 a trial did not reach the target or diverged,
+# 5 converged but not compliant, 130 interrupted, 143 terminated.
+
+: "${data:=}" "${logdir:=}" "${terminated:=0}"
+
+# Longest wait of another node for the first to begin, in seconds.
+meeting_seconds=300
+
+# Everything that can be refused before a trial; creates LOGDIR.
+check_trials() {
+    require DGXSYSTEM DGXNGPU DATADIR
+    : "${DGXNNODES:=1}" "${CLEAR_CACHES:=0}" "${CHECK_COMPLIANCE:=1}" "${STOP_ON_FAILURE:=0}" "${NEXP:=10}"
+    : "${MASTER_PORT:=29500}"
+    whole_number NEXP 1 1000
+    whole_number MASTER_PORT 1 $((65536 - NEXP))
+    one_of CLEAR_CACHES 0 1
+    one_of CHECK_COMPLIANCE 0 1
+    one_of STOP_ON_FAILURE 0 1
+    check_system
+    check_data
+    check_seed
+    if [[ "$DGXNNODES" != 1 && -z "${LOGDIR:-}" ]]; then
+        refuse "LOGDIR: not set. Trials on several nodes need one folder that all of them see"
+    fi
+    LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
+    { mkdir -p "$LOGDIR" && : >> "$LOGDIR/trials.tsv"; } 2> /dev/null ||
+        refuse "LOGDIR: cannot write to '$LOGDIR'. Name a folder that can be written"
+    LOGDIR=$(cd "$LOGDIR" && pwd)
+    DATADIR=$(cd "$DATADIR" && pwd)
+    export DGXNNODES CHECK_COMPLIANCE
+}
+
+# One seed for all trials would make them copies of each other.
+check_seed() {
+    if [[ -n "${SEED:-}" ]]; then
+        [[ "$NEXP" == 1 && "${SEED_BASE:-$SEED}" == "$SEED" ]] ||
+            refuse "SEED: $SEED is exported, and would be the seed of all $NEXP trials. Unset it; SEED_BASE=$SEED makes it the first trial's"
+        SEED_BASE=$SEED
+    fi
+    [[ -z "${SEED_BASE:-}" ]] || whole_number SEED_BASE 0 $((10 ** 18 - 1 - NEXP))
+    unset SEED
+}
+
+run_trials() {
+    first_node=1
+    [[ "$DGXNNODES" == 1 || "${NODE_RANK:-0}" == 0 ]] || first_node=0
+    if ((first_node)); then
+        # A lock for as long as this script and its trials live: two sets in one folder would mix.
+        exec {lock}>> "$LOGDIR/.lock"
+        flock --nonblock "$lock" || refuse "LOGDIR: trials are running in '$LOGDIR'. Wait for their end, or name another folder"
+        check_settings
+        agree_on_seeds
+        [[ -s "$LOGDIR/trials.tsv" ]] || row trial seed started seconds status
+        point_latest
+    else
+        meet_first_node
+    fi
+    local i
+    for ((i = 1; i <= NEXP; i++)); do
+        [[ ! -e "$LOGDIR/result_$i.txt" ]] || continue
+        one_trial "$i"
+        # What refuses one trial refuses all.
+        ((terminated == 0 && status != 2)) || break
+        ((status == 0 || STOP_ON_FAILURE == 0)) || break
+    done
+    trap - TERM INT
+    ((first_node)) || exit "$((terminated ? terminated : worst))"
+    finish
+}
+
+# The configuration is checked, and is the one that this set was begun with.
+check_settings() {
+    local settings="$LOGDIR/settings.txt" now
+    now=$(LOGDIR="" in_python -m gptoss20b train --dry-run) || exit 2
+    if [[ ! -s "$settings" ]]; then
+        echo "$now" > "$settings" || refuse "LOGDIR: cannot write '$settings'. Make room, or name another folder"
+    elif [[ "$now" != "$(< "$settings")" ]]; then
+        diff "$settings" - <<< "$now" | grep '^[<>]' >&2 || true
+        refuse "LOGDIR: '$LOGDIR' was begun with other settings (<) than now (>). Restore them, or name another folder"
+    fi
+}
+
+# Seed of trial i = SEED_BASE + i - 1, for as long as the set lives.
+agree_on_seeds() {
+    local kept="$LOGDIR/seed_base"
+    if [[ -s "$kept" ]]; then
+        take_seeds
+    else
+        : "${SEED_BASE:=$(($(od --address-radix=n --format=u4 --read-bytes=4 /dev/urandom)))}"
+        # In one step: other nodes wait for this file.
+        { echo "$SEED_BASE" > "$kept.new" && mv "$kept.new" "$kept"; } ||
+            refuse "LOGDIR: cannot write '$kept'. Make room, or name another folder"
+    fi
+}
+
+take_seeds() {
+    local base
+    base=$(< "$LOGDIR/seed_base")
+    [[ "${SEED_BASE:-$base}" == "$base" ]] ||
+        refuse "SEED_BASE: got $SEED_BASE, but this set was begun with $base. Leave it out to go on, or name another LOGDIR"
+    SEED_BASE=$base
+}
+
+# Nodes beside the first take its seeds, which also shows that they see its folder.
+meet_first_node() {
+    local waited
+    for ((waited = 0; waited < meeting_seconds; waited++)); do
+        [[ ! -s "$LOGDIR/seed_base" ]] || break
+        sleep 1
+    done
+    [[ -s "$LOGDIR/seed_base" ]] ||
+        refuse "LOGDIR: no seed_base in '$LOGDIR' after $meeting_seconds s. All nodes need one shared folder, and the first must be started"
+    take_seeds
+}
+
+# results/latest is the newest set under results/, replaced in one step.
+point_latest() {
+    local parent=${LOGDIR%/*}
+    [[ "${parent##*/}" == results ]] || return 0
+    ln -s "${LOGDIR##*/}" "$parent/.latest-$$"
+    mv --no-target-directory "$parent/.latest-$$" "$parent/latest"
+}
+
+after_trial() {
+    :
+}
+
+# caches_by COMMAND...: for a launcher of containers, which clears the caches of the host in place of the trial.
+caches_by() {
+    [[ "$CLEAR_CACHES" == 1 ]] || return 0
+    export CLEAR_CACHES='done'
+    "$@" || {
+        CLEAR_CACHES=0
+        echo "warning: the page cache could not be dropped (needs root on the host); cache_clear is logged as false" >&2
+    }
+}
+
+worst=0
+
+# one_trial I: run it, keep what it left, and set status.
+one_trial() {
+    local i=$1 folder="$LOGDIR/trial_$1" output started begin seconds pipe reader
+    export SEED=$((SEED_BASE + i - 1))
+    output="$folder/output.log"
+    ((first_node)) || output="$LOGDIR/node_$NODE_RANK/trial_$i.log"
+    started=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+    ((first_node == 0)) || set_aside "$folder"
+    { mkdir -p "${output%/*}" && echo "trial $i of $NEXP: seed $SEED, started at $started" >> "$output"; } 2> /dev/null || {
+        echo "error: LOGDIR: cannot write '$output'. Make room and start again: finished trials are kept" >&2
+        worst=1
+        status=2
+        return
+    }
+    echo "trial $i of $NEXP: seed $SEED, output in $output" >&2
+
+    # The trial's output is shown and kept; a full disk or a reader that went away ends neither.
+    exec {pipe}> >(trap '' INT TERM && exec tee -p -a -- "$output")
+    reader=$!
+    begin=$SECONDS
+    supervise in_trial "$pipe" "$i"
+    seconds=$((SECONDS - begin))
+    local ended=$status
+    after_trial
+    # The output ends with the last process of the trial: the next one begins on idle accelerators.
+    exec {pipe}>&-
+    await "$reader"
+    status=$ended
+    ((status == 0 || worst == 1)) || worst=$status
+    ((first_node)) || return 0
+    keep "$i" "$folder"
+    row "$i" "$SEED" "$started" "$seconds" "$status" ||
+        echo "warning: trials.tsv could not be written; trial $i ended with status $status" >&2
+}
+
+# In a subshell of its own: the environment of one trial, then the launcher's command in place of it.
+in_trial() {
+    exec >&"$1" 2>&1
+    export LOGDIR="$logdir/trial_$2" DATADIR="$data" MASTER_PORT=$((MASTER_PORT + $2 - 1))
+    run_trial
+}
+
+# What an earlier attempt left stays, under another name.
+set_aside() {
+    local k=1
+    [[ -e "$1" ]] || return 0
+    while [[ -e "$1_attempt_$k" ]]; do k=$((k + 1)); done
+    mv "$1" "$1_attempt_$k"
+}
+
+# row FIELD...: a line of trials.tsv.
+row() {
+    local IFS=$'\t'
+    echo "$*" 2> /dev/null >> "$LOGDIR/trials.tsv"
+}
+
+# A log that says how training ended is a result. One that was cut short is not, and a second start repeats the trial.
+keep() {
+    local log="$2/result_0.txt" result="$LOGDIR/result_$1.txt"
+    case "$status" in
+        0 | 3 | 4 | 5)
+            ln "$log" "$result" 2> /dev/null || { cp "$log" "$result.new" && mv "$result.new" "$result"; } ||
+                echo "warning: '$result' could not be made of '$log'" >&2
+            ;;
+    esac
+}
+
+# The table, the verdict on the set, and the exit status.
+finish() {
+    local outcome=0 runs=$((NEXP > 10 ? 10 : NEXP))
+    in_python -m gptoss20b result --trials "$NEXP" "$logdir" > >(tee -p "$LOGDIR/summary.txt" >&2) || outcome=$?
+    wait $! || true
+    ((terminated == 0)) || exit "$terminated"
+    if [[ "$CHECK_COMPLIANCE" == 1 && "$outcome" =~ ^[035]$ ]]; then
+        if ((NEXP < 3)); then
+            echo "the set is not judged: an olympic mean needs 3 runs, a result 10" >&2
+        else
+            in_python -m compliance check-set --runs "$runs" "$logdir" > >(tee -p "$LOGDIR/compliance.txt" >&2) ||
+                outcome=$((outcome ? outcome : 5))
+            wait $! || true
+        fi
+    fi
+    exit "$outcome"
+}

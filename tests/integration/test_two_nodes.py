@@ -1,0 +1,119 @@
+"""Two nodes on loopback, each started by its own run_local.sh: the numbers of one node with as many ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import ROOT
+from test_trials import launched, records, values
+
+# Both nodes, their ranks and whatever else runs share the cores.
+LIMIT_S = 150.0
+
+
+def two_free_ports() -> int:
+    """The first of two ports in a row."""
+    with contextlib.ExitStack() as taken:
+        for _ in range(50):
+            first, second = taken.enter_context(socket.socket()), taken.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with contextlib.suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+    raise AssertionError("no two free ports in a row")
+
+
+@pytest.fixture
+def short(tiny: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """One trial of 4 steps and 2 evaluations that ends without its target; nodes and ranks are up to the test."""
+    return tiny | {
+        "NEXP": "1",
+        "SEED_BASE": "1234",
+        "EXPERT_PARALLEL": "2",
+        "MAX_STEPS": "4",
+        "EVAL_INTERVAL_SAMPLES": "16",
+        "TARGET_LOSS": "0.01",
+        "LOGDIR": str(tmp_path / "set"),
+    }
+
+
+def node(settings: dict[str, str], rank: int, port: int, **own: str) -> dict[str, str]:
+    together = {"DGXNNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank)}
+    return settings | together | own
+
+
+def two_nodes(settings: dict[str, str], **second: str) -> list[tuple[int, str]]:
+    """Run both to their ends: exit status and output of each. ``second`` is what only the second node is told."""
+    port = two_free_ports()
+    with (
+        launched(node(settings, 0, port)) as first_node,
+        launched(node(settings, 1, port, **second)) as second_node,
+    ):
+        return [first_node.wait(LIMIT_S), second_node.wait(LIMIT_S)]
+
+
+def losses(folder: Path) -> dict[str, list[Any]]:
+    return {key: values(folder / "result_1.txt", key) for key in ("train_loss", "eval_accuracy")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_two_nodes_have_the_losses_of_one_node_to_the_last_bit(
+    short: dict[str, str], tmp_path: Path, ranks: int
+) -> None:
+    (first, shown), (second, shown_by_second) = two_nodes(short | {"DGXNGPU": str(ranks)})
+    assert first == 3, shown
+    # The second node has no log; what torchrun knows of any failure is 1.
+    assert second == 1, shown_by_second
+    assert (tmp_path / "set" / "seed_base").read_text() == "1234\n"
+    assert "trial 1 of 1: seed 1234" in (tmp_path / "set" / "node_1" / "trial_1.log").read_text()
+
+    with launched(short | {"DGXNGPU": str(2 * ranks), "LOGDIR": str(tmp_path / "alone")}) as alone:
+        status, shown = alone.wait(LIMIT_S)
+    assert status == 3, shown
+
+    together, apart = losses(tmp_path / "set"), losses(tmp_path / "alone")
+    assert [len(found) for found in apart.values()] == [4, 2]
+    assert len(set(apart["train_loss"])) == 4
+    assert together == apart
+
+
+@pytest.mark.slow
+def test_a_node_with_another_learning_rate_ends_the_trial_on_both(short: dict[str, str], tmp_path: Path) -> None:
+    told = "LEARNING_RATE: 0.006 on rank 0, 0.007 on rank 1"
+    for rank, (status, shown) in enumerate(two_nodes(short | {"DGXNGPU": "1"}, LEARNING_RATE="0.007")):
+        assert status == 1, shown
+        assert f"rank {rank} aborted: LaunchError: ranks were started with different settings: {told}" in shown
+    stop = records(tmp_path / "set" / "trial_1" / "result_0.txt")[-1]
+    assert stop["key"] == "run_stop"
+    assert stop["metadata"]["status"] == "aborted"
+    assert told in stop["metadata"]["reason"]
+    assert not (tmp_path / "set" / "result_1.txt").exists()
+
+
+def test_a_node_that_does_not_see_the_shared_folder_is_refused(short: dict[str, str], tmp_path: Path) -> None:
+    scripts, own = tmp_path / "scripts", tmp_path / "own"
+    shutil.copytree(ROOT / "launch", scripts / "launch")
+    for script in ROOT.glob("*.sh"):
+        shutil.copy(script, scripts)
+    trials = scripts / "launch" / "trials.sh"
+    wait = "meeting_seconds=300\n"
+    assert trials.read_text().count(wait) == 1
+    trials.write_text(trials.read_text().replace(wait, "meeting_seconds=2\n"))
+    # As on the first node's folder; the second has its own in its place.
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "seed_base").write_text("1234\n")
+
+    with launched(node(short, 1, two_free_ports(), LOGDIR=str(own)), scripts) as second:
+        status, shown = second.wait(30)
+    assert status == 2
+    assert shown == (
+        f"error: LOGDIR: no seed_base in '{own}' after 2 s. All nodes need one shared folder, "
+        "and the first must be started\n"
+    )

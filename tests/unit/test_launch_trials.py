@@ -1,0 +1,367 @@
+"""What all launchers share, seen through run_local.sh: seeds, results, failures, second starts, refusals, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from launch_stubs import Place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_trials_have_consecutive_seeds_results_and_their_whole_output(place: Place) -> None:
+    done = place.run(NEXP="3", SEED_BASE="5")
+    assert done.returncode == 0, done.stderr
+    assert place.seeds == [5, 6, 7]
+    assert [place.result(i) for i in (1, 2, 3)] == [f"log of seed {seed}\n" for seed in (5, 6, 7)]
+    assert place.journal == [["1", "5", "0"], ["2", "6", "0"], ["3", "7", "0"]]
+    for i, seed in ((1, 5), (2, 6), (3, 7)):
+        assert place.trial(seed)["LOGDIR"] == str(place.set / f"trial_{i}")
+        output = (place.set / f"trial_{i}" / "output.log").read_text()
+        assert output.startswith(f"trial {i} of 3: seed {seed}, started at ")
+        for words in (f"the log of seed {seed}\n", f"words of seed {seed}\n"):
+            assert words in output
+            assert words in done.stdout
+    assert place.calls() == [
+        ["stub-python", "-m", "gptoss20b", "train", "--dry-run"],
+        ["stub-python", "-m", "gptoss20b", "result", "--trials", "3", str(place.set)],
+        ["stub-python", "-m", "compliance", "check-set", "--runs", "3", str(place.set)],
+    ]
+    assert done.stderr.endswith("the table\nthe verdict\n")
+    assert (place.set / "summary.txt").read_text() == "the table\n"
+    assert (place.set / "compliance.txt").read_text() == "the verdict\n"
+
+
+def test_the_configuration_and_the_data_reach_every_trial(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5", LEARNING_RATE="1e-3")
+    environment = place.trial(5)
+    assert environment["LEARNING_RATE"] == "1e-3"
+    assert environment["DGXSYSTEM"] == "CPU_1x2"
+    assert environment["DATADIR"] == str(place.scripts / "data" / "sample")
+    assert environment["CLEAR_CACHES"] == "0"
+
+
+def test_ten_trials_are_the_default_and_seeds_come_from_the_system(place: Place) -> None:
+    assert place.run().returncode == 0
+    first = place.seeds
+    assert len(first) == 10
+    assert first == list(range(first[0], first[0] + 10))
+    assert place.run(LOGDIR=str(place.folder / "other")).returncode == 0
+    second = [seed for seed in place.seeds if seed not in first]
+    assert len(second) == 10  # one chance in 200 million that the two overlap
+
+
+@pytest.mark.parametrize(("count", "runs"), [("2", None), ("3", "3"), ("10", "10"), ("12", "10")])
+def test_the_set_is_judged_as_a_result_as_far_as_it_can_be(place: Place, count: str, runs: str | None) -> None:
+    done = place.run(NEXP=count)
+    asked = [call[5] for call in place.calls() if "check-set" in call]
+    assert asked == ([runs] if runs else [])
+    assert ("not judged" in done.stderr) == (runs is None)
+
+
+def test_a_set_without_a_result_has_a_folder_of_its_own_under_results(place: Place) -> None:
+    assert place.run(NEXP="1", SEED_BASE="5", LOGDIR="").returncode == 0
+    folder = Path(place.trial(5)["LOGDIR"]).parent
+    assert folder.parent == place.scripts / "results"
+    assert folder.name.startswith("CPU_1x2_")
+    assert (place.scripts / "results" / "latest").resolve() == folder
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("status", [1, 3, 4, 5, 137])
+def test_a_failed_trial_is_recorded_and_the_next_one_started(place: Place, status: int) -> None:
+    place.tell("status_6", str(status))
+    place.tell("outcome", "3")
+    done = place.run(NEXP="3", SEED_BASE="5")
+    assert done.returncode == 3  # what the summary says of all
+    assert place.journal == [["1", "5", "0"], ["2", "6", str(status)], ["3", "7", "0"]]
+    # How training ended is a result. A trial that was cut short has none.
+    assert (place.result(2) is not None) == (status in (3, 4, 5))
+    assert place.result(3) is not None
+
+
+def test_stop_on_failure(place: Place) -> None:
+    place.tell("status_6", "3")
+    place.tell("outcome", "1")
+    done = place.run(NEXP="3", SEED_BASE="5", STOP_ON_FAILURE="1")
+    assert done.returncode == 1
+    assert place.seeds == [5, 6]
+    assert "the table" in done.stderr
+    assert "the verdict" not in done.stderr
+
+
+def test_what_refuses_one_trial_refuses_all(place: Place) -> None:
+    place.tell("status_5", "2")
+    place.tell("outcome", "1")
+    assert place.run(NEXP="3", SEED_BASE="5").returncode == 1
+    assert place.seeds == [5]
+
+
+@pytest.mark.parametrize(("outcome", "verdict", "status"), [(0, 1, 5), (0, 3, 5), (3, 0, 3), (3, 1, 3), (5, 1, 5)])
+def test_the_exit_status_is_the_trials_and_then_the_sets(place: Place, outcome: int, verdict: int, status: int) -> None:
+    place.tell("outcome", str(outcome))
+    place.tell("verdict", str(verdict))
+    done = place.run(NEXP="3")
+    assert done.returncode == status
+    assert "the verdict" in done.stderr
+
+
+def test_the_check_can_be_left_out(place: Place) -> None:
+    place.tell("verdict", "1")
+    assert place.run(NEXP="3", CHECK_COMPLIANCE="0", SEED_BASE="5").returncode == 0
+    assert not any("check-set" in call for call in place.calls())
+    assert place.trial(5)["CHECK_COMPLIANCE"] == "0"
+
+
+# --- a second start
+
+
+def test_a_second_start_runs_what_is_missing_with_the_same_seeds(place: Place) -> None:
+    place.tell("status_6", "1")
+    place.tell("status_7", "4")
+    place.run(NEXP="3", SEED_BASE="5")
+    for seed in (5, 6, 7):
+        (place.folder / "stub" / f"trial_{seed}.env").unlink()
+    place.tell("status_6", "0")
+    done = place.run(NEXP="4")
+    assert done.returncode == 0
+    assert place.seeds == [6, 8]
+    assert [place.result(i) for i in (1, 2, 3, 4)] == [f"log of seed {seed}\n" for seed in (5, 6, 7, 8)]
+    assert place.journal[3:] == [["2", "6", "0"], ["4", "8", "0"]]
+    # What the first attempt left is kept.
+    assert (place.set / "trial_2_attempt_1" / "result_0.txt").read_text() == "log of seed 6\n"
+    assert (place.set / "trial_2_attempt_1" / "output.log").exists()
+
+
+def test_every_attempt_is_kept(place: Place) -> None:
+    place.tell("status_5", "1")
+    for _ in range(3):
+        place.run(NEXP="1", SEED_BASE="5")
+    assert sorted(path.name for path in place.set.glob("trial_1*")) == [
+        "trial_1",
+        "trial_1_attempt_1",
+        "trial_1_attempt_2",
+    ]
+
+
+def test_a_finished_set_is_only_summed_up_again(place: Place) -> None:
+    place.run(NEXP="3", SEED_BASE="5")
+    before = place.journal
+    done = place.run(NEXP="3")
+    assert done.returncode == 0
+    assert place.journal == before
+    assert done.stderr.endswith("the table\nthe verdict\n")
+
+
+def test_a_second_start_with_other_seeds_is_refused(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5")
+    refused(place.run(NEXP="2", SEED_BASE="6"), "SEED_BASE", "got 6", "begun with 5", "another LOGDIR")
+    assert place.run(NEXP="2", SEED_BASE="5").returncode == 0
+
+
+def test_a_second_start_with_other_settings_is_refused_and_says_which(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5", LEARNING_RATE="1e-3")
+    done = place.run(NEXP="2", LEARNING_RATE="2e-3")
+    refused(done, "LOGDIR", "other settings")
+    assert [line[0] + line[2:24] for line in done.stderr.splitlines()[:2]] == [
+        "<LEARNING_RATE = 1e-3, ",
+        ">LEARNING_RATE = 2e-3, ",
+    ]
+    assert place.seeds == [5]
+
+
+# --- what is refused before any trial
+
+
+def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert all(part in last for part in parts), last
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "ten", "3.0", "010", "1001", "99999999999999999999"])
+def test_a_number_of_trials_that_is_none(place: Place, value: str) -> None:
+    refused(place.run(NEXP=value), "NEXP", f"'{value}'", "from 1 to 1000")
+    assert not place.set.exists()
+    assert place.calls() == []
+
+
+def test_an_exported_seed_is_no_seed_for_several_trials(place: Place) -> None:
+    refused(place.run(NEXP="2", SEED="7"), "SEED", "7 is exported", "all 2 trials", "SEED_BASE=7")
+    assert place.run(NEXP="1", SEED="7").returncode == 0
+    assert place.seeds == [7]
+
+
+def test_two_seeds_for_one_trial(place: Place) -> None:
+    refused(place.run(NEXP="1", SEED="7", SEED_BASE="8"), "SEED")
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "1e3", "08", "999999999999999999"])
+def test_a_first_seed_that_is_none(place: Place, value: str) -> None:
+    refused(place.run(NEXP="2", SEED_BASE=value), "SEED_BASE", f"'{value}'")
+
+
+def test_a_system_without_a_configuration(place: Place) -> None:
+    refused(place.run(DGXSYSTEM="B300_1x8"), "DGXSYSTEM", "'B300_1x8'", "config_B300_1x8.sh", "config_CPU_1x2.sh")
+
+
+def test_data_that_are_not_there(place: Place) -> None:
+    refused(place.run(DATADIR="/no/such"), "DATADIR", "'/no/such'", "data_scripts/download_dataset.sh")
+
+
+@pytest.mark.parametrize("name", ["STOP_ON_FAILURE", "CHECK_COMPLIANCE", "CLEAR_CACHES"])
+def test_a_switch_that_is_neither_on_nor_off(place: Place, name: str) -> None:
+    refused(place.run(**{name: "yes"}), name, "'yes'", "0 1")
+
+
+def test_a_folder_that_cannot_be_written(place: Place) -> None:
+    (place.folder / "file").write_text("")
+    refused(place.run(LOGDIR=str(place.folder / "file" / "set")), "LOGDIR", "cannot write", "file/set")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_read_only_file_system(place: Place) -> None:
+    place.set.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", place.set], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("this sandbox does not mount")
+    try:
+        refused(place.run(), "LOGDIR", "cannot write")
+    finally:
+        subprocess.run(["umount", place.set], check=True)
+    assert place.seeds == []
+
+
+def test_a_bad_configuration(place: Place) -> None:
+    place.tell("dry_run")
+    done = place.run()
+    assert done.returncode == 2
+    assert done.stderr == "error: 1 problem\n"
+    assert place.seeds == []
+
+
+# --- several nodes
+
+
+@pytest.mark.parametrize("missing", ["NODE_RANK", "MASTER_ADDR", "LOGDIR"])
+def test_a_variable_of_several_nodes_is_missing(place: Place, missing: str) -> None:
+    given = {"NODE_RANK": "0", "MASTER_ADDR": "first", "LOGDIR": str(place.set)} | {missing: ""}
+    refused(place.run(DGXNNODES="2", **given), missing, "not set")
+
+
+def test_nodes_share_the_first_ones_seeds_and_meet_at_a_port_of_each_trial(place: Place) -> None:
+    place.tell("sleep")
+    both = {"DGXNNODES": "2", "MASTER_ADDR": "first", "NEXP": "2", "MASTER_PORT": "4000"}
+    second = place.start("run_local.sh", NODE_RANK="1", **both)
+    try:
+        time.sleep(1)
+        assert place.seeds == []  # it waits for the first
+        first = place.start("run_local.sh", NODE_RANK="0", SEED_BASE="5", **both)
+        place.wait_for("running", first)
+        (place.folder / "stub" / "sleep").unlink()
+        end = time.monotonic() + 30
+        while not (place.set / "node_1" / "trial_1.log").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=30)
+        assert first.returncode == 143
+    finally:
+        second.send_signal(signal.SIGTERM)
+        second.communicate(timeout=30)
+    assert place.trial(5)["MASTER_PORT"] == "4000"
+    assert "seed 5" in (place.set / "node_1" / "trial_1.log").read_text()
+
+
+def test_ports_of_trials(place: Place) -> None:
+    place.run(NEXP="2", SEED_BASE="5", DGXNNODES="2", NODE_RANK="0", MASTER_ADDR="first", MASTER_PORT="4000")
+    assert [place.trial(seed)["MASTER_PORT"] for seed in (5, 6)] == ["4000", "4001"]
+    refused(place.run(NEXP="2", MASTER_PORT="65535"), "MASTER_PORT", "1 to 65534")
+
+
+def test_a_node_that_does_not_see_the_firsts_folder(place: Place) -> None:
+    place.replace("launch/trials.sh", "meeting_seconds=300", "meeting_seconds=1")
+    done = place.run(DGXNNODES="2", NODE_RANK="1", MASTER_ADDR="first")
+    refused(done, "LOGDIR", "no seed_base", "shared folder")
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_another_node_leaves_results_and_the_summary_to_the_first(place: Place, status: int) -> None:
+    place.set.mkdir()
+    (place.set / "seed_base").write_text("5\n")
+    place.tell("status_5", str(status))
+    (place.set / "trial_1").mkdir()
+    done = place.run(NEXP="2", DGXNNODES="2", NODE_RANK="1", MASTER_ADDR="first")
+    assert done.returncode == status
+    assert place.seeds == [5, 6]
+    assert place.calls() == []
+    assert not (place.set / "result_1.txt").exists()
+
+
+# --- signals
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_trial_and_the_set_goes_on_at_the_next_start(
+    place: Place, number: signal.Signals, status: int
+) -> None:
+    place.tell("sleep")
+    process = place.start("run_local.sh", NEXP="3", SEED_BASE="5")
+    place.wait_for("running", process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert place.told("signals") == "TERM\n"
+    assert place.seeds == [5]
+    assert place.journal == [["1", "5", "143"]]
+    assert place.result(1) is None
+    assert err.endswith("the table\n")
+    (place.folder / "stub" / "sleep").unlink()
+    assert place.run(NEXP="3").returncode == 0
+    assert place.seeds == [5, 6, 7]
+
+
+def test_a_launcher_that_is_killed_takes_its_trial_with_it(place: Place) -> None:
+    place.tell("sleep")
+    process = place.start("run_local.sh", NEXP="3", SEED_BASE="5")
+    trial = int(place.wait_for("running", process))
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{trial}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert place.told("signals") == "TERM\n"
+    assert place.journal == []
+
+
+def test_two_launchers_never_share_a_folder(place: Place) -> None:
+    place.tell("sleep")
+    process = place.start("run_local.sh", NEXP="1", SEED_BASE="5")
+    try:
+        place.wait_for("running", process)
+        refused(place.run(NEXP="1"), "LOGDIR", "trials are running", "another folder")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def test_a_reader_that_goes_away_costs_nothing(place: Place) -> None:
+    process = place.start("run_local.sh", NEXP="2", SEED_BASE="5")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0
+    assert "words of seed 6" in (place.set / "trial_2" / "output.log").read_text()

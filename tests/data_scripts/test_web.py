@@ -80,7 +80,7 @@ def test_a_stop_ends_a_wait() -> None:
     [
         ("7", 7, 7),
         ("9" * 5000, 1e8, 1e9),
-        (format_datetime(datetime.now(UTC) - timedelta(seconds=100)), -1e9, 0),
+        pytest.param(format_datetime(datetime.now(UTC) - timedelta(seconds=100)), -1e9, 0, id="a time past"),
         ("soon", 0, 0),
         ("", 0, 0),
         ("-5", 0, 0),

@@ -31,14 +31,18 @@ check_trials() {
     check_system
     check_data
     check_seed
-    if [[ "$DGXNNODES" != 1 && -z "${LOGDIR:-}" ]]; then
+    whole_number DGXNNODES 1 100000
+    # A batch job has one launcher, which may choose; several launchers must be told.
+    if [[ "$DGXNNODES" != 1 && -z "${LOGDIR:-}" && -z "${SLURM_JOB_ID:-}" ]]; then
         refuse "LOGDIR: not set. Trials on several nodes need one folder that all of them see"
     fi
     LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
     { mkdir -p "$LOGDIR" && : >> "$LOGDIR/trials.tsv"; } 2> /dev/null ||
         refuse "LOGDIR: cannot write to '$LOGDIR'. Name a folder that can be written"
-    LOGDIR=$(cd "$LOGDIR" && pwd)
-    DATADIR=$(cd "$DATADIR" && pwd)
+    # Where they really are: results/latest, named here, is about to point elsewhere.
+    LOGDIR=$(cd "$LOGDIR" && pwd -P)
+    DATADIR=$(cd "$DATADIR" && pwd -P)
+    [[ -z "${MODELDIR:-}" ]] || MODELDIR=$(cd "$MODELDIR" 2> /dev/null && pwd -P) || refuse "MODELDIR: no such folder. Unset it, or name one"
     export DGXNNODES CHECK_COMPLIANCE
 }
 
@@ -108,6 +112,7 @@ agree_on_seeds() {
 take_seeds() {
     local base
     base=$(< "$LOGDIR/seed_base")
+    [[ "$base" =~ ^[0-9]{1,18}$ ]] || refuse "LOGDIR: '$LOGDIR/seed_base' holds '$base', expected the seed of the first trial. Restore it, or name another folder"
     [[ "${SEED_BASE:-$base}" == "$base" ]] ||
         refuse "SEED_BASE: got $SEED_BASE, but this set was begun with $base. Leave it out to go on, or name another LOGDIR"
     SEED_BASE=$base
@@ -179,9 +184,10 @@ one_trial() {
     status=$ended
     ((status == 0 || worst == 1)) || worst=$status
     ((first_node)) || return 0
-    keep "$i" "$folder"
+    # The line first: a launcher that is killed in between leaves a trial to repeat, not a result that nothing tells of.
     row "$i" "$SEED" "$started" "$seconds" "$status" ||
         echo "warning: trials.tsv could not be written; trial $i ended with status $status" >&2
+    keep "$i" "$folder"
 }
 
 # In a subshell of its own: the environment of one trial, then the launcher's command in place of it.

@@ -75,6 +75,14 @@ def test_a_set_without_a_result_has_a_folder_of_its_own_under_results(place: Pla
     assert (place.scripts / "results" / "latest").resolve() == folder
 
 
+def test_the_newest_set_can_be_named_by_its_link(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5", LOGDIR="")
+    folder = Path(place.trial(5)["LOGDIR"]).parent
+    assert place.run(NEXP="2", LOGDIR="results/latest").returncode == 0
+    assert place.trial(6)["LOGDIR"] == str(folder / "trial_2")
+    assert (place.scripts / "results" / "latest").resolve() == folder
+
+
 # --- failures
 
 
@@ -210,6 +218,21 @@ def test_two_seeds_for_one_trial(place: Place) -> None:
 @pytest.mark.parametrize("value", ["-1", "x", "1e3", "08", "999999999999999999"])
 def test_a_first_seed_that_is_none(place: Place, value: str) -> None:
     refused(place.run(NEXP="2", SEED_BASE=value), "SEED_BASE", f"'{value}'")
+
+
+@pytest.mark.parametrize("kept", ["abc", "\n", "-1"])
+def test_a_first_seed_that_was_damaged(place: Place, kept: str) -> None:
+    place.set.mkdir()
+    (place.set / "seed_base").write_text(kept)
+    refused(place.run(NEXP="1"), "LOGDIR", "seed_base", "expected the seed")
+
+
+def test_a_number_of_nodes_that_is_none(place: Place) -> None:
+    refused(place.run(DGXNNODES="two"), "DGXNNODES", "'two'", "whole number")
+
+
+def test_a_model_that_is_not_there(place: Place) -> None:
+    refused(place.run(MODELDIR="no/such"), "MODELDIR", "no such folder")
 
 
 def test_a_system_without_a_configuration(place: Place) -> None:

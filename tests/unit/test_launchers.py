@@ -246,11 +246,11 @@ def test_a_step_of_a_job_without_containers(place: Place, config: str, nodes: in
 
 def test_a_step_of_a_job_with_containers(place: Place) -> None:
     place.tell("pyxis")
-    done = slurm(place, "config_B200_2x8.sh", 2, CONT="/images/gptoss20b.sqsh", MODELDIR="/models")
+    done = slurm(place, "config_B200_2x8.sh", 2, CONT="/images/gptoss20b.sqsh", MODELDIR=str(place.scripts))
     assert done.returncode == 0, done.stderr
     contained = [
         "--container-image=/images/gptoss20b.sqsh",
-        f"--container-mounts={place.folder}/data:/data:ro,{place.set}:/results,/models:/model:ro",
+        f"--container-mounts={place.folder}/data:/data:ro,{place.set}:/results,{place.scripts}:/model:ro",
         *["--container-workdir=/workspace/gptoss20b", "--no-container-mount-home"],
     ]
     size = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
@@ -314,6 +314,11 @@ def test_an_image_without_pyxis(place: Place) -> None:
     refused(slurm(place, "config_CPU_1x2.sh", CONT="image"), "CONT", "no pyxis", "Unset CONT")
 
 
+def test_a_job_may_choose_its_folder(place: Place) -> None:
+    assert slurm(place, "config_B200_2x8.sh", 2, LOGDIR="").returncode == 0
+    assert Path(place.trial(5)["LOGDIR"]).parent.parent == place.scripts / "results"
+
+
 def test_no_job(place: Place) -> None:
     refused(place.run("run.sub"), "SLURM_JOB_ID", "sbatch run.sub")
 
@@ -325,7 +330,7 @@ def test_a_job_submitted_from_elsewhere(place: Place) -> None:
 
 def test_the_batch_shell_is_told_before_the_time_limit_and_never_repeated() -> None:
     directives = re.findall(r"^#SBATCH (.*)$", (ROOT / "run.sub").read_text(), re.MULTILINE)
-    assert directives == ["--job-name=gptoss20b", "--exclusive", "--no-requeue", "--signal=B:TERM@180"]
+    assert directives == ["--job-name=gptoss20b", "--exclusive", "--mem=0", "--no-requeue", "--signal=B:TERM@180"]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ fi
 begin=$(date +%s)
 echo "run of $DGXSYSTEM started at $(date -u +%Y-%m-%dT%H:%M:%SZ)" >&2
 supervise exec_with_us "${launch[@]}" -m gptoss20b train
-trap - TERM INT
+trap - TERM INT HUP
 echo "run of $DGXSYSTEM ended after $(($(date +%s) - begin)) s" >&2
 
 # Only the first node has the log.

@@ -11,11 +11,13 @@ source launch/trials.sh
 : "${CONT:=gptoss20b}"
 check_trials
 check_node
+mountable DATADIR LOGDIR MODELDIR
 command -v docker > /dev/null || refuse "docker: not found. Install it, or run without a container: ./run_local.sh"
 docker image inspect "$CONT" > /dev/null 2>&1 ||
     refuse "CONT: no image '$CONT' on this machine. Build it: docker build --build-arg GIT_COMMIT=\$(git rev-parse HEAD) -t $CONT ."
 data=/data
 logdir=/results
+drop_caches=(launch/clear_caches.sh)
 # Names that nobody else has: only what carries them is ever stopped.
 containers="gptoss20b_$$_$RANDOM$RANDOM"
 
@@ -51,7 +53,12 @@ passed_on=(
 passed_prefixes=(NCCL_ RCCL_ NVTE_ TORCH_ PYTORCH_ HSA_ UCX_ MLPERF_SUBMISSION_ MLLOG_SUBMISSION_)
 
 # What every container gets. --env NAME takes the value from the environment: none is ever part of a command line.
-container=(docker run --rm --init --user="$(id -u):$(id -g)" --volume="$DATADIR:/data:ro" --volume="$LOGDIR:/results")
+container=(docker run --rm --init --user="$(id -u):$(id -g)")
+# A folder may be open to one of the user's other groups only.
+for group in $(id -G); do
+    container+=(--group-add="$group")
+done
+container+=(--volume="$DATADIR:/data:ro" --volume="$LOGDIR:/results")
 [[ -z "${MODELDIR:-}" ]] || container+=(--volume="$MODELDIR:/model:ro")
 environment_flags() {
     local name prefix
@@ -68,7 +75,6 @@ environment_flags() {
 
 # shellcheck disable=SC2329 # run_trials calls it
 run_trial() {
-    caches_by launch/clear_caches.sh
     environment_flags
     exec_with_us "${container[@]}" --name="${containers}_$SEED" "${device_flags[@]}" "${flags[@]}" "$CONT" ./run_and_time.sh
 }
@@ -76,7 +82,7 @@ run_trial() {
 # The client passes a signal on, if it has got so far; the container itself is told as well, and ended if it does not end.
 stop_child() {
     kill -TERM "$child" 2> /dev/null || true
-    docker stop --time=120 "${containers}_$SEED" > /dev/null 2>&1 &
+    in_background docker stop --time=120 "${containers}_$SEED"
 }
 
 # A client may go while its container stays.

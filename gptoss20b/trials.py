@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from .result import Result, read_result
 from .stopping import ExitCode
+
+_COLUMNS = ("trial", "seed", "started", "seconds", "status")
 
 # Statuses of a trial whose log says how training ended; any other was cut short, and a second start repeats it.
 _ENDED = (ExitCode.CONVERGED, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED, ExitCode.NOT_COMPLIANT)
@@ -44,31 +47,38 @@ class Trial:
 
 
 def read_trials(folder: Path, count: int) -> list[Trial]:
-    """Trials 1 to ``count`` of a set.
+    """Trials 1 to ``count`` of a set. A line of `trials.tsv` that no launcher writes is left out, with a warning.
 
     Raises:
         OSError: no `trials.tsv` there.
-        ValueError: a line of it is not what the launchers write.
     """
     attempts: dict[int, list[tuple[int, int]]] = {}
-    with (folder / "trials.tsv").open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines, delimiter="\t"):
+    with (folder / "trials.tsv").open(encoding="utf-8", errors="replace", newline="") as lines:
+        for row in csv.DictReader(lines, _COLUMNS, delimiter="\t"):
+            if row["trial"] == _COLUMNS[0]:
+                continue
             try:
                 number, seed, status = (int(row[name]) for name in ("trial", "seed", "status"))
-            except (KeyError, TypeError, ValueError):
-                # Most likely the disk was full; what else the file says still holds.
-                raise ValueError(
-                    f"{lines.name}: got {list(row.values())}, expected trial, seed, started, seconds and status. "
-                    "Remove the line: the trial's own folder says how it ended."
-                ) from None
+            except (TypeError, ValueError):
+                # Most likely the disk was full. What else the file says still holds, and the trial's log says the rest.
+                got = " ".join(str(value) for value in row.values() if value)
+                print(
+                    f"warning: {lines.name}: got '{got}', expected {', '.join(_COLUMNS)}; left out",
+                    file=sys.stderr,
+                )
+                continue
             attempts.setdefault(number, []).append((seed, status))
     return [_trial(folder, number, attempts.get(number, [])) for number in range(1, count + 1)]
 
 
 def _trial(folder: Path, number: int, attempts: list[tuple[int, int]]) -> Trial:
-    seed, status = attempts[-1] if attempts else (None, None)
     log = folder / f"trial_{number}" / "result_0.txt"
-    return Trial(number, len(attempts), seed, status, read_result(log) if log.exists() else None)
+    result = read_result(log) if log.exists() else None
+    seed, status = attempts[-1] if attempts else (None, None)
+    if status not in _ENDED and (folder / f"result_{number}.txt").exists() and result is not None:
+        # Its line could not be written; the launchers keep a log only if it says how training ended.
+        status = result.exit_code
+    return Trial(number, len(attempts), seed, status, result)
 
 
 def exit_code_of_set(trials: list[Trial]) -> ExitCode:

@@ -42,6 +42,21 @@ check_data() {
         refuse "DATADIR: no folder '$DATADIR'. Fetch the set with data_scripts/download_dataset.sh '$DATADIR', or make sample data: python -m data_scripts.make_sample_data '$DATADIR'"
 }
 
+# resolve NAME: the folder's real path, without links.
+resolve() {
+    local path
+    path=$(cd "${!1}" 2> /dev/null && pwd -P) || refuse "$1: no folder '${!1}' that can be entered. Name one"
+    printf -v "$1" %s "$path"
+}
+
+# mountable NAME...: lists of mounts are written with these characters between the paths.
+mountable() {
+    local name
+    for name in "$@"; do
+        [[ "${!name:-}" != *[:,]* ]] || refuse "$name: '${!name}' cannot be mounted into a container. Name a path without ':' and ','"
+    done
+}
+
 # A run on several nodes: which one this is, and where they meet.
 check_node() {
     [[ "$DGXNNODES" != 1 ]] || return 0

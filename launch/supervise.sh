@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sourced. `supervise COMMAND...` runs one child that gets the TERM and INT of this script as TERM, and waits for its end:
-# status is the child's exit status, terminated is 143 or 130 if this script was signalled, else 0.
+# Sourced. `supervise COMMAND...` runs one child that gets the TERM, INT and HUP of this script as TERM, and waits for its
+# end: status is the child's exit status, terminated is 143 (130 for INT) if this script was signalled, else 0.
 terminated=0
 # shellcheck disable=SC2034 # read by what sources this
 status=0
@@ -25,7 +25,8 @@ exec_with_us() {
 }
 
 supervise() {
-    trap 'pass_on 143' TERM
+    # A terminal that goes away ends the run as TERM does.
+    trap 'pass_on 143' TERM HUP
     trap 'pass_on 130' INT
     "$@" &
     child=$!

@@ -5,18 +5,21 @@
 #         and defines  run_trial         one run of run_and_time.sh, in place of the shell that calls it
 #                      in_python ARG...  python, where the harness is installed
 #                      after_trial       makes sure that nothing of the trial is left (may be left out)
+#         and may set  drop_caches       command that clears the caches of the host in place of the trial, which cannot
 # and calls check_trials, then run_trials. LOGDIR is the folder of the set:
 #   settings.txt       what the trials were configured with       seed_base     seed of the first
 #   trials.tsv         a line per trial that ended                summary.txt   the table at the end
 #   result_<i>.txt     log of trial i, if it says how training ended    compliance.txt   the verdict on the set
 #   trial_<i>/         its log, config.json, compliance_checker.log and output.log, the whole output
+#   current            number of the running trial, for the launchers of other nodes
 # Exit status: 0 all converged, 1 a trial failed, 2 bad configuration, 3 a trial did not reach the target or diverged,
 # 5 converged but not compliant, 130 interrupted, 143 terminated.
 
 : "${data:=}" "${logdir:=}" "${terminated:=0}"
+drop_caches=()
 
-# Longest wait of another node for the first to begin, in seconds.
-meeting_seconds=300
+# Longest wait of another node for the first's next trial, in seconds.
+meeting_seconds=600
 
 # Everything that can be refused before a trial; creates LOGDIR.
 check_trials() {
@@ -40,9 +43,9 @@ check_trials() {
     { mkdir -p "$LOGDIR" && : >> "$LOGDIR/trials.tsv"; } 2> /dev/null ||
         refuse "LOGDIR: cannot write to '$LOGDIR'. Name a folder that can be written"
     # Where they really are: results/latest, named here, is about to point elsewhere.
-    LOGDIR=$(cd "$LOGDIR" && pwd -P)
-    DATADIR=$(cd "$DATADIR" && pwd -P)
-    [[ -z "${MODELDIR:-}" ]] || MODELDIR=$(cd "$MODELDIR" 2> /dev/null && pwd -P) || refuse "MODELDIR: no such folder. Unset it, or name one"
+    resolve LOGDIR
+    resolve DATADIR
+    [[ -z "${MODELDIR:-}" ]] || resolve MODELDIR
     export DGXNNODES CHECK_COMPLIANCE
 }
 
@@ -60,28 +63,69 @@ check_seed() {
 run_trials() {
     first_node=1
     [[ "$DGXNNODES" == 1 || "${NODE_RANK:-0}" == 0 ]] || first_node=0
-    if ((first_node)); then
-        # A lock for as long as this script and its trials live: two sets in one folder would mix.
-        exec {lock}>> "$LOGDIR/.lock"
-        flock --nonblock "$lock" || refuse "LOGDIR: trials are running in '$LOGDIR'. Wait for their end, or name another folder"
-        check_settings
-        agree_on_seeds
-        [[ -s "$LOGDIR/trials.tsv" ]] || row trial seed started seconds status
-        point_latest
-    else
-        meet_first_node
-    fi
+    ((first_node)) || follow_first_node
+    lock_set
+    check_settings
+    agree_on_seeds
+    [[ -s "$LOGDIR/trials.tsv" ]] || row trial seed started seconds status ||
+        refuse "LOGDIR: cannot write '$LOGDIR/trials.tsv'. Make room, or name another folder"
+    point_latest
+    trap 'rm -f "$LOGDIR/current"' EXIT
     local i
     for ((i = 1; i <= NEXP; i++)); do
         [[ ! -e "$LOGDIR/result_$i.txt" ]] || continue
-        one_trial "$i"
+        adopt "$i" || one_trial "$i"
         # What refuses one trial refuses all.
         ((terminated == 0 && status != 2)) || break
         ((status == 0 || STOP_ON_FAILURE == 0)) || break
     done
-    trap - TERM INT
-    ((first_node)) || exit "$((terminated ? terminated : worst))"
+    rm -f "$LOGDIR/current"
+    trap - TERM INT HUP
     finish
+}
+
+# For as long as this script and its trials live: two sets in one folder would mix.
+lock_set() {
+    { exec {lock}>> "$LOGDIR/.lock"; } 2> /dev/null || refuse "LOGDIR: cannot write '$LOGDIR/.lock'. Name a folder that can be written"
+    flock --nonblock --conflict-exit-code 75 "$lock" && return
+    (($? == 75)) || refuse "LOGDIR: '$LOGDIR' cannot be locked. Name a folder on a file system with locks"
+    refuse "LOGDIR: trials are running in '$LOGDIR'. Wait for their end, or name another folder"
+}
+
+# Another node does the trials that the first one does, until there is no more of them; results are the first's.
+follow_first_node() {
+    current=0
+    while next_of_first_node; do
+        take_seeds
+        one_trial "$current"
+        ((terminated == 0 && status != 2)) || break
+    done
+    exit "$((terminated ? terminated : worst))"
+}
+
+# Wait until the first node is at another trial than the current one; 1 when it has ended.
+next_of_first_node() {
+    local waited number
+    for ((waited = 0; waited < meeting_seconds && terminated == 0; waited++)); do
+        number=$(cat "$LOGDIR/current" 2> /dev/null) || number=
+        if [[ "$number" =~ ^[1-9][0-9]{0,3}$ && "$number" != "$current" ]]; then
+            current=$number
+            return 0
+        fi
+        [[ -n "$number" || "$current" == 0 ]] || return 1
+        [[ "$current" != 0 ]] || missing_trial || return 1
+        sleep 1
+    done
+    ((terminated == 0)) || return 1
+    refuse "LOGDIR: the first node begins no trial in '$LOGDIR' within $meeting_seconds s. All nodes need one shared folder, and the first must be running"
+}
+
+missing_trial() {
+    local i
+    for ((i = 1; i <= NEXP; i++)); do
+        [[ -e "$LOGDIR/result_$i.txt" ]] || return 0
+    done
+    return 1
 }
 
 # The configuration is checked, and is the one that this set was begun with.
@@ -89,7 +133,7 @@ check_settings() {
     local settings="$LOGDIR/settings.txt" now
     now=$(LOGDIR="" in_python -m gptoss20b train --dry-run) || exit 2
     if [[ ! -s "$settings" ]]; then
-        echo "$now" > "$settings" || refuse "LOGDIR: cannot write '$settings'. Make room, or name another folder"
+        in_one_step "$settings" "$now" || refuse "LOGDIR: cannot write '$settings'. Make room, or name another folder"
     elif [[ "$now" != "$(< "$settings")" ]]; then
         diff "$settings" - <<< "$now" | grep '^[<>]' >&2 || true
         refuse "LOGDIR: '$LOGDIR' was begun with other settings (<) than now (>). Restore them, or name another folder"
@@ -103,10 +147,14 @@ agree_on_seeds() {
         take_seeds
     else
         : "${SEED_BASE:=$(($(od --address-radix=n --format=u4 --read-bytes=4 /dev/urandom)))}"
-        # In one step: other nodes wait for this file.
-        { echo "$SEED_BASE" > "$kept.new" && mv "$kept.new" "$kept"; } ||
+        in_one_step "$kept" "$SEED_BASE" ||
             refuse "LOGDIR: cannot write '$kept'. Make room, or name another folder"
     fi
+}
+
+# in_one_step FILE TEXT: whoever reads the file sees all of it or none.
+in_one_step() {
+    { echo "$2" > "$1.new" && mv "$1.new" "$1"; } 2> /dev/null
 }
 
 take_seeds() {
@@ -118,51 +166,28 @@ take_seeds() {
     SEED_BASE=$base
 }
 
-# Nodes beside the first take its seeds, which also shows that they see its folder.
-meet_first_node() {
-    local waited
-    for ((waited = 0; waited < meeting_seconds; waited++)); do
-        [[ ! -s "$LOGDIR/seed_base" ]] || break
-        sleep 1
-    done
-    [[ -s "$LOGDIR/seed_base" ]] ||
-        refuse "LOGDIR: no seed_base in '$LOGDIR' after $meeting_seconds s. All nodes need one shared folder, and the first must be started"
-    take_seeds
-}
-
-# results/latest is the newest set under results/, replaced in one step.
+# results/latest is the newest set under results/, replaced in one step. It is a convenience: nothing fails for it.
 point_latest() {
     local parent=${LOGDIR%/*}
-    [[ "${parent##*/}" == results ]] || return 0
-    ln -s "${LOGDIR##*/}" "$parent/.latest-$$"
-    mv --no-target-directory "$parent/.latest-$$" "$parent/latest"
+    [[ "$parent" == "$(cd results 2> /dev/null && pwd -P)" ]] || return 0
+    { ln -sfn "${LOGDIR##*/}" "$parent/.latest-$$" && mv --no-target-directory "$parent/.latest-$$" "$parent/latest"; } 2> /dev/null ||
+        { rm -f "$parent/.latest-$$"; echo "warning: results/latest could not be pointed to $LOGDIR" >&2; }
 }
 
 after_trial() {
     :
 }
 
-# caches_by COMMAND...: for a launcher of containers, which clears the caches of the host in place of the trial.
-caches_by() {
-    [[ "$CLEAR_CACHES" == 1 ]] || return 0
-    export CLEAR_CACHES='done'
-    "$@" || {
-        CLEAR_CACHES=0
-        echo "warning: the page cache could not be dropped (needs root on the host); cache_clear is logged as false" >&2
-    }
-}
-
 worst=0
 
 # one_trial I: run it, keep what it left, and set status.
 one_trial() {
-    local i=$1 folder="$LOGDIR/trial_$1" output started begin seconds pipe reader
+    local i=$1 folder="$LOGDIR/trial_$1" output started begin seconds pipe reader caches=$CLEAR_CACHES
     export SEED=$((SEED_BASE + i - 1))
     output="$folder/output.log"
     ((first_node)) || output="$LOGDIR/node_$NODE_RANK/trial_$i.log"
     started=$(date -u +%Y-%m-%dT%H:%M:%SZ)
-    ((first_node == 0)) || set_aside "$folder"
-    { mkdir -p "${output%/*}" && echo "trial $i of $NEXP: seed $SEED, started at $started" >> "$output"; } 2> /dev/null || {
+    { begin_trial && echo "trial $i of $NEXP: seed $SEED, started at $started" >> "$output"; } 2> /dev/null || {
         echo "error: LOGDIR: cannot write '$output'. Make room and start again: finished trials are kept" >&2
         worst=1
         status=2
@@ -171,10 +196,16 @@ one_trial() {
     echo "trial $i of $NEXP: seed $SEED, output in $output" >&2
 
     # The trial's output is shown and kept; a full disk or a reader that went away ends neither.
-    exec {pipe}> >(trap '' INT TERM && exec tee -p -a -- "$output")
+    exec {pipe}> >(trap '' INT TERM HUP && exec tee -p -a -- "$output")
     reader=$!
     begin=$SECONDS
-    supervise in_trial "$pipe" "$i"
+    clear_before_trial
+    # A signal that came meanwhile was for the trial.
+    if ((terminated == 0)); then
+        supervise in_output in_trial "$i"
+    else
+        status=$terminated
+    fi
     seconds=$((SECONDS - begin))
     local ended=$status
     after_trial
@@ -184,16 +215,50 @@ one_trial() {
     status=$ended
     ((status == 0 || worst == 1)) || worst=$status
     ((first_node)) || return 0
-    # The line first: a launcher that is killed in between leaves a trial to repeat, not a result that nothing tells of.
+    # The line first: a launcher that is killed in between leaves a log, which the next start adopts.
     row "$i" "$SEED" "$started" "$seconds" "$status" ||
         echo "warning: trials.tsv could not be written; trial $i ended with status $status" >&2
     keep "$i" "$folder"
 }
 
-# In a subshell of its own: the environment of one trial, then the launcher's command in place of it.
+# Room for what the trial leaves; other launchers may come.
+begin_trial() {
+    if ((first_node)); then
+        set_aside "$folder" && mkdir -p "$folder" && { [[ -z "${NODE_RANK:-}" ]] || in_one_step "$LOGDIR/current" "$i"; }
+    else
+        mkdir -p "${output%/*}"
+    fi
+}
+
+# Where the launcher clears the caches of the hosts, the trial is told what came of it.
+clear_before_trial() {
+    [[ "$CLEAR_CACHES" == 1 && ${#drop_caches[@]} -gt 0 ]] || return 0
+    supervise in_output "${drop_caches[@]}"
+    caches='done'
+    ((status == 0 || terminated)) || {
+        caches=0
+        echo "warning: the page cache could not be dropped (needs root on the host); cache_clear is logged as false" >&"$pipe"
+    }
+}
+
+# in_background COMMAND...: without what the trial's reader and the next launcher wait for.
+in_background() {
+    {
+        [[ -z "${pipe:-}" ]] || exec {pipe}>&-
+        [[ -z "${lock:-}" ]] || exec {lock}>&-
+        "$@"
+    } > /dev/null 2>&1 &
+}
+
+# In a subshell of its own, with the trial's output as its own.
+in_output() {
+    exec >&"$pipe" 2>&1
+    "$@"
+}
+
+# The environment of one trial, then the launcher's command in place of the shell.
 in_trial() {
-    exec >&"$1" 2>&1
-    export LOGDIR="$logdir/trial_$2" DATADIR="$data" MASTER_PORT=$((MASTER_PORT + $2 - 1))
+    export LOGDIR="$logdir/trial_$1" DATADIR="$data" MASTER_PORT=$((MASTER_PORT + $1 - 1)) CLEAR_CACHES=$caches
     run_trial
 }
 
@@ -205,10 +270,25 @@ set_aside() {
     mv "$1" "$1_attempt_$k"
 }
 
+# adopt I: a launcher that was killed may have left a log that says how training ended. It is the trial's result; set status.
+adopt() {
+    local folder="$LOGDIR/trial_$1"
+    [[ -e "$folder/result_0.txt" ]] || return 1
+    status=0
+    in_python -m gptoss20b result "$logdir/trial_$1" > /dev/null 2>&1 || status=$?
+    [[ "$status" =~ ^[034]$ ]] || return 1
+    echo "trial $1 of $NEXP: its log in $folder says how training ended, and is its result" >&2
+    row "$1" "$((SEED_BASE + $1 - 1))" - - "$status" || true
+    keep "$1" "$folder"
+}
+
 # row FIELD...: a line of trials.tsv.
 row() {
-    local IFS=$'\t'
-    echo "$*" 2> /dev/null >> "$LOGDIR/trials.tsv"
+    local IFS=$'\t' rows="$LOGDIR/trials.tsv" line
+    line="$*"
+    # A full disk may have cut the last line short.
+    [[ -z "$(tail -c 1 "$rows" 2> /dev/null)" ]] || line=$'\n'$line
+    echo "$line" 2> /dev/null >> "$rows"
 }
 
 # A log that says how training ended is a result. One that was cut short is not, and a second start repeats the trial.

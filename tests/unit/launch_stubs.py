@@ -19,13 +19,14 @@ _NOTE = '{ printf "%s\\x1f" "${0##*/}" "$@"; echo; } >> "$STUB/calls"\n'
 _TRIAL = """#!/usr/bin/env bash
 # Stands in for one run: says its environment, writes a log where the trial's folder is, and ends as it is told.
 folder=${TRIAL_FOLDER:-$LOGDIR}
-env -0 > "$STUB/trial_$SEED.env"
+env -0 > "$STUB/trial_$SEED.$$" && mv "$STUB/trial_$SEED.$$" "$STUB/trial_$SEED.env"
 echo "the log of seed $SEED"
 echo "words of seed $SEED" >&2
 if [[ -e "$STUB/sleep" ]]; then
     trap 'echo TERM >> "$STUB/signals"; sleep 0.3; kill "$sleeper"; exit 143' TERM
     sleep 60 &
     sleeper=$!
+    trap 'kill "$sleeper"' USR1
     echo "$$" > "$STUB/running"
     wait
 fi
@@ -43,6 +44,7 @@ case "$*" in
     [[ ! -e "$STUB/dry_run" ]] || { echo "error: 1 problem" >&2; exit 2; }
     echo "LEARNING_RATE = ${LEARNING_RATE:-}, LOGDIR = ${LOGDIR:-}, SEED = ${SEED:-}, DATADIR = $DATADIR" ;;
 *"gptoss20b result --trials "*) echo "the table"; exit "$(cat "$STUB/outcome" 2> /dev/null || echo 0)" ;;
+*"gptoss20b result "*) exit "$(cat "$STUB/log" 2> /dev/null || echo 1)" ;;
 *"compliance check-set "*) echo "the verdict"; exit "$(cat "$STUB/verdict" 2> /dev/null || echo 0)" ;;
 *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
@@ -77,10 +79,12 @@ while [[ "$1" == --* ]]; do
     case "$1" in --container-mounts=*) results=${1#*,}; results=${results%%:*} ;; esac
     shift
 done
-case "$1" in
-*clear_caches.sh) exit "$(cat "$STUB/caches" 2> /dev/null || echo 0)" ;;
-*slurm_task.sh) TRIAL_FOLDER="${results:+$results/${LOGDIR##*/}}" exec "$STUB/../bin/stub-trial" ;;
-*) shift; exec "$STUB/../bin/stub-python" "$@" ;;
+case "$*" in
+"bash launch/clear_caches.sh")
+    [[ ! -e "$STUB/clear" ]] || { echo $$ > "$STUB/running"; exec sleep 60; }
+    exit "$(cat "$STUB/caches" 2> /dev/null || echo 0)" ;;
+"bash launch/slurm_task.sh") TRIAL_FOLDER="${results:+$results/${LOGDIR##*/}}" exec "$STUB/../bin/stub-trial" ;;
+*) while [[ "$1" != -m ]]; do shift; done; exec "$STUB/../bin/stub-python" "$@" ;;
 esac
 """
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,16 @@ def test_the_newest_set_can_be_named_by_its_link(place: Place) -> None:
     assert place.run(NEXP="2", LOGDIR="results/latest").returncode == 0
     assert place.trial(6)["LOGDIR"] == str(folder / "trial_2")
     assert (place.scripts / "results" / "latest").resolve() == folder
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_latest_is_ours_alone_and_nothing_fails_for_it(place: Place, elsewhere: bool) -> None:
+    results = (place.folder if elsewhere else place.scripts) / "results"
+    (results / "latest").mkdir(parents=True)
+    done = place.run(NEXP="1", LOGDIR=str(results / "set"))
+    assert done.returncode == 0
+    assert ("warning: results/latest could not be pointed" in done.stderr) == (not elsewhere)
+    assert sorted(path.name for path in results.iterdir()) == ["latest", "set"]
 
 
 # --- failures
@@ -162,6 +174,37 @@ def test_every_attempt_is_kept(place: Place) -> None:
     ]
 
 
+@pytest.mark.parametrize("says", [0, 3, 4, 1, 143])
+def test_a_log_that_says_how_training_ended_is_never_repeated(place: Place, says: int) -> None:
+    """The launcher was killed before it could keep the log as the trial's result."""
+    place.run(NEXP="1", SEED_BASE="5")
+    (place.set / "result_1.txt").unlink()
+    (place.folder / "stub" / "trial_5.env").unlink()
+    place.tell("log", str(says))
+    done = place.run(NEXP="2")
+    assert done.returncode == 0
+    assert ["stub-python", "-m", "gptoss20b", "result", str(place.set / "trial_1")] in place.calls()
+    assert place.result(1) == "log of seed 5\n"
+    if says in (0, 3, 4):
+        assert place.seeds == [6]
+        assert place.journal == [["1", "5", "0"], ["1", "5", str(says)], ["2", "6", "0"]]
+        assert "trial 1 of 2: its log in" in done.stderr
+    else:
+        assert place.seeds == [5, 6]
+        assert place.journal == [["1", "5", "0"], ["1", "5", "0"], ["2", "6", "0"]]
+
+
+def test_a_line_that_was_cut_short_spoils_no_other(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5")
+    with (place.set / "trials.tsv").open("a") as rows:
+        rows.write("2\t6\t20")
+    assert place.run(NEXP="2").returncode == 0
+    lines = (place.set / "trials.tsv").read_text().splitlines()
+    assert lines[2] == "2\t6\t20"
+    assert lines[3].startswith("2\t6\t")
+    assert lines[3].endswith("\t0")
+
+
 def test_a_finished_set_is_only_summed_up_again(place: Place) -> None:
     place.run(NEXP="3", SEED_BASE="5")
     before = place.journal
@@ -232,7 +275,7 @@ def test_a_number_of_nodes_that_is_none(place: Place) -> None:
 
 
 def test_a_model_that_is_not_there(place: Place) -> None:
-    refused(place.run(MODELDIR="no/such"), "MODELDIR", "no such folder")
+    refused(place.run(MODELDIR="no/such"), "MODELDIR", "no folder 'no/such'")
 
 
 def test_a_system_without_a_configuration(place: Place) -> None:
@@ -285,28 +328,84 @@ def test_a_variable_of_several_nodes_is_missing(place: Place, missing: str) -> N
     refused(place.run(DGXNNODES="2", **given), missing, "not set")
 
 
-def test_nodes_share_the_first_ones_seeds_and_meet_at_a_port_of_each_trial(place: Place) -> None:
-    place.tell("sleep")
-    both = {"DGXNNODES": "2", "MASTER_ADDR": "first", "NEXP": "2", "MASTER_PORT": "4000"}
-    second = place.start("run_local.sh", NODE_RANK="1", **both)
+BOTH = {"DGXNNODES": "2", "MASTER_ADDR": "first", "NEXP": "2", "MASTER_PORT": "4000"}
+
+
+def until(condition: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(place: Place, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A run_local.sh that does not outlive the test."""
+    process = place.start("run_local.sh", **environment)
     try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def test_nodes_share_the_first_ones_seeds_and_end_with_it(place: Place) -> None:
+    place.tell("sleep")
+    with started(place, NODE_RANK="1", **BOTH) as second:
         time.sleep(1)
         assert place.seeds == []  # it waits for the first
-        first = place.start("run_local.sh", NODE_RANK="0", SEED_BASE="5", **both)
+        with started(place, NODE_RANK="0", SEED_BASE="5", **BOTH) as first:
+            place.wait_for("running", first)
+            (place.folder / "stub" / "sleep").unlink()
+            until((place.set / "node_1" / "trial_1.log").exists, first, second)
+            assert place.trial(5)["MASTER_PORT"] == "4000"
+            time.sleep(1.5)
+            assert second.poll() is None  # its part of the trial has ended, and it waits for the first's
+            first.send_signal(signal.SIGTERM)
+            first.communicate(timeout=30)
+            assert first.returncode == 143
+        assert second.wait(timeout=30) in (0, 143)
+    assert place.seeds == [5]
+    assert "seed 5" in (place.set / "node_1" / "trial_1.log").read_text()
+    assert not (place.set / "current").exists()
+
+
+def test_another_node_does_the_trials_that_the_first_does(place: Place) -> None:
+    place.set.mkdir()
+    (place.set / "seed_base").write_text("5\n")
+    with started(place, NODE_RANK="1", **BOTH) as second:
+        for number, seed in ((2, 6), (1, 5)):
+            (place.set / "current").write_text(f"{number}\n")
+            until((place.folder / "stub" / f"trial_{seed}.env").exists, second)
+            assert place.trial(seed)["MASTER_PORT"] == str(3999 + number)
+        (place.set / "current").unlink()
+        assert second.wait(timeout=30) == 0
+    assert place.calls() == []
+    assert not (place.set / "result_1.txt").exists()
+
+
+def test_stopping_on_failure_stops_all_nodes(place: Place) -> None:
+    place.tell("status_5", "3")
+    place.tell("sleep")
+    both = BOTH | {"STOP_ON_FAILURE": "1", "SEED_BASE": "5"}
+    with started(place, NODE_RANK="0", **both) as first:
         place.wait_for("running", first)
         (place.folder / "stub" / "sleep").unlink()
-        end = time.monotonic() + 30
-        while not (place.set / "node_1" / "trial_1.log").exists():
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        first.send_signal(signal.SIGTERM)
-        first.communicate(timeout=30)
-        assert first.returncode == 143
-    finally:
-        second.send_signal(signal.SIGTERM)
-        second.communicate(timeout=30)
-    assert place.trial(5)["MASTER_PORT"] == "4000"
-    assert "seed 5" in (place.set / "node_1" / "trial_1.log").read_text()
+        with started(place, NODE_RANK="1", **both) as second:
+            until((place.set / "node_1" / "trial_1.log").exists, first, second)
+            os.kill(int(place.told("running") or ""), signal.SIGUSR1)
+            assert first.wait(timeout=30) == 0  # as the stub sums up
+            assert second.wait(timeout=30) == 3
+    assert place.seeds == [5]
+
+
+def test_another_node_has_nothing_to_do_in_a_finished_set(place: Place) -> None:
+    place.run(NEXP="2", SEED_BASE="5")
+    place.forget()
+    assert place.run(NODE_RANK="1", **BOTH).returncode == 0
+    assert place.calls() == []
 
 
 def test_ports_of_trials(place: Place) -> None:
@@ -316,28 +415,15 @@ def test_ports_of_trials(place: Place) -> None:
 
 
 def test_a_node_that_does_not_see_the_firsts_folder(place: Place) -> None:
-    place.replace("launch/trials.sh", "meeting_seconds=300", "meeting_seconds=1")
+    place.replace("launch/trials.sh", "meeting_seconds=600", "meeting_seconds=1")
     done = place.run(DGXNNODES="2", NODE_RANK="1", MASTER_ADDR="first")
-    refused(done, "LOGDIR", "no seed_base", "shared folder")
-
-
-@pytest.mark.parametrize("status", [0, 1])
-def test_another_node_leaves_results_and_the_summary_to_the_first(place: Place, status: int) -> None:
-    place.set.mkdir()
-    (place.set / "seed_base").write_text("5\n")
-    place.tell("status_5", str(status))
-    (place.set / "trial_1").mkdir()
-    done = place.run(NEXP="2", DGXNNODES="2", NODE_RANK="1", MASTER_ADDR="first")
-    assert done.returncode == status
-    assert place.seeds == [5, 6]
-    assert place.calls() == []
-    assert not (place.set / "result_1.txt").exists()
+    refused(done, "LOGDIR", "begins no trial", "shared folder")
 
 
 # --- signals
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
 def test_a_signal_ends_the_trial_and_the_set_goes_on_at_the_next_start(
     place: Place, number: signal.Signals, status: int
 ) -> None:

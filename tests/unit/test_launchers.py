@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def environment_flags(config: str, *more: str) -> list[str]:
 def docker_base(place: Place) -> list[str]:
     return [
         *["docker", "run", "--rm", "--init", f"--user={os.getuid()}:{os.getgid()}"],
+        *[f"--group-add={group}" for group in subprocess.check_output(["id", "-G"], text=True).split()],
         *[f"--volume={place.folder}/data:/data:ro", f"--volume={place.set}:/results"],
     ]
 
@@ -226,7 +228,7 @@ def slurm(place: Place, config: str, nodes: int = 1, **environment: str) -> subp
 
 
 def trials(place: Place) -> list[list[str]]:
-    return [call for call in place.calls("srun") if call[-1] == "launch/slurm_task.sh"]
+    return [call for call in place.calls("srun") if call[-2:] == ["bash", "launch/slurm_task.sh"]]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_a_step_of_a_job_without_containers(place: Place, config: str, nodes: in
     done = slurm(place, config, nodes)
     assert done.returncode == 0, done.stderr
     size = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    assert trials(place) == [[*SRUN, *size, "--kill-on-bad-exit=1", "launch/slurm_task.sh"]]
+    assert trials(place) == [[*SRUN, *size, "--kill-on-bad-exit=1", "bash", "launch/slurm_task.sh"]]
     assert place.result(1) == "log of seed 5\n"
     environment = place.trial(5)
     assert environment["MASTER_ADDR"] == "10.1.2.3"
@@ -254,10 +256,21 @@ def test_a_step_of_a_job_with_containers(place: Place) -> None:
         *["--container-workdir=/workspace/gptoss20b", "--no-container-mount-home"],
     ]
     size = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
-    assert trials(place) == [[*SRUN, *size, "--kill-on-bad-exit=1", *contained, "launch/slurm_task.sh"]]
+    assert trials(place) == [[*SRUN, *size, "--kill-on-bad-exit=1", *contained, "bash", "launch/slurm_task.sh"]]
     inside = place.trial(5)
     assert (inside["DATADIR"], inside["LOGDIR"]) == ("/data", "/results/trial_1")
-    one = [*SRUN, "--nodes=1", "--ntasks=1", *contained, "python3", "-m", "gptoss20b"]
+    one = [
+        *SRUN,
+        "--nodes=1",
+        "--ntasks=1",
+        *contained,
+        "bash",
+        "-c",
+        'exec python3 "$@"',
+        "python3",
+        "-m",
+        "gptoss20b",
+    ]
     assert [call for call in place.calls("srun") if "python3" in call] == [
         [*one, "train", "--dry-run"],
         [*one, "result", "--trials", "1", "/results"],
@@ -269,7 +282,7 @@ def test_the_caches_of_all_nodes_are_cleared_outside_the_containers(place: Place
     slurm(place, "config_B200_2x8.sh", 2, CONT="image", CLEAR_CACHES="1", NEXP="2")
     size = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
     clearing = [call for call in place.calls("srun") if call[-1] == "launch/clear_caches.sh"]
-    assert clearing == [[*SRUN, *size, "launch/clear_caches.sh"]] * 2
+    assert clearing == [[*SRUN, *size, "bash", "launch/clear_caches.sh"]] * 2
     assert place.trial(6)["CLEAR_CACHES"] == "done"
 
 
@@ -304,6 +317,60 @@ def test_a_signal_goes_through_slurm_and_not_to_srun_which_would_kill_its_tasks(
     assert place.calls("scancel") == [["scancel", "--signal=TERM", "77"]]
     assert place.told("signals") == "TERM\n"
     assert place.seeds == [5]
+
+
+def test_a_signal_while_caches_are_cleared_starts_no_trial(place: Place) -> None:
+    place.tell("clear")
+    process = place.start(
+        "run.sub", NEXP="2", SEED_BASE="5", CLEAR_CACHES="1", DATADIR=str(place.folder / "data"),
+        SLURM_JOB_ID="77", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="n[1-2]", SLURM_SUBMIT_DIR=str(place.scripts),
+    )  # fmt: skip
+    place.wait_for("running", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert place.seeds == []
+    assert place.journal == [["1", "5", "143"]]
+
+
+def test_a_step_that_did_not_hear_the_signal_gets_it_again(place: Place) -> None:
+    place.replace("run.sub", "sleep 20", "sleep 1")
+    (place.folder / "bin" / "scancel").write_text(
+        '#!/bin/bash\necho x >> "$STUB/sent"\n'
+        '[[ $(wc -l < "$STUB/sent") -lt 3 ]] || kill -TERM $(cat "$STUB/running")\n'
+    )
+    place.tell("sleep")
+    process = place.start(
+        "run.sub", NEXP="2", SEED_BASE="5", CLEAR_CACHES="0", DATADIR=str(place.folder / "data"),
+        SLURM_JOB_ID="77", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="n[1-2]", SLURM_SUBMIT_DIR=str(place.scripts),
+    )  # fmt: skip
+    place.wait_for("running", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert place.told("signals") == "TERM\n"
+    time.sleep(1.2)
+    assert place.told("sent") == "x\n" * 3  # and not once more when it has ended
+
+
+@pytest.mark.parametrize("name", ["LOGDIR", "DATADIR", "MODELDIR"])
+@pytest.mark.parametrize("sign", [":", ","])
+def test_a_path_that_cannot_be_written_in_a_list_of_mounts(place: Place, name: str, sign: str) -> None:
+    place.tell("pyxis")
+    folder = place.folder / f"a{sign}b"
+    folder.mkdir()
+    expected = (name, f"a{sign}b", "without ':' and ','")
+    refused(slurm(place, "config_CPU_1x2.sh", CONT="image", **{name: str(folder)}), *expected)
+    refused(docker(place, "config_CPU_1x2.sh", **{name: str(folder)}), *expected)
+    assert slurm(place, "config_CPU_1x2.sh", **{name: str(folder)}).returncode == 0
+
+
+def test_the_hosts_python_is_none_of_the_images(place: Place) -> None:
+    place.tell("pyxis")
+    slurm(place, "config_CPU_1x2.sh", CONT="image", PYTHONPATH="/x", VIRTUAL_ENV="/y")
+    assert not {"PYTHON", "PYTHONPATH", "VIRTUAL_ENV"} & set(place.trial(5))
+    slurm(place, "config_CPU_1x2.sh", PYTHONPATH="/x", LOGDIR=str(place.folder / "other"))
+    assert place.trial(5)["PYTHONPATH"] == "/x"
 
 
 def test_a_job_with_another_number_of_nodes(place: Place) -> None:

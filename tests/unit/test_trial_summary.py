@@ -87,14 +87,36 @@ def test_the_last_attempt_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["1\t5\t2026", "one\t5\tx\t60\t0", "1\t5\tx\t60\t"])
-def test_a_line_cut_short_is_named(tmp_path: Path, line: str) -> None:
-    folder = make(tmp_path, 0)
+def test_a_line_cut_short_is_named_and_costs_nothing(tmp_path: Path, line: str) -> None:
+    folder = make(tmp_path, 0, 1)
     with (folder / "trials.tsv").open("a") as journal:
-        journal.write(line + "\n")
-    done = say(folder, 1)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {folder}/trials.tsv: got [")
-    assert "Traceback" not in done.stderr
+        journal.write(f"{line}\n2\t6\t2026-11-21T11:00:00Z\t60\t4\n")
+    done = say(folder, 2)
+    assert done.returncode == 3
+    (warning,) = done.stderr.splitlines()
+    got = " ".join(line.split("\t")).strip()
+    assert warning.startswith(f"warning: {folder}/trials.tsv: got '{got}', expected trial, seed")
+    assert "1 converged, 1 diverged" in " ".join(done.stdout.split())
+
+
+def test_a_head_cut_short_costs_nothing(tmp_path: Path) -> None:
+    folder = make(tmp_path, 0)
+    journal = folder / "trials.tsv"
+    _, row = journal.read_text().splitlines()
+    journal.write_text(f"trial\tse\n{row}\n")
+    assert say(folder, 1).returncode == 0
+
+
+@pytest.mark.parametrize(("status", "expected"), [("success", 0), ("aborted", 3)])
+def test_a_result_without_a_line_is_what_its_log_says(tmp_path: Path, status: str, expected: int) -> None:
+    folder = make(tmp_path, 1)
+    log = folder / "trial_1" / "result_0.txt"
+    log.write_text(LOG.replace("STATUS", status).replace("REASON", "target 3.0 not reached in 9 steps"))
+    (trial,) = read_trials(folder, 1)
+    assert trial.status == 1  # a second start has not yet looked at its log
+    (folder / "result_1.txt").hardlink_to(log)
+    (trial,) = read_trials(folder, 1)
+    assert trial.status == expected
 
 
 def test_a_folder_that_is_no_set(tmp_path: Path) -> None:

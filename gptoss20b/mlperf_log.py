@@ -108,6 +108,10 @@ class RunLog:
         self._event(constants.CACHE_CLEAR, config.submission.cache_cleared)
         self._start(constants.INIT_START)
 
+    def caches_not_cleared(self) -> None:
+        """`cache_clear` false, after a true one: what the first node found does not hold for all."""
+        self._event(constants.CACHE_CLEAR, False)
+
     def describe(self, config: Config, seed: int) -> None:
         """Everything that the rules want to know of the run, from its configuration."""
         for key, value in hyperparameters(config, seed).items():

@@ -102,7 +102,7 @@ def _abort(state: Run, reason: str) -> None:
 
 def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     config, rank, log = state.config, state.rank, state.log
-    _agree_on_settings(config)
+    _agree_on_settings(state)
     seed = _agree_on_seed(config)
     log.describe(config, seed)
     record = make_record(config) | {"seed": seed, "backend": state.backend}
@@ -168,13 +168,18 @@ def _finite(loss: float, kind: str, step: int) -> float:
     return loss
 
 
-def _agree_on_settings(config: Config) -> None:
+def _agree_on_settings(state: Run) -> None:
     """Nodes are started one by one: settings that differ between them would train a model that nobody asked for."""
-    gathered: list[Config] = [config] * dist.get_world_size()
-    dist.all_gather_object(gathered, config)
+    gathered: list[Config] = [state.config] * dist.get_world_size()
+    dist.all_gather_object(gathered, state.config)
     differing = disagreements(gathered)
     if differing:
         raise LaunchError("ranks were started with different settings: " + "; ".join(differing))
+    cleared = [config.submission.cache_cleared for config in gathered]
+    if cleared[0] and not all(cleared):
+        state.log.caches_not_cleared()
+        rank = cleared.index(False)
+        state.progress.message(f"warning: the page cache of rank {rank}'s node was not dropped; cache_clear is false")
 
 
 def _agree_on_seed(config: Config) -> int:

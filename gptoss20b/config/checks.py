@@ -51,7 +51,7 @@ def fixed_by_rules(config: Config) -> list[tuple[str, str, object, object]]:
 
 
 # What each node may have in its own way.
-_PER_NODE = {"DATADIR", "LOGDIR", "CPU_THREADS"}
+_PER_NODE = {"DATADIR", "LOGDIR", "CPU_THREADS", "CACHE_CLEARED"}
 
 
 def disagreements(configs: Sequence[Config]) -> list[str]:

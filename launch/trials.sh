@@ -20,6 +20,8 @@ drop_caches=()
 
 # Longest wait of another node for the first's next trial, in seconds.
 meeting_seconds=600
+# How long it goes on with a trial that the first has left, in seconds: ends of one trial are not at the same moment.
+leaving_seconds=30
 
 # Everything that can be refused before a trial; creates LOGDIR.
 check_trials() {
@@ -118,6 +120,20 @@ next_of_first_node() {
     done
     ((terminated == 0)) || return 1
     refuse "LOGDIR: the first node begins no trial in '$LOGDIR' within $meeting_seconds s. All nodes need one shared folder, and the first must be running"
+}
+
+# leave_with_first_node I PID: end trial I when the first node is at another one, or has ended.
+leave_with_first_node() {
+    local alone=0
+    while kill -0 "$2" && ((alone < leaving_seconds)); do
+        sleep 1
+        if [[ "$(cat "$LOGDIR/current")" == "$1" ]]; then
+            alone=0
+        else
+            alone=$((alone + 1))
+        fi
+    done
+    ((alone < leaving_seconds)) || kill -TERM "$2"
 }
 
 missing_trial() {
@@ -258,6 +274,7 @@ in_output() {
 
 # The environment of one trial, then the launcher's command in place of the shell.
 in_trial() {
+    ((first_node)) || in_background leave_with_first_node "$1" "$BASHPID"
     export LOGDIR="$logdir/trial_$1" DATADIR="$data" MASTER_PORT=$((MASTER_PORT + $1 - 1)) CLEAR_CACHES=$caches
     run_trial
 }

@@ -386,6 +386,26 @@ def test_another_node_does_the_trials_that_the_first_does(place: Place) -> None:
     assert not (place.set / "result_1.txt").exists()
 
 
+def test_another_node_leaves_a_trial_that_the_first_has_left(place: Place) -> None:
+    """As after a kill of the first, which could not take the number back."""
+    place.replace("launch/trials.sh", "leaving_seconds=30", "leaving_seconds=2")
+    place.set.mkdir()
+    (place.set / "seed_base").write_text("5\n")
+    (place.set / "current").write_text("2\n")
+    place.tell("sleep")
+    with started(place, NODE_RANK="1", **BOTH) as second:
+        place.wait_for("running", second)
+        time.sleep(3.5)
+        assert place.told("signals") is None
+        (place.folder / "stub" / "sleep").unlink()
+        (place.set / "current").write_text("1\n")
+        until((place.folder / "stub" / "trial_5.env").exists, second)
+        assert place.told("signals") == "TERM\n"
+        (place.set / "current").unlink()
+        assert second.wait(timeout=30) == 143
+    assert place.seeds == [5, 6]
+
+
 def test_stopping_on_failure_stops_all_nodes(place: Place) -> None:
     place.tell("status_5", "3")
     place.tell("sleep")

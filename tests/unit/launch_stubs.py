@@ -120,6 +120,29 @@ _STUBS = {
 }
 
 
+def copy_scripts(folder: Path, drop_caches: Path) -> None:
+    """The scripts in ``folder``, with an empty data folder. The caches of the machine are the file ``drop_caches``."""
+    (folder / "data" / "sample").mkdir(parents=True)
+    for script in (*ROOT.glob("*.sh"), ROOT / "run.sub"):
+        shutil.copy(script, folder)
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    replace(folder / "launch" / "clear_caches.sh", "/proc/sys/vm/drop_caches", str(drop_caches))
+
+
+def replace(script: Path, old: str, new: str) -> None:
+    text = script.read_text()
+    assert text.count(old) == 1, (script, old)
+    script.write_text(text.replace(old, new))
+
+
+def make_tools(folder: Path, bodies: dict[str, str]) -> None:
+    """An executable of each name."""
+    folder.mkdir()
+    for name, body in bodies.items():
+        (folder / name).write_text(body)
+        (folder / name).chmod(0o755)
+
+
 @dataclass
 class Place:
     """The copy: `scripts/`, stubs in `bin/`, what they are told and write in `stub/`, results in `set/`."""
@@ -127,23 +150,14 @@ class Place:
     folder: Path
 
     def __post_init__(self) -> None:
-        for name in ("bin", "stub", "scripts/data/sample", "dev"):
-            (self.folder / name).mkdir(parents=True)
-        for script in (*ROOT.glob("*.sh"), ROOT / "run.sub"):
-            shutil.copy(script, self.scripts)
-        shutil.copytree(ROOT / "launch", self.scripts / "launch")
-        # The machine's caches stay as they are, and its devices are the test's.
-        self.replace("launch/clear_caches.sh", "/proc/sys/vm/drop_caches", str(self.folder / "drop_caches" / "file"))
-        text = (self.scripts / "run_with_docker.sh").read_text()
-        (self.scripts / "run_with_docker.sh").write_text(
-            text.replace("[[ ! -d /dev/infiniband ]]", f"[[ ! -d {self.folder}/dev/infiniband ]]").replace(
-                "stat --format=%g /dev/kfd /dev/dri/renderD*", f"stat --format=%g {self.folder}/dev/kfd"
-            )
-        )
-        for name, body in _STUBS.items():
-            tool = self.folder / "bin" / name
-            tool.write_text(body.replace("NOTE\n", _NOTE))
-            tool.chmod(0o755)
+        for name in ("stub", "dev"):
+            (self.folder / name).mkdir()
+        copy_scripts(self.scripts, self.folder / "drop_caches" / "file")
+        # Its devices are the test's.
+        devices = self.folder / "dev"
+        self.replace("run_with_docker.sh", "[[ ! -d /dev/infiniband ]]", f"[[ ! -d {devices}/infiniband ]]")
+        self.replace("run_with_docker.sh", "%g /dev/kfd /dev/dri/renderD*", f"%g {devices}/kfd")
+        make_tools(self.folder / "bin", {name: body.replace("NOTE\n", _NOTE) for name, body in _STUBS.items()})
         (self.scripts / "run_and_time.sh").unlink()
         (self.scripts / "run_and_time.sh").symlink_to(self.folder / "bin" / "stub-trial")
 
@@ -157,10 +171,7 @@ class Place:
         return self.folder / "set"
 
     def replace(self, script: str, old: str, new: str) -> None:
-        path = self.scripts / script
-        text = path.read_text()
-        assert text.count(old) == 1, (script, old)
-        path.write_text(text.replace(old, new))
+        replace(self.scripts / script, old, new)
 
     def tell(self, name: str, text: str = "") -> None:
         """Leave a word for the stubs."""

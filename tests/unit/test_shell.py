@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from launch_stubs import copy_scripts, make_tools
 from sourced import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted(ROOT.glob("*.sh")), *sorted(ROOT.glob("*/*.sh")), ROOT / "run.sub", ROOT / ".ci" / "run"]
 SOURCED = {"checks.sh", "supervise.sh", "trials.sh"}
-DROP_CACHES = "/proc/sys/vm/drop_caches"
 
 
 # --- all scripts
@@ -128,21 +128,9 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    scripts, tools = tmp_path / "scripts", tmp_path / "bin"
-    for folder in (scripts, tools, tmp_path / "stub", scripts / "data" / "sample"):
-        folder.mkdir(parents=True)
-    for script in ROOT.glob("*.sh"):
-        shutil.copy(script, scripts)
-    shutil.copytree(ROOT / "launch", scripts / "launch")
-    # The machine's own caches stay as they are.
-    clearing = scripts / "launch" / "clear_caches.sh"
-    text = clearing.read_text()
-    assert text.count(DROP_CACHES) == 1
-    clearing.write_text(text.replace(DROP_CACHES, str(tmp_path / "proc" / "drop_caches")))
-    stubs = {"stub-python": STUB, "sync": "#!/bin/sh\nexit 0\n", "sudo": SUDO}
-    for name, body in stubs.items():
-        (tools / name).write_text(body)
-        (tools / name).chmod(0o755)
+    (tmp_path / "stub").mkdir()
+    copy_scripts(tmp_path / "scripts", tmp_path / "proc" / "drop_caches")
+    make_tools(tmp_path / "bin", {"stub-python": STUB, "sync": "#!/bin/sh\nexit 0\n", "sudo": SUDO})
     return Place(tmp_path)
 
 

@@ -72,7 +72,6 @@ run_trials() {
     [[ -s "$LOGDIR/trials.tsv" ]] || row trial seed started seconds status ||
         refuse "LOGDIR: cannot write '$LOGDIR/trials.tsv'. Make room, or name another folder"
     point_latest
-    trap 'rm -f "$LOGDIR/current"' EXIT
     local i
     for ((i = 1; i <= NEXP; i++)); do
         [[ ! -e "$LOGDIR/result_$i.txt" ]] || continue

@@ -312,11 +312,15 @@ def test_a_signal_goes_through_slurm_and_not_to_srun_which_would_kill_its_tasks(
     )  # fmt: skip
     place.wait_for("running", process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=15)  # whatever still repeats the signal is not waited for
     assert process.returncode == 143
     assert place.calls("scancel") == [["scancel", "--signal=TERM", "77"]]
     assert place.told("signals") == "TERM\n"
     assert place.seeds == [5]
+    # Nor does it hold the set.
+    (place.folder / "stub" / "sleep").unlink()
+    assert slurm(place, "config_CPU_1x2.sh", NEXP="2").returncode == 0
+    assert place.seeds == [5, 6]
 
 
 def test_a_signal_while_caches_are_cleared_starts_no_trial(place: Place) -> None:

@@ -143,6 +143,23 @@ def make_tools(folder: Path, bodies: dict[str, str]) -> None:
         (folder / name).chmod(0o755)
 
 
+def start_bash(command: str, folder: Path, cwd: Path) -> subprocess.Popen[str]:
+    """Start it with the tools of ``folder/bin``, which write into ``folder/stub``."""
+    return subprocess.Popen(
+        ["bash", "--norc", "-c", command],
+        cwd=cwd,
+        env={
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+            "STUB": str(folder / "stub"),
+            "PYTHON": str(folder / "bin" / "stub-python"),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @dataclass
 class Place:
     """The copy: `scripts/`, stubs in `bin/`, what they are told and write in `stub/`, results in `set/`."""
@@ -217,19 +234,8 @@ class Place:
     def start(self, script: str, config: str = "config_CPU_1x2.sh", **environment: str) -> subprocess.Popen[str]:
         given = {"LOGDIR": str(self.set)} | environment
         exports = "".join(f"export {name}='{value}'; " for name, value in given.items())
-        return subprocess.Popen(
-            ["bash", "--norc", "-c", f"source {self.scripts}/{config}; {exports}exec bash {self.scripts}/{script}"],
-            cwd=self.scripts,
-            env={
-                "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
-                "STUB": str(self.folder / "stub"),
-                "PYTHON": str(self.folder / "bin" / "stub-python"),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        source = f"source {self.scripts}/{config}; {exports}"
+        return start_bash(f"{source}exec bash {self.scripts}/{script}", self.folder, self.scripts)
 
     def run(
         self, script: str = "run_local.sh", config: str = "config_CPU_1x2.sh", **environment: str

@@ -220,11 +220,26 @@ def test_a_machine_without_docker(place: Place) -> None:
 SRUN = ["srun", "--cpu-bind=none", "--mpi=none", "--export=ALL", "--wait=0"]
 
 
+def job(place: Place, nodes: int = 1) -> dict[str, str]:
+    """What Slurm says to a batch script, and one trial."""
+    return {
+        **{"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_JOB_NODELIST": "n[1-2]"},
+        **{"SLURM_SUBMIT_DIR": str(place.scripts), "SLURM_NODEID": "0"},
+        **{"DATADIR": str(place.folder / "data"), "CLEAR_CACHES": "0", "NEXP": "1", "SEED_BASE": "5"},
+    }
+
+
 def slurm(place: Place, config: str, nodes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
-    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_JOB_NODELIST": "n[1-2]"}
-    place_of_job = {"SLURM_SUBMIT_DIR": str(place.scripts), "SLURM_NODEID": "0"}
-    given = {"DATADIR": str(place.folder / "data"), "CLEAR_CACHES": "0", "NEXP": "1", "SEED_BASE": "5"}
-    return place.run("run.sub", config, **{**job, **place_of_job, **given, **environment})
+    return place.run("run.sub", config, **(job(place, nodes) | environment))
+
+
+def terminated(place: Place, limit_s: float, **environment: str) -> None:
+    """Signal a job of two trials as soon as a stub waits, and see its end."""
+    process = place.start("run.sub", **(job(place) | {"NEXP": "2"} | environment))
+    place.wait_for("running", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=limit_s)
+    assert process.returncode == 143
 
 
 def trials(place: Place) -> list[list[str]]:
@@ -306,14 +321,8 @@ def test_a_first_node_without_an_address_has_its_name(place: Place) -> None:
 
 def test_a_signal_goes_through_slurm_and_not_to_srun_which_would_kill_its_tasks(place: Place) -> None:
     place.tell("sleep")
-    process = place.start(
-        "run.sub", NEXP="2", SEED_BASE="5", CLEAR_CACHES="0", DATADIR=str(place.folder / "data"),
-        SLURM_JOB_ID="77", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="n[1-2]", SLURM_SUBMIT_DIR=str(place.scripts),
-    )  # fmt: skip
-    place.wait_for("running", process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=15)  # whatever still repeats the signal is not waited for
-    assert process.returncode == 143
+    # Whatever still repeats the signal is not waited for.
+    terminated(place, 15)
     assert place.calls("scancel") == [["scancel", "--signal=TERM", "77"]]
     assert place.told("signals") == "TERM\n"
     assert place.seeds == [5]
@@ -325,14 +334,7 @@ def test_a_signal_goes_through_slurm_and_not_to_srun_which_would_kill_its_tasks(
 
 def test_a_signal_while_caches_are_cleared_starts_no_trial(place: Place) -> None:
     place.tell("clear")
-    process = place.start(
-        "run.sub", NEXP="2", SEED_BASE="5", CLEAR_CACHES="1", DATADIR=str(place.folder / "data"),
-        SLURM_JOB_ID="77", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="n[1-2]", SLURM_SUBMIT_DIR=str(place.scripts),
-    )  # fmt: skip
-    place.wait_for("running", process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 143
+    terminated(place, 30, CLEAR_CACHES="1")
     assert place.seeds == []
     assert place.journal == [["1", "5", "143"]]
 
@@ -344,14 +346,7 @@ def test_a_step_that_did_not_hear_the_signal_gets_it_again(place: Place) -> None
         '[[ $(wc -l < "$STUB/sent") -lt 3 ]] || kill -TERM $(cat "$STUB/running")\n'
     )
     place.tell("sleep")
-    process = place.start(
-        "run.sub", NEXP="2", SEED_BASE="5", CLEAR_CACHES="0", DATADIR=str(place.folder / "data"),
-        SLURM_JOB_ID="77", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="n[1-2]", SLURM_SUBMIT_DIR=str(place.scripts),
-    )  # fmt: skip
-    place.wait_for("running", process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 143
+    terminated(place, 30)
     assert place.told("signals") == "TERM\n"
     time.sleep(1.2)
     assert place.told("sent") == "x\n" * 3  # and not once more when it has ended

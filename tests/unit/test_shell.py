@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launch_stubs import copy_scripts, make_tools
+from launch_stubs import copy_scripts, make_tools, start_bash
 from sourced import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,19 +106,7 @@ class Place:
         clear = {"DATADIR": "", "CLEAR_CACHES": ""}
         overrides = "".join(f"export {name}='{value}' && " for name, value in environment.items() if name not in clear)
         overrides += "".join(f"export {name}='{environment[name]}' && " for name in clear if name in environment)
-        return subprocess.Popen(
-            ["bash", "--norc", "-c", f"{source}{overrides}exec {self.folder}/scripts/run_and_time.sh"],
-            cwd=self.folder,
-            env={
-                "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
-                "STUB": str(self.folder / "stub"),
-                "PYTHON": str(self.folder / "bin" / "stub-python"),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        return start_bash(f"{source}{overrides}exec {self.folder}/scripts/run_and_time.sh", self.folder, self.folder)
 
     def run(self, config: str | None = "config_CPU_1x2.sh", **environment: str) -> subprocess.CompletedProcess[str]:
         process = self.start(config, **environment)
@@ -373,8 +361,9 @@ def in_session(session: int) -> list[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, _, _, owner = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(owner) == session and state != "Z":
-                found.append((folder / "cmdline").read_text())
+            command = (folder / "cmdline").read_text()  # empty as soon as it is a zombie
+            if int(owner) == session and state != "Z" and command:
+                found.append(command)
         except (OSError, ValueError):
             continue  # it ended meanwhile
     return found

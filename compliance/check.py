@@ -21,7 +21,7 @@ from .official import version as official_version
 from .records import Defect
 from .rules import PACKAGE_RULES
 from .rules.packages import LoggedIdentity, PackageSubject
-from .run import Machine
+from .run import Machine, eval_step
 from .source import InputError, find_logs, read_log
 from .submission import ResultFolder, Submission, SystemDescription, read_submission, read_system
 
@@ -68,7 +68,7 @@ def check_run(log: Path, options: Options = DEFAULTS) -> Report:
             tools.check_files({str(path): path})
         judged = judge_run(read_log(path), options.ruleset, _machine_of(options.system), in_set=False)
         official = _beside(tools, _ours_of_files([judged]))
-    result = SetResult("", (judged.summary,), None, None, None)
+    result = SetResult("", (judged.summary,), None, None, None, eval_step([judged.run]))
     return _report("check-run", options, [*judged.findings, *unverifiable()], [result], official)
 
 

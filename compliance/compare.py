@@ -13,12 +13,10 @@ from .benchmark import DESCRIPTION, DISCLOSURE, OPTIONAL, RUNS
 from .findings import RunSummary, Severity, Spread, Status
 from .judge import JudgedRun, judge_set
 from .rules.rule import show
-from .run import Run, comparable
+from .run import ABSURD, Run, comparable
 from .welch import CONFIDENCE, Measure, in_percent, measure, plain
 
 CONFIDENCES = (0.5, 0.9999)
-# More samples or minutes than any run takes: what a broken log claims.
-_ABSURD = 1e12
 _DESCRIBED = (*DESCRIPTION, *DISCLOSURE, *OPTIONAL)
 # They belong to one run, not to a set; in some logs train_samples is how far the run came.
 _OF_ONE_RUN = frozenset({"seed", "train_samples", "cache_clear"})
@@ -144,7 +142,7 @@ def compare(
 def _met_target(run: RunSummary) -> bool:
     """As for a set's score: an aborted run did not converge, and an evaluation at no samples or less is nonsense."""
     samples = run.samples_to_target
-    return samples is not None and 0 < samples < _ABSURD and run.status is not Status.NOT_CONVERGED
+    return samples is not None and 0 < samples < ABSURD and run.status is not Status.NOT_CONVERGED
 
 
 def _samples(runs: Sequence[RunSummary]) -> list[float]:
@@ -155,7 +153,7 @@ def _samples(runs: Sequence[RunSummary]) -> list[float]:
 def _minutes(runs: Sequence[RunSummary]) -> list[float]:
     """Minutes to target, infinite where it was not met, and where the clock is missing or runs back."""
     known = [run.minutes_to_target or 0.0 if _met_target(run) else 0.0 for run in runs]
-    return [minutes if 0 < minutes < _ABSURD else math.inf for minutes in known]
+    return [minutes if 0 < minutes < ABSURD else math.inf for minutes in known]
 
 
 def _float(step: int | None) -> float | None:
@@ -164,21 +162,19 @@ def _float(step: int | None) -> float | None:
 
 def _side(name: str, judged: Sequence[JudgedRun], ruleset: str) -> Side:
     # A comparison is of as many runs as there are: none are missing, and none outside a window.
-    _, of_set = judge_set(judged, ruleset, wanted=len(judged))
+    result, of_set = judge_set(judged, ruleset, wanted=len(judged))
     files: dict[str, list[str]] = {}
     for finding in (*(each for run in judged for each in run.findings), *of_set):
         if finding.severity is Severity.ERROR and (len(judged) == RUNS or not finding.rule.startswith("rcp-")):
             files.setdefault(finding.rule, []).extend([finding.file] if finding.file else [])
     left_out = tuple(each.summary.file for each in judged if not _met_target(each.summary))
-    steps = {each.run.eval_interval for each in judged} - {None}  # a run that never evaluated says nothing of it
-    step = steps.pop() if len(steps) == 1 else None
     return Side(
         name=name,
         runs=len(judged),
         converged=len(judged) - len(left_out),
         left_out=left_out,
         broken=tuple(Broken(rule, tuple(dict.fromkeys(found))) for rule, found in files.items()),
-        step=None if step is None or step >= _ABSURD else step,
+        step=result.eval_step,
     )
 
 

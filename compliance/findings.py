@@ -137,7 +137,7 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and spread of some runs. sd and CV with ddof 1; quantum: the smallest step the figure can move by."""
+    """Mean and spread of some runs. sd and CV with ddof 1; quantum: the smallest step the figure moves by, if known."""
 
     runs: int
     mean: float
@@ -263,13 +263,21 @@ class Official:
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """The figures of one set of runs. A submission tree may hold several."""
+    """The figures of one set of runs. A submission tree may hold several.
+
+    Attributes:
+        name: of the set.
+        runs: as judged.
+        score, variance, rcp: None without the runs, the division or the batch size that they take.
+        eval_step: samples between evaluations, None if the runs have no single such number (`compliance.run`).
+    """
 
     name: str
     runs: tuple[RunSummary, ...]
     score: Score | None
     variance: Variance | None
     rcp: Rcp | None
+    eval_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from .records import Log
 from .rules import RUN_RULES, SET_RULES, UNVERIFIABLE
 from .rules.evaluations import logged_schedule, run_not_converged
 from .rules.sets import RunSet
-from .run import Machine, Run, whole
+from .run import Machine, Run, eval_step, whole
 from .schedule import Comparison
 
 # Points of a curve that a picture can show.
@@ -85,14 +85,15 @@ def judge_set(
     tested = None
     if batch is not None and all(run.division != "open" for run in runs):
         tested = rcp.test(batch, olympic_samples, ruleset)
-    variance = _variance(window, batch, cv_limit)
+    step = eval_step([each.run for each in judged])
+    variance = _variance(window, step, batch, cv_limit)
     subject = RunSet(judged=tuple(each.run for each in judged), runs=tuple(runs), window=tuple(window), wanted=wanted,
                      variance=variance, rcp=tested, olympic_samples=olympic_samples)  # fmt: skip
     findings = tuple(finding for rule in SET_RULES for finding in rule.judge(subject))
     errors = any(finding.severity is Severity.ERROR for finding in [*findings, *_all(judged)])
     normalization = tested.pruned.normalization if tested is not None else 1.0
     scored = _score(window, valid=not errors, normalization=normalization)
-    return SetResult(name, tuple(runs), scored, variance, tested), findings
+    return SetResult(name, tuple(runs), scored, variance, tested, step), findings
 
 
 def unverifiable() -> tuple[Finding, ...]:
@@ -131,11 +132,11 @@ def _window(runs: Sequence[RunSummary], wanted: int) -> list[RunSummary]:
     return [started[index] for index in score.median_window(starts, [_minutes(run) for run in started], wanted)]
 
 
-def _variance(window: Sequence[RunSummary], batch: int | None, limit: float) -> Variance | None:
+def _variance(window: Sequence[RunSummary], step: int | None, batch: int | None, limit: float) -> Variance | None:
     """Spread over the runs of the window; those that did not converge are infinite, and left out."""
     if not window:
         return None
-    return score.variance([_samples(run) for run in window], [_minutes(run) for run in window], batch, limit)
+    return score.variance([_samples(run) for run in window], [_minutes(run) for run in window], step, batch, limit)
 
 
 def _score(window: Sequence[RunSummary], *, valid: bool, normalization: float | None) -> Score | None:

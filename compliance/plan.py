@@ -188,12 +188,14 @@ def layouts(gbs: int, micro_batch: int | None, data_parallel: int | None) -> tup
     return found
 
 
-# Submissions to round v6.0.
+# Submissions to round v6.0, as their public logs say.
 _SUBMISSION = "a submission to MLPerf Training v6.0"
 _SUBMITTED = (
     Suggestion(4e-4, 128, _SUBMISSION, 16),
     Suggestion(5e-4, 256, _SUBMISSION, 24),
     Suggestion(8e-4, 192, _SUBMISSION, 32),
+    Suggestion(5e-4, 256, _SUBMISSION, 32),
+    Suggestion(5e-4, 256, _SUBMISSION, 48),
     Suggestion(5.2e-4, 32, _SUBMISSION, 64),
     Suggestion(1e-3, 192, _SUBMISSION, 64),
 )

@@ -16,6 +16,8 @@ from .records import Log, Record
 JITTER_MS = 1000.0
 # Times below are seconds: as milliseconds they would lie before March 1973.
 EARLIEST_MS = 1e11
+# More samples or minutes than any run takes: what a broken log claims.
+ABSURD = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,20 @@ class Run:
     def score_minutes(self) -> float | None:
         """The time that counts: run_start to run_stop."""
         return self.minutes(None if self.run_stop is None else self.run_stop.time_ms)
+
+
+def eval_step(runs: Sequence[Run]) -> int | None:
+    """Samples between evaluations, the least that samples to target can move by; None if the runs have no such number.
+
+    All must have the same, but for a run that never evaluated, which says nothing of it. In the closed division it is
+    that of the rules, whatever `eval-cadence` finds; in the open one the evaluations must show it: all on its grid.
+    """
+    intervals = {run.eval_interval for run in runs if run.eval_interval is not None}
+    step = intervals.pop() if len(intervals) == 1 else None
+    if step is None or step >= ABSURD:
+        return None
+    shown = (each.samples for run in runs if run.division == "open" for each in run.evaluations)
+    return None if any(samples % step for samples in shown) else step
 
 
 def finite(value: object) -> float | None:

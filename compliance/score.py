@@ -108,28 +108,31 @@ def spread(values: Sequence[float], quantum: float | None = None) -> Spread | No
     )
 
 
-def variance(samples: Sequence[float], minutes: Sequence[float], gbs: int | None, limit: float) -> Variance:
+def variance(
+    samples: Sequence[float], minutes: Sequence[float], step: int | None, gbs: int | None, limit: float
+) -> Variance:
     """Run-to-run variance of a set, and the sentences that say what the figures are.
 
     Args:
         samples: training samples to the target, one per run; ``math.inf`` for a run that did not converge, which is
             left out.
         minutes: minutes from run_start to run_stop, likewise.
-        gbs: global batch size, None or 0 and less if it is unknown: the quantum of the samples then is too.
+        step: samples between the evaluations of these runs, the quantum of their samples; None if unknown.
+        gbs: global batch size, above 0; None if unknown. It says whether the step is that of the closed division.
         limit: largest CV without a warning, in percent.
     """
-    known = gbs is not None and gbs > 0
-    of_samples = spread(_finite(samples), eval_interval(gbs) if gbs is not None and known else None)
+    of_samples = spread(_finite(samples), step)
     of_minutes = spread(_finite(minutes))
     sentences = [
         "CV = standard deviation (ddof 1) / mean, over the converged runs, the fastest and the slowest included.",
         f"The limit of {limit:g} % is this project's own, not an MLPerf rule: MLPerf has none.",
     ]
     if of_samples is not None and of_samples.quantum is not None:
-        sentences.append(
-            f"Samples move in steps of CEIL({EVAL_INTERVAL_SAMPLES}/GBS) x GBS = {of_samples.quantum:,}, which is "
-            f"{of_samples.quantum_percent:.1f} % of their mean: their CV is quantised."
-        )
+        steps = f"{of_samples.quantum:,}, the evaluation interval of these logs"
+        if gbs is not None and step == eval_interval(gbs):
+            steps = f"CEIL({EVAL_INTERVAL_SAMPLES}/GBS) x GBS = {of_samples.quantum:,}"
+        percent = f"{of_samples.quantum_percent:.1f} % of their mean"
+        sentences.append(f"Samples move in steps of {steps}, which is {percent}: their CV is quantised.")
     return Variance(limit_percent=limit, definition=" ".join(sentences), samples=of_samples, minutes=of_minutes)
 
 

@@ -42,6 +42,7 @@ from .panels import (
     WIDTH,
     between,
     count,
+    grid,
     legend,
     merged_bars,
     near_target,
@@ -94,7 +95,8 @@ def drawable(result: SetResult) -> SetResult:
             start_ms=_sane(run.start_ms, MOST_TIME),
         )
 
-    return replace(result, runs=tuple(clean(run) for run in start_order(result.runs)))
+    runs = tuple(clean(run) for run in start_order(result.runs))
+    return replace(result, runs=runs, eval_step=_sane(result.eval_step, MOST_SAMPLES))
 
 
 def losses(figure: Figure, result: SetResult) -> str:
@@ -123,7 +125,7 @@ def losses(figure: Figure, result: SetResult) -> str:
     if whole.get_ylim()[0] < MOST_LOSS:
         whole.set_ylim(top=min(whole.get_ylim()[1], MOST_LOSS))
     near.set_title("near the target; under each first pass, its run" if passes else "lowest losses")
-    near_target(near, runs, targets, passes)
+    near_target(near, runs, targets, passes, grid(result))
     first_pass = Line2D([], [], color=DARK, marker="o", linestyle="", markersize=6)
     legend(figure, runs, {"first pass": first_pass} if passes else {})
     reached = [point.samples for point in passes.values()]
@@ -144,7 +146,8 @@ def samples(figure: Figure, result: SetResult) -> str:
     tests = [("RCP, pruned", result.rcp.pruned), ("RCP, full", result.rcp.full)] if result.rcp else []
     olympic = result.score.olympic_samples if result.score else None
     known = [x for _, test in tests for x in (test.minimum, test.mean) if x is not None]
-    low, high, step = samples_range(result, [*reached.values(), *known])
+    step = grid(result)
+    low, high = samples_range(step, [*reached.values(), *known])
     heights = stack(reached, (high - low) / 27)  # 27 dots side by side fill the axis
     tallest = max(3, *heights.values())
     dots_height = 0.3 + 0.23 * min(tallest, 30)
@@ -159,7 +162,8 @@ def samples(figure: Figure, result: SetResult) -> str:
     title = "samples to target, one dot per run with its number" + ("; square: not valid" if squares else "")
     dots.set(ylim=(0.3, tallest + 0.7), yticks=[], title=title)
     dots.spines["left"].set_visible(False)
-    rows.set(xlim=(low, high), xlabel=f"training samples (an evaluation every {step:,.0f})")
+    every = f" (an evaluation every {result.eval_step:,})" if result.eval_step else ""
+    rows.set(xlim=(low, high), xlabel=f"training samples{every}")
     columns = (high - low) / step
     rows.xaxis.set_major_locator(MultipleLocator(math.ceil(columns / 7) * step))
     rows.xaxis.set_minor_locator(MultipleLocator(step) if columns <= 40 else NullLocator())

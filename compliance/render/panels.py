@@ -119,14 +119,21 @@ def run_rows(axes: Axes, runs: Sequence[RunSummary]) -> None:
 
 
 def near_target(
-    axes: Axes, runs: Sequence[tuple[int, RunSummary]], targets: Sequence[float], passes: dict[int, Evaluation]
+    axes: Axes,
+    runs: Sequence[tuple[int, RunSummary]],
+    targets: Sequence[float],
+    passes: dict[int, Evaluation],
+    step: int,
 ) -> None:
-    """Sets the limits to what happens around the first passes, and names the runs under each column of them."""
+    """Sets the limits to what happens around the first passes, and names the runs under each column of them.
+
+    That is a few steps, or a few of 12,288 samples where the step is larger: every batch size is seen as near.
+    """
+    step = min(step, benchmark.EVAL_INTERVAL_SAMPLES)
     focus = list(passes.values()) or [min(run.evaluations, key=lambda point: point.loss) for _, run in runs]
     low, high = (end([*targets, *(point.loss for point in focus)]) for end in (min, max))
     tall = max(high - low, 0.015)
     axes.set_ylim(low - 1.3 * tall, high + 2.5 * tall)
-    step = benchmark.EVAL_INTERVAL_SAMPLES
     right = max(point.samples for point in focus) + 1.5 * step
     left = max(min(point.samples for point in focus) - 4 * step, right - 24 * step)
     axes.set_xlim(left, right)
@@ -142,13 +149,16 @@ def near_target(
         axes.annotate(f"target\n{target:g}", (1, target), (4, 0), xycoords=axes.get_yaxis_transform(), **BESIDE)
 
 
-def samples_range(result: SetResult, shown: Sequence[float]) -> tuple[float, float, float]:
-    """Limits with room for labels on both sides, and the samples between evaluations, all on the grid of those."""
-    spread = result.variance.samples if result.variance else None
-    step = (spread.quantum if spread else None) or benchmark.EVAL_INTERVAL_SAMPLES
+def grid(result: SetResult) -> int:
+    """Samples between evaluations, to lay out a picture by; those of the rules where they are unknown."""
+    return result.eval_step or benchmark.EVAL_INTERVAL_SAMPLES
+
+
+def samples_range(step: int, shown: Sequence[float]) -> tuple[float, float]:
+    """Limits with room for labels on both sides, both a multiple of the step."""
     low, high = min(shown) // step, -(-max(shown) // step)
     room = max(math.ceil(0.35 * (high - low)), 3)
-    return max(low - room, 0) * step, (high + room) * step, step
+    return max(low - room, 0) * step, (high + room) * step
 
 
 def stack(places: dict[int, int], width: float) -> dict[int, int]:

@@ -140,6 +140,7 @@ class Run:
         samples_to_target: where the run ends, on the evaluation grid; None: about the reference's mean, a quarter
             beyond it if the run does not converge.
         division: "closed" or "open".
+        eval_every: samples between evaluations, a multiple of GBS, in the open division; None: as the closed one's.
         convention: of `train_loss`. "after", ours: the record of step k has the samples after it and the rate that it
             used. "before", that of the published reference logs: the samples before it and the rate of the next step.
         steps_between_train_loss: None: such that a log has a few hundred records. The first step is always logged.
@@ -156,6 +157,7 @@ class Run:
     ruleset: str = "6.1.0"
     samples_to_target: int | None = None
     division: str = "closed"
+    eval_every: int | None = None
     convention: str = "after"
     steps_between_train_loss: int | None = None
     start_ms: int = 1_790_000_000_000
@@ -172,6 +174,8 @@ class Run:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         if self.gbs < ACCELERATORS or self.gbs % ACCELERATORS:
             raise ValueError(f"gbs is {self.gbs}, expected a multiple of {ACCELERATORS}, the data-parallel ranks")
+        if self.eval_every is not None and (self.division == "closed" or self.eval_every % self.gbs):
+            raise ValueError(f"eval_every is {self.eval_every}, expected a multiple of {self.gbs} in the open division")
         if self.samples < 1 or self.samples % self.interval:
             raise ValueError(f"samples_to_target is {self.samples}, expected a multiple of {self.interval}")
         if not self.disclosures and self.ruleset == "6.1.0":
@@ -180,7 +184,7 @@ class Run:
     @property
     def interval(self) -> int:
         """Samples between evaluations."""
-        return grid(self.gbs)
+        return self.eval_every or grid(self.gbs)
 
     @property
     def samples(self) -> int:

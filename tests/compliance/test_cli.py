@@ -64,6 +64,24 @@ def test_a_compliant_set_passes_ours_and_the_official_tools(good: Path, capsys: 
     assert len(report["runs"]) == 10
 
 
+def test_an_open_set_states_the_interval_of_its_own_evaluations(tmp_path: Path, capsys: Capture) -> None:
+    samples = [96 * steps for steps in (19, 20, 21, 20, 19, 20, 21, 20, 20, 20)]
+    logs = compliant_set(16, samples_to_target=samples, division="open", eval_every=96)
+    tree = write_tree(tmp_path / "tree", logs, description=system_description(division="open"))
+    results = next((tree / "results").glob("*/gpt_oss_20b"))
+    stated = "Samples move in steps of 96, the evaluation interval of these logs, which is 5.0 % of their mean"
+    for check, path in (("check-set", results), ("check-package", tree)):
+        text = " ".join(command(capsys, check, path, "--no-official").out.split())
+        assert stated in text and "CEIL" not in text and "12,288" not in text
+        found = json.loads(command(capsys, check, path, "--no-official", "--format", "json").out)
+        schema("report").validate(found)
+        assert found["variance"]["samples"]["quantum"] == 96
+    page = tmp_path / "report.html"
+    assert command(capsys, "report", results, "--no-official", "--out", page).status == 0
+    shown = page.read_text(encoding="utf-8")
+    assert stated in shown and "CEIL" not in shown and "12,288" not in shown
+
+
 def test_a_violation_names_file_line_and_what_the_official_tools_miss(bad: Path, capsys: Capture) -> None:
     found = command(capsys, "check-set", bad, "--format", "json")
     assert found.status == ExitCode.VIOLATION

@@ -380,6 +380,24 @@ def test_a_run_that_never_evaluated_leaves_the_interval_known() -> None:
     assert (found.a.step, found.a.converged) == (STEP, 2)
 
 
+def test_the_grid_of_open_sets_is_that_of_their_evaluations() -> None:
+    def open_runs(every: int, first: int) -> list[MadeLog]:
+        counts = ((first, 16), (first + 1, 17))
+        return [
+            compliant_log(16, run, samples_to_target=every * count, division="open", eval_every=every)
+            for run, count in counts
+        ]
+
+    a, b = open_runs(96, 0), open_runs(112, 20)
+    found = compared(a, b)
+    assert (found.a.step, found.b.step) == (96, 112)
+    assert "96 samples in A (6.1 % of the mean) and 112 samples in B" in found.notes[0]
+    b[0].find("eval_accuracy", 2)["metadata"]["samples_count"] += 16
+    found = compared(a, b)
+    assert (found.a.step, found.b.step) == (96, None)
+    assert "96 samples in A (6.1 % of the mean) and of no single size in B" in found.notes[0]
+
+
 def test_shared_seeds_and_copies_are_warned_of() -> None:
     a, b = runs_of([16, 17, 15, 16, 17]), runs_of([16, 17, 15, 16, 17], first=20)
     assert compared(a, b).warnings == ()

@@ -120,7 +120,7 @@ def made_set(runs: Sequence[RunSummary] | None = None, name: str = "results/big/
     samples = Spread(10, 233_472.0, 12_953.1, 5.548, 208_896, 258_048, INTERVAL, 5.263)
     clock = Spread(10, 361.2, 10.1, 2.796, 322.5, 398.25, None, None)
     variance = Variance(5.0, "CV = sd / mean; sd with ddof 1. The limit is this project's.", samples, clock)
-    return SetResult(name, runs, score, variance, Rcp(GBS, PRUNED, FULL))
+    return SetResult(name, runs, score, variance, Rcp(GBS, PRUNED, FULL), INTERVAL)
 
 
 def mixed_set() -> SetResult:
@@ -639,6 +639,42 @@ def test_samples_stand_in_columns_over_the_references() -> None:
     assert texts(rows) == ["olympic mean 233,472.0", "minimum 222,720.8", "mean 230,058.7", "minimum 229,258.6",
                            "mean 234,837.3"]  # fmt: skip
     assert all(tick % INTERVAL == 0 for tick in rows.get_xticks())
+
+
+def shrunk(result: SetResult, by: int, step: int | None) -> SetResult:
+    """The set of the open division that the same losses at a fraction of the samples make."""
+
+    def run(whole: RunSummary) -> RunSummary:
+        at = tuple(replace(each, samples=each.samples // by) for each in whole.evaluations)
+        return replace(whole, evaluations=at, samples_to_target=at[-1].samples, division="open")
+
+    return replace(result, runs=tuple(map(run, result.runs)), rcp=None, score=None, eval_step=step)
+
+
+def test_pictures_are_laid_out_by_the_interval_of_the_logs() -> None:
+    _, rows = drawn(figures.samples, made_set()).axes
+    assert rows.get_xlabel() == "training samples (an evaluation every 12,288)"
+    small = shrunk(made_set(), 128, 96)
+    _, rows = drawn(figures.samples, small).axes
+    assert rows.get_xlabel() == "training samples (an evaluation every 96)"
+    assert rows.get_xlim() == (14 * 96, 24 * 96)
+    assert all(tick % 96 == 0 for tick in rows.get_xticks())
+    _, near = drawn(figures.losses, small).axes
+    assert near.get_xlim() == (13 * 96, 22.5 * 96)
+    for step in (INTERVAL, 12_320, 2 * INTERVAL):
+        large = replace(made_set(), eval_step=step)
+        assert drawn(figures.losses, large).axes[1].get_xlim() == (13 * INTERVAL, 22.5 * INTERVAL)
+        assert f"(an evaluation every {step:,})" in drawn(figures.samples, large).axes[1].get_xlabel()
+
+
+@pytest.mark.parametrize("step", [None, 10**11])
+def test_an_interval_that_no_log_shows_is_on_no_picture(step: int | None) -> None:
+    for result in (shrunk(made_set(), 128, step), replace(made_set(), eval_step=step)):
+        _, rows = drawn(figures.samples, result).axes
+        assert rows.get_xlabel() == "training samples"
+        _, near = drawn(figures.losses, result).axes
+        low, high = near.get_xlim()
+        assert low < min(run.samples_to_target or 0 for run in result.runs) < high < 30 * INTERVAL
 
 
 def test_an_impossible_loss_is_no_pass() -> None:

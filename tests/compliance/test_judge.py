@@ -7,7 +7,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from compliance.official import OfficialToolsError
 from compliance.rcp import RcpDataError
 from compliance.records import Log, Record
 from compliance.rules.rule import NOTHING, Problem, Rule, rule, show
-from compliance.run import Machine, Run, finite, whole
+from compliance.run import Machine, Run, eval_step, finite, whole
 from compliance.source import InputError, find_logs
 from compliance.submission import read_submission
 
@@ -382,6 +382,87 @@ def test_the_batch_size_of_a_set_is_that_of_most() -> None:
     assert result.rcp is None
     assert result.variance is not None and result.variance.samples is not None
     assert result.variance.samples.quantum is None
+
+
+def open_set(
+    every: int, gbs: int = 16, steps: Sequence[int] = (19, 20, 21, 20, 19, 20, 21, 20, 20, 20)
+) -> list[MadeLog]:
+    """Runs of the open division, with an evaluation every so many samples, that take so many of them to the target."""
+    wanted = [every * count for count in steps]
+    return compliant_set(gbs, runs=len(wanted), samples_to_target=wanted, division="open", eval_every=every)
+
+
+def stated_step(logs: Sequence[MadeLog]) -> tuple[int | None, str]:
+    """The step that a judged set states, everywhere the same; and the sentence that says so, "" without one."""
+    result, _ = judged_set(logs)
+    assert result.variance is not None and result.variance.samples is not None
+    assert result.variance.samples.quantum == result.eval_step
+    return result.eval_step, result.variance.definition.partition("MLPerf has none.")[2].strip()
+
+
+@pytest.mark.parametrize(("gbs", "step"), [(16, 12_288), (24, 12_288), (40, 12_320), (64, 12_288), (72, 12_312)])
+@pytest.mark.parametrize("division", ["closed", "open"])
+def test_samples_move_by_the_interval_of_the_rules(gbs: int, step: int, division: str) -> None:
+    logs = compliant_set(gbs, division=division)
+    found, sentence = stated_step(logs)
+    assert found == step
+    assert sentence.startswith(f"Samples move in steps of CEIL(12288/GBS) x GBS = {step:,}, which is ")
+
+
+@pytest.mark.parametrize(("gbs", "every"), [(16, 96), (8, 40), (16, 12_304)])
+def test_samples_of_an_open_set_move_by_the_interval_of_its_evaluations(gbs: int, every: int) -> None:
+    logs = open_set(every, gbs)
+    assert fired(judged_set(logs)[1]) == set()
+    stated = f"Samples move in steps of {every:,}, the evaluation interval of these logs, which is 5.0 % of their mean"
+    assert stated_step(logs) == (every, f"{stated}: their CV is quantised.")
+
+
+def test_a_closed_set_that_evaluates_at_other_times_is_judged_by_the_interval_of_the_rules() -> None:
+    logs = [log.set("submission_division", "closed") for log in open_set(96)]
+    step, sentence = stated_step(logs)
+    assert step == 12_288 and "CEIL(12288/GBS)" in sentence
+    assert "eval-cadence" in fired(judged_set(logs)[1])
+
+
+def without_evaluations(log: MadeLog) -> MadeLog:
+    log.events = [record for record in log.events if not record["key"].startswith("eval_")]
+    return log
+
+
+def evaluated_at(log: MadeLog, samples: int, n: int) -> MadeLog:
+    log.find("eval_accuracy", n)["metadata"]["samples_count"] = samples
+    return log
+
+
+UNDECIDED: dict[str, list[MadeLog]] = {
+    "runs of two intervals": [*open_set(96, steps=[20] * 9), *open_set(112, steps=[20])],
+    "one interval a multiple of the other": [*open_set(96, steps=[20] * 9), *open_set(192, steps=[20])],
+    "closed runs of two intervals": [*compliant_set(16, runs=9), *compliant_set(40, runs=1)],
+    "an evaluation off its own grid": [evaluated_at(open_set(96)[0], 200, 1), *open_set(96)[1:]],
+    "first evaluations before training": [evaluated_at(log, 0, 0) for log in open_set(96)],
+    "absurd": [evaluated_at(log, 10**12, 0) for log in open_set(96, steps=[1] * 10)],
+    "absurd batches": [log.set("global_batch_size", 10**308) for log in compliant_set(16)],
+}
+
+
+@pytest.mark.parametrize("case", UNDECIDED)
+def test_no_step_is_stated_where_the_runs_show_none(case: str) -> None:
+    assert stated_step(UNDECIDED[case]) == (None, "")
+
+
+def test_a_run_that_never_evaluated_leaves_the_step_known() -> None:
+    logs = open_set(96)
+    without_evaluations(logs[0])
+    assert stated_step(logs)[0] == 96
+    result, _ = judged_set([without_evaluations(log) for log in logs])
+    assert result.eval_step is None and result.variance is not None and result.variance.samples is None
+    assert eval_step([]) is None
+
+
+@pytest.mark.parametrize(("log", "step"), [(open_set(96, steps=[20])[0], 96), (compliant_log(40), 12_320)])
+def test_one_run_alone_has_a_step(tmp_path: Path, log: MadeLog, step: int) -> None:
+    (found,) = check_run(log.write(tmp_path / "result_0.txt"), Options(official=False)).sets
+    assert found.eval_step == step
 
 
 def test_a_run_that_passes_at_no_samples_has_no_samples_to_target() -> None:

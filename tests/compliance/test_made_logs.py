@@ -391,6 +391,8 @@ def test_batches_add_up(gbs: int) -> None:
         ({"samples_to_target": 0}, "samples_to_target is 0"),
         ({"ruleset": "5.1.0"}, "ruleset is '5.1.0', expected one of 6.0.0, 6.1.0"),
         ({"division": "Closed"}, "division is 'Closed', expected one of closed, open"),
+        ({"eval_every": 96}, "eval_every is 96, expected a multiple of 16 in the open division"),
+        ({"eval_every": 40, "division": "open"}, "eval_every is 40, expected a multiple of 16 in the open division"),
         ({"convention": "during"}, "convention is 'during', expected one of after, before"),
         ({"disclosures": False}, "disclosures is False, but ruleset 6.1.0 wants"),
     ],

@@ -203,21 +203,20 @@ def test_suggestions_of_this_batch_size_come_first() -> None:
     assert published(plan) == [
         (8e-4, 128, 32),
         (8e-4, 192, 32),
+        (5e-4, 256, 32),
         (5e-4, 256, 24),
-        (1e-3, 192, 64),
-        (5.2e-4, 32, 64),
-        (1e-3, 192, 64),
+        (5e-4, 256, 48),
     ]
     sources = [suggestion.source for suggestion in plan.suggested]
     assert "reference runs" in sources[0]
-    assert sources[1] == "a submission to MLPerf Training v6.0"
-    assert all("nearest" not in source for source in sources[:2])
-    assert "at GBS 24, the nearest published below 32" in sources[2]
-    assert "at GBS 64, the nearest published above 32" in sources[3]
+    assert sources[1] == sources[2] == "a submission to MLPerf Training v6.0"
+    assert all("nearest" not in source for source in sources[:3])
+    assert "at GBS 24, the nearest published below 32" in sources[3]
+    assert "at GBS 48, the nearest published above 32" in sources[4]
 
 
 def test_suggestions_for_a_size_that_nobody_published() -> None:
-    assert [gbs for _, _, gbs in published(make_plan(48, "6.1.0", draws=1))] == [32, 32, 64, 64, 64]
+    assert [gbs for _, _, gbs in published(make_plan(56, "6.1.0", draws=1))] == [48, 64, 64, 64]
     assert published(make_plan(8, "6.1.0", draws=1)) == [(4e-4, 128, 16), (4e-4, 128, 16)]
     largest = make_plan(128, "6.1.0", draws=1)
     assert [gbs for _, _, gbs in published(largest)] == [64, 64, 64]

@@ -155,7 +155,7 @@ def test_no_spread() -> None:
 def test_variance_of_the_reference() -> None:
     # The reference's 20 runs at GBS 16: 194,765 +- 8,243, CV 4.2 %, steps of 6.3 %.
     samples = [184_320.0] * 6 + [196_608.0] * 11 + [208_896.0] * 3
-    result = variance(samples, [10.0, 12.0], 16, 5.0)
+    result = variance(samples, [10.0, 12.0], 12_288, 16, 5.0)
     assert result.samples is not None
     assert result.minutes is not None
     assert round(result.samples.mean) == 194_765
@@ -167,22 +167,31 @@ def test_variance_of_the_reference() -> None:
 
 
 def test_the_definition_says_what_the_figures_are() -> None:
-    text = variance([184_320.0, 196_608.0], [], 16, 2.5).definition
+    text = variance([184_320.0, 196_608.0], [], 12_288, 16, 2.5).definition
     for words in ("ddof 1", "converged runs", "2.5 % is this project's own, not an MLPerf rule"):
         assert words in text
     assert "CEIL(12288/GBS) x GBS = 12,288, which is 6.5 % of their mean" in text
 
 
 def test_variance_counts_converged_runs_only() -> None:
-    result = variance([100.0, math.inf, 120.0], [math.inf, 9.0, math.inf], 100, 5.0)
+    result = variance([100.0, math.inf, 120.0], [math.inf, 9.0, math.inf], 12_300, 100, 5.0)
     assert result.samples is not None
     assert (result.samples.runs, result.samples.mean, result.samples.quantum) == (2, 110.0, 12_300)
     assert result.minutes is None
 
 
-@pytest.mark.parametrize("gbs", [None, 0, -16])
-def test_an_unknown_batch_size_has_no_quantum(gbs: int | None) -> None:
-    result = variance([100.0, 120.0], [1.0, 2.0], gbs, 5.0)
+@pytest.mark.parametrize(("step", "gbs"), [(12, 2), (12_300, 16), (12_288, 40), (12_288, None)])
+def test_steps_of_another_size_are_not_the_closed_division_s(step: int, gbs: int | None) -> None:
+    result = variance([100.0 * step, 120.0 * step], [1.0, 2.0], step, gbs, 5.0)
+    assert result.samples is not None
+    assert (result.samples.quantum, round(result.samples.quantum_percent or 0, 3)) == (step, 0.909)
+    stated = f"Samples move in steps of {step:,}, the evaluation interval of these logs, which is 0.9 % of their mean"
+    assert stated in result.definition and "CEIL" not in result.definition
+
+
+@pytest.mark.parametrize("gbs", [None, 16])
+def test_an_unknown_step_is_not_stated(gbs: int | None) -> None:
+    result = variance([100.0, 120.0], [1.0, 2.0], None, gbs, 5.0)
     assert result.samples is not None
     assert (result.samples.quantum, result.samples.quantum_percent) == (None, None)
     assert "steps" not in result.definition

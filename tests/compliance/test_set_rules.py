@@ -324,6 +324,16 @@ def test_samples_that_vary_are_said_beside_their_quantum() -> None:
     assert found[0].got == str(round(result.variance.samples.cv_percent, 3))
 
 
+def test_samples_of_an_open_set_that_vary_are_said_beside_its_own_quantum() -> None:
+    steps = [20, 24, 24, 24, 24, 25, 25, 25, 28, 29]
+    logs = compliant_set(16, samples_to_target=[96 * step for step in steps], division="open", eval_every=96)
+    (found,) = (each for each in judged_set(logs)[1] if "the samples of 10" in each.message)
+    assert found.message.endswith("(ddof 1); samples move in steps of 96, 4.0 % of the mean")
+    logs[0] = compliant_log(16, 0, samples_to_target=20 * 112, division="open", eval_every=112)
+    (found,) = (each for each in judged_set(logs)[1] if "the samples of 10" in each.message)
+    assert found.message.endswith("(ddof 1)")
+
+
 def set_with(gbs: int, steps: list[int]) -> list[MadeLog]:
     """Ten runs that converge at these evaluations, counted from 1."""
     interval = -(-12_288 // gbs) * gbs

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,21 @@ def result_directory(config: Config) -> Path:
 
 
 def point_latest(directory: Path) -> None:
-    """Point `results/latest` at a result under results/, in one step: a reader never finds it missing."""
+    """Point `results/latest` at a result under results/, in one step: a reader never finds it missing.
+
+    A convenience: where it cannot be done, a warning says so and the run goes on.
+    """
     place = directory.resolve()
-    if place.parent.name != "results":
+    if place.parent != Path("results").resolve():
         return
     temporary = place.with_name(f".latest-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(place.name)
-    temporary.replace(place.parent / "latest")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(place.name)
+        temporary.replace(place.parent / "latest")
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        print(f"warning: results/latest could not be pointed to {directory}: {error}", file=sys.stderr)
 
 
 def make_record(config: Config) -> dict[str, Any]:

@@ -76,6 +76,22 @@ def test_latest_itself_may_be_named(tmp_path: Path) -> None:
     assert (tmp_path / "results/latest").readlink() == Path("one")
 
 
+def test_what_is_called_latest_already_stays_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results" / "latest").mkdir(parents=True)
+    placed({"LOGDIR": "results/one"})
+    assert capsys.readouterr().err.startswith("warning: results/latest could not be pointed to results/one: ")
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["latest", "one"]
+
+
+def test_results_of_another_place_get_no_link(tmp_path: Path) -> None:
+    """As in a container, where the folder of a set is /results and a trial's /results/trial_1."""
+    directory = tmp_path / "elsewhere" / "results" / "trial_1"
+    placed({"LOGDIR": str(directory)})
+    assert list(directory.parent.iterdir()) == [directory]
+
+
 def test_a_folder_elsewhere_gets_no_link(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "er" / "log"
     assert placed({"LOGDIR": str(directory)}) == directory

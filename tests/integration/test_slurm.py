@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launched import launched, records, values
 from ranks import NO_GPU, ROOT
 from slurm_cluster import Slurm, cluster, unavailable
-from test_trials import launched, records, values
 
 pytestmark = [
     pytest.mark.slow,

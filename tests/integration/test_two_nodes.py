@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launched import launched, records, values
 from ranks import ROOT
-from test_trials import launched, records, values
 
 # Both nodes, their ranks and whatever else runs share the cores.
 LIMIT_S = 150.0
@@ -48,14 +48,26 @@ def node(settings: dict[str, str], rank: int, port: int, **own: str) -> dict[str
     return settings | together | own
 
 
-def two_nodes(settings: dict[str, str], **second: str) -> list[tuple[int, str]]:
+def two_nodes(
+    settings: dict[str, str], scripts: tuple[Path, Path] = (ROOT, ROOT), **second: str
+) -> list[tuple[int, str]]:
     """Run both to their ends: exit status and output of each. ``second`` is what only the second node is told."""
     port = two_free_ports()
     with (
-        launched(node(settings, 0, port)) as first_node,
-        launched(node(settings, 1, port, **second)) as second_node,
+        launched(node(settings, 0, port), scripts[0]) as first_node,
+        launched(node(settings, 1, port, **second), scripts[1]) as second_node,
     ):
         return [first_node.wait(LIMIT_S), second_node.wait(LIMIT_S)]
+
+
+def copy_of_scripts(folder: Path) -> Path:
+    """The scripts, for a test that changes them, beside the packages as they are."""
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    for script in ROOT.glob("*.sh"):
+        shutil.copy(script, folder)
+    for package in ("gptoss20b", "compliance"):
+        (folder / package).symlink_to(ROOT / package)
+    return folder
 
 
 def losses(folder: Path) -> dict[str, list[Any]]:
@@ -97,13 +109,26 @@ def test_a_node_with_another_learning_rate_ends_the_trial_on_both(short: dict[st
     assert not (tmp_path / "set" / "result_1.txt").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("possible", [(True, True), (True, False), (False, True)])
+def test_caches_are_cleared_if_all_nodes_could(
+    short: dict[str, str], tmp_path: Path, possible: tuple[bool, bool]
+) -> None:
+    nodes = (copy_of_scripts(tmp_path / "first"), copy_of_scripts(tmp_path / "second"))
+    for scripts, cleared in zip(nodes, possible, strict=True):
+        # Not the caches of the machine that tests.
+        (scripts / "launch" / "clear_caches.sh").write_text(f"#!/bin/sh\nexit {0 if cleared else 1}\n")
+    (status, shown), _ = two_nodes(short | {"DGXNGPU": "1", "CLEAR_CACHES": "1"}, nodes)
+    assert status == 3, shown
+    logged = values(tmp_path / "set" / "result_1.txt", "cache_clear")
+    assert logged == {(True, True): [True], (True, False): [True, False], (False, True): [False]}[possible]
+    assert ("warning: the page cache of rank 1's node was not dropped" in shown) == (possible == (True, False))
+
+
 def test_a_node_that_does_not_see_the_shared_folder_is_refused(short: dict[str, str], tmp_path: Path) -> None:
-    scripts, own = tmp_path / "scripts", tmp_path / "own"
-    shutil.copytree(ROOT / "launch", scripts / "launch")
-    for script in ROOT.glob("*.sh"):
-        shutil.copy(script, scripts)
+    scripts, own = copy_of_scripts(tmp_path / "scripts"), tmp_path / "own"
     trials = scripts / "launch" / "trials.sh"
-    wait = "meeting_seconds=300\n"
+    wait = "meeting_seconds=600\n"
     assert trials.read_text().count(wait) == 1
     trials.write_text(trials.read_text().replace(wait, "meeting_seconds=2\n"))
     # As on the first node's folder; the second has its own in its place.
@@ -114,6 +139,6 @@ def test_a_node_that_does_not_see_the_shared_folder_is_refused(short: dict[str, 
         status, shown = second.wait(30)
     assert status == 2
     assert shown == (
-        f"error: LOGDIR: no seed_base in '{own}' after 2 s. All nodes need one shared folder, "
-        "and the first must be started\n"
+        f"error: LOGDIR: the first node begins no trial in '{own}' within 2 s. All nodes need one shared folder, "
+        "and the first must be running\n"
     )

@@ -73,8 +73,7 @@ report=$("$PYTHON" -m gptoss20b result "$LOGDIR") || outcome=$?
 ((terminated == 0)) || outcome=$terminated
 
 if [[ "$outcome" == 0 && "$CHECK_COMPLIANCE" == 1 ]]; then
-    if "$PYTHON" -m mlperf_logging.compliance_checker --usage training --ruleset 6.1.0 \
-        --log_output "$LOGDIR/compliance_checker.log" "$LOGDIR/result_0.txt" > /dev/null 2>&1; then
+    if check_log "$LOGDIR" "$PYTHON"; then
         echo "compliance checker (6.1.0): passed" >&2
     else
         echo "compliance checker (6.1.0): FAILED, see $LOGDIR/compliance_checker.log" >&2

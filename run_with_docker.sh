@@ -14,7 +14,7 @@ check_node
 mountable DATADIR LOGDIR MODELDIR
 command -v docker > /dev/null || refuse "docker: not found. Install it, or run without a container: ./run_local.sh"
 docker image inspect "$CONT" > /dev/null 2>&1 ||
-    refuse "CONT: no image '$CONT' on this machine. Build it: docker build --build-arg GIT_COMMIT=\$(git rev-parse HEAD) -t $CONT ."
+    refuse "CONT: no image '$CONT' on this machine. Build it: docker build --build-arg GIT_COMMIT=\"\$(git describe --always --dirty --abbrev=40 --exclude='*')\" -t $CONT ."
 data=/data
 logdir=/results
 drop_caches=(launch/clear_caches.sh)

@@ -41,7 +41,7 @@ def exit_code_of(status: str, reason: str | None) -> ExitCode:
     """
     if status == "success":
         return ExitCode.CONVERGED
-    if reason == received("SIGTERM"):
+    if reason in (received("SIGTERM"), received("SIGHUP")):
         return ExitCode.TERMINATED
     if reason == received("SIGINT"):
         return ExitCode.INTERRUPTED
@@ -79,7 +79,8 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A terminal that goes away sends SIGHUP, which torchrun passes on.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NO_SIGNAL = 0
 # A log on a dead file system must not keep the process: it leaves after this many seconds in any case.
 _GRACE_SECONDS = 10.0
@@ -87,9 +88,9 @@ _GRACE_SECONDS = 10.0
 
 @contextmanager
 def on_signal(last_words: Callable[[str], None]) -> Iterator[None]:
-    """While active, SIGTERM and SIGINT call ``last_words("SIGTERM")`` from a thread and end the process.
+    """While active, SIGTERM, SIGINT and SIGHUP call ``last_words("SIGTERM")`` from a thread and end the process.
 
-    The exit status is 128 plus the signal's number. Must be entered on the main thread.
+    The exit status is 130 for SIGINT, else 143. Must be entered on the main thread.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -118,7 +119,7 @@ def on_signal(last_words: Callable[[str], None]) -> Iterator[None]:
 
 
 def _leave(received: signal.Signals, last_words: Callable[[str], None]) -> None:
-    status = 128 + received.value
+    status = ExitCode.INTERRUPTED if received is signal.SIGINT else ExitCode.TERMINATED
     escape = threading.Timer(_GRACE_SECONDS, os._exit, (status,))
     escape.daemon = True
     escape.start()

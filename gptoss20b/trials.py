@@ -25,7 +25,7 @@ class Trial:
 
     Attributes:
         number: from 1.
-        attempts: how often it was started and ended.
+        attempts: how often it was started; an adopted log counts as none.
         seed: its seed, None before the first attempt.
         status: exit status of the last attempt, None before the first.
         result: what its log says, None without a log.
@@ -52,7 +52,7 @@ def read_trials(folder: Path, count: int) -> list[Trial]:
     Raises:
         OSError: no `trials.tsv` there.
     """
-    attempts: dict[int, list[tuple[int, int]]] = {}
+    attempts: dict[int, list[tuple[int, int, bool]]] = {}
     with (folder / "trials.tsv").open(encoding="utf-8", errors="replace", newline="") as lines:
         for row in csv.DictReader(lines, _COLUMNS, delimiter="\t"):
             if row["trial"] == _COLUMNS[0]:
@@ -67,18 +67,18 @@ def read_trials(folder: Path, count: int) -> list[Trial]:
                     file=sys.stderr,
                 )
                 continue
-            attempts.setdefault(number, []).append((seed, status))
+            attempts.setdefault(number, []).append((seed, status, row["started"] != "-"))
     return [_trial(folder, number, attempts.get(number, [])) for number in range(1, count + 1)]
 
 
-def _trial(folder: Path, number: int, attempts: list[tuple[int, int]]) -> Trial:
+def _trial(folder: Path, number: int, attempts: list[tuple[int, int, bool]]) -> Trial:
     log = folder / f"trial_{number}" / "result_0.txt"
     result = read_result(log) if log.exists() else None
-    seed, status = attempts[-1] if attempts else (None, None)
+    seed, status = attempts[-1][:2] if attempts else (None, None)
     if status not in _ENDED and (folder / f"result_{number}.txt").exists() and result is not None:
         # Its line could not be written; the launchers keep a log only if it says how training ended.
         status = result.exit_code
-    return Trial(number, len(attempts), seed, status, result)
+    return Trial(number, sum(started for _, _, started in attempts), seed, status, result)
 
 
 def exit_code_of_set(trials: list[Trial]) -> ExitCode:

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Sourced. What is refused before anything runs, each with exit status 2 and one line that says how to fix it.
+# Sourced. What is refused before anything runs, each with exit status 2 and one line that says how to fix it; and the check
+# of the log at the end.
+# With it, cd would look elsewhere, and say where it went.
+unset CDPATH
+
 refuse() {
     echo "error: $1" >&2
     exit 2
@@ -70,4 +74,12 @@ choose_python() {
     [[ -z "${PYTHON:-}" ]] || return 0
     PYTHON=python3
     [[ ! -x .venv/bin/python ]] || PYTHON=.venv/bin/python
+}
+
+# check_log FOLDER PYTHON...: the official checker's verdict on the log in the folder.
+check_log() {
+    local folder=$1
+    shift
+    "$@" -m mlperf_logging.compliance_checker --usage training --ruleset 6.1.0 \
+        --log_output "$folder/compliance_checker.log" "$folder/result_0.txt" > /dev/null 2>&1
 }

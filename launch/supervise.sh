@@ -24,10 +24,14 @@ exec_with_us() {
     exec setpriv --pdeathsig TERM "$@"
 }
 
-supervise() {
-    # A terminal that goes away ends the run as TERM does.
+# From here on a signal is remembered, and passed on to what is supervised. A terminal that goes away ends as TERM does.
+listen() {
     trap 'pass_on 143' TERM HUP
     trap 'pass_on 130' INT
+}
+
+supervise() {
+    listen
     "$@" &
     child=$!
     # One that came before there was a child to pass it on to.

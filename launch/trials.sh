@@ -6,22 +6,25 @@
 #                      in_python ARG...  python, where the harness is installed
 #                      after_trial       makes sure that nothing of the trial is left (may be left out)
 #         and may set  drop_caches       command that clears the caches of the host in place of the trial, which cannot
+#                      one_launcher      1: the only one, also on several nodes
 # and calls check_trials, then run_trials. LOGDIR is the folder of the set:
 #   settings.txt       what the trials were configured with       seed_base     seed of the first
 #   trials.tsv         a line per trial that ended                summary.txt   the table at the end
 #   result_<i>.txt     log of trial i, if it says how training ended    compliance.txt   the verdict on the set
 #   trial_<i>/         its log, config.json, compliance_checker.log and output.log, the whole output
-#   current            number of the running trial, for the launchers of other nodes
+#   current            the running trial, for the launchers of other nodes    node_<r>/    output of node r's part
 # Exit status: 0 all converged, 1 a trial failed, 2 bad configuration, 3 a trial did not reach the target or diverged,
 # 5 converged but not compliant, 130 interrupted, 143 terminated.
 
-: "${data:=}" "${logdir:=}" "${terminated:=0}"
+: "${data:=}" "${logdir:=}" "${terminated:=0}" "${one_launcher:=0}"
 drop_caches=()
 
 # Longest wait of another node for the first's next trial, in seconds.
 meeting_seconds=600
 # How long it goes on with a trial that the first has left, in seconds: ends of one trial are not at the same moment.
 leaving_seconds=30
+# How long it must be gone to have ended, in seconds.
+ending_seconds=5
 
 # Everything that can be refused before a trial; creates LOGDIR.
 check_trials() {
@@ -38,7 +41,7 @@ check_trials() {
     check_seed
     whole_number DGXNNODES 1 100000
     # A batch job has one launcher, which may choose; several launchers must be told.
-    if [[ "$DGXNNODES" != 1 && -z "${LOGDIR:-}" && -z "${SLURM_JOB_ID:-}" ]]; then
+    if [[ "$DGXNNODES" != 1 && -z "${LOGDIR:-}" ]] && ((one_launcher == 0)); then
         refuse "LOGDIR: not set. Trials on several nodes need one folder that all of them see"
     fi
     LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
@@ -72,10 +75,14 @@ run_trials() {
     [[ -s "$LOGDIR/trials.tsv" ]] || row trial seed started seconds status ||
         refuse "LOGDIR: cannot write '$LOGDIR/trials.tsv'. Make room, or name another folder"
     point_latest
+    listen
+    trap '' PIPE
     local i
     for ((i = 1; i <= NEXP; i++)); do
         [[ ! -e "$LOGDIR/result_$i.txt" ]] || continue
-        adopt "$i" || one_trial "$i"
+        if ! adopt "$i" && ((terminated == 0)); then
+            one_trial "$i"
+        fi
         # What refuses one trial refuses all.
         ((terminated == 0 && status != 2)) || break
         ((status == 0 || STOP_ON_FAILURE == 0)) || break
@@ -85,9 +92,11 @@ run_trials() {
     finish
 }
 
-# For as long as this script and its trials live: two sets in one folder would mix.
+# For as long as this script and its trials live: two sets in one folder would mix, and so would two launchers of a node.
 lock_set() {
-    { exec {lock}>> "$LOGDIR/.lock"; } 2> /dev/null || refuse "LOGDIR: cannot write '$LOGDIR/.lock'. Name a folder that can be written"
+    local file="$LOGDIR/.lock"
+    ((first_node)) || file+="_$NODE_RANK"
+    { exec {lock}>> "$file"; } 2> /dev/null || refuse "LOGDIR: cannot write '$file'. Name a folder that can be written"
     flock --nonblock --conflict-exit-code 75 "$lock" && return
     (($? == 75)) || refuse "LOGDIR: '$LOGDIR' cannot be locked. Name a folder on a file system with locks"
     refuse "LOGDIR: trials are running in '$LOGDIR'. Wait for their end, or name another folder"
@@ -95,38 +104,53 @@ lock_set() {
 
 # Another node does the trials that the first one does, until there is no more of them; results are the first's.
 follow_first_node() {
-    current=0
+    lock_set
+    listen
+    current=
     while next_of_first_node; do
         take_seeds
-        one_trial "$current"
+        one_trial "${current%% *}"
         ((terminated == 0 && status != 2)) || break
     done
-    exit "$((terminated ? terminated : worst))"
+    # A signal to the trial was not one to this script.
+    exit "$((terminated ? terminated : worst > 128 ? 1 : worst))"
+}
+
+# What the first node does: number of the trial, and a mark of this start of it; nothing if it has ended.
+read_current() {
+    local line
+    line=$(cat "$LOGDIR/current" 2> /dev/null) || line=
+    [[ ! "$line" =~ ^[1-9][0-9]{0,3}\ [0-9_]+$ ]] || echo "$line"
 }
 
 # Wait until the first node is at another trial than the current one; 1 when it has ended.
 next_of_first_node() {
-    local waited number
+    local waited line absent=0
     for ((waited = 0; waited < meeting_seconds && terminated == 0; waited++)); do
-        number=$(cat "$LOGDIR/current" 2> /dev/null) || number=
-        if [[ "$number" =~ ^[1-9][0-9]{0,3}$ && "$number" != "$current" ]]; then
-            current=$number
+        line=$(read_current)
+        if [[ -n "$line" && "$line" != "$current" ]]; then
+            current=$line
             return 0
         fi
-        [[ -n "$number" || "$current" == 0 ]] || return 1
-        [[ "$current" != 0 ]] || missing_trial || return 1
+        # Not at the first look: a shared folder may miss a file for a moment.
+        absent=$((${#line} ? 0 : absent + 1))
+        [[ -z "$current" ]] || ((absent < ending_seconds)) || return 1
+        if [[ -z "$current" ]] && ! missing_trial; then
+            say "nothing to do: results 1 to $NEXP are in $LOGDIR"
+            return 1
+        fi
         sleep 1
     done
     ((terminated == 0)) || return 1
     refuse "LOGDIR: the first node begins no trial in '$LOGDIR' within $meeting_seconds s. All nodes need one shared folder, and the first must be running"
 }
 
-# leave_with_first_node I PID: end trial I when the first node is at another one, or has ended.
+# leave_with_first_node CURRENT PID: end that trial when the first node is at another one, or has ended.
 leave_with_first_node() {
     local alone=0
     while kill -0 "$2" && ((alone < leaving_seconds)); do
         sleep 1
-        if [[ "$(cat "$LOGDIR/current")" == "$1" ]]; then
+        if [[ "$(read_current)" == "$1" ]]; then
             alone=0
         else
             alone=$((alone + 1))
@@ -186,11 +210,16 @@ point_latest() {
     local parent=${LOGDIR%/*}
     [[ "$parent" == "$(cd results 2> /dev/null && pwd -P)" ]] || return 0
     { ln -sfn "${LOGDIR##*/}" "$parent/.latest-$$" && mv --no-target-directory "$parent/.latest-$$" "$parent/latest"; } 2> /dev/null ||
-        { rm -f "$parent/.latest-$$"; echo "warning: results/latest could not be pointed to $LOGDIR" >&2; }
+        { rm -f "$parent/.latest-$$"; say "warning: results/latest could not be pointed to $LOGDIR"; }
 }
 
 after_trial() {
     :
+}
+
+# A reader of this script's words that goes away ends nothing.
+say() {
+    echo "$@" >&2 || true
 }
 
 worst=0
@@ -203,12 +232,12 @@ one_trial() {
     ((first_node)) || output="$LOGDIR/node_$NODE_RANK/trial_$i.log"
     started=$(date -u +%Y-%m-%dT%H:%M:%SZ)
     { begin_trial && echo "trial $i of $NEXP: seed $SEED, started at $started" >> "$output"; } 2> /dev/null || {
-        echo "error: LOGDIR: cannot write '$output'. Make room and start again: finished trials are kept" >&2
+        say "error: LOGDIR: cannot write '$output'. Make room and start again: finished trials are kept"
         worst=1
         status=2
         return
     }
-    echo "trial $i of $NEXP: seed $SEED, output in $output" >&2
+    say "trial $i of $NEXP: seed $SEED, output in $output"
 
     # The trial's output is shown and kept; a full disk or a reader that went away ends neither.
     exec {pipe}> >(trap '' INT TERM HUP && exec tee -p -a -- "$output")
@@ -232,14 +261,14 @@ one_trial() {
     ((first_node)) || return 0
     # The line first: a launcher that is killed in between leaves a log, which the next start adopts.
     row "$i" "$SEED" "$started" "$seconds" "$status" ||
-        echo "warning: trials.tsv could not be written; trial $i ended with status $status" >&2
+        say "warning: trials.tsv could not be written; trial $i ended with status $status"
     keep "$i" "$folder"
 }
 
 # Room for what the trial leaves; other launchers may come.
 begin_trial() {
     if ((first_node)); then
-        set_aside "$folder" && mkdir -p "$folder" && { [[ -z "${NODE_RANK:-}" ]] || in_one_step "$LOGDIR/current" "$i"; }
+        set_aside "$folder" && mkdir -p "$folder" && { [[ -z "${NODE_RANK:-}" ]] || in_one_step "$LOGDIR/current" "$i $$_$SECONDS$RANDOM"; }
     else
         mkdir -p "${output%/*}"
     fi
@@ -267,13 +296,14 @@ in_background() {
 
 # In a subshell of its own, with the trial's output as its own.
 in_output() {
+    trap - PIPE
     exec >&"$pipe" 2>&1
     "$@"
 }
 
 # The environment of one trial, then the launcher's command in place of the shell.
 in_trial() {
-    ((first_node)) || in_background leave_with_first_node "$1" "$BASHPID"
+    ((first_node)) || in_background leave_with_first_node "$current" "$BASHPID"
     export LOGDIR="$logdir/trial_$1" DATADIR="$data" MASTER_PORT=$((MASTER_PORT + $1 - 1)) CLEAR_CACHES=$caches
     run_trial
 }
@@ -288,12 +318,21 @@ set_aside() {
 
 # adopt I: a launcher that was killed may have left a log that says how training ended. It is the trial's result; set status.
 adopt() {
-    local folder="$LOGDIR/trial_$1"
+    local folder="$LOGDIR/trial_$1" last
     [[ -e "$folder/result_0.txt" ]] || return 1
+    # A failure that the log did not see stays one.
+    last=$(awk -F '\t' -v trial="$1" '$1 == trial { last = $5 } END { print last }' "$LOGDIR/trials.tsv")
+    [[ "$last" != 1 ]] || return 1
     status=0
     in_python -m gptoss20b result "$logdir/trial_$1" > /dev/null 2>&1 || status=$?
-    [[ "$status" =~ ^[034]$ ]] || return 1
-    echo "trial $1 of $NEXP: its log in $folder says how training ended, and is its result" >&2
+    ((terminated == 0)) || return 1
+    case "$status" in
+        0 | 3 | 4) ;;
+        125 | 126 | 127 | 137) refuse "LOGDIR: '$folder/result_0.txt' could not be read: python ended with status $status. Start again" ;;
+        *) return 1 ;;
+    esac
+    [[ "$status$CHECK_COMPLIANCE" != 01 ]] || check_log "$logdir/trial_$1" in_python || status=5
+    say "trial $1 of $NEXP: its log in $folder says how training ended, and is its result"
     row "$1" "$((SEED_BASE + $1 - 1))" - - "$status" || true
     keep "$1" "$folder"
 }
@@ -313,7 +352,7 @@ keep() {
     case "$status" in
         0 | 3 | 4 | 5)
             ln "$log" "$result" 2> /dev/null || { cp "$log" "$result.new" && mv "$result.new" "$result"; } ||
-                echo "warning: '$result' could not be made of '$log'" >&2
+                say "warning: '$result' could not be made of '$log'"
             ;;
     esac
 }
@@ -324,9 +363,11 @@ finish() {
     in_python -m gptoss20b result --trials "$NEXP" "$logdir" > >(tee -p "$LOGDIR/summary.txt" >&2) || outcome=$?
     wait $! || true
     ((terminated == 0)) || exit "$terminated"
-    if [[ "$CHECK_COMPLIANCE" == 1 && "$outcome" =~ ^[035]$ ]]; then
-        if ((NEXP < 3)); then
-            echo "the set is not judged: an olympic mean needs 3 runs, a result 10" >&2
+    if [[ "$CHECK_COMPLIANCE" == 1 ]]; then
+        if [[ ! "$outcome" =~ ^[035]$ ]]; then
+            say "the set is not judged: a trial failed. Start again with the same LOGDIR"
+        elif ((NEXP < 3)); then
+            say "the set is not judged: an olympic mean needs 3 runs, a result 10"
         else
             in_python -m compliance check-set --runs "$runs" "$logdir" > >(tee -p "$LOGDIR/compliance.txt" >&2) ||
                 outcome=$((outcome ? outcome : 5))

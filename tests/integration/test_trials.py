@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -104,6 +105,20 @@ def test_a_terminated_launcher_ends_the_log_and_a_second_start_repeats_the_trial
     assert stop["metadata"]["reason"] == "received SIGTERM"
     assert not (launch.logdir / "result_1.txt").exists()
     assert_that_a_second_start_ends_it(trial, [("77", "143")])
+
+
+@pytest.mark.slow
+def test_a_terminal_that_goes_away_ends_the_log(trial: dict[str, str]) -> None:
+    """The kernel signals all processes of the terminal, not only the launcher."""
+    with launched(trial) as launch:
+        until_it_trains(launch)
+        os.killpg(launch.process.pid, signal.SIGHUP)
+        status, shown = launch.wait(30)
+        assert launch.left() == []
+    assert status == 128 + signal.SIGTERM, shown
+    stop = records(launch.logdir / "trial_1" / "result_0.txt")[-1]
+    assert stop["key"] == "run_stop"
+    assert stop["metadata"]["reason"] in ("received SIGHUP", "received SIGTERM")
 
 
 @contextlib.contextmanager

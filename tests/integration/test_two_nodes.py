@@ -110,19 +110,15 @@ def test_a_node_with_another_learning_rate_ends_the_trial_on_both(short: dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("possible", [(True, True), (True, False), (False, True)])
-def test_caches_are_cleared_if_all_nodes_could(
-    short: dict[str, str], tmp_path: Path, possible: tuple[bool, bool]
-) -> None:
+def test_caches_that_only_the_first_node_could_clear_are_not_cleared(short: dict[str, str], tmp_path: Path) -> None:
     nodes = (copy_of_scripts(tmp_path / "first"), copy_of_scripts(tmp_path / "second"))
-    for scripts, cleared in zip(nodes, possible, strict=True):
+    for scripts, status in zip(nodes, (0, 1), strict=True):
         # Not the caches of the machine that tests.
-        (scripts / "launch" / "clear_caches.sh").write_text(f"#!/bin/sh\nexit {0 if cleared else 1}\n")
+        (scripts / "launch" / "clear_caches.sh").write_text(f"#!/bin/sh\nexit {status}\n")
     (status, shown), _ = two_nodes(short | {"DGXNGPU": "1", "CLEAR_CACHES": "1"}, nodes)
     assert status == 3, shown
-    logged = values(tmp_path / "set" / "result_1.txt", "cache_clear")
-    assert logged == {(True, True): [True], (True, False): [True, False], (False, True): [False]}[possible]
-    assert ("warning: the page cache of rank 1's node was not dropped" in shown) == (possible == (True, False))
+    assert values(tmp_path / "set" / "result_1.txt", "cache_clear") == [True, False]
+    assert "warning: the page cache of rank 1's node was not dropped" in shown
 
 
 def test_a_node_that_does_not_see_the_shared_folder_is_refused(short: dict[str, str], tmp_path: Path) -> None:

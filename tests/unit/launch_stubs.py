@@ -44,7 +44,16 @@ case "$*" in
     [[ ! -e "$STUB/dry_run" ]] || { echo "error: 1 problem" >&2; exit 2; }
     echo "LEARNING_RATE = ${LEARNING_RATE:-}, LOGDIR = ${LOGDIR:-}, SEED = ${SEED:-}, DATADIR = $DATADIR" ;;
 *"gptoss20b result --trials "*) echo "the table"; exit "$(cat "$STUB/outcome" 2> /dev/null || echo 0)" ;;
-*"gptoss20b result "*) exit "$(cat "$STUB/log" 2> /dev/null || echo 1)" ;;
+*mlperf_logging.compliance_checker*) exit "$(cat "$STUB/check" 2> /dev/null || echo 0)" ;;
+*"gptoss20b result "*)
+    if [[ -e "$STUB/log_sleeps" ]]; then
+        trap 'kill "$sleeper"; exit 130' INT
+        sleep 60 &
+        sleeper=$!
+        echo x > "$STUB/reading"
+        wait
+    fi
+    exit "$(cat "$STUB/log" 2> /dev/null || echo 1)" ;;
 *"compliance check-set "*) echo "the verdict"; exit "$(cat "$STUB/verdict" 2> /dev/null || echo 0)" ;;
 *) echo "unexpected: $*" >&2; exit 99 ;;
 esac

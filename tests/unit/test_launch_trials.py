@@ -77,6 +77,11 @@ def test_a_set_without_a_result_has_a_folder_of_its_own_under_results(place: Pla
     assert (place.scripts / "results" / "latest").resolve() == folder
 
 
+def test_where_cd_looks_is_not_asked(place: Place) -> None:
+    assert place.run(NEXP="1", SEED_BASE="5", LOGDIR="results/ten", CDPATH=".:/tmp").returncode == 0
+    assert place.trial(5)["LOGDIR"] == str(place.scripts / "results" / "ten" / "trial_1")
+
+
 def test_the_newest_set_can_be_named_by_its_link(place: Place) -> None:
     place.run(NEXP="1", SEED_BASE="5", LOGDIR="")
     folder = Path(place.trial(5)["LOGDIR"]).parent
@@ -118,6 +123,7 @@ def test_stop_on_failure(place: Place) -> None:
     assert place.seeds == [5, 6]
     assert "the table" in done.stderr
     assert "the verdict" not in done.stderr
+    assert "not judged: a trial failed" in done.stderr
 
 
 def test_what_refuses_one_trial_refuses_all(place: Place) -> None:
@@ -189,9 +195,57 @@ def test_a_log_that_says_how_training_ended_is_never_repeated(place: Place, says
         assert place.seeds == [6]
         assert place.journal == [["1", "5", "0"], ["1", "5", str(says)], ["2", "6", "0"]]
         assert "trial 1 of 2: its log in" in done.stderr
+        assert (["stub-python", "-m", "mlperf_logging.compliance_checker"] in [call[:3] for call in place.calls()]) == (
+            says == 0
+        )
     else:
         assert place.seeds == [5, 6]
         assert place.journal == [["1", "5", "0"], ["1", "5", "0"], ["2", "6", "0"]]
+
+
+def test_an_adopted_log_is_checked(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5")
+    (place.set / "result_1.txt").unlink()
+    place.tell("log", "0")
+    place.tell("check", "1")
+    place.run(NEXP="1")
+    assert place.journal == [["1", "5", "0"], ["1", "5", "5"]]
+    checked = next(call for call in place.calls() if "mlperf_logging.compliance_checker" in call)
+    assert checked[-1] == str(place.set / "trial_1" / "result_0.txt")
+
+
+def test_a_failure_that_the_log_did_not_see_stays_one(place: Place) -> None:
+    place.tell("status_5", "1")
+    place.run(NEXP="1", SEED_BASE="5")
+    place.tell("log", "0")
+    place.tell("status_5", "0")
+    assert place.run(NEXP="1").returncode == 0
+    assert place.journal == [["1", "5", "1"], ["1", "5", "0"]]
+    assert (place.set / "trial_1_attempt_1").exists()
+
+
+def test_a_signal_while_a_log_is_read_starts_no_trial(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5")
+    (place.set / "result_1.txt").unlink()
+    place.tell("log_sleeps")
+    process = place.start("run_local.sh", NEXP="1")
+    place.wait_for("reading", process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert place.journal == [["1", "5", "0"]]
+    assert not (place.set / "trial_1_attempt_1").exists()
+    (place.folder / "stub" / "log_sleeps").unlink()
+    place.tell("log", "0")
+    assert place.run(NEXP="1").returncode == 0
+    assert place.seeds == [5]
+
+
+def test_a_log_that_cannot_be_read_is_not_trained_again(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5")
+    (place.set / "result_1.txt").unlink()
+    place.tell("log", "137")
+    refused(place.run(NEXP="1"), "LOGDIR", "trial_1/result_0.txt", "could not be read", "137")
 
 
 def test_a_line_that_was_cut_short_spoils_no_other(place: Place) -> None:
@@ -377,7 +431,7 @@ def test_another_node_does_the_trials_that_the_first_does(place: Place) -> None:
     (place.set / "seed_base").write_text("5\n")
     with started(place, NODE_RANK="1", **BOTH) as second:
         for number, seed in ((2, 6), (1, 5)):
-            (place.set / "current").write_text(f"{number}\n")
+            (place.set / "current").write_text(f"{number} 77_1\n")
             until((place.folder / "stub" / f"trial_{seed}.env").exists, second)
             assert place.trial(seed)["MASTER_PORT"] == str(3999 + number)
         (place.set / "current").unlink()
@@ -391,19 +445,39 @@ def test_another_node_leaves_a_trial_that_the_first_has_left(place: Place) -> No
     place.replace("launch/trials.sh", "leaving_seconds=30", "leaving_seconds=2")
     place.set.mkdir()
     (place.set / "seed_base").write_text("5\n")
-    (place.set / "current").write_text("2\n")
+    (place.set / "current").write_text("2 77_1\n")
     place.tell("sleep")
     with started(place, NODE_RANK="1", **BOTH) as second:
         place.wait_for("running", second)
         time.sleep(3.5)
         assert place.told("signals") is None
         (place.folder / "stub" / "sleep").unlink()
-        (place.set / "current").write_text("1\n")
+        (place.set / "current").write_text("1 77_1\n")
         until((place.folder / "stub" / "trial_5.env").exists, second)
         assert place.told("signals") == "TERM\n"
         (place.set / "current").unlink()
-        assert second.wait(timeout=30) == 143
+        assert second.wait(timeout=30) == 1  # nobody signalled it
     assert place.seeds == [5, 6]
+
+
+def test_a_node_joins_a_trial_that_the_first_starts_again(place: Place) -> None:
+    """The first was killed and started again before the second noticed: the same number, another start."""
+    place.set.mkdir()
+    (place.set / "seed_base").write_text("5\n")
+    (place.set / "current").write_text("1 77_1\n")
+    with started(place, NODE_RANK="1", **BOTH) as second:
+        until((place.folder / "stub" / "trial_5.env").exists, second)
+        (place.folder / "stub" / "trial_5.env").unlink()
+        (place.set / "current").write_text("1 78_1\n")
+        until((place.folder / "stub" / "trial_5.env").exists, second)
+        (place.set / "current").unlink()
+        assert second.wait(timeout=30) == 0
+
+
+def test_two_launchers_of_one_node_never_share_a_folder(place: Place) -> None:
+    with started(place, NODE_RANK="1", **BOTH):
+        until((place.set / ".lock_1").exists)
+        refused(place.run(NODE_RANK="1", **BOTH), "LOGDIR", "trials are running")
 
 
 def test_stopping_on_failure_stops_all_nodes(place: Place) -> None:
@@ -424,7 +498,9 @@ def test_stopping_on_failure_stops_all_nodes(place: Place) -> None:
 def test_another_node_has_nothing_to_do_in_a_finished_set(place: Place) -> None:
     place.run(NEXP="2", SEED_BASE="5")
     place.forget()
-    assert place.run(NODE_RANK="1", **BOTH).returncode == 0
+    done = place.run(NODE_RANK="1", **BOTH)
+    assert done.returncode == 0
+    assert "nothing to do: results 1 to 2 are in" in done.stderr
     assert place.calls() == []
 
 
@@ -488,9 +564,10 @@ def test_two_launchers_never_share_a_folder(place: Place) -> None:
         process.communicate(timeout=30)
 
 
-def test_a_reader_that_goes_away_costs_nothing(place: Place) -> None:
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_costs_nothing(place: Place, stream: str) -> None:
     process = place.start("run_local.sh", NEXP="2", SEED_BASE="5")
-    assert process.stdout is not None
-    process.stdout.close()
+    getattr(process, stream).close()
     assert process.wait(timeout=30) == 0
+    assert (place.set / "summary.txt").read_text() == "the table\n"
     assert "words of seed 6" in (place.set / "trial_2" / "output.log").read_text()

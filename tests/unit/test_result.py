@@ -151,7 +151,12 @@ def test_it_reads_what_the_log_writes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("reason", "code"), [("received SIGTERM", ExitCode.TERMINATED), ("received SIGINT", ExitCode.INTERRUPTED)]
+    ("reason", "code"),
+    [
+        ("received SIGTERM", ExitCode.TERMINATED),
+        ("received SIGHUP", ExitCode.TERMINATED),
+        ("received SIGINT", ExitCode.INTERRUPTED),
+    ],
 )
 def test_a_signalled_run_has_the_exit_code_that_the_run_had(tmp_path: Path, reason: str, code: ExitCode) -> None:
     assert result_of(tmp_path, BEGINNING + stop("aborted", reason=reason)).exit_code is code

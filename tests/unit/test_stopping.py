@@ -79,7 +79,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
 
 
 @pytest.mark.parametrize("stuck_in", [SLEEP, LOCK, DEADLOCK_IN_C, BUSY], ids=["sleep", "lock", "in C", "busy"])
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
 def test_a_signal_ends_a_stuck_process(stuck_in: str, number: signal.Signals, status: int) -> None:
     process = start(
         f"""

@@ -17,7 +17,7 @@ test: .venv/test-ready
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SCRIPTS)
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25 --doctest-modules gptoss20b data_scripts compliance tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --durations 25 --doctest-modules gptoss20b data_scripts compliance tests
 
 format: .venv/test-ready
 	$(BIN)/ruff format .

@@ -123,6 +123,11 @@ def test_unfinished_files_of_another_list_go_with_the_rest(runs: Runs) -> None:
 # --- interruptions
 
 
+def noted(state: Path) -> int:
+    """Bytes of the first segment that a state file tells of."""
+    return int(json.loads(state.read_text())["received"][0]) if state.exists() else 0
+
+
 def test_a_segment_under_way_is_noted_now_and_then(runs: Runs) -> None:
     runs.noting = 0.0
     hold = Hold(40_000)
@@ -131,11 +136,11 @@ def test_a_segment_under_way_is_noted_now_and_then(runs: Runs) -> None:
     with runs.started("--streams", "1") as process:
         assert hold.reached.wait(LIMIT)
         until = time.monotonic() + LIMIT
-        while not state.exists() and time.monotonic() < until:
+        while not noted(state) and time.monotonic() < until:
             time.sleep(0.01)
         process.kill()
         process.wait()
-    assert 0 < json.loads(state.read_text())["received"][0] <= 40_000
+    assert 0 < noted(state) <= 40_000
     runs.server.asked.clear()
     hold.go_on.set()
     assert runs.run().status == 0

@@ -1,17 +1,23 @@
-"""Run a function of `jobs` (or of another module) on N gloo ranks, with a free port and a time limit."""
+"""Run a function of `jobs` (or of another module) on N gloo ranks, with a free port and a time limit.
+
+Ranks are forked from a server that has imported torch and Megatron-Core once: imports take far longer than most jobs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import multiprocessing
 import os
 import pickle
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,9 @@ from typing import Any
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
 
 ROOT = Path(__file__).resolve().parents[2]
+
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["gptoss20b.train"])
 
 
 def free_port() -> int:
@@ -35,33 +44,27 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
     All are killed when one fails or the limit is reached; the failure then holds every rank's last output.
     """
     with tempfile.TemporaryDirectory() as folder:
-        shared = os.environ | {
+        shared = {
             "WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "OMP_NUM_THREADS": "1",
             **NO_GPU,
-            "PYTHONWARNINGS": "ignore",  # Megatron's, which would fill the outputs shown on failure
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'integration'}",
         }
-        task = Path(folder) / "task"
-        task.write_bytes(pickle.dumps((job, arguments)))
-        processes = []
+        processes: list[BaseProcess] = []
         for rank in range(world):
-            output = (Path(folder) / f"output{rank}").open("wb")
-            command = [sys.executable, __file__, str(task), str(Path(folder) / f"result{rank}")]
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(
-                subprocess.Popen(command, env=shared | own, stdout=output, stderr=subprocess.STDOUT, process_group=0)
+                _FORKED.Process(target=_rank, args=(shared | own, Path(folder), rank, job, arguments), daemon=True)
             )
-            output.close()
+            processes[-1].start()
         try:
             _wait(processes, limit_s)
         finally:
             for process in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid or 0, signal.SIGKILL)
+                process.join()
         results = [Path(folder) / f"result{rank}" for rank in range(world)]
         if not all(path.exists() for path in results):
             outputs = "\n".join(
@@ -72,23 +75,29 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
         return [pickle.loads(path.read_bytes()) for path in results]  # written by this test's own processes
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], limit_s: float) -> None:
+def _wait(processes: Sequence[BaseProcess], limit_s: float) -> None:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
-        codes = [process.poll() for process in processes]
+        codes = [process.exitcode for process in processes]
         if any(codes) or all(code == 0 for code in codes):
             return
         time.sleep(0.05)
 
 
-def _main(task: Path, result: Path) -> None:
-    job, arguments = pickle.loads(task.read_bytes())
-    module, _, function = job.rpartition(".")
-    value = getattr(importlib.import_module(module or "jobs"), function)(**arguments)
-    temporary = result.with_suffix(".tmp")
-    temporary.write_bytes(pickle.dumps(value))
-    temporary.rename(result)
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), Path(sys.argv[2]))
+def _rank(environment: dict[str, str], folder: Path, rank: int, job: str, arguments: dict[str, Any]) -> None:
+    os.setpgid(0, 0)
+    output = os.open(folder / f"output{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    warnings.simplefilter("ignore")  # Megatron's, which would fill the outputs shown on failure
+    try:
+        module, _, function = job.rpartition(".")
+        value = getattr(importlib.import_module(module or "jobs"), function)(**arguments)
+        temporary = folder / f"result{rank}.tmp"
+        temporary.write_bytes(pickle.dumps(value))
+        temporary.rename(folder / f"result{rank}")
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)

@@ -113,11 +113,26 @@ def test_what_judging_needs_is_pinned_like_the_rest() -> None:
     assert "torch==" not in judging and "megatron-core==" not in judging
 
 
+@pytest.fixture(scope="module")
+def counted() -> dict[str, dict[str, float]]:
+    """What `info --json` says of each variant, in one process."""
+    command = (
+        "from typer.testing import CliRunner; from gptoss20b.cli import app\n"
+        f"for variant in {list(PRESETS)}:\n"
+        "    print(CliRunner().invoke(app, ['info', '--variant', variant, '--json']).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True, cwd=ROOT)
+    figures, decoder, text = {}, json.JSONDecoder(), done.stdout.strip()
+    while text:
+        found, end = decoder.raw_decode(text)
+        figures[found["variant"]], text = found, text[end:].strip()
+    return figures
+
+
 @pytest.mark.parametrize("row", rows("variant"), ids=lambda row: row[0])
-def test_the_model_table_is_what_info_counts(row: list[str]) -> None:
+def test_the_model_table_is_what_info_counts(row: list[str], counted: dict[str, dict[str, float]]) -> None:
     variant, layers, total, active, mflop = row
-    command = [sys.executable, "-m", "gptoss20b", "info", "--variant", variant.strip("`"), "--json"]
-    figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    figures = counted[variant.strip("`")]
     assert figures["layers"] == int(layers)
     assert figures["total_parameters"] == int(total.replace(",", ""))
     assert figures["active_parameters"] == int(active.replace(",", ""))

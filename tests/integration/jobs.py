@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -82,25 +82,30 @@ def make_feed(config: Config, seed: int = 1) -> Feed:
 
 def digests(trainer: Any, config: Config) -> dict[str, str]:
     """SHA-256 of every weight this rank holds, by its name in the whole model and its global expert number."""
+    held = trainer.model.module.named_parameters()
+    return {name: _digest(weight) for name, weight in in_whole_model(trainer.model.module, config, held)}
+
+
+def in_whole_model(
+    gpt: Any, config: Config, held: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """This rank's tensors, given by its parameters' own names, by name in the whole model; experts one by one."""
     from megatron.core import parallel_state
 
-    found: dict[str, str] = {}
     first = parallel_state.get_expert_model_parallel_rank() * (config.model.experts // config.parallel.expert)
-    offset = trainer.model.module.decoder.layers[0].layer_number - 1
-    for local_name, parameter in trainer.model.module.named_parameters():
+    offset = gpt.decoder.layers[0].layer_number - 1
+    for local_name, tensor in held:
         name = local_name
         if name.startswith("decoder.layers."):
             _, _, number, rest = name.split(".", 3)
             name = f"decoder.layers.{int(number) + offset}.{rest}"
         name, local_expert = canonical(name)
         if local_expert is not None:
-            found[f"{name}[{first + local_expert}]"] = _digest(parameter)
+            yield f"{name}[{first + local_expert}]", tensor
         elif ".experts." in name:
-            for number, part in enumerate(parameter):
-                found[f"{name}[{first + number}]"] = _digest(part)
+            yield from ((f"{name}[{first + number}]", part) for number, part in enumerate(tensor))
         else:
-            found[name] = _digest(parameter)
-    return found
+            yield name, tensor
 
 
 def _digest(tensor: torch.Tensor) -> str:
@@ -137,6 +142,35 @@ def follow(variables: list[Variables], steps: int, backend: str = "torch") -> li
             )
             feed.close()
     return outcomes
+
+
+def gradients(variables: Variables, backends: list[Any]) -> list[dict[str, Any]]:
+    """For each layer back end, from the same weights: this rank's loss and gradients on its first micro batch.
+
+    Returns:
+        By back end "loss", the mean over the tokens, and "gradients" of it by name in the whole model and expert.
+        Those of experts are of all ranks' losses, as their tokens come from all.
+    """
+    with layouts([variables]) as configs:
+        config = next(configs)
+        feed, outcomes = make_feed(config), []
+        batch = next(iter(feed.training(0)))
+        for backend in backends:
+            trainer = make_trainer(config, backend)
+            positions = torch.arange(batch.tokens.shape[1])[None].expand_as(batch.tokens)
+            losses = trainer.model.module(
+                input_ids=batch.tokens, position_ids=positions, attention_mask=None, labels=batch.labels
+            )
+            names, parameters = zip(*trainer.model.module.named_parameters(), strict=True)
+            found = zip(names, torch.autograd.grad(losses.mean(), parameters), strict=True)
+            outcomes.append(
+                {
+                    "loss": float(losses.mean()),
+                    "gradients": {name: x.numpy() for name, x in in_whole_model(trainer.model.module, config, found)},
+                }
+            )
+        feed.close()
+        return outcomes
 
 
 def evaluate(variables: list[Variables]) -> list[dict[str, Any]]:

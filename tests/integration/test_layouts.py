@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from ranks import run_ranks
 
@@ -78,6 +79,23 @@ def test_the_torch_back_end_follows_megatrons_own_local_spec(expert_parallel: st
     theirs = run_ranks("follow", 2, variables=variables, steps=STEPS, backend="megatron_local")[0][0]
     assert ours["weights"] == theirs["weights"]
     assert_same_run([theirs, ours])
+
+
+@pytest.mark.parametrize("expert_parallel", [1, 2])
+def test_the_torch_back_end_has_the_gradients_of_megatrons_own_local_spec(
+    expert_parallel: int, tiny: dict[str, str]
+) -> None:
+    variables = tiny | {"DGXNGPU": str(expert_parallel), "EXPERT_PARALLEL": str(expert_parallel), "window": "20"}
+    backends = ["torch", "megatron_local"]
+    for ours, theirs in run_ranks("gradients", expert_parallel, variables=variables, backends=backends):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["gradients"].keys() == theirs["gradients"].keys()
+        assert len(ours["gradients"]) == 3 + 2 * (7 + 2 * 8 // expert_parallel)
+        for name, gradient in theirs["gradients"].items():
+            # An expert that no token chose has none.
+            largest = np.abs(gradient).max()
+            assert np.abs(ours["gradients"][name] - gradient).max() <= 1e-5 * largest, name
+            assert largest > 0 or ".experts." in name, name
 
 
 def test_the_released_models_features_are_the_same_in_every_expert_layout(tiny: dict[str, str]) -> None:

@@ -1,0 +1,91 @@
+"""A folder of our weights into this rank's part of the model, in any expert, tensor and pipeline parallel layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch.nn import Parameter
+
+from ..config import Config
+from ..config.tree import Model
+from ..model.initialise import canonical
+from .convert import model_here
+from .folder import Folder, Shape
+from .problems import ExchangeError
+
+
+@torch.no_grad()
+def load(model: GPTModel, folder: Path, config: Config) -> None:
+    """Fill this rank's weights, in place; of each tensor only the part that this rank holds is read.
+
+    Values are rounded to the parameters' type where the folder's is wider. Serves the layer back ends whose norms are
+    parameters of their own, `torch` first of all: Transformer Engine's spec fuses them into the projections.
+
+    Args:
+        model: this rank's part, from `build_model`.
+        folder: made by `convert.from_hugging_face`.
+        config: the configuration that the model was built from. Its `model` section must be the folder's.
+
+    Raises:
+        ExchangeError: with everything that keeps the folder from filling the model; nothing was loaded.
+    """
+    source = Folder(folder)
+    found = list(source.problems)
+    theirs = model_here(source, found)
+    if theirs is not None:
+        found += _other_model(theirs, config.model)
+    held = list(_held(model, config))
+    found += [f"{name}: missing, and this rank's model has it" for name, _, _ in held if name not in source.tensors]
+    if found:
+        raise ExchangeError(f"loading {folder}", found)
+    for name, experts, parameter in held:
+        if experts is not None:
+            part = source.read(name, experts)
+        else:
+            part = source.read(name, *_tensor_parallel_part(source.tensors[name].shape, parameter.shape))
+        assert part.shape == parameter.shape, f"{name}: this rank holds {parameter.shape}, the folder {part.shape}"
+        parameter.copy_(part)
+
+
+def _other_model(theirs: Model, ours: Model) -> list[str]:
+    """How two model sections differ, apart from the variant's name."""
+    return [
+        f"config.json: model.{name}: got {value!r}, expected {getattr(ours, name)!r}, as the run is configured"
+        for name, value in theirs
+        if name != "variant" and value != getattr(ours, name)
+    ]
+
+
+def _held(model: GPTModel, config: Config) -> Iterator[tuple[str, int | slice | None, Parameter]]:
+    """This rank's parameters: name in the whole model, which experts of the tensor (None: it has none), parameter."""
+    # Pipeline stages count their layers from zero.
+    stage = {
+        f"decoder.layers.{i}.": f"decoder.layers.{x.layer_number - 1}." for i, x in enumerate(model.decoder.layers)
+    }
+    local_experts = config.model.experts // config.parallel.expert
+    first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
+    for local_name, parameter in model.named_parameters():
+        prefix = next((prefix for prefix in stage if local_name.startswith(prefix)), "")
+        name, local_expert = canonical(stage.get(prefix, "") + local_name.removeprefix(prefix))
+        if local_expert is not None:
+            yield name, first_expert + local_expert, parameter
+        elif ".experts." in name:
+            yield name, slice(first_expert, first_expert + local_experts), parameter
+        else:
+            yield name, None, parameter
+
+
+def _tensor_parallel_part(whole: Shape, own: torch.Size) -> tuple[slice, ...]:
+    """This rank's part of a tensor that is shorter here in the dimension along which it is cut.
+
+    The shapes tell: Megatron-Core marks some parameters as cut only where it initialises them itself.
+    """
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    return tuple(
+        slice(rank * here, (rank + 1) * here) if here < there else slice(None)
+        for here, there in zip(own, whole, strict=True)
+    )

@@ -1,0 +1,126 @@
+"""`python -m gptoss20b doctor` as it is typed, and the sum over real ranks that it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ranks import NO_GPU, ROOT
+
+from gptoss20b.doctor.finding import Finding, Verdict
+from gptoss20b.doctor.network import look_at_collectives
+
+
+def doctor(variables: dict[str, str], *options: str, limit_s: float = 150.0) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "gptoss20b", "doctor", *options],
+        cwd=variables.get("LOGDIR", ROOT),
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=limit_s,
+    )
+
+
+def by_name(done: subprocess.CompletedProcess[str]) -> dict[str, Finding]:
+    document = json.loads(done.stdout)
+    assert set(document) == {"verdict", "checks"}
+    return {check["name"]: Finding(**{**check, "verdict": Verdict(check["verdict"])}) for check in document["checks"]}
+
+
+@pytest.mark.slow
+def test_a_healthy_node_passes_and_is_left_as_it_was(tiny: dict[str, str], data: Path, tmp_path: Path) -> None:
+    before = sorted(data.iterdir())
+    settings = tiny | NO_GPU | {"LOGDIR": str(tmp_path), "DGXNGPU": "2", "EXPERT_PARALLEL": "2"}
+    began = time.monotonic()
+    done = doctor(settings, "--json")
+    assert time.monotonic() - began < 60
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = by_name(done)
+    assert json.loads(done.stdout)["verdict"] == "pass"
+    assert list(found) == [
+        "configuration", "processors", "back end", "host memory", "swap", "shared memory", "open files",
+        "locked memory", "processor frequency", "data", "data verified", "data speed", "LOGDIR", "free space",
+        "checkpoints", "clock", "packages", "Transformer Engine", "code", "page cache", "meeting point", "collectives",
+    ]  # fmt: skip
+    for name in ("configuration", "back end", "host memory", "data", "LOGDIR", "free space", "collectives"):
+        assert found[name].verdict is Verdict.PASS, found[name]
+    assert found["data verified"].verdict is Verdict.WARN
+    assert "2 ranks over gloo summed a tensor" in found["collectives"].found
+    assert "tiny on 1 x 2, EP 2" in found["configuration"].found
+    assert done.stderr == ""
+    assert sorted(data.iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_node_without_its_gpus_and_data_is_told_what_to_fix(tmp_path: Path) -> None:
+    # The reference on eight GPUs, on a machine where torch sees none: no rank is started.
+    settings = {"DATADIR": str(tmp_path / "nowhere"), "LOGDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "99"}
+    done = doctor(settings)
+    assert done.returncode == 1, done.stdout + done.stderr
+    bad = done.stdout.splitlines()[-1].removeprefix("to fix: ").split(", ")
+    assert {"GPUs", "data"} <= set(bad)
+    shown = " ".join(done.stdout.replace("│", " ").split())
+    assert "torch sees none" in shown
+    assert "expected 8 (DGXNGPU)" in shown
+    assert "each rank needs its GPU first" in shown
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def one_rank_sleeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second rank of a node sleeps before it does anything, as one on a GPU that hangs."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, threading\nif os.environ.get('LOCAL_RANK') == '1':\n    threading.Event().wait(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("one_rank_sleeps")
+def test_a_rank_that_hangs_is_ended_at_the_limit_and_named() -> None:
+    began = time.monotonic()
+    found = look_at_collectives(2, "gloo", 6)
+    assert time.monotonic() - began < 25
+    assert found.verdict is Verdict.FAIL
+    assert re.search(r"no end within \d+ s; rank 1 never started$", found.found)
+    assert "GLOO_SOCKET_IFNAME" in found.fix
+
+
+def test_a_rank_that_fails_is_named_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a wrong interface does to a run: the rank says so itself, long before any limit.
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
+    began = time.monotonic()
+    found = look_at_collectives(2, "gloo", 60)
+    assert time.monotonic() - began < 40
+    assert found.verdict is Verdict.FAIL
+    assert "failed after" in found.found
+    assert "no-such-interface" in found.found
+
+
+# A rank whose sum is wrong, as of one whose memory or link changes bits.
+WRONG_SUM = """
+import sys
+import torch.distributed as dist
+from gptoss20b.doctor.collective import main
+
+dist.all_reduce = lambda tensor: tensor[7:9].add_(1)
+main("gloo", sys.argv[1], 20.0)
+"""
+
+
+def test_a_sum_that_is_wrong_is_an_error(tmp_path: Path) -> None:
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WRONG_SUM, str(tmp_path / "meeting")]
+    done = subprocess.run(command, env=os.environ | NO_GPU | alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.split() == ["started", "joined"]
+    assert "the sum is wrong in 2 of 1048576 elements: got 2.0, expected 1.0" in done.stderr

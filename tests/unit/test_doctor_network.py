@@ -1,0 +1,116 @@
+"""What the doctor says of the place where nodes meet: real sockets, real names."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from gptoss20b.config import resolve
+from gptoss20b.doctor import network
+from gptoss20b.doctor.finding import Finding, Verdict
+from gptoss20b.doctor.network import look_at_meeting_point
+from gptoss20b.doctor.place import Place
+
+NOWHERE = "198.51.100.1"  # of a block that is for documentation and no machine's (RFC 5737)
+
+
+def look(node_rank: str | None, address: str | None, port: str | int = 29500, nodes: int = 2) -> Finding:
+    config = resolve({"DGXNNODES": str(nodes), "GLOBAL_BATCH_SIZE": "64"})
+    return look_at_meeting_point(config, Place(node_rank, address, str(port)))
+
+
+@pytest.fixture
+def own_address() -> str:
+    """This machine's address in its network, which another process reaches as another node would."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((NOWHERE, 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but its loop's")
+        return str(probe.getsockname()[0])
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.socket() as server:
+        server.bind(("0.0.0.0", 0))
+        server.listen(0)
+        yield server
+
+
+def test_one_node_meets_nobody() -> None:
+    assert look(None, None, nodes=1).verdict is Verdict.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("rank", "address", "port", "said"),
+    [
+        (None, "localhost", 29500, "NODE_RANK is not set, expected 0 to 1"),
+        ("2", "localhost", 29500, "NODE_RANK is 2, expected 0 to 1"),
+        ("x", "localhost", 29500, "NODE_RANK is x"),
+        ("0", None, 29500, "MASTER_ADDR is not set"),
+        ("0", "localhost", "http", "MASTER_PORT is 'http', expected 1 to 65535"),
+        ("0", "localhost", 65536, "MASTER_PORT is '65536'"),
+        ("0", "no-such-host.invalid", 29500, "'no-such-host.invalid' cannot be resolved"),
+        ("1", "127.0.0.1", 29500, "this node itself, expected the first node"),
+    ],
+)
+def test_what_cannot_be_a_meeting_point_fails(
+    rank: str | None, address: str | None, port: str | int, said: str
+) -> None:
+    found = look(rank, address, port)
+    assert found.verdict is Verdict.FAIL
+    assert said in found.found
+    assert found.fix
+
+
+def test_on_the_first_node_the_port_is_free() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.2", 0))  # one of this node's addresses is enough: a run's store listens on all
+        listener.listen()
+        port = listener.getsockname()[1]
+        taken = look("0", "127.0.0.1", port)
+    assert taken.verdict is Verdict.FAIL
+    assert f"port {port} cannot be bound: Address already in use" in taken.found
+    assert "another MASTER_PORT" in taken.fix
+    free = look("0", "127.0.0.1", port)
+    assert (free.verdict, free.found) == (Verdict.PASS, f"127.0.0.1 is this node, and port {port} is free")
+
+
+def test_another_machines_address_on_the_first_node_is_a_warning() -> None:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    found = look("0", NOWHERE, port)
+    assert found.verdict is Verdict.WARN
+    assert f"{NOWHERE}, which is no address of this first node" in found.found
+
+
+def test_from_another_node_it_is_reached_or_not_yet_listening(own_address: str, listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    reached = look("1", own_address, port)
+    assert (reached.verdict, "something listens there" in reached.found) == (Verdict.PASS, True)
+    listener.close()
+    early = look("1", own_address, port)
+    assert (early.verdict, "nothing listens" in early.found) == (Verdict.PASS, True)
+
+
+def test_a_first_node_that_does_not_answer_fails(
+    own_address: str, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "_CONNECT_S", 0.5)
+    port = listener.getsockname()[1]
+    waiting = [socket.socket() for _ in range(4)]
+    try:
+        for client in waiting:  # a queue that nobody empties: further connections are dropped, as a firewall does
+            client.setblocking(False)
+            client.connect_ex((own_address, port))
+        found = look("1", own_address, port)
+    finally:
+        for client in waiting:
+            client.close()
+    assert found.verdict is Verdict.FAIL
+    assert "no answer within 0.5 s" in found.found
+    assert "firewall" in found.fix

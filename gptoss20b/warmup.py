@@ -1,6 +1,6 @@
 """Steps on synthetic tokens before the clock: kernels compiled, communicators connected, allocator filled.
 
-Afterwards weights, optimizer, schedule and torch's random states are bit for bit what they were.
+Afterwards weights, expert biases, optimizer, schedule and torch's random states are bit for bit what they were.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def warm_up(trainer: Trainer, passes: int) -> None:
 def restored(trainer: Trainer) -> Iterator[None]:
     """Put a trainer that has made no step yet back into its present state at the end. Weights wait in host memory."""
     weights = [parameter.detach().to("cpu", copy=True) for parameter in trainer.model.parameters()]
+    buffers = [buffer.clone() for buffer in trainer.model.module.buffers()]
     optimizers = [part.optimizer for part in _parts(trainer.optimizer) if part.optimizer is not None]
     assert not any(optimizer.state for optimizer in optimizers), "the warm-up comes before the first step"
     settings = [_settings(optimizer) for optimizer in optimizers]
@@ -40,6 +41,8 @@ def restored(trainer: Trainer) -> Iterator[None]:
     with torch.no_grad():
         for parameter, saved in zip(trainer.model.parameters(), weights, strict=True):
             parameter.copy_(saved)
+        for buffer, kept in zip(trainer.model.module.buffers(), buffers, strict=True):
+            buffer.copy_(kept)
     trainer.model.zero_grad_buffer()
     trainer.optimizer.reload_model_params()
     for optimizer, groups in zip(optimizers, settings, strict=True):

@@ -35,7 +35,7 @@ class Problem:
 
 def problems(config: Config) -> list[Problem]:
     """All problems of a well-typed configuration, in the order in which a user would fix them."""
-    return [*_division(config), *_layout(config), *_batch(config), *_numbers(config)]
+    return [*_division(config), *_layout(config), *_batch(config), *_numbers(config), *_balancing(config)]
 
 
 def fixed_by_rules(config: Config) -> list[tuple[str, str, object, object]]:
@@ -203,6 +203,24 @@ def _numbers(config: Config) -> Iterator[Problem]:
         yield Problem(
             ("EOD_TOKEN", "VOCAB_SIZE"),
             f"got {eod}, which is not in the vocabulary of {vocabulary}. Use an id from 0 to {vocabulary - 1}.",
+        )
+
+
+def _balancing(config: Config) -> Iterator[Problem]:
+    coefficient, rate = config.rules.aux_loss_coefficient, config.rules.expert_bias_rate
+    if coefficient and rate:
+        yield Problem(
+            ("AUX_LOSS_COEFF", "EXPERT_BIAS_RATE"),
+            f"got {coefficient} with EXPERT_BIAS_RATE={rate}, which are two ways to one end: the loss would push the "
+            "scores, the biases the choice. Unset one of them.",
+        )
+    split = config.parallel.tensor * config.parallel.context
+    if coefficient and split > 1:
+        yield Problem(
+            ("AUX_LOSS_COEFF", "TENSOR_PARALLEL", "CONTEXT_PARALLEL"),
+            f"got {coefficient} with tensor x context parallel {config.parallel.tensor} x {config.parallel.context}, "
+            f"where releases of Megatron-Core differ by a factor of {split} in what it means. Use TENSOR_PARALLEL=1 "
+            "and CONTEXT_PARALLEL=1, or unset AUX_LOSS_COEFF.",
         )
 
 

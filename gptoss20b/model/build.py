@@ -28,7 +28,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ..config import Config, Model
 from ..config.checks import torch_limits
-from ..config.tree import Parallel
+from ..config.tree import Parallel, Rules
 from .attention import TorchCoreAttention
 from .experts import CLAMP, GroupedExperts
 
@@ -83,8 +83,7 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         "moe_router_topk": model.top_k,
         "moe_router_pre_softmax": model.router_softmax_before_topk,
         "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "none",
-        "moe_aux_loss_coeff": 0.0,
+        **_balancing(config.rules),
         "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": True,
         "normalization": "RMSNorm",
@@ -141,6 +140,23 @@ def _layout(parallel: Parallel) -> dict[str, Any]:
         "expert_tensor_parallel_size": 1,
         "sequence_parallel": parallel.tensor > 1,
     }
+
+
+def _balancing(rules: Rules) -> dict[str, Any]:
+    options: dict[str, Any] = {"moe_router_load_balancing_type": "none"}
+    if rules.aux_loss_coefficient:
+        # Of each layer and micro batch: coefficient x experts x sum over experts of fraction x mean probability (Switch
+        # Transformer, Fedus et al. 2021). Because of calculate_per_token_loss the router multiplies it by its counted
+        # tokens, and `finalize_gradients` divides by all of them: a mean over the global batch, however it is split.
+        options |= {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": rules.aux_loss_coefficient}
+    if rules.expert_bias_rate:
+        # Megatron-Core moves the biases itself, and refuses them beside softmax scores; DeepSeek-V3 has sigmoids.
+        options |= {
+            "moe_router_enable_expert_bias": True,
+            "moe_router_bias_update_rate": rules.expert_bias_rate,
+            "moe_router_score_function": "sigmoid",
+        }
+    return options
 
 
 def _activation(model: Model) -> dict[str, Any]:

@@ -23,8 +23,9 @@ first_node=1
 "$PYTHON" -m gptoss20b train --dry-run > /dev/null || exit 2
 check_data
 export LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
-# Only on the first node: its ranks may have begun the log by the time another node comes to this line.
-[[ "$first_node" == 0 || ! -e "$LOGDIR/result_0.txt" ]] ||
+# Only on the first node: its ranks may have begun the log by the time another node comes to this line. A run that goes on
+# has a log; whether it may is checked where it is read.
+[[ "$first_node" == 0 || -n "${RESUME:-}" || ! -e "$LOGDIR/result_0.txt" ]] ||
     refuse "LOGDIR: '$LOGDIR/result_0.txt' exists, and results are never overwritten. Name another folder."
 
 # What the log says about the caches is what happened to them.

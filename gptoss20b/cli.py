@@ -1,10 +1,11 @@
-"""The command line: `python -m gptoss20b train | info | result`. Every setting is an option of the same name."""
+"""The command line: `python -m gptoss20b train | info | doctor | result | convert`. Settings are options."""
 
 from __future__ import annotations
 
 import inspect
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -112,6 +113,27 @@ def info(
 
 
 @app.command()
+@with_settings
+def doctor(
+    given: dict[str, str | None],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this node before a long run: say pass, or what to fix. It changes nothing and takes less than a minute."""
+    config = _resolved(given)
+    from .doctor import Verdict, as_document, as_table, examine, last_line, read_place, verdict_of
+
+    findings = examine(config, read_place(os.environ))
+    if as_json:
+        print(json.dumps(as_document(findings), indent=2))
+    else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        Console(width=None if sys.stdout.isatty() else 120).print(as_table(findings))
+        print(last_line(findings))
+    raise typer.Exit(ExitCode.FAILED if verdict_of(findings) is Verdict.FAIL else ExitCode.CONVERGED)
+
+
+@app.command()
 def result(
     path: Annotated[Path, typer.Argument(help="A result folder, or one result file; with --trials a set's folder.")],
     trials: Annotated[
@@ -129,6 +151,35 @@ def result(
         _fail(str(error))
     print(found)
     raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def convert(
+    from_hf: Annotated[Path | None, typer.Option(help="Folder of a GptOssForCausalLM; goes with --to.")] = None,
+    to: Annotated[Path | None, typer.Option(help="New folder of this project's weights.")] = None,
+    own: Annotated[
+        Path | None, typer.Option("--from", help="Folder of this project's weights; goes with --to-hf.")
+    ] = None,
+    to_hf: Annotated[Path | None, typer.Option(help="New folder for GptOssForCausalLM.from_pretrained.")] = None,
+) -> None:
+    """Convert weights from Hugging Face's GptOssForCausalLM, MXFP4 experts included, or to it: bit for bit in bf16 and
+    fp32, a layer at a time. Everything is checked before anything is written; what exists is never overwritten.
+    """
+    from .exchange.convert import from_hugging_face, to_hugging_face
+    from .exchange.problems import ExchangeError
+
+    try:
+        if from_hf and to and not (own or to_hf):
+            from_hugging_face(from_hf, to)
+        elif own and to_hf and not (from_hf or to):
+            to_hugging_face(own, to_hf)
+        else:
+            _fail("convert takes --from-hf DIR --to DIR, or --from DIR --to-hf DIR")
+    except ExchangeError as error:
+        _fail(str(error))
+    except OSError as error:
+        print(f"error: {error}; nothing is left of the new folder", file=sys.stderr)
+        raise typer.Exit(ExitCode.FAILED) from error
 
 
 def _say_trials(folder: Path, count: int) -> NoReturn:

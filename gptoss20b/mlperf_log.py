@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import threading
 import time
@@ -73,15 +74,17 @@ class RunLog:
     """Writes the records of one run; on every rank but the first, the same calls write nothing.
 
     Args:
-        path: the result file, which must not exist; None for a rank that does not log.
+        path: the result file, which must not exist unless the run goes on; None for a rank that does not log.
         echo: shows each line on stdout; a display with a live line has its own way.
+        goes_on: the file is that of an interrupted run. Nothing is written before `resumed`.
 
     Raises:
-        FileExistsError: the result file exists; results are never overwritten or appended to.
+        FileExistsError: the result file exists; results are never overwritten.
     """
 
-    def __init__(self, path: Path | None, echo: Callable[[str], None] = print_line) -> None:
+    def __init__(self, path: Path | None, echo: Callable[[str], None] = print_line, *, goes_on: bool = False) -> None:
         self.path = path
+        self.goes_on = goes_on
         self.samples = 0
         self.started = False
         self.stopped = False
@@ -89,7 +92,8 @@ class RunLog:
         self._file: TextIO | None = None
         if path is None:
             return
-        self._file = path.open("x", encoding="utf-8")
+        self._waits = goes_on
+        self._file = path.open("a" if goes_on else "x", encoding="utf-8")
         sink = logging.Logger("gptoss20b.mllog")  # unregistered: nobody else's handlers or levels apply
         sink.addHandler(_Lines(self._write, echo))
         # Stack offset 3: records name the line that called this class, past its method and _event. mllog takes the root
@@ -126,6 +130,31 @@ class RunLog:
         self._end(constants.INIT_STOP)
         self._start(constants.RUN_START)
         self.started = True
+        return RunClock(self)
+
+    def position(self) -> int:
+        """Length of the log in bytes, all of which is on the disk; 0 on a rank that does not log."""
+        if self._file is None:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def resumed(self, log_bytes: int, samples: int) -> RunClock:
+        """Go on with an interrupted run's log from where it was at a checkpoint. The clock has run on meanwhile.
+
+        What came after the checkpoint will come again; it is kept beside the log, as `cut_<k>_of_<log>`.
+        """
+        self.samples = samples
+        self.started = True
+        if self._file is not None and self.path is not None:
+            text = self.path.read_bytes()
+            if len(text) < log_bytes:
+                raise CutLogError(f"{self.path} has {len(text):,} bytes, and had {log_bytes:,} at the checkpoint")
+            _keep_cut(self.path, text[log_bytes:])
+            self._file.truncate(log_bytes)
+            self._waits = False
+        self._event("resumed", samples, {constants.SAMPLES_COUNT: samples})
         return RunClock(self)
 
     def data_opened(self, eval_tokens_sha256: str) -> None:
@@ -172,17 +201,33 @@ class RunLog:
         self._file.write(line + "\n")
         self._file.flush()
 
+    @property
+    def _writes(self) -> bool:
+        return self._file is not None and not self._waits
+
     def _event(self, key: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
-        if self._file is not None:
+        if self._writes:
             self._mllog.event(key=key, value=value, metadata=metadata)
 
     def _start(self, key: str, metadata: dict[str, Any] | None = None) -> None:
-        if self._file is not None:
+        if self._writes:
             self._mllog.start(key=key, metadata=metadata)
 
     def _end(self, key: str, metadata: dict[str, Any] | None = None) -> None:
-        if self._file is not None:
+        if self._writes:
             self._mllog.end(key=key, metadata=metadata)
+
+
+class CutLogError(RuntimeError):
+    """The log of a run that is to go on is shorter than it was."""
+
+
+def _keep_cut(log: Path, cut: bytes) -> None:
+    if cut:
+        k = 1
+        while (kept := log.with_name(f"cut_{k}_of_{log.name}")).exists():
+            k += 1
+        kept.write_bytes(cut)
 
 
 def hyperparameters(config: Config, seed: int) -> dict[str, Any]:

@@ -28,6 +28,11 @@ def result_directory(config: Config) -> Path:
     return directory
 
 
+def save_directory(config: Config, directory: Path) -> Path:
+    """The folder of the checkpoints of a run whose result is in ``directory``; not created."""
+    return config.checkpoints.directory or directory / "checkpoints"
+
+
 def point_latest(directory: Path) -> None:
     """Point `results/latest` at a result under results/, in one step: a reader never finds it missing.
 

@@ -14,22 +14,24 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from .checkpoint.checkpoints import Checkpoints
+from .checkpoint.files import CheckpointError, Position, Saved, goes_on
 from .config import Config, disagreements
 from .config.environment import LaunchError
 from .data.files import DataError
 from .feed import Feed, Share, open_feed
-from .mlperf_log import RunLog
+from .mlperf_log import CutLogError, RunClock, RunLog
 from .model.build import Backend, BackendError, choose_backend
 from .process_groups import Rank, joined, read_rank
 from .progress import Display, Progress, Silent
-from .record import make_record, point_latest, result_directory, write_record
+from .record import make_record, point_latest, result_directory, save_directory, write_record
 from .result import read_result
 from .stopping import ExitCode, NonFiniteLossError, end_with_parent, on_signal, received, target_not_reached
 from .training import Trainer
 from .warmup import warm_up
 
 # Errors whose message is all that a person needs.
-_EXPLAINED = (DataError, LaunchError, NonFiniteLossError)
+_EXPLAINED = (CheckpointError, CutLogError, DataError, LaunchError, NonFiniteLossError)
 
 StepHook = Callable[[int, Trainer], None]
 """Called before each step with its 1-based number; tests use it to inject faults."""
@@ -54,14 +56,17 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
         backend = choose_backend(config)
         directory = result_directory(config) if rank.is_first else None
         display = Display(config) if rank.is_first else None
-        log = RunLog(directory / "result_0.txt", display.echo) if directory and display else RunLog(None)
-        if directory:
+        log = RunLog(None)
+        if directory and display:
+            path = directory / "result_0.txt"
+            resumes = goes_on(save_directory(config, directory), path, config.checkpoints.resume)
+            log = RunLog(path, display.echo, goes_on=resumes)
             point_latest(directory)
     except FileExistsError as error:
         return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
     except OSError as error:
         return _refuse(f"LOGDIR: {error}. Name a folder that can be written.")
-    except (LaunchError, BackendError) as error:
+    except (LaunchError, BackendError, CheckpointError) as error:
         return _refuse(str(error))
 
     state = Run(config, rank, log, display or Silent(), backend, directory)
@@ -103,7 +108,9 @@ def _abort(state: Run, reason: str) -> None:
 def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     config, rank, log = state.config, state.rank, state.log
     _agree_on_settings(state)
-    seed = _agree_on_seed(config)
+    checkpoints = Checkpoints(config, state.directory and save_directory(config, state.directory), log.goes_on)
+    saved = checkpoints.newest()
+    seed = saved.position.seed if saved else _agree_on_seed(config)
     log.describe(config, seed)
     record = make_record(config) | {"seed": seed, "backend": state.backend}
     log.code(record["git_commit"])
@@ -114,25 +121,48 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
         write_record(state.directory, record)
     state.progress.message(_opening_line(state, seed))
 
+    if saved:
+        checkpoints.load(trainer, saved)
     dist.barrier()
-    clock = log.run_start()
+    clock = _resumed(log, saved, config) if saved else log.run_start()
     feed = open_feed(clock, config, _share(config), rank.device, seed)
     if state.directory is not None:
-        record["eval_tokens_sha256"] = feed.eval_tokens_sha256()
-        log.data_opened(record["eval_tokens_sha256"])
+        record["eval_tokens_sha256"] = _same_evaluation(feed.eval_tokens_sha256(), saved)
         write_record(state.directory, record)
-    converged = fit(state, trainer, feed, before_step)
+        if not saved:
+            log.data_opened(record["eval_tokens_sha256"])
+
+    def after_step(step: int) -> None:
+        if checkpoints.due(step):
+            position = Position(step, seed, log.position(), record.get("eval_tokens_sha256", ""))
+            hindered = checkpoints.save(trainer, position)
+            if hindered:
+                state.progress.message(f"warning: no checkpoint after step {step}: {hindered}")
+
+    done = saved.position.step if saved else 0
+    converged = fit(state, trainer, feed, done, before_step, after_step)
     feed.close()  # not after an error: it would wait for a read that storage may never answer
     return converged
 
 
-def fit(state: Run, trainer: Trainer, feed: Feed, before_step: StepHook | None = None) -> bool:
-    """Train until the first evaluation at or below the target; False if max_steps come first."""
+def fit(
+    state: Run,
+    trainer: Trainer,
+    feed: Feed,
+    done: int,
+    before_step: StepHook | None,
+    after_step: Callable[[int], None],
+) -> bool:
+    """Train until the first evaluation at or below the target; False if max_steps come first.
+
+    ``done`` steps came before, of a run that is gone on with: its block is open, or has just been opened.
+    """
     config, log, progress = state.config, state.log, state.progress
     batch_size = config.tuning.global_batch_size
-    log.block_start(0)
-    block_started = time.perf_counter()
-    for step in range(1, config.rules.max_steps + 1):
+    if done == 0:
+        log.block_start(0)
+    block_began, block_started = done, time.perf_counter()
+    for step in range(done + 1, config.rules.max_steps + 1):
         samples = step * batch_size
         if before_step is not None:
             before_step(step, trainer)
@@ -144,7 +174,7 @@ def fit(state: Run, trainer: Trainer, feed: Feed, before_step: StepHook | None =
         if step % config.eval_interval_steps == 0:
             trainer.synchronize()
             seconds = time.perf_counter() - block_started
-            log.block_stop(samples, config.eval_interval_steps * batch_size / seconds)
+            log.block_stop(samples, (step - block_began) * batch_size / seconds)
             log.eval_start(samples)
             loss = _finite(trainer.evaluate(feed.evaluation(), feed.eval_rounds), "evaluation", step)
             log.eval_stop(samples, loss)
@@ -156,7 +186,8 @@ def fit(state: Run, trainer: Trainer, feed: Feed, before_step: StepHook | None =
             if step == config.rules.max_steps:
                 break
             log.block_start(samples)
-            block_started = time.perf_counter()
+            block_began, block_started = step, time.perf_counter()
+        after_step(step)
     log.run_stop(success=False, reason=target_not_reached(config.rules.target_loss, config.rules.max_steps))
     return False
 
@@ -180,6 +211,20 @@ def _agree_on_settings(state: Run) -> None:
         state.log.caches_not_cleared()
         rank = cleared.index(False)
         state.progress.message(f"warning: the page cache of rank {rank}'s node was not dropped; cache_clear is false")
+
+
+def _resumed(log: RunLog, saved: Saved, config: Config) -> RunClock:
+    return log.resumed(saved.position.log_bytes, saved.position.step * config.tuning.global_batch_size)
+
+
+def _same_evaluation(sha256: str, saved: Saved | None) -> str:
+    """The hash of the evaluated tokens, which a run that is gone on with had before."""
+    if saved and saved.position.eval_tokens_sha256 != sha256:
+        raise DataError(
+            f"DATADIR: the evaluated tokens have SHA-256 {sha256}, and had {saved.position.eval_tokens_sha256} "
+            "before the run was interrupted. Restore the data"
+        )
+    return sha256
 
 
 def _agree_on_seed(config: Config) -> int:

@@ -77,11 +77,12 @@ class Trainer:
     def __init__(self, config: Config, backend: Backend, device: torch.device, seed: int) -> None:
         self.config, self.device = config, device
         on_gpu = device.type == "cuda"
-        gpt = build_model(config, backend, on_gpu)
+        self.gpt = gpt = build_model(config, backend, on_gpu)
         # Megatron-Core leaves norms and routers where torch makes new tensors by default.
         gpt.to(device)
         initialise(gpt, config, seed)
         module = Float16Module(gpt.config, gpt) if config.execution.precision == "bf16" else gpt
+        _count_in_fp32(gpt)
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=True
         )
@@ -160,10 +161,23 @@ class Trainer:
         if self.config.parallel.context > 1:
             rank = parallel_state.get_context_parallel_rank()
             part = {name: zigzag(x, rank, self.config.parallel.context) for name, x in part.items()}
+        # Megatron's name for tokens that its load-balancing loss leaves out; they are routed all the same.
+        uncounted = {"padding_mask": part["loss_mask"] == 0} if self.config.rules.aux_loss_coefficient else {}
         out = model(
-            input_ids=part["tokens"], position_ids=part["positions"], attention_mask=None, labels=part["labels"]
+            input_ids=part["tokens"],
+            position_ids=part["positions"],
+            attention_mask=None,
+            labels=part["labels"],
+            **uncounted,
         )
         return out, partial(_sum_loss, loss_mask=part["loss_mask"])
+
+
+def _count_in_fp32(gpt: torch.nn.Module) -> None:
+    """Undo Float16Module's rounding of the rows that each expert got, which bf16 counts exactly only up to 256."""
+    for module in gpt.modules():
+        if getattr(module, "local_tokens_per_expert", None) is not None:
+            module.local_tokens_per_expert = module.local_tokens_per_expert.float()
 
 
 def zigzag(sequences: Tensor, rank: int, ranks: int) -> Tensor:

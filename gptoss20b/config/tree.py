@@ -49,6 +49,13 @@ class Rules(Node):
         "EVAL_INTERVAL_SAMPLES", "training sequences between evaluations, rounded up to whole steps", 12_288, ge=1
     )
     target_loss: float = setting("TARGET_LOSS", "evaluation loss, in nats per token, that ends the run", 3.34, gt=0)
+    aux_loss_coefficient: float = setting("AUX_LOSS_COEFF", "weight of the load-balancing loss; 0 is off", 0.0, ge=0)
+    expert_bias_rate: float = setting(
+        "EXPERT_BIAS_RATE",
+        "step of the expert biases toward balance, which makes the router's scores sigmoids; 0 is off",
+        0.0,
+        ge=0,
+    )
 
 
 class Tuning(Node):
@@ -126,7 +133,10 @@ class Parallel(Node):
 
 
 class Execution(Node):
-    """How fast, not what: none of these changes the mathematics of the run."""
+    """How fast, not what: none of these changes the mathematics of the run.
+
+    But for the open division's load-balancing loss, which is one of each micro batch.
+    """
 
     micro_batch_size: int = setting("MICRO_BATCH_SIZE", "sequences per forward pass on one rank", 2, ge=1)
     precision: Annotated[Literal["bf16", "fp32"], BeforeValidator(_lower)] = setting(
@@ -154,6 +164,30 @@ class Logging(Node):
 
     directory: Path | None = setting("LOGDIR", "folder of the result; a new one under results/ if not given", None)
     interval: int = setting("LOG_INTERVAL", "steps between train_loss records and progress lines", 10, ge=1)
+
+
+class Checkpointing(Node):
+    """When and where checkpoints are written, and whether a run goes on from one. None are in a timed run."""
+
+    interval: str = setting(
+        "SAVE_INTERVAL",
+        "training sequences between checkpoints, or minutes (30min); 0 writes none",
+        "0",
+        pattern=r"^(0|[1-9]\d{0,11}|[1-9]\d{0,5}min)$",
+    )
+    keep: int = setting("SAVE_KEEP", "newest checkpoints kept", 2, ge=1)
+    directory: Path | None = setting("SAVE_DIR", "folder of checkpoints; checkpoints in LOGDIR if not given", None)
+    resume: bool = setting("RESUME", "go on from the newest checkpoint, or begin where there is no log yet", False)
+
+    @property
+    def minutes(self) -> int | None:
+        """Minutes between checkpoints, None if they are counted in samples."""
+        return int(self.interval.removesuffix("min")) if self.interval.endswith("min") else None
+
+    @property
+    def samples(self) -> int:
+        """Training sequences between checkpoints, 0 if there are none or time decides."""
+        return int(self.interval) if self.minutes is None else 0
 
 
 class Submission(Node):
@@ -189,6 +223,7 @@ class Config(Node):
     execution: Execution = Execution()
     data: Data = Data()
     logging: Logging = Logging()
+    checkpoints: Checkpointing = Checkpointing()
 
     @property
     def accumulation_steps(self) -> int:

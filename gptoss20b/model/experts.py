@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
@@ -83,3 +85,30 @@ class GroupedExperts(MegatronModule):
         hidden = self.activation(gate_up + self.linear_fc1.bias[expert_of_row])
         out = self.linear_fc2((hidden * weights).to(rows.dtype), group_ends)
         return out + (self.linear_fc2.bias[expert_of_row] * weights).to(rows.dtype), None
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, ShardedTensor]:
+        """What a checkpoint holds of these experts: each tensor as a slice, along its first axis, of all experts'.
+
+        ``sharded_offsets`` are Megatron-Core's: (axis, position, size) of the axes put in front, the layers'.
+        """
+        axis = len(sharded_offsets)
+        ranks, rank = (
+            parallel_state.get_expert_model_parallel_world_size(),
+            parallel_state.get_expert_model_parallel_rank(),
+        )
+        return {
+            prefix + name: ShardedTensor.from_rank_offsets(
+                prefix + name,
+                tensor,
+                *sharded_offsets,
+                (axis, rank, ranks),
+                replica_id=(0, 0, parallel_state.get_expert_data_parallel_rank()),
+                prepend_axis_num=axis,
+            )
+            for name, tensor in self.state_dict(keep_vars=True).items()
+        }

@@ -54,9 +54,7 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
         processes: list[BaseProcess] = []
         for rank in range(world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(
-                _FORKED.Process(target=_rank, args=(shared | own, Path(folder), rank, job, arguments), daemon=True)
-            )
+            processes.append(_FORKED.Process(target=_rank, args=(shared | own, Path(folder), rank, job, arguments)))
             processes[-1].start()
         try:
             _wait(processes, limit_s)

@@ -77,6 +77,8 @@ EVERYTHING: dict[str, tuple[str, Any]] = {
     "EVAL_SAMPLES": ("64", 64),
     "EVAL_INTERVAL_SAMPLES": ("256", 256),
     "TARGET_LOSS": ("4", 4.0),
+    "AUX_LOSS_COEFF": ("0", 0.0),  # more is refused beside context parallel and expert biases; tested below
+    "EXPERT_BIAS_RATE": ("1e-3", 1e-3),
     "GLOBAL_BATCH_SIZE": ("48", 48),
     "LEARNING_RATE": ("1e-3", 1e-3),
     "WARMUP_STEPS": ("10", 10),
@@ -96,6 +98,10 @@ EVERYTHING: dict[str, tuple[str, Any]] = {
     "EOD_TOKEN": ("5", 5),
     "LOGDIR": ("/some/log", Path("/some/log")),
     "LOG_INTERVAL": ("3", 3),
+    "SAVE_INTERVAL": ("30min", "30min"),
+    "SAVE_KEEP": ("3", 3),
+    "SAVE_DIR": ("/saves", Path("/saves")),
+    "RESUME": ("1", True),
 }
 ONE_RANK = {"DGXNGPU": "1", "EXPERT_PARALLEL": "1", "MICRO_BATCH_SIZE": "1"}
 OPEN = {"SUBMISSION_DIVISION": "open"}
@@ -153,7 +159,10 @@ def test_every_promised_name_is_a_setting() -> None:
 def test_every_setting_is_in_the_table_of_this_file_with_a_value_of_its_own() -> None:
     assert set(EVERYTHING) == set(settings())
     config = resolve()
-    assert {name for name, (_, value) in EVERYTHING.items() if value == value_at(config, name)} == {"TENSOR_PARALLEL"}
+    assert {name for name, (_, value) in EVERYTHING.items() if value == value_at(config, name)} == {
+        "TENSOR_PARALLEL",
+        "AUX_LOSS_COEFF",
+    }
 
 
 def test_every_setting_has_a_line_of_help() -> None:
@@ -328,10 +337,18 @@ def test_a_wrong_value_does_not_cause_follow_up_problems() -> None:
         ("SUBMISSION_STATUS", "finished"),
         ("CACHE_CLEARED", "maybe"),
         ("LOG_INTERVAL", "0"),
+        ("SAVE_INTERVAL", "-1"),
+        ("SAVE_INTERVAL", "0min"),
+        ("SAVE_INTERVAL", "30 s"),
+        ("SAVE_INTERVAL", "012"),
+        ("SAVE_KEEP", "0"),
+        ("RESUME", "perhaps"),
         ("COLLECTIVE_TIMEOUT", "1"),
         ("VOCAB_SIZE", "1"),
         ("TARGET_LOSS", "nan"),
         ("ADAM_BETA1", "1"),
+        ("AUX_LOSS_COEFF", "-0.01"),
+        ("EXPERT_BIAS_RATE", "-0.01"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_value_and_a_fix(name: str, text: str) -> None:
@@ -366,10 +383,10 @@ def test_an_unknown_variant_is_reported_with_the_rest() -> None:
 
 
 def another(value: Any) -> str:
-    """A different valid text for a rule's value; half of every default is within its bounds."""
+    """A different valid text for a rule's value; half of every default is within bounds, and 0.01 where that is 0."""
     assert isinstance(value, int | float), "teach `another` the new type"
     assert not isinstance(value, bool), "teach `another` the new type"
-    return str(value // 2 if isinstance(value, int) else value / 2)
+    return str(value // 2 if isinstance(value, int) else value / 2 or 0.01)
 
 
 RULES = [(setting.path[1], name) for name, setting in settings().items() if setting.path[0] == "rules"]
@@ -507,6 +524,26 @@ def test_the_division_is_read_in_any_case(division: str) -> None:
             {"GLOBAL_BATCH_SIZE": "8"},  # less than one micro batch on every rank
             "GLOBAL_BATCH_SIZE",
             ["got 8", "Use a multiple of 16"],
+        ),
+        (
+            {"AUX_LOSS_COEFF": "0.01", "EXPERT_BIAS_RATE": "1e-3", **OPEN},
+            "AUX_LOSS_COEFF",
+            ["got 0.01 with EXPERT_BIAS_RATE=0.001", "two ways to one end", "Unset one of them."],
+        ),
+        (
+            {"AUX_LOSS_COEFF": "0.01", "TENSOR_PARALLEL": "2", "EXPERT_PARALLEL": "1", **OPEN},
+            "AUX_LOSS_COEFF",
+            [
+                "got 0.01",
+                "parallel 2 x 1",
+                "by a factor of 2",
+                "Use TENSOR_PARALLEL=1 and CONTEXT_PARALLEL=1, or unset",
+            ],
+        ),
+        (
+            {"AUX_LOSS_COEFF": "0.01", "CONTEXT_PARALLEL": "4", "EXPERT_PARALLEL": "1", **OPEN},
+            "AUX_LOSS_COEFF",
+            ["got 0.01", "parallel 1 x 4", "by a factor of 4"],
         ),
         (
             {"WARMUP_STEPS": "1200000"},
@@ -702,6 +739,14 @@ def test_the_defaults_are_the_reference_run() -> None:
     assert fixed_by_rules(config) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "samples", "minutes"), [("0", 0, None), ("12288", 12_288, None), ("1min", 0, 1), ("90min", 0, 90)]
+)
+def test_checkpoints_come_by_samples_or_by_minutes(text: str, samples: int, minutes: int | None) -> None:
+    found = resolve({"SAVE_INTERVAL": text}).checkpoints
+    assert (found.samples, found.minutes) == (samples, minutes)
+
+
 def branches(node: Any) -> Iterator[Any]:
     yield node
     for name in type(node).model_fields:
@@ -712,7 +757,7 @@ def branches(node: Any) -> Iterator[Any]:
 def test_the_tree_is_frozen_and_takes_no_unknown_key() -> None:
     config = resolve({"MODEL_VARIANT": "openai", **OPEN})
     nodes = list(branches(config))
-    assert len(nodes) == 10  # Config, its eight branches, YaRN
+    assert len(nodes) == 11  # Config, its nine branches, YaRN
     for node in nodes:
         for name in type(node).model_fields:
             with pytest.raises(ValidationError, match="frozen"):

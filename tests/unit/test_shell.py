@@ -312,6 +312,8 @@ def test_a_result_that_exists(place: Place) -> None:
     other = place.run(LOGDIR=str(place.folder / "old"), DGXNNODES="2", NODE_RANK="1", MASTER_ADDR="first")
     assert other.returncode == 0, other.stderr
     assert (place.folder / "old" / "result_0.txt").read_text() == "precious"
+    # A run that is to go on has a log; the run itself knows whether it may.
+    assert place.run(LOGDIR=str(place.folder / "old"), RESUME="1").returncode == 0
 
 
 # --- what the log will say of the caches

@@ -1,0 +1,217 @@
+"""Writing and reading checkpoints together with all ranks, for any expert- and data-parallel layout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ..config import Config
+from ..training import Trainer
+from .files import CheckpointError, Position, Saved, complete, damage, fingerprint, prepare, prune, publish, read_saved
+
+T = TypeVar("T")
+
+# Each parameter is stored by itself with its optimizer state, so that every layout can read its part.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+# fp32 main weight and two moments of each parameter, beside the weight itself.
+_OPTIMIZER_BYTES = 12
+
+
+def what_makes_the_run(config: Config) -> dict[str, Any]:
+    """What must be the same when a run is gone on with. Layout, speed and places may differ."""
+    return {
+        **{f"model.{name}": value for name, value in config.model.model_dump(mode="json").items()},
+        **{f"rules.{name}": value for name, value in config.rules.model_dump(mode="json").items()},
+        **{f"tuning.{name}": value for name, value in config.tuning.model_dump(mode="json").items()},
+        "execution.precision": config.execution.precision,
+        "data.eod_token": config.data.eod_token,
+    }
+
+
+class Checkpoints:
+    """The checkpoints of one run. Its methods communicate: call them on every rank.
+
+    Args:
+        config: the resolved configuration.
+        folder: where they lie, as the first rank names it; the other ranks' is not looked at.
+        goes_on: whether the first rank's log is that of an interrupted run; likewise.
+    """
+
+    def __init__(self, config: Config, folder: Path | None, goes_on: bool) -> None:
+        self.config = config
+        place, self.goes_on = _from_first(lambda: (str((folder or Path()).resolve()), goes_on))
+        self.folder = Path(place)
+        self._last_save = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint follows this step. Minutes are the first rank's, looked at where losses are logged."""
+        every = self.config.checkpoints
+        if every.minutes is None:
+            batch = self.config.tuning.global_batch_size
+            return every.samples > 0 and step * batch // every.samples > (step - 1) * batch // every.samples
+        if step % self.config.logging.interval != 0:
+            return False
+        seconds = 60 * every.minutes
+        return _from_first(lambda: time.monotonic() - self._last_save >= seconds)
+
+    def save(self, trainer: Trainer, position: Position) -> str | None:
+        """Write a checkpoint. What hinders it is returned, and leaves the run and earlier checkpoints as they are."""
+        self._last_save = time.monotonic()
+        trainer.synchronize()
+        folder = self.folder / f"step_{position.step:08d}"
+        if folder.exists():
+            return None  # gone on from it, and here again
+        needed = self._bytes(trainer)
+        try:
+            part = Path(_from_first(lambda: str(prepare(self.folder, position.step, needed))))
+            _all(lambda: dist_checkpointing.save(_state(trainer, is_loading=False), str(part)))
+            names = _from_first(lambda: sorted(path.name for path in part.iterdir()))
+            mine = names[dist.get_rank() :: dist.get_world_size()]
+            prints = _gather(_all(lambda: {name: fingerprint(part / name) for name in mine}))
+            files = {name: found for each in prints for name, found in each.items()}
+            saved = Saved(folder, position, what_makes_the_run(self.config), files)
+            _from_first(lambda: publish(part, saved))
+            _from_first(lambda: prune(self.folder, self.config.checkpoints.keep))
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+    def newest(self) -> Saved | None:
+        """The newest checkpoint that is whole; None if the run begins. Damaged ones are named on stderr.
+
+        Raises:
+            CheckpointError: none of them is whole, or the newest whole one is of another run.
+        """
+        if not self.goes_on:
+            return None
+        problems: list[str] = []
+        for name in _from_first(lambda: [path.name for path in complete(self.folder)]):
+            try:
+                saved = _all(partial(read_saved, self.folder / name))
+                parts = _gather(damage(saved, dist.get_rank(), dist.get_world_size()))
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            found = [line for part in parts for line in part]
+            if not found:
+                self._check(saved)
+                return saved
+            problems += found
+            if dist.get_rank() == 0:
+                print(f"warning: {'; '.join(found)}; an earlier checkpoint is looked for", file=sys.stderr, flush=True)
+        raise CheckpointError(f"no checkpoint in {self.folder} is whole: {'; '.join(problems)}")
+
+    def load(self, trainer: Trainer, saved: Saved) -> None:
+        """Bring weights, optimizer, schedule and random states to where they were.
+
+        Raises:
+            CheckpointError: Megatron-Core cannot read it.
+        """
+        _make_room(trainer.optimizer)
+        state = _state(trainer, is_loading=True)
+        loaded = _all(lambda: dist_checkpointing.load(state, str(saved.folder)))
+        trainer.gpt.load_state_dict(loaded["model"])
+        parts = _parts(trainer.optimizer)
+        states = [loaded["optimizer"]] if len(parts) == 1 else [loaded["optimizer"][i] for i in range(len(parts))]
+        for part, own in zip(parts, states, strict=True):
+            _load_optimizer(part, own)
+        # load_state_dict of the scheduler would add to the count instead of setting it.
+        trainer.scheduler.num_steps = saved.position.step
+        trainer.scheduler.step(0)
+        torch.set_rng_state(loaded["random"]["cpu"])
+        if trainer.device.type == "cuda":
+            torch.cuda.set_rng_state(loaded["random"]["device"])
+
+    def _check(self, saved: Saved) -> None:
+        now = what_makes_the_run(self.config)
+        differing = [
+            f"{name} was {saved.run.get(name)}, is {now.get(name)}"
+            for name in sorted(saved.run.keys() | now.keys())
+            if saved.run.get(name) != now.get(name)
+        ]
+        if self.config.seed not in (None, saved.position.seed):
+            differing.append(f"seed was {saved.position.seed}, is {self.config.seed}")
+        if differing:
+            what = "; ".join(differing)
+            raise CheckpointError(f"{saved.folder} is of another run: {what}. Restore them, or name another SAVE_DIR")
+
+    def _bytes(self, trainer: Trainer) -> int:
+        weight = next(trainer.model.parameters()).element_size()
+        return int(trainer.parameter_counts()["total_parameters"] * (weight + _OPTIMIZER_BYTES))
+
+
+def _state(trainer: Trainer, is_loading: bool) -> dict[str, Any]:
+    """Everything that a step changes, as dist_checkpointing wants it."""
+    metadata = dict(_METADATA)
+    model = trainer.gpt.sharded_state_dict(metadata=metadata)
+    random = {"cpu": torch.get_rng_state()}
+    if trainer.device.type == "cuda":
+        random["device"] = torch.cuda.get_rng_state()
+    return {
+        "model": model,
+        "optimizer": trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
+        "random": random,  # the first rank's: no rank draws from it while it trains
+    }
+
+
+def _make_room(optimizer: Any) -> None:
+    """Give an optimizer that has made no step the state that a checkpoint is read into."""
+    for part in _parts(optimizer):
+        part.init_state_fn(part.optimizer, part.config)
+        # Megatron's function leaves out the count that torch keeps for each parameter; others keep it elsewhere.
+        if isinstance(part.optimizer, torch.optim.Adam):
+            for state in part.optimizer.state.values():
+                state["step"] = torch.zeros(())
+
+
+def _load_optimizer(part: Any, state: dict[str, Any]) -> None:
+    """As Megatron-Core's load_state_dict, which without Transformer Engine mistakes torch's step counts for moments.
+
+    It also gives all parameters one count, which every parameter's update would then move.
+    """
+    of_parameters = state.pop("param_state")
+    part.load_state_dict(state)
+    steps = {parameter: kept.pop("step") for parameter, kept in part.optimizer.state.items() if "step" in kept}
+    part.load_parameter_state_from_fully_reshardable(of_parameters)
+    for parameter, step in steps.items():
+        part.optimizer.state[parameter]["step"] = step.clone()
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _all(action: Callable[[], T]) -> T:
+    """Every rank acts; its own result, or the first error on all of them."""
+    result, error = None, None
+    try:
+        result = action()
+    except (Exception, CheckpointException) as caught:  # the latter is no Exception
+        error = f"{type(caught).__name__}: {caught}" if not isinstance(caught, CheckpointError) else str(caught)
+    errors = [each for each in _gather(error) if each is not None]
+    if errors:
+        raise CheckpointError(errors[0])
+    return cast(T, result)
+
+
+def _from_first(action: Callable[[], T]) -> T:
+    """The first rank acts; its result, or its error, on all of them."""
+    result = _all(lambda: action() if dist.get_rank() == 0 else None)
+    told = [result]
+    dist.broadcast_object_list(told, src=0)
+    return cast(T, told[0])
+
+
+def _gather(value: T) -> list[T]:
+    gathered = [value] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -1,0 +1,199 @@
+"""A checkpoint on disk: a folder `step_<number>` with Megatron-Core's files and `state.json`, complete or not there.
+
+`state.json` says where the run was and how long each file is, with its CRC-32. A folder gets its name last and in one
+step, so that a process killed at any moment leaves the complete ones as they are. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..result import read_result
+from ..stopping import ExitCode
+
+FORMAT = 1
+STATE = "state.json"
+_CHUNK = 1 << 24
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, or gone on from."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is between two steps.
+
+    Attributes:
+        step: finished optimizer steps.
+        seed: of weights and order.
+        log_bytes: length of the result file.
+        eval_tokens_sha256: hash of the evaluated tokens.
+    """
+
+    step: int
+    seed: int
+    log_bytes: int
+    eval_tokens_sha256: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint.
+
+    Attributes:
+        folder: where it lies.
+        position: where the run was.
+        run: what the run was configured with, as far as it must not change.
+        files: (bytes, CRC-32) of each file by its name.
+    """
+
+    folder: Path
+    position: Position
+    run: dict[str, Any]
+    files: dict[str, tuple[int, int]]
+
+
+def unfinished(folder: Path, step: int) -> Path:
+    """Where the checkpoint of this step is written before it is complete."""
+    return folder / f".step_{step:08d}.part"
+
+
+def complete(folder: Path) -> list[Path]:
+    """Complete checkpoints, the newest first."""
+    return sorted(folder.glob("step_????????"), reverse=True)
+
+
+def goes_on(folder: Path, log: Path, resume: bool) -> bool:
+    """Whether a run with this log goes on from a checkpoint; False if it begins.
+
+    Raises:
+        CheckpointError: it was asked for and cannot be, or the checkpoints there would be mixed with another run's.
+    """
+    begun, found = log.exists(), complete(folder)
+    if found and not begun:
+        raise CheckpointError(
+            f"SAVE_DIR: {folder} holds checkpoints of a run whose log is not {log}. "
+            "Name another folder, or that run's LOGDIR"
+        )
+    if not (resume and begun):
+        return False
+    result = read_result(log)
+    if result.exit_code in (ExitCode.CONVERGED, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED):
+        raise CheckpointError(f"RESUME: this run has ended: {result}. Name another LOGDIR to begin one")
+    if not found:
+        raise CheckpointError(
+            f"RESUME: {log} exists, and {folder} has no checkpoint. Name another LOGDIR to begin anew"
+        )
+    return True
+
+
+def prepare(folder: Path, step: int, needed: int) -> Path:
+    """An empty folder for a new checkpoint; what an interrupted save left is removed.
+
+    Args:
+        folder: of all checkpoints.
+        step: that the new one follows.
+        needed: bytes that it will take.
+
+    Raises:
+        OSError: it cannot be made.
+        CheckpointError: there is no room.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".step_*"):
+        shutil.rmtree(left)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(f"{folder} has {free / 2**30:.1f} GiB free, a checkpoint takes {needed / 2**30:.1f}")
+    part = unfinished(folder, step)
+    part.mkdir()
+    return part
+
+
+def fingerprint(path: Path) -> tuple[int, int]:
+    """Length in bytes and CRC-32 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = crc = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return size, crc
+
+
+def publish(part: Path, saved: Saved) -> None:
+    """Give a written checkpoint its `state.json` and its name, after all of it has reached the disk.
+
+    Raises:
+        OSError: it could not be done; the folder keeps its temporary name.
+    """
+    state = {"format": FORMAT, "position": asdict(saved.position), "run": saved.run, "files": saved.files}
+    (part / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    for path in (*part.iterdir(), part):
+        _to_disk(path)
+    part.rename(saved.folder)
+    _to_disk(saved.folder.parent)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` complete checkpoints. One that is half removed has no complete name any more.
+
+    Raises:
+        OSError: one could not be removed.
+    """
+    for old in complete(folder)[keep:]:
+        leaving = folder / f".{old.name}.old"
+        old.rename(leaving)
+        shutil.rmtree(leaving)
+
+
+def read_saved(folder: Path) -> Saved:
+    """Read a checkpoint's `state.json`.
+
+    Raises:
+        CheckpointError: it is missing, or not what this version writes.
+    """
+    path = folder / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        found = state["format"]
+        if found == FORMAT:
+            files = {str(name): (int(size), int(crc)) for name, (size, crc) in state["files"].items()}
+            return Saved(folder, Position(**state["position"]), dict(state["run"]), files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+    raise CheckpointError(f"{path}: got format {found}, expected {FORMAT}: another version of this code wrote it")
+
+
+def damage(saved: Saved, part: int = 0, parts: int = 1) -> list[str]:
+    """What is wrong with the files of a checkpoint, a line each; with ``parts``, of one share of them only."""
+    wrong = []
+    for name, expected in sorted(saved.files.items())[part::parts]:
+        try:
+            got = fingerprint(saved.folder / name)
+        except OSError as error:
+            wrong.append(f"{saved.folder / name} cannot be read: {error.strerror}")
+            continue
+        if got != expected:
+            wrong.append(
+                f"{saved.folder / name} is damaged: got {got[0]:,} bytes with CRC-32 {got[1]:08x}, "
+                f"expected {expected[0]:,} with {expected[1]:08x}"
+            )
+    return wrong
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,195 @@
+"""A run that is killed and gone on with is the run that was not: losses, log, clock; and what hinders it is said."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launched import records, values
+from ranks import run_ranks
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def base(tiny: dict[str, str]) -> dict[str, str]:
+    """Twelve steps, an evaluation every five and a checkpoint every three, expert parallel 2."""
+    return tiny | {
+        "DGXNGPU": "2",
+        "EXPERT_PARALLEL": "2",
+        "GLOBAL_BATCH_SIZE": "4",
+        "EVAL_INTERVAL_SAMPLES": "20",
+        "LEARNING_RATE": "1e-2",
+        "MAX_STEPS": "12",
+        "TARGET_LOSS": "0.5",
+        "LOG_INTERVAL": "1",
+        "SAVE_INTERVAL": "12",
+        "SEED": "11",
+    }
+
+
+def train(variables: dict[str, str], logdir: Path, ranks: int = 2, **options: Any) -> list[int]:
+    return run_ranks("checkpoint_jobs.train", ranks, variables=variables | {"LOGDIR": str(logdir)}, **options)
+
+
+def killed(variables: dict[str, str], logdir: Path, **where: Any) -> None:
+    with pytest.raises(AssertionError, match="did not finish"):
+        train(variables, logdir, **where)
+
+
+def losses(logdir: Path) -> dict[str, list[tuple[int, float]]]:
+    """(samples, loss) of training and evaluation, with every digit."""
+    found = records(logdir / "result_0.txt")
+    return {
+        key: [(each["metadata"]["samples_count"], each["value"]) for each in found if each["key"] == key]
+        for key in ("train_loss", "eval_accuracy")
+    }
+
+
+def names(logdir: Path) -> list[str]:
+    return sorted(path.name for path in (logdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    logdir = tmp_path_factory.mktemp("whole") / "log"
+    assert train(base, logdir) == [3, 3]
+    return logdir
+
+
+@pytest.fixture(scope="module")
+def interrupted(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run killed before its eighth step, two steps after its second checkpoint. To be copied, not changed."""
+    logdir = tmp_path_factory.mktemp("interrupted") / "log"
+    killed(base, logdir, die_before=8)
+    assert names(logdir) == ["step_00000003", "step_00000006"]
+    return logdir
+
+
+@pytest.fixture
+def log(interrupted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(interrupted, tmp_path / "log"))
+
+
+def resumed(variables: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if name != "SEED"} | {"RESUME": "1"}
+
+
+def test_checkpoints_change_nothing_and_the_last_are_kept(base: dict[str, str], whole: Path, tmp_path: Path) -> None:
+    assert names(whole) == ["step_00000009", "step_00000012"]
+    assert train(base | {"SAVE_INTERVAL": "0"}, tmp_path / "log") == [3, 3]
+    assert losses(tmp_path / "log") == losses(whole)
+    assert not (tmp_path / "log" / "checkpoints").exists()
+
+
+def test_a_killed_run_goes_on_bit_for_bit_in_the_same_log(base: dict[str, str], whole: Path, log: Path) -> None:
+    before = (log / "result_0.txt").read_text()
+    assert train(resumed(base), log) == [3, 3]
+    assert losses(log) == losses(whole)
+    together, apart = records(log / "result_0.txt"), records(whole / "result_0.txt")
+    (said,) = [each for each in together if each["key"] == "resumed"]
+    assert (said["value"], said["metadata"]["samples_count"]) == (24, 24)
+    assert [each["key"] for each in together if each is not said] == [each["key"] for each in apart]
+    # The clock is the first start's, and has run on.
+    after = (log / "result_0.txt").read_text()
+    kept = after[: after.index('"resumed"')].rpartition("\n")[0] + "\n"
+    assert before.startswith(kept)
+    assert (log / "cut_1_of_result_0.txt").read_text() == before[len(kept) :]
+    assert '"train_loss"' in before[len(kept) :]
+    assert names(log) == ["step_00000009", "step_00000012"]
+
+
+@pytest.mark.parametrize(("ranks", "expert"), [(1, 1), (2, 1), (4, 2)])
+def test_another_layout_goes_on(base: dict[str, str], whole: Path, log: Path, ranks: int, expert: int) -> None:
+    layout = {"DGXNGPU": str(ranks), "EXPERT_PARALLEL": str(expert)}
+    assert train(resumed(base) | layout, log, ranks) == [3] * ranks
+    for key, expected in losses(whole).items():
+        assert [loss for _, loss in losses(log)[key]] == pytest.approx([loss for _, loss in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ("writing", [".step_00000006.part", "step_00000003"]),
+        ("published", [".step_00000006.part", "step_00000003"]),
+        ("pruning", ["step_00000003", "step_00000006"]),
+    ],
+)
+def test_a_kill_at_any_moment_of_a_save_leaves_the_complete_ones(
+    base: dict[str, str], whole: Path, tmp_path: Path, where: str, left: list[str]
+) -> None:
+    killed(base, tmp_path / "log", die_in=where)
+    assert names(tmp_path / "log") == left
+    assert train(resumed(base), tmp_path / "log") == [3, 3]
+    assert losses(tmp_path / "log") == losses(whole)
+    assert names(tmp_path / "log") == ["step_00000009", "step_00000012"]
+
+
+def damage(folder: Path) -> str:
+    """Change one byte in the middle of a checkpoint's largest file; its name."""
+    largest = max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    return largest.name
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
+    base: dict[str, str], whole: Path, log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    damage(log / "checkpoints" / "step_00000006")
+    assert train(resumed(base), log) == [3, 3]
+    assert losses(log) == losses(whole)
+    assert values(log / "result_0.txt", "resumed") == [12]
+
+
+def test_without_a_whole_checkpoint_nothing_of_the_log_is_lost(base: dict[str, str], log: Path) -> None:
+    before = (log / "result_0.txt").read_bytes()
+    damaged = [damage(log / "checkpoints" / name) for name in names(log)]
+    assert train(resumed(base), log) == [1, 1]
+    assert (log / "result_0.txt").read_bytes() == before
+    assert len(damaged) == 2
+
+
+@pytest.mark.parametrize(
+    "changed", [{"LEARNING_RATE": "2e-2"}, {"SEED": "12"}, {"SEQUENCE_LENGTH": "32"}, {"TARGET_LOSS": "0.4"}]
+)
+def test_another_run_s_checkpoint_is_refused(base: dict[str, str], log: Path, changed: dict[str, str]) -> None:
+    before = (log / "result_0.txt").read_bytes()
+    assert train(resumed(base) | changed, log) == [1, 1]
+    assert (log / "result_0.txt").read_bytes() == before
+
+
+def test_resuming_nothing_begins(base: dict[str, str], whole: Path, tmp_path: Path) -> None:
+    assert train(base | {"RESUME": "1"}, tmp_path / "log") == [3, 3]
+    assert losses(tmp_path / "log") == losses(whole)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted, which needs root: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("options", ["size=2m", "ro"])
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
+    base: dict[str, str], whole: Path, tmp_path: Path, options: str
+) -> None:
+    with mounted(tmp_path / "disk", options):
+        assert train(base | {"SAVE_DIR": str(tmp_path / "disk" / "saves")}, tmp_path / "log") == [3, 3]
+        assert not list((tmp_path / "disk").glob("saves/step_*"))
+    assert losses(tmp_path / "log") == losses(whole)

@@ -1,0 +1,147 @@
+"""Checkpoints on disk: complete or not there, whole or said to be damaged, kept and removed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gptoss20b.checkpoint.files import (
+    STATE,
+    CheckpointError,
+    Position,
+    Saved,
+    complete,
+    damage,
+    fingerprint,
+    goes_on,
+    prepare,
+    prune,
+    publish,
+    read_saved,
+)
+
+AT = Position(step=3, seed=5, log_bytes=100, eval_tokens_sha256="ab")
+RUNNING = ':::MLLOG {"key": "run_start", "value": null, "time_ms": 60000, "metadata": {}}\n'
+
+
+def make(folder: Path, step: int = 3) -> Saved:
+    """A complete checkpoint with two files."""
+    part = prepare(folder, step, needed=1)
+    (part / "a").write_bytes(b"x" * 1000)
+    (part / "b").write_bytes(b"")
+    files = {name: fingerprint(part / name) for name in ("a", "b")}
+    saved = Saved(folder / f"step_{step:08d}", AT, {"rules.max_steps": 7}, files)
+    publish(part, saved)
+    return saved
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    saved = make(tmp_path)
+    assert read_saved(saved.folder) == saved
+    assert damage(saved) == []
+    assert complete(tmp_path) == [saved.folder]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003"]
+
+
+def test_the_fingerprint_is_length_and_crc_32(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"123456789")
+    assert fingerprint(tmp_path / "file") == (9, 0xCBF43926)  # the check value of CRC-32
+    (tmp_path / "large").write_bytes(bytes(40_000_000))
+    assert fingerprint(tmp_path / "large")[0] == 40_000_000
+
+
+def test_the_newest_comes_first_and_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (9, 100, 12):
+        make(tmp_path, step)
+    assert [path.name for path in complete(tmp_path)] == ["step_00000100", "step_00000012", "step_00000009"]
+    prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000012", "step_00000100"]
+
+
+def test_what_an_interrupted_save_or_removal_left_goes_with_the_next_save(tmp_path: Path) -> None:
+    saved = make(tmp_path)
+    (prepare(tmp_path, 6, needed=1) / "half").write_text("x")
+    (tmp_path / ".step_00000001.old").mkdir()
+    (tmp_path / "mine").mkdir()
+    prepare(tmp_path, 9, needed=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".step_00000009.part", "mine", saved.folder.name]
+
+
+def test_without_room_nothing_is_begun(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has [0-9.]+ GiB free, a checkpoint takes 1048576\.0"):
+        prepare(tmp_path / "new", 3, needed=2**50)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("a", "flip"), ("a", "cut"), ("a", "longer"), ("a", "gone"), ("b", "longer"), ("b", "gone")]
+)
+def test_any_change_of_a_file_is_damage(tmp_path: Path, name: str, change: str) -> None:
+    saved = make(tmp_path)
+    path = saved.folder / name
+    if change == "gone":
+        path.unlink()
+    elif change == "longer":
+        path.write_bytes(path.read_bytes() + b"y")
+    else:
+        path.write_bytes(b"x" * 999 + (b"y" if change == "flip" else b""))
+    (found,) = damage(saved)
+    assert found.startswith(f"{path} ")
+    assert ("cannot be read" in found) == (change == "gone")
+
+
+def test_shares_of_the_files_are_all_of_them(tmp_path: Path) -> None:
+    saved = make(tmp_path)
+    for name in saved.files:
+        (saved.folder / name).unlink()
+    assert [len(damage(saved, part, 3)) for part in range(3)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "position": {"step": 1}, "run": {}, "files": {}}']
+)
+def test_a_state_that_is_none(tmp_path: Path, text: str) -> None:
+    saved = make(tmp_path)
+    (saved.folder / STATE).write_text(text)
+    with pytest.raises(CheckpointError, match=f"{saved.folder}/{STATE} cannot be read"):
+        read_saved(saved.folder)
+
+
+def test_a_state_of_another_version(tmp_path: Path) -> None:
+    path = make(tmp_path).folder / STATE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(CheckpointError, match="got format 2, expected 1"):
+        read_saved(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("log", "saved", "resume", "expected"),
+    [
+        (None, False, False, False),
+        (None, False, True, False),
+        (None, True, False, "SAVE_DIR"),
+        (None, True, True, "SAVE_DIR"),
+        (RUNNING, False, False, False),  # the log refuses to be overwritten
+        (RUNNING, False, True, "no checkpoint"),
+        (RUNNING, True, False, False),
+        (RUNNING, True, True, True),
+        ("success", True, True, "has ended"),
+        ("target 3.0 not reached in 9 steps", True, True, "has ended"),
+        ("received SIGTERM", True, True, True),
+    ],
+)
+def test_when_a_run_goes_on(tmp_path: Path, log: str | None, saved: bool, resume: bool, expected: bool | str) -> None:
+    path = tmp_path / "result_0.txt"
+    if log is not None:
+        detail = {"status": "success"} if log == "success" else {"status": "aborted", "reason": log}
+        stop = {"key": "run_stop", "value": None, "time_ms": 120_000, "metadata": {"samples_count": 8, **detail}}
+        path.write_text(RUNNING + ("" if log == RUNNING else f":::MLLOG {json.dumps(stop)}\n"))
+    if saved:
+        make(tmp_path / "checkpoints")
+    if isinstance(expected, bool):
+        assert goes_on(tmp_path / "checkpoints", path, resume) is expected
+    else:
+        with pytest.raises(CheckpointError, match=expected):
+            goes_on(tmp_path / "checkpoints", path, resume)

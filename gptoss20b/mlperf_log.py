@@ -7,6 +7,7 @@ be touched before the clock runs.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -80,6 +81,7 @@ class RunLog:
 
     Raises:
         FileExistsError: the result file exists; results are never overwritten.
+        BlockingIOError: another run is writing it.
     """
 
     def __init__(self, path: Path | None, echo: Callable[[str], None] = print_line, *, goes_on: bool = False) -> None:
@@ -94,6 +96,7 @@ class RunLog:
             return
         self._waits = goes_on
         self._file = path.open("a" if goes_on else "x", encoding="utf-8")
+        _lock(self._file)
         sink = logging.Logger("gptoss20b.mllog")  # unregistered: nobody else's handlers or levels apply
         sink.addHandler(_Lines(self._write, echo))
         # Stack offset 3: records name the line that called this class, past its method and _event. mllog takes the root
@@ -216,6 +219,16 @@ class RunLog:
     def _end(self, key: str, metadata: dict[str, Any] | None = None) -> None:
         if self._writes:
             self._mllog.end(key=key, metadata=metadata)
+
+
+def _lock(file: TextIO) -> None:
+    """Two runs that go on with one log would mix; a file system without locks has to do without."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(f"another run is writing {file.name}") from None
+    except OSError:
+        pass
 
 
 class CutLogError(RuntimeError):

@@ -137,7 +137,7 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
             position = Position(step, seed, log.position(), record.get("eval_tokens_sha256", ""))
             hindered = checkpoints.save(trainer, position)
             if hindered:
-                state.progress.message(f"warning: no checkpoint after step {step}: {hindered}")
+                state.progress.message(f"warning: the checkpoint after step {step} failed: {hindered}")
 
     done = saved.position.step if saved else 0
     converged = fit(state, trainer, feed, done, before_step, after_step)

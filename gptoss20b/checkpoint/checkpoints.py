@@ -16,7 +16,19 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config import Config
 from ..training import Trainer
-from .files import CheckpointError, Position, Saved, complete, damage, fingerprint, prepare, prune, publish, read_saved
+from .files import (
+    CheckpointError,
+    Position,
+    Saved,
+    complete,
+    damage,
+    fingerprint,
+    prepare,
+    prune,
+    publish,
+    put_aside,
+    read_saved,
+)
 
 T = TypeVar("T")
 
@@ -68,8 +80,6 @@ class Checkpoints:
         self._last_save = time.monotonic()
         trainer.synchronize()
         folder = self.folder / f"step_{position.step:08d}"
-        if folder.exists():
-            return None  # gone on from it, and here again
         needed = self._bytes(trainer)
         try:
             part = Path(_from_first(lambda: str(prepare(self.folder, position.step, needed))))
@@ -93,22 +103,21 @@ class Checkpoints:
         """
         if not self.goes_on:
             return None
-        problems: list[str] = []
+        damaged: dict[str, str] = {}
         for name in _from_first(lambda: [path.name for path in complete(self.folder)]):
             try:
                 saved = _all(partial(read_saved, self.folder / name))
                 parts = _gather(damage(saved, dist.get_rank(), dist.get_world_size()))
             except CheckpointError as error:
-                problems.append(str(error))
+                damaged[name] = str(error)
                 continue
-            found = [line for part in parts for line in part]
-            if not found:
-                self._check(saved)
-                return saved
-            problems += found
-            if dist.get_rank() == 0:
-                print(f"warning: {'; '.join(found)}; an earlier checkpoint is looked for", file=sys.stderr, flush=True)
-        raise CheckpointError(f"no checkpoint in {self.folder} is whole: {'; '.join(problems)}")
+            if any(parts):
+                damaged[name] = "; ".join(line for part in parts for line in part)
+                continue
+            self._check(saved)
+            _from_first(lambda: self._put_aside(damaged))
+            return saved
+        raise CheckpointError(f"no checkpoint in {self.folder} is whole: {'; '.join(damaged.values())}")
 
     def load(self, trainer: Trainer, saved: Saved) -> None:
         """Bring weights, optimizer, schedule and random states to where they were.
@@ -130,6 +139,11 @@ class Checkpoints:
         torch.set_rng_state(loaded["random"]["cpu"])
         if trainer.device.type == "cuda":
             torch.cuda.set_rng_state(loaded["random"]["device"])
+
+    def _put_aside(self, damaged: dict[str, str]) -> None:
+        for name, why in damaged.items():
+            put_aside(self.folder / name)
+            print(f"warning: {why}; the checkpoint before it is taken", file=sys.stderr, flush=True)
 
     def _check(self, saved: Saved) -> None:
         now = what_makes_the_run(self.config)

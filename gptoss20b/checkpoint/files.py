@@ -7,13 +7,13 @@ step, so that a process killed at any moment leaves the complete ones as they ar
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..durable import to_disk
 from ..result import read_result
 from ..stopping import ExitCode
 
@@ -139,9 +139,9 @@ def publish(part: Path, saved: Saved) -> None:
     state = {"format": FORMAT, "position": asdict(saved.position), "run": saved.run, "files": saved.files}
     (part / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     for path in (*part.iterdir(), part):
-        _to_disk(path)
+        to_disk(path)
     part.rename(saved.folder)
-    _to_disk(saved.folder.parent)
+    to_disk(saved.folder.parent)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -154,6 +154,15 @@ def prune(folder: Path, keep: int) -> None:
         leaving = folder / f".{old.name}.old"
         old.rename(leaving)
         shutil.rmtree(leaving)
+
+
+def put_aside(damaged: Path) -> None:
+    """Take a checkpoint out of the way, for a person to look at or to remove.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    damaged.rename(damaged.with_name(f"damaged_{damaged.name}"))
 
 
 def read_saved(folder: Path) -> Saved:
@@ -189,11 +198,3 @@ def damage(saved: Saved, part: int = 0, parts: int = 1) -> list[str]:
                 f"expected {expected[0]:,} with {expected[1]:08x}"
             )
     return wrong
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..durable import to_disk
+
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -139,7 +141,7 @@ class NewFolder:
         for name, value in ((INDEX, index), (CONFIG, settings)):
             (self._path / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         for path in (*self._path.iterdir(), self._path):
-            _sync(path)
+            to_disk(path)
 
 
 @contextmanager
@@ -159,12 +161,4 @@ def new_folder(path: Path, files: int) -> Iterator[NewFolder]:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    to_disk(path.parent)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from ranks import ROOT
 
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHON": sys.executable}
@@ -98,3 +99,18 @@ def records(log: Path) -> list[dict[str, Any]]:
 
 def values(log: Path, key: str) -> list[Any]:
     return [record["value"] for record in records(log) if record["key"] == key]
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A memory disk at a new folder, e.g. "size=64k" or "ro"; without root the test is skipped."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no disk can be mounted, which needs root: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

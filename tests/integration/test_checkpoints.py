@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import records, values
+from launched import mounted, records, values
 from ranks import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -140,13 +138,14 @@ def damage(folder: Path) -> str:
     return largest.name
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
-    base: dict[str, str], whole: Path, log: Path, capfd: pytest.CaptureFixture[str]
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_taken(
+    base: dict[str, str], whole: Path, log: Path
 ) -> None:
     damage(log / "checkpoints" / "step_00000006")
     assert train(resumed(base), log) == [3, 3]
     assert losses(log) == losses(whole)
     assert values(log / "result_0.txt", "resumed") == [12]
+    assert names(log) == ["damaged_step_00000006", "step_00000009", "step_00000012"]
 
 
 def test_without_a_whole_checkpoint_nothing_of_the_log_is_lost(base: dict[str, str], log: Path) -> None:
@@ -166,23 +165,18 @@ def test_another_run_s_checkpoint_is_refused(base: dict[str, str], log: Path, ch
     assert (log / "result_0.txt").read_bytes() == before
 
 
+def test_two_runs_never_go_on_with_one_log(base: dict[str, str], log: Path) -> None:
+    before = (log / "result_0.txt").read_bytes()
+    with (log / "result_0.txt").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(AssertionError, match="another run is writing"):
+            train(resumed(base), log, limit_s=12)
+    assert (log / "result_0.txt").read_bytes() == before
+
+
 def test_resuming_nothing_begins(base: dict[str, str], whole: Path, tmp_path: Path) -> None:
     assert train(base | {"RESUME": "1"}, tmp_path / "log") == [3, 3]
     assert losses(tmp_path / "log") == losses(whole)
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[None]:
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted, which needs root: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("options", ["size=2m", "ro"])

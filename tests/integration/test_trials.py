@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launched import Launch, launched, records, until, values
+from launched import Launch, launched, mounted, records, until, values
 
 
 @pytest.fixture
@@ -121,27 +119,10 @@ def test_a_terminal_that_goes_away_ends_the_log(trial: dict[str, str]) -> None:
     assert stop["metadata"]["reason"] in ("received SIGHUP", "received SIGTERM")
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted, which needs root: {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.slow
 def test_a_full_disk_ends_the_trial_and_with_room_a_second_start_repeats_it(trial: dict[str, str]) -> None:
     logdir = Path(trial["LOGDIR"])
-    with small_disk(logdir, "64k"):
+    with mounted(logdir, "size=64k"):
         with launched(trial) as launch:
             status, shown = launch.wait(90)
             assert launch.left() == []

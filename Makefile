@@ -17,8 +17,8 @@ test: .venv/test-ready
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SCRIPTS)
 	$(BIN)/hadolint Dockerfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25 --doctest-modules \
-		tests/integration tests/unit tests/data_scripts tests/compliance gptoss20b data_scripts compliance
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --durations 25 --doctest-modules \
+		gptoss20b data_scripts compliance tests
 
 format: .venv/test-ready
 	$(BIN)/ruff format .

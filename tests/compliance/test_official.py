@@ -671,8 +671,18 @@ def active(process: psutil.Process) -> bool:
 
 
 def subprocesses(of: int | None = None) -> list[psutil.Process]:
-    """Active processes below one, ours by default."""
-    return [process for process in psutil.Process(of).children(recursive=True) if active(process)]
+    """Active processes below one, ours by default, that this test has started."""
+    below = psutil.Process(of).children(recursive=True)
+    return [process for process in below if process not in BEFORE and active(process)]
+
+
+# Other tests in this process may have left a server of theirs.
+BEFORE: list[psutil.Process] = []
+
+
+@pytest.fixture(autouse=True)
+def _what_was_there_before() -> None:
+    BEFORE[:] = psutil.Process().children(recursive=True)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -211,6 +211,11 @@ def finalize_gradients(model: list[Any], num_tokens: Tensor | None = None, **gro
         chunk.scale_gradients(1.0 / num_tokens.clamp(min=1))
 
 
+def optimizer_parts(optimizer: Any) -> list[Any]:
+    """The optimizers that a chained one of Megatron-Core's is made of, or the one that it is."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
 @torch.no_grad()
 def clip_gradients(optimizer: Any, max_norm: float, device: torch.device) -> Tensor:
     """Scale all gradients so that their global norm is at most ``max_norm``; returns the norm before, fp32 scalar.
@@ -218,7 +223,7 @@ def clip_gradients(optimizer: Any, max_norm: float, device: torch.device) -> Ten
     The same arithmetic as Megatron's clip_grad_norm (coefficient max_norm / (norm + 1e-6)), whose norm is a Python
     float and so waits for the device at every step.
     """
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    parts = optimizer_parts(optimizer)
     square = torch.zeros((), device=device)
     for part in parts:
         # Renamed in 0.19.

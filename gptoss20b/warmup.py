@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .feed import synthetic
-from .training import Trainer
+from .training import Trainer, optimizer_parts
 
 
 def warm_up(trainer: Trainer, passes: int) -> None:
@@ -32,7 +32,7 @@ def restored(trainer: Trainer) -> Iterator[None]:
     """Put a trainer that has made no step yet back into its present state at the end. Weights wait in host memory."""
     weights = [parameter.detach().to("cpu", copy=True) for parameter in trainer.model.parameters()]
     buffers = [buffer.clone() for buffer in trainer.model.module.buffers()]
-    optimizers = [part.optimizer for part in _parts(trainer.optimizer) if part.optimizer is not None]
+    optimizers = [part.optimizer for part in optimizer_parts(trainer.optimizer) if part.optimizer is not None]
     assert not any(optimizer.state for optimizer in optimizers), "the warm-up comes before the first step"
     settings = [_settings(optimizer) for optimizer in optimizers]
     steps_done = trainer.scheduler.num_steps
@@ -58,10 +58,6 @@ def restored(trainer: Trainer) -> Iterator[None]:
     trainer.scheduler.step(0)
     torch.set_rng_state(random[0])
     torch.cuda.set_rng_state(random[1])
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _settings(optimizer: Any) -> list[dict[str, Any]]:

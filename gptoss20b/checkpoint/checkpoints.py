@@ -15,11 +15,12 @@ from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config import Config
-from ..training import Trainer
+from ..training import Trainer, optimizer_parts
 from .files import (
     CheckpointError,
     Position,
     Saved,
+    bytes_of,
     complete,
     damage,
     fingerprint,
@@ -34,8 +35,6 @@ T = TypeVar("T")
 
 # Each parameter is stored by itself with its optimizer state, so that every layout can read its part.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-# fp32 main weight and two moments of each parameter, beside the weight itself.
-_OPTIMIZER_BYTES = 12
 
 
 def what_makes_the_run(config: Config) -> dict[str, Any]:
@@ -80,7 +79,7 @@ class Checkpoints:
         self._last_save = time.monotonic()
         trainer.synchronize()
         folder = self.folder / f"step_{position.step:08d}"
-        needed = self._bytes(trainer)
+        needed = bytes_of(self.config, trainer.parameter_counts()["total_parameters"])
         try:
             part = Path(_from_first(lambda: str(prepare(self.folder, position.step, needed))))
             _all(lambda: dist_checkpointing.save(_state(trainer, is_loading=False), str(part)))
@@ -129,7 +128,7 @@ class Checkpoints:
         state = _state(trainer, is_loading=True)
         loaded = _all(lambda: dist_checkpointing.load(state, str(saved.folder)))
         trainer.gpt.load_state_dict(loaded["model"])
-        parts = _parts(trainer.optimizer)
+        parts = optimizer_parts(trainer.optimizer)
         states = [loaded["optimizer"]] if len(parts) == 1 else [loaded["optimizer"][i] for i in range(len(parts))]
         for part, own in zip(parts, states, strict=True):
             _load_optimizer(part, own)
@@ -158,10 +157,6 @@ class Checkpoints:
             what = "; ".join(differing)
             raise CheckpointError(f"{saved.folder} is of another run: {what}. Restore them, or name another SAVE_DIR")
 
-    def _bytes(self, trainer: Trainer) -> int:
-        weight = next(trainer.model.parameters()).element_size()
-        return int(trainer.parameter_counts()["total_parameters"] * (weight + _OPTIMIZER_BYTES))
-
 
 def _state(trainer: Trainer, is_loading: bool) -> dict[str, Any]:
     """Everything that a step changes, as dist_checkpointing wants it."""
@@ -179,7 +174,7 @@ def _state(trainer: Trainer, is_loading: bool) -> dict[str, Any]:
 
 def _make_room(optimizer: Any) -> None:
     """Give an optimizer that has made no step the state that a checkpoint is read into."""
-    for part in _parts(optimizer):
+    for part in optimizer_parts(optimizer):
         part.init_state_fn(part.optimizer, part.config)
         # Megatron's function leaves out the count that torch keeps for each parameter; others keep it elsewhere.
         if isinstance(part.optimizer, torch.optim.Adam):
@@ -198,10 +193,6 @@ def _load_optimizer(part: Any, state: dict[str, Any]) -> None:
     part.load_parameter_state_from_fully_reshardable(of_parameters)
     for parameter, step in steps.items():
         part.optimizer.state[parameter]["step"] = step.clone()
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _all(action: Callable[[], T]) -> T:

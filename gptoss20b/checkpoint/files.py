@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import Config
 from ..durable import to_disk
 from ..result import read_result
 from ..stopping import ExitCode
@@ -58,6 +59,11 @@ class Saved:
     position: Position
     run: dict[str, Any]
     files: dict[str, tuple[int, int]]
+
+
+def bytes_of(config: Config, parameters: int) -> int:
+    """Bytes of a checkpoint of so many parameters: each one's weight, fp32 main weight and two moments."""
+    return parameters * ((2 if config.execution.precision == "bf16" else 4) + 12)
 
 
 def unfinished(folder: Path, step: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..checkpoint.files import bytes_of
 from ..config import Config
 from .finding import Finding, failed, passed
 
@@ -20,9 +21,8 @@ def state_bytes(config: Config) -> int:
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """Bytes of a checkpoint: each parameter's weight, fp32 main weight and two moments."""
-    weight = 2 if config.execution.precision == "bf16" else 4
-    return _size(config).total_parameters * (weight + 12)
+    """Bytes of a checkpoint."""
+    return bytes_of(config, _size(config).total_parameters)
 
 
 def _size(config: Config) -> Size:

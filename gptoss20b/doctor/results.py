@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..checkpoint.files import CheckpointError, goes_on
 from ..config import Config
+from ..durable import to_disk
 from ..record import save_directory
 from .finding import Finding, failed, gib, passed, skipped
 from .model_memory import checkpoint_bytes
@@ -103,11 +104,7 @@ def _try_files(there: Path) -> None:
                 step = "fsync"
                 os.fsync(stream.fileno())
             step = "fsync of a folder"
-            descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            to_disk(Path(name))
             step = "rename over a file"
             new.replace(old)
             if old.read_bytes() != b"new" * 2**16 or new.exists():

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
-from torch.nn import Parameter
 
 from ..config import Config
 from ..config.tree import Model
-from ..model.initialise import canonical
+from ..model.initialise import held
 from .convert import model_here
 from .folder import Folder, Shape
 from .problems import ExchangeError
@@ -38,13 +36,15 @@ def load(model: GPTModel, folder: Path, config: Config) -> None:
     theirs = model_here(source, found)
     if theirs is not None:
         found += _other_model(theirs, config.model)
-    held = list(_held(model, config))
-    found += [f"{name}: missing, and this rank's model has it" for name, _, _ in held if name not in source.tensors]
+    wanted = list(held(model, config))
+    found += [f"{name}: missing, and this rank's model has it" for name, _, _ in wanted if name not in source.tensors]
     if found:
         raise ExchangeError(f"loading {folder}", found)
-    for name, experts, parameter in held:
-        if experts is not None:
+    for name, experts, parameter in wanted:
+        if isinstance(experts, int):
             part = source.read(name, experts)
+        elif experts is not None:
+            part = source.read(name, slice(experts.start, experts.stop))
         else:
             part = source.read(name, *_tensor_parallel_part(source.tensors[name].shape, parameter.shape))
         assert part.shape == parameter.shape, f"{name}: this rank holds {parameter.shape}, the folder {part.shape}"
@@ -58,25 +58,6 @@ def _other_model(theirs: Model, ours: Model) -> list[str]:
         for name, value in theirs
         if name != "variant" and value != getattr(ours, name)
     ]
-
-
-def _held(model: GPTModel, config: Config) -> Iterator[tuple[str, int | slice | None, Parameter]]:
-    """This rank's parameters: name in the whole model, which experts of the tensor (None: it has none), parameter."""
-    # Pipeline stages count their layers from zero.
-    stage = {
-        f"decoder.layers.{i}.": f"decoder.layers.{x.layer_number - 1}." for i, x in enumerate(model.decoder.layers)
-    }
-    local_experts = config.model.experts // config.parallel.expert
-    first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
-    for local_name, parameter in model.named_parameters():
-        prefix = next((prefix for prefix in stage if local_name.startswith(prefix)), "")
-        name, local_expert = canonical(stage.get(prefix, "") + local_name.removeprefix(prefix))
-        if local_expert is not None:
-            yield name, first_expert + local_expert, parameter
-        elif ".experts." in name:
-            yield name, slice(first_expert, first_expert + local_experts), parameter
-        else:
-            yield name, None, parameter
 
 
 def _tensor_parallel_part(whole: Shape, own: torch.Size) -> tuple[slice, ...]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..config import Config
 from .build import scaled_std
@@ -64,25 +66,36 @@ def draw(seed: int, name: str, expert: int | None, shape: torch.Size, std: float
     return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
 
 
-@torch.no_grad()
-def initialise(model: GPTModel, config: Config, seed: int) -> None:
-    """Fill the weights of this rank's part of the model, in place."""
+def held(model: GPTModel, config: Config) -> Iterator[tuple[str, int | range | None, Parameter]]:
+    """This rank's parameters: name in the whole model, which of all experts it is of (None: of none), parameter."""
     layers = {str(i): layer.layer_number - 1 for i, layer in enumerate(model.decoder.layers)}
     local_experts = config.model.experts // config.parallel.expert
     first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
-    stds = {"normal": config.rules.init_method_std, "scaled": scaled_std(config)}
     for local_name, parameter in model.named_parameters():
-        # Pipeline stages count their layers from zero; the name that keys the draw counts them over the whole model.
+        # Pipeline stages count their layers from zero, the whole model's names over all stages.
         name = _LAYER.sub(lambda match: f"decoder.layers.{layers[match.group(1)]}.", local_name)
         name, local_expert = canonical(name)
+        if local_expert is not None:
+            yield name, first_expert + local_expert, parameter
+        elif ".experts." in name:
+            yield name, range(first_expert, first_expert + local_experts), parameter
+        else:
+            yield name, None, parameter
+
+
+@torch.no_grad()
+def initialise(model: GPTModel, config: Config, seed: int) -> None:
+    """Fill the weights of this rank's part of the model, in place."""
+    stds = {"normal": config.rules.init_method_std, "scaled": scaled_std(config)}
+    for name, experts, parameter in held(model, config):
         how = rule(name)
         if how in ("ones", "zeros"):
             parameter.fill_(1.0 if how == "ones" else 0.0)
-        elif local_expert is not None:
-            parameter.copy_(draw(seed, name, first_expert + local_expert, parameter.shape, stds[how]))
-        elif ".experts." in name:
-            for i, part in enumerate(parameter):
-                part.copy_(draw(seed, name, first_expert + i, part.shape, stds[how]))
+        elif isinstance(experts, int):
+            parameter.copy_(draw(seed, name, experts, parameter.shape, stds[how]))
+        elif experts is not None:
+            for expert, part in zip(experts, parameter, strict=True):
+                part.copy_(draw(seed, name, expert, part.shape, stds[how]))
         else:
             parameter.copy_(_draw_sharded(seed, name, parameter, stds[how]))
 

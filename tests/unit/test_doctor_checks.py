@@ -76,8 +76,10 @@ def wait_for_the_end(pid: int) -> None:
 
 # A doctor with one check, which prints its own process id and hangs.
 HANGING_DOCTOR = """
-import os, threading
+import os, signal, threading
 from gptoss20b.doctor.limits import Check, run_all
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 
 told = os.dup(1)
 

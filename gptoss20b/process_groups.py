@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from . import megatron_cpu
+from . import determinism, megatron_cpu
 from .config import Config
 from .config.environment import LaunchError, read_launch
 
@@ -53,6 +53,8 @@ def read_rank(config: Config) -> Rank:
 def joined(config: Config, rank: Rank) -> Iterator[None]:
     """The life of the process groups: torch.distributed and Megatron-Core's on top, both gone at a good end."""
     timeout = timedelta(seconds=config.execution.timeout_seconds)
+    if config.execution.deterministic:
+        determinism.enforce()
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
         backend = "nccl"

@@ -149,6 +149,9 @@ class Execution(Node):
     timeout_seconds: int = setting(
         "COLLECTIVE_TIMEOUT", "seconds after which a stuck collective ends the run", 45, ge=5
     )
+    deterministic: bool = setting(
+        "DETERMINISTIC", "give the same bits twice on the same machine, at a cost on GPUs (docs/endurance.md)", False
+    )
     cpu_threads: int = setting("CPU_THREADS", "threads of one rank on a machine without a GPU", 1, ge=1)
 
 

@@ -107,6 +107,7 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         # The loop divides by the number of counted tokens itself (see `training.finalize_gradients`): DDP must sum.
         "calculate_per_token_loss": True,
         "gradient_accumulation_fusion": False,
+        "deterministic_mode": config.execution.deterministic,
         "bias_dropout_fusion": False,
         "bias_activation_fusion": False,
         "masked_softmax_fusion": False,

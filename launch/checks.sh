@@ -56,6 +56,8 @@ resolve() {
 # mountable NAME...: lists of mounts are written with these characters between the paths.
 mountable() {
     local name
+    [[ -z "${SAVE_DIR:-}" ]] ||
+        refuse "SAVE_DIR: '$SAVE_DIR' would be lost with the container. Unset it: checkpoints are then in LOGDIR, with the trial"
     for name in "$@"; do
         [[ "${!name:-}" != *[:,]* ]] || refuse "$name: '${!name}' cannot be mounted into a container. Name a path without ':' and ','"
     done

@@ -170,7 +170,8 @@ missing_trial() {
 # The configuration is checked, and is the one that this set was begun with.
 check_settings() {
     local settings="$LOGDIR/settings.txt" now
-    now=$(LOGDIR="" in_python -m gptoss20b train --dry-run) || exit 2
+    # RESUME may be asked for when there is something to go on with.
+    now=$(LOGDIR="" RESUME="" in_python -m gptoss20b train --dry-run) || exit 2
     if [[ ! -s "$settings" ]]; then
         in_one_step "$settings" "$now" || refuse "LOGDIR: cannot write '$settings'. Make room, or name another folder"
     elif [[ "$now" != "$(< "$settings")" ]]; then
@@ -268,7 +269,7 @@ one_trial() {
 # Room for what the trial leaves; other launchers may come.
 begin_trial() {
     if ((first_node)); then
-        set_aside "$folder" && mkdir -p "$folder" && { [[ -z "${NODE_RANK:-}" ]] || in_one_step "$LOGDIR/current" "$i $$_$SECONDS$RANDOM"; }
+        { goes_on "$folder" || set_aside "$folder"; } && mkdir -p "$folder" && { [[ -z "${NODE_RANK:-}" ]] || in_one_step "$LOGDIR/current" "$i $$_$SECONDS$RANDOM"; }
     else
         mkdir -p "${output%/*}"
     fi
@@ -306,6 +307,13 @@ in_trial() {
     ((first_node)) || in_background leave_with_first_node "$current" "$BASHPID"
     export LOGDIR="$logdir/trial_$1" DATADIR="$data" MASTER_PORT=$((MASTER_PORT + $1 - 1)) CLEAR_CACHES=$caches
     run_trial
+}
+
+# goes_on FOLDER: a trial that was cut short after a checkpoint goes on from it, where RESUME asks for that.
+goes_on() {
+    local asked=${RESUME:-}
+    [[ "${asked,,}" =~ ^(1|true|t|yes|y|on)$ && -e "$1/result_0.txt" ]] &&
+        compgen -G "$1/checkpoints/step_????????" > /dev/null
 }
 
 # What an earlier attempt left stays, under another name.

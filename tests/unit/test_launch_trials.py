@@ -169,6 +169,29 @@ def test_a_second_start_runs_what_is_missing_with_the_same_seeds(place: Place) -
     assert (place.set / "trial_2_attempt_1" / "output.log").exists()
 
 
+@pytest.mark.parametrize(
+    ("resume", "checkpoint", "goes_on"),
+    [
+        ("1", "step_00000012", True),
+        ("true", "step_00000012", True),
+        ("true", ".step_00000012.part", False),
+        ("0", "step_00000012", False),
+        ("", "step_00000012", False),
+    ],
+)
+def test_a_trial_goes_on_from_its_checkpoint_if_asked(
+    place: Place, resume: str, checkpoint: str, goes_on: bool
+) -> None:
+    place.tell("status_5", "1")
+    place.run(NEXP="1", SEED_BASE="5")
+    (place.set / "trial_1" / "checkpoints" / checkpoint).mkdir(parents=True)
+    place.run(NEXP="1", RESUME=resume)
+    assert (place.set / "trial_1" / "checkpoints").exists() == goes_on
+    assert (place.set / "trial_1_attempt_1").exists() == (not goes_on)
+    assert place.trial(5).get("RESUME", "") == resume  # the trial itself is told; the settings of the set are as before
+    assert [row[0] for row in place.journal] == ["1", "1"]
+
+
 def test_every_attempt_is_kept(place: Place) -> None:
     place.tell("status_5", "1")
     for _ in range(3):

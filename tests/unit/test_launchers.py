@@ -66,7 +66,7 @@ def trial_of(place: Place) -> list[str]:
 
 
 def test_every_setting_reaches_a_container_but_what_the_launcher_and_the_image_know() -> None:
-    assert set(settings()) - set(passed_on()) == {"CACHE_CLEARED", "GIT_COMMIT"}
+    assert set(settings()) - set(passed_on()) == {"CACHE_CLEARED", "GIT_COMMIT", "SAVE_DIR"}
     beside = set(passed_on()) - set(settings())
     assert beside == {
         *["CLEAR_CACHES", "CHECK_COMPLIANCE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"],
@@ -362,6 +362,16 @@ def test_a_path_that_cannot_be_written_in_a_list_of_mounts(place: Place, name: s
     refused(slurm(place, "config_CPU_1x2.sh", CONT="image", **{name: str(folder)}), *expected)
     refused(docker(place, "config_CPU_1x2.sh", **{name: str(folder)}), *expected)
     assert slurm(place, "config_CPU_1x2.sh", **{name: str(folder)}).returncode == 0
+
+
+def test_checkpoints_would_be_lost_in_a_container(place: Place) -> None:
+    place.tell("pyxis")
+    for done in (
+        docker(place, "config_CPU_1x2.sh", SAVE_DIR="/c"),
+        slurm(place, "config_CPU_1x2.sh", CONT="image", SAVE_DIR="/c"),
+    ):
+        refused(done, "SAVE_DIR", "'/c' would be lost", "Unset it")
+    assert slurm(place, "config_CPU_1x2.sh", SAVE_DIR="/c").returncode == 0
 
 
 def test_the_hosts_python_is_none_of_the_images(place: Place) -> None:

@@ -16,8 +16,8 @@ import typer
 from faulty_server import LIST, NAME, FaultyServer
 from typer.testing import CliRunner
 
-from data_scripts import download
-from data_scripts.fetching import parts
+from data_scripts import download, meter
+from data_scripts.fetching import parts, transfer
 from data_scripts.published import PREFIXES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +97,8 @@ class Runs:
         app.command()(download.main)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parts, "SEGMENT", SEGMENT)
+            patch.setattr(meter, "INTERVAL", self.interval)
+            patch.setattr(transfer, "_NOTING", self.noting)
             for name in set(os.environ) - set(self.environment()):
                 patch.delenv(name)
             patch.setenv("REQUESTS_CA_BUNDLE", str(self.server.authority_file))

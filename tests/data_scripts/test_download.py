@@ -61,7 +61,7 @@ def interrupt(runs: Runs, number: int, segment: int = 3, after: int = 1000) -> f
 @pytest.mark.parametrize("end", ["", "\n", "/", "/\r\n"])
 def test_fetches_verifies_and_names_everything(runs: Runs, end: str) -> None:
     runs.server.files[URI] = f"{runs.server.url(BASE)}{end}".encode()
-    done = runs.run()
+    done = runs.call()
     runs.assert_done(done._replace(out=done.out.replace("'", "")), FILES)
     assert done.err == ""
     assert re.search(r": 6 files verified, 0 of them were there; 401,238 bytes fetched in [\d.]+ s, ", done.out)
@@ -143,7 +143,7 @@ def test_a_segment_under_way_is_noted_now_and_then(runs: Runs) -> None:
     assert 0 < noted(state) <= 40_000
     runs.server.asked.clear()
     hold.go_on.set()
-    assert runs.run().status == 0
+    assert runs.call().status == 0
     assert runs.held() == FILES
     assert (0, SEGMENT - 1) not in runs.server.spans(BIG)
 
@@ -151,7 +151,7 @@ def test_a_segment_under_way_is_noted_now_and_then(runs: Runs) -> None:
 def test_after_a_kill_no_finished_segment_is_fetched_again(runs: Runs) -> None:
     interrupt(runs, signal.SIGKILL)
     assert (runs.directory / ".download" / "lock").exists()
-    assert runs.run().status == 0
+    assert runs.call().status == 0
     assert runs.held() == FILES
     assert sorted(runs.server.spans(BIG))[0][0] == 3 * SEGMENT
     assert runs.server.sent[f"{BASE}/{BIG}"] == 1 + len(FILES[BIG]) - 3 * SEGMENT
@@ -161,7 +161,7 @@ def test_after_a_kill_no_finished_segment_is_fetched_again(runs: Runs) -> None:
 def test_a_signal_ends_it_at_once_and_keeps_every_byte(runs: Runs, number: int) -> None:
     took = interrupt(runs, number)
     assert took < 5, "the server was silent, with a timeout of a minute"
-    assert runs.run().status == 0
+    assert runs.call().status == 0
     assert runs.held() == FILES
     assert sorted(runs.server.spans(BIG))[0][0] == 3 * SEGMENT + 1000
 
@@ -180,7 +180,7 @@ def test_a_signal_ends_a_wait_for_the_first_answer(runs: Runs, number: int) -> N
 def test_a_file_that_changed_since_is_fetched_from_the_start_and_it_is_said(runs: Runs) -> None:
     interrupt(runs, signal.SIGTERM)
     runs.server.publish({**FILES, BIG: FILES[BIG][::-1]})
-    done = runs.run()
+    done = runs.call()
     assert (done.status, runs.held()) == (0, {**FILES, BIG: FILES[BIG][::-1]})
     assert done.err == f"{BIG}: another version than before, fetched from the start again\n"
     assert runs.server.sent[f"{BASE}/{BIG}"] == 1 + len(FILES[BIG])
@@ -189,7 +189,7 @@ def test_a_file_that_changed_since_is_fetched_from_the_start_and_it_is_said(runs
 def test_a_new_tag_of_the_same_size_is_another_version(runs: Runs) -> None:
     interrupt(runs, signal.SIGTERM)
     runs.server.tags[f"{BASE}/{BIG}"] = '"another"'
-    done = runs.run()
+    done = runs.call()
     assert (done.status, runs.held()) == (0, FILES)
     assert "another version than before" in done.err
     assert runs.server.sent[f"{BASE}/{BIG}"] == 1 + len(FILES[BIG])
@@ -218,7 +218,7 @@ def test_a_second_process_ends_at_once_and_the_first_goes_on(runs: Runs) -> None
 def test_a_file_of_another_content_is_not_touched_unless_asked(runs: Runs, other: bytes) -> None:
     runs.directory.mkdir(parents=True)
     (runs.directory / BIG).write_bytes(other)
-    done = runs.run()
+    done = runs.call()
     assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
     assert done.err.startswith(f"error: {runs.directory / BIG}: got ")
     assert "--replace" in done.err
@@ -287,7 +287,7 @@ def small_disk(runs: Runs) -> Iterator[Path]:
 
 def test_too_little_space_is_said_before_anything_is_fetched(runs: Runs, small_disk: Path) -> None:
     (small_disk / "mine").write_bytes(bytes(200 << 10))
-    done = runs.run()
+    done = runs.call()
     free = os.statvfs(small_disk)
     assert (done.status, done.err.count("\n")) == (1, 1)
     expected = f"error: {small_disk}: got {free.f_bavail * free.f_frsize:,} bytes of free space; expected 401,238, "
@@ -312,7 +312,7 @@ def test_a_disk_that_gets_full_keeps_what_it_has(runs: Runs, small_disk: Path) -
     runs.server.asked.clear()
     # what was fetched is part of what the disk holds: there is no room for all of it a second time
     (small_disk / "mine").write_bytes(bytes(40 << 10))
-    done = runs.run()
+    done = runs.call()
     (small_disk / "mine").unlink()
     assert (done.status, runs.held()) == (0, FILES)
     assert sorted(runs.server.spans(BIG))[0][0] >= 2 * SEGMENT
@@ -320,7 +320,7 @@ def test_a_disk_that_gets_full_keeps_what_it_has(runs: Runs, small_disk: Path) -
 
 def test_a_folder_that_cannot_be_written_is_named(runs: Runs, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    runs.assert_failed(runs.run(), f"{small_disk / '.download'}: cannot be written (Read-only file system)", "DIR")
+    runs.assert_failed(runs.call(), f"{small_disk / '.download'}: cannot be written (Read-only file system)", "DIR")
     assert runs.server.asked == []
 
 

@@ -60,7 +60,7 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
 )
 def test_gets_over(runs: Runs, act: Act, times: int) -> None:
     runs.server.fault(BIG_PATH, act, times)
-    done = runs.run("--timeout", "2")
+    done = runs.call("--timeout", "2")
     runs.assert_done(done, FILES)
     said = f"{BIG}: got MD5 " if act is flip else ""
     assert done.err.startswith(said)
@@ -97,19 +97,19 @@ def test_progress_gives_new_patience(runs: Runs) -> None:
 def test_a_silent_server_is_asked_again(runs: Runs) -> None:
     hold = Hold(1000)
     runs.server.fault(BIG_PATH, hold)
-    runs.assert_done(runs.run("--streams", "1", "--timeout", "0.5"), FILES)
+    runs.assert_done(runs.call("--streams", "1", "--timeout", "0.5"), FILES)
     assert runs.server.spans(BIG)[:2] == [(0, SEGMENT - 1), (1000, SEGMENT - 1)]
 
 
 def test_a_slow_server_is_no_silent_one(runs: Runs) -> None:
     runs.server.fault(BIG_PATH, trickle(8, 0.15))
-    runs.assert_done(runs.run("--streams", "1", "--timeout", "0.7", "--retries", "0"), FILES)
+    runs.assert_done(runs.call("--streams", "1", "--timeout", "0.7", "--retries", "0"), FILES)
 
 
 def test_without_ranges_a_file_is_one_stream_and_starts_again(runs: Runs) -> None:
     runs.server.ranges = False
     runs.server.fault(BIG_PATH, cut(3 * SEGMENT), times=2)
-    runs.assert_done(runs.run(), FILES)
+    runs.assert_done(runs.call(), FILES)
     asked = [ask for ask in runs.server.asked if ask.path == BIG_PATH and not ask.probe]
     assert [(ask.first, ask.last) for ask in asked] == [(None, None)] * 3
     assert runs.server.sent[BIG_PATH] >= 6 * SEGMENT + len(FILES[BIG])
@@ -136,13 +136,13 @@ def test_a_redirect_on_the_same_host_is_followed(runs: Runs) -> None:
 
 def test_a_file_that_is_wrong_twice_is_not_kept(runs: Runs) -> None:
     runs.server.fault(BIG_PATH, flip, times=FOR_EVER)
-    done = runs.run()
+    done = runs.call()
     listed = hashlib.md5(FILES[BIG]).hexdigest()
     runs.assert_failed(done, f"{BIG}: got MD5 ", f" twice; expected {listed}. To fix: ", notes=1)
     assert runs.held() == {name: data for name, data in FILES.items() if name != BIG}
     runs.server.faults.clear()
     runs.server.sent.clear()
-    done = runs.run()
+    done = runs.call()
     runs.assert_done(done, FILES)
     assert done.err == "", "nothing of the wrong file was kept"
     assert runs.server.sent[BIG_PATH] == 1 + len(FILES[BIG])
@@ -193,12 +193,12 @@ def test_given_up_after_the_last_retry_and_kept_for_the_next_start(runs: Runs, a
     for _ in range(first):
         runs.server.fault(BIG_PATH, lambda handler, reply: handler.answer(reply))
     runs.server.fault(BIG_PATH, act, times=FOR_EVER)
-    done = runs.run("--streams", "1", "--retries", "3", "--timeout", "0.3")
+    done = runs.call("--streams", "1", "--retries", "3", "--timeout", "0.3")
     runs.assert_failed(done, runs.server.url(BIG_PATH), *words, "what was fetched is kept")
     assert len(runs.server.spans(BIG)) == first + 4
     runs.server.faults.clear()
     runs.server.sent.clear()
-    runs.assert_done(runs.run(), FILES)
+    runs.assert_done(runs.call(), FILES)
     # the two files before it were complete, and wait in their parts
     assert (runs.server.sent[f"{BASE}/LICENSE.txt"], runs.server.sent[f"{BASE}/NOTICE.txt"]) == (1, 1)
 
@@ -248,7 +248,7 @@ def test_a_failure_ends_the_waits_of_the_other_streams(runs: Runs) -> None:
 def test_no_server_at_all(runs: Runs) -> None:
     source = "https://127.0.0.1:1/metadata/x.uri"
     runs.assert_failed(
-        runs.run("--source", source, "--retries", "1"), source, "got no answer (", "refused", "2 times in a row"
+        runs.call("--source", source, "--retries", "1"), source, "got no answer (", "refused", "2 times in a row"
     )
 
 
@@ -257,7 +257,7 @@ def test_a_certificate_of_an_unknown_authority_is_refused_at_once(runs: Runs) ->
     other.mkdir()
     with serving(other) as stranger:
         runs.server.authority_file = stranger.authority_file
-    done = runs.run("--retry-wait", "60")
+    done = runs.call("--retry-wait", "60")
     runs.assert_failed(done, runs.server.url(URI), "CERTIFICATE_VERIFY_FAILED", "REQUESTS_CA_BUNDLE")
     assert runs.server.asked == []
 
@@ -266,7 +266,7 @@ def test_a_file_that_changes_meanwhile_is_not_mixed(runs: Runs) -> None:
     for _ in range(2):
         runs.server.fault(BIG_PATH, lambda handler, reply: handler.answer(reply))
     runs.server.fault(BIG_PATH, with_headers(ETag='"new"'), times=FOR_EVER)
-    done = runs.run("--streams", "1")
+    done = runs.call("--streams", "1")
     runs.assert_failed(done, runs.server.url(BIG_PATH), 'another version (360448 bytes, tag "new")', "start the same")
     assert len(runs.server.spans(BIG)) == 3
 
@@ -329,7 +329,7 @@ def test_a_redirect_away_is_not_followed_even_to_the_same_machine(runs: Runs) ->
     runs.server.files["/other"] = runs.server.files[URI]
     port = runs.server.authority.split(":")[1]
     runs.server.fault(URI, redirect(f"https://localhost:{port}/other"), times=FOR_EVER)
-    runs.assert_failed(runs.run(), f"https://localhost:{port}/other")
+    runs.assert_failed(runs.call(), f"https://localhost:{port}/other")
     assert [ask.path for ask in runs.server.asked] == [URI]
 
 
@@ -364,7 +364,7 @@ def test_metadata_that_is_too_long(runs: Runs, path: str, size: int) -> None:
 
 def test_a_list_with_a_bad_line(runs: Runs) -> None:
     runs.server.files[LIST] += f"{'0' * 32}  ../evil\n".encode()
-    runs.assert_failed(runs.run(), f"{runs.server.url(LIST)}: line 7: got the path '../evil'")
+    runs.assert_failed(runs.call(), f"{runs.server.url(LIST)}: line 7: got the path '../evil'")
     assert not (runs.directory.parent / "evil").exists()
     assert [ask.path for ask in runs.server.asked] == [URI, LIST]
 

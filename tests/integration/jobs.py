@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -246,6 +246,16 @@ def state(trainer: Any) -> dict[str, Any]:
     found["schedule"] = trainer.scheduler.state_dict()
     found["random"] = _digest(torch.get_rng_state())
     return found
+
+
+def train(variables: Variables) -> tuple[int, str]:
+    """A rank's whole run: its exit status, and what it showed on stderr. What only a launcher reads is left out."""
+    from gptoss20b.train import run
+
+    own = {name: value for name, value in variables.items() if name not in ("NEXP", "SEED_BASE")}
+    with redirect_stderr(io.StringIO()) as shown:
+        code = run(resolve(own))
+    return int(code), shown.getvalue()
 
 
 def opens_data_only_after_run_start(variables: Variables) -> dict[str, Any]:

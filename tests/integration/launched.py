@@ -16,7 +16,9 @@ import psutil
 import pytest
 from ranks import ROOT
 
-BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHON": sys.executable}
+# Megatron's decorators load torch's compiler, which nothing on a CPU uses: a second of each rank's start.
+NO_COMPILER = {"TORCH_COMPILE_DISABLE": "1"}
+BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHON": sys.executable, **NO_COMPILER}
 
 
 class Launch:

@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import secrets
 import signal
 import socket
 import tempfile
@@ -31,9 +32,12 @@ _FORKED.set_forkserver_preload(["gptoss20b.train"])
 
 
 def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody has: of those that no system hands out, so that none is handed out before it is used."""
+    while True:
+        port = secrets.randbelow(20_000) + 10_000
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) -> list[Any]:
@@ -44,18 +48,7 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
     All are killed when one fails or the limit is reached; the failure then holds every rank's last output.
     """
     with tempfile.TemporaryDirectory() as folder:
-        shared = {
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "OMP_NUM_THREADS": "1",
-            **NO_GPU,
-        }
-        processes: list[BaseProcess] = []
-        for rank in range(world):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(_FORKED.Process(target=_rank, args=(shared | own, Path(folder), rank, job, arguments)))
-            processes[-1].start()
+        processes = start_ranks(job, world, Path(folder), **arguments)
         try:
             _wait(processes, limit_s)
         finally:
@@ -71,6 +64,26 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
             )
             raise AssertionError(f"{job} on {world} ranks did not finish within {limit_s:g} s\n{outputs}")
         return [pickle.loads(path.read_bytes()) for path in results]  # written by this test's own processes
+
+
+def start_ranks(job: str, world: int, folder: Path, **arguments: Any) -> list[BaseProcess]:
+    """The same, only begun: each leaves ``result<rank>`` (pickled) and ``output<rank>`` in the folder, however it ends.
+
+    Each leads a process group of its own, which whoever starts it has to end.
+    """
+    shared = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        **NO_GPU,
+    }
+    processes: list[BaseProcess] = []
+    for rank in range(world):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(_FORKED.Process(target=_rank, args=(shared | own, folder, rank, job, arguments)))
+        processes[-1].start()
+    return processes
 
 
 def _wait(processes: Sequence[BaseProcess], limit_s: float) -> None:

@@ -34,7 +34,7 @@ IN_A_CONTAINER_ONLY = {"useradd": "it changes the users of the machine"}
 MOVED = ("/opt/gptoss20b", "/workspace/gptoss20b", "/home/gptoss20b")
 # A user that no line in /etc/passwd knows.
 STRANGER = 12345
-TORCH_BRINGS = ("torch", "numpy", "setuptools")
+BASE_HAS = ("torch", "numpy", "setuptools", "pip")
 
 
 @dataclass
@@ -74,9 +74,7 @@ def base_python(folder: Path) -> Path:
     """A copy of this interpreter with pip, torch and what torch brings, for every user; the folder of its python3."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     origin = Path(sys.base_prefix) / "lib"
-    unneeded = shutil.ignore_patterns(
-        "test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__", "config-*"
-    )
+    unneeded = shutil.ignore_patterns("test", "tests", "idlelib", "site-packages", "dist-packages", "config-*")
     shutil.copytree(origin / version, folder / "lib" / version, ignore=unneeded, symlinks=True)
     for library in origin.glob("libpython3*.so*"):
         shutil.copy(library, folder / "lib", follow_symlinks=False)
@@ -84,13 +82,11 @@ def base_python(folder: Path) -> Path:
     shutil.copy(Path(sys.executable).resolve(), folder / "bin" / "python3")
     packages = folder / "lib" / version / "site-packages"
     packages.mkdir()
-    for entry in entries_of(closure(TORCH_BRINGS)):
+    for entry in entries_of(closure(BASE_HAS)):
         (packages / entry.name).symlink_to(entry)
     if torch.version.cuda or torch.version.hip:  # such a base has it, and these tests may not
         (packages / "transformer_engine-0.dist-info").mkdir()
         (packages / "transformer_engine-0.dist-info" / "METADATA").write_text("Name: transformer-engine\nVersion: 0\n")
-    environment = {"LD_LIBRARY_PATH": str(folder / "lib"), "PATH": "/usr/bin:/bin"}
-    subprocess.run([folder / "bin" / "python3", "-m", "ensurepip"], env=environment, capture_output=True, check=True)
     return folder / "bin"
 
 

@@ -19,6 +19,7 @@ def trial(tiny: dict[str, str], tmp_path: Path) -> dict[str, str]:
         "SEED_BASE": "77",
         "DGXNGPU": "2",
         "EXPERT_PARALLEL": "2",
+        "GLOBAL_BATCH_SIZE": "4",
         "MAX_STEPS": "100",
         "EVAL_INTERVAL_SAMPLES": "400",
         "TARGET_LOSS": "0.01",

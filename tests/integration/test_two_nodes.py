@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from launched import launched, records, values
-from ranks import ROOT
+from ranks import ROOT, free_port, run_ranks
 
 # Both nodes, their ranks and whatever else runs share the cores.
 LIMIT_S = 150.0
@@ -18,15 +18,11 @@ LIMIT_S = 150.0
 
 def two_free_ports() -> int:
     """The first of two ports in a row."""
-    with contextlib.ExitStack() as taken:
-        for _ in range(50):
-            first, second = taken.enter_context(socket.socket()), taken.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
-    raise AssertionError("no two free ports in a row")
+    while True:
+        port = free_port()
+        with contextlib.closing(socket.socket()) as second, contextlib.suppress(OSError):
+            second.bind(("127.0.0.1", port + 1))
+            return port
 
 
 @pytest.fixture
@@ -70,30 +66,30 @@ def copy_of_scripts(folder: Path) -> Path:
     return folder
 
 
-def losses(folder: Path) -> dict[str, list[Any]]:
-    return {key: values(folder / "result_1.txt", key) for key in ("train_loss", "eval_accuracy")}
+def losses(log: Path) -> dict[str, list[Any]]:
+    return {key: values(log, key) for key in ("train_loss", "eval_accuracy")}
+
+
+def assert_one_node_has_the_same_losses(settings: dict[str, str], ranks: int, alone: Path) -> None:
+    """To the last bit; the one node's ranks are forked, with neither launcher nor torchrun."""
+    own = {"DGXNGPU": str(ranks), "SEED": settings["SEED_BASE"], "LOGDIR": str(alone)}
+    for code, shown in run_ranks("train", ranks, variables=settings | own):
+        assert code == 3, shown
+    together, apart = losses(Path(settings["LOGDIR"]) / "result_1.txt"), losses(alone / "result_0.txt")
+    assert [len(found) for found in apart.values()] == [4, 2]
+    assert len(set(apart["train_loss"])) == 4
+    assert together == apart
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_two_nodes_have_the_losses_of_one_node_to_the_last_bit(
-    short: dict[str, str], tmp_path: Path, ranks: int
-) -> None:
-    (first, shown), (second, shown_by_second) = two_nodes(short | {"DGXNGPU": str(ranks)})
+def test_two_nodes_of_two_ranks_have_the_losses_of_one_node(short: dict[str, str], tmp_path: Path) -> None:
+    (first, shown), (second, shown_by_second) = two_nodes(short | {"DGXNGPU": "2"})
     assert first == 3, shown
     # The second node has no log; what torchrun knows of any failure is 1.
     assert second == 1, shown_by_second
     assert (tmp_path / "set" / "seed_base").read_text() == "1234\n"
     assert "trial 1 of 1: seed 1234" in (tmp_path / "set" / "node_1" / "trial_1.log").read_text()
-
-    with launched(short | {"DGXNGPU": str(2 * ranks), "LOGDIR": str(tmp_path / "alone")}) as alone:
-        status, shown = alone.wait(LIMIT_S)
-    assert status == 3, shown
-
-    together, apart = losses(tmp_path / "set"), losses(tmp_path / "alone")
-    assert [len(found) for found in apart.values()] == [4, 2]
-    assert len(set(apart["train_loss"])) == 4
-    assert together == apart
+    assert_one_node_has_the_same_losses(short, 4, tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -110,7 +106,10 @@ def test_a_node_with_another_learning_rate_ends_the_trial_on_both(short: dict[st
 
 
 @pytest.mark.slow
-def test_caches_that_only_the_first_node_could_clear_are_not_cleared(short: dict[str, str], tmp_path: Path) -> None:
+def test_two_nodes_of_one_rank_of_which_only_the_first_could_clear_its_caches(
+    short: dict[str, str], tmp_path: Path
+) -> None:
+    """The log says that the caches were not cleared, and the losses are one node's."""
     nodes = (copy_of_scripts(tmp_path / "first"), copy_of_scripts(tmp_path / "second"))
     for scripts, status in zip(nodes, (0, 1), strict=True):
         # Not the caches of the machine that tests.
@@ -119,6 +118,7 @@ def test_caches_that_only_the_first_node_could_clear_are_not_cleared(short: dict
     assert status == 3, shown
     assert values(tmp_path / "set" / "result_1.txt", "cache_clear") == [True, False]
     assert "warning: the page cache of rank 1's node was not dropped" in shown
+    assert_one_node_has_the_same_losses(short, 2, tmp_path / "alone")
 
 
 def test_a_node_that_does_not_see_the_shared_folder_is_refused(short: dict[str, str], tmp_path: Path) -> None:

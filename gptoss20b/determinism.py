@@ -12,7 +12,7 @@ import os
 import torch
 
 # Read when the libraries start, hence before the first GPU operator and communicator. What a user has set stays.
-_LIBRARIES = {
+LIBRARIES = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # one of the two values that cuBLAS documents as reproducible
     "NCCL_ALGO": "^NVLS",  # in-switch sums do not promise an order
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",  # Transformer Engine's attention backward
@@ -24,8 +24,8 @@ def enforce() -> None:
 
     Call it before this process uses a GPU.
     """
-    for variable, value in _LIBRARIES.items():
+    for variable, value in LIBRARIES.items():
         os.environ.setdefault(variable, value)
     torch.use_deterministic_algorithms(True)
     # Or each new tensor would be filled once more, for programs that read memory before they write it.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - declared nowhere

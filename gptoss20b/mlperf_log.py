@@ -23,8 +23,14 @@ from mlperf_logging.mllog.mllog import MLLogger
 from .config import Config
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
-# The checker's names of number formats.
-_PRECISION_NAMES = {"bf16": "bfloat16", "fp32": "fp32"}
+# The lowest precision in linear layers, attention and communication, in the checker's names, of which MXFP8 has none of
+# its own. With 8-bit layers attention is computed, and weights, tokens and their gradients are sent, in bf16.
+_LOWEST_PRECISIONS = {
+    "bf16": ("bfloat16", "bfloat16", "bfloat16"),
+    "fp32": ("fp32", "fp32", "fp32"),
+    "fp8": ("fp8", "bfloat16", "bfloat16"),
+    "mxfp8": ("fp8", "bfloat16", "bfloat16"),
+}
 
 
 class RunClock:
@@ -246,7 +252,7 @@ def _keep_cut(log: Path, cut: bytes) -> None:
 def hyperparameters(config: Config, seed: int) -> dict[str, Any]:
     """The once-only records of ruleset 6.1.0, by key, in log order."""
     rules, tuning, parallel, submission = config.rules, config.tuning, config.parallel, config.submission
-    precision = _PRECISION_NAMES[config.execution.precision]
+    linear, attention, communication = _LOWEST_PRECISIONS[config.execution.precision]
     return {
         constants.SUBMISSION_BENCHMARK: "gpt_oss_20b",
         constants.SUBMISSION_DIVISION: submission.division,
@@ -274,9 +280,9 @@ def hyperparameters(config: Config, seed: int) -> dict[str, Any]:
         constants.OPT_ADAMW_WEIGHT_DECAY: rules.weight_decay,
         constants.OPT_GRADIENT_CLIP_NORM: rules.gradient_clip,
         constants.MAX_STEPS: rules.max_steps,
-        constants.LOWEST_NUMERICAL_PRECISION_IN_LINEAR: precision,
-        constants.LOWEST_NUMERICAL_PRECISION_IN_ATTN: precision,
-        constants.LOWEST_NUMERICAL_PRECISION_IN_COMM: precision,
+        constants.LOWEST_NUMERICAL_PRECISION_IN_LINEAR: linear,
+        constants.LOWEST_NUMERICAL_PRECISION_IN_ATTN: attention,
+        constants.LOWEST_NUMERICAL_PRECISION_IN_COMM: communication,
         constants.TENSOR_PARALLELISM: parallel.tensor,
         constants.PIPELINE_PARALLELISM: parallel.pipeline,
         constants.CONTEXT_PARALLELISM: parallel.context,

@@ -18,6 +18,7 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -25,7 +26,7 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from .config import Config
-from .model.build import Backend, build_model, params_dtype
+from .model.build import Backend, build_model, compile_layers, params_dtype
 from .model.initialise import initialise
 
 
@@ -64,6 +65,19 @@ def mean_loss(loss_sum: Tensor, tokens: Tensor) -> float:
     return float(totals[0] / totals[1])
 
 
+def begin(config: Config, backend: Backend, device: torch.device, seed: int) -> tuple[GPTModel, torch.nn.Module]:
+    """This rank's part of the model with its initial weights, and the module to call, which casts what goes in."""
+    gpt = build_model(config, backend, on_gpu=device.type == "cuda")
+    # Megatron-Core leaves norms and routers where torch makes new tensors by default.
+    gpt.to(device)
+    initialise(gpt, config, seed)
+    module = Float16Module(gpt.config, gpt) if config.execution.bf16_weights else gpt
+    _count_in_fp32(gpt)
+    if config.execution.compiled == "layers":
+        compile_layers(gpt)
+    return gpt, module
+
+
 class Trainer:
     """The model, its optimizer and its schedule on this rank.
 
@@ -72,22 +86,30 @@ class Trainer:
         backend: layer back end, from `choose_backend`.
         device: this rank's device; its process groups must exist.
         seed: seed of the initial weights.
+        overlap: gather the weights that other ranks updated during the next forward pass instead of before it; None
+            does so on a GPU, unless layers are compiled: they must not hold the hooks that wait for the weights.
     """
 
-    def __init__(self, config: Config, backend: Backend, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, config: Config, backend: Backend, device: torch.device, seed: int, overlap: bool | None = None
+    ) -> None:
         self.config, self.device = config, device
         on_gpu = device.type == "cuda"
-        self.gpt = gpt = build_model(config, backend, on_gpu)
-        # Megatron-Core leaves norms and routers where torch makes new tensors by default.
-        gpt.to(device)
-        initialise(gpt, config, seed)
-        module = Float16Module(gpt.config, gpt) if config.execution.precision == "bf16" else gpt
-        _count_in_fp32(gpt)
+        self.overlaps = on_gpu and config.execution.compiled == "kernels" if overlap is None else overlap
+        gpt, module = begin(config, backend, device, seed)
+        self.gpt = gpt
         ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=True
+            use_distributed_optimizer=True,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=True,
+            overlap_param_gather=self.overlaps,
         )
         self.model = DistributedDataParallel(config=gpt.config, ddp_config=ddp, module=module)
-        self.optimizer = get_megatron_optimizer(_optimizer_config(config), [self.model])
+        self.optimizer = get_megatron_optimizer(_optimizer_config(config, self.overlaps), [self.model])
+        for part in optimizer_parts(self.optimizer):
+            if isinstance(part.optimizer, torch.optim.Adam):
+                fuse_adam(part.optimizer, on_gpu)
+        self._weights_behind = False
         self.scheduler = build_scheduler(config, self.optimizer)
         # Megatron's schedule calls these hooks; the model's config object is where it looks for them.
         gpt.config.no_sync_func = self.model.no_sync
@@ -104,19 +126,28 @@ class Trainer:
         self.optimizer.prepare_grads()
         grad_norm = clip_gradients(self.optimizer, self.config.rules.gradient_clip, self.device)
         self.optimizer.step_with_ready_grads()
+        self._weights_behind = self.overlaps
         self.scheduler.step(1)
         return StepResult(loss_sum, tokens, grad_norm, learning_rate)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[DeviceBatch], count: int) -> float:
         """Mean loss over ``count`` micro batches on every rank, in nats per token; the same number on every rank."""
+        self.gather_weights()
         self.model.eval()
         loss_sum, tokens = self._run(batches, count, forward_only=True)
         self.model.train()
         return mean_loss(loss_sum, tokens)
 
+    def gather_weights(self) -> None:
+        """Bring here what other ranks updated in the last step, which the next step does by itself. On every rank."""
+        if self._weights_behind:
+            self.model.start_param_sync(force_sync=True)
+            self._weights_behind = False
+
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has done all that it was given and the weights are whole. Call it on every rank."""
+        self.gather_weights()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -168,6 +199,7 @@ class Trainer:
             position_ids=part["positions"],
             attention_mask=None,
             labels=part["labels"],
+            loss_mask=part["loss_mask"],
             **uncounted,
         )
         return out, partial(_sum_loss, loss_mask=part["loss_mask"])
@@ -191,10 +223,10 @@ def zigzag(sequences: Tensor, rank: int, ranks: int) -> Tensor:
 
 
 def _sum_loss(losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Losses [b, S] -> (sum to differentiate, counted tokens, (sum in fp64, counted tokens) to report)."""
-    masked = losses.float() * loss_mask
+    """Losses [b, S], or their masked sum -> (sum to differentiate, counted tokens, (both in fp64, to report))."""
+    total = losses if losses.ndim == 0 else (losses.float() * loss_mask).double().sum()
     tokens = loss_mask.sum()
-    return masked.sum(), tokens.int(), (masked.detach().double().sum(), tokens.double())
+    return total, tokens.int(), (total.detach(), tokens.double())
 
 
 def finalize_gradients(model: list[Any], num_tokens: Tensor | None = None, **groups: Any) -> None:
@@ -242,7 +274,27 @@ def clip_gradients(optimizer: Any, max_norm: float, device: torch.device) -> Ten
     return norm
 
 
-def _optimizer_config(config: Config) -> OptimizerConfig:
+def fuse_adam(adam: torch.optim.Adam, fused: bool) -> None:
+    """Let torch's Adam update all of its parameters in one kernel, now and after its state has been loaded.
+
+    Megatron-Core makes it without this option. The state is the same but for the place of each parameter's step count,
+    which the kernel wants beside the parameter.
+    """
+
+    def choose(_: torch.optim.Optimizer) -> None:
+        for group in adam.param_groups:
+            group["fused"] = fused or None
+        if fused:
+            for parameter, state in adam.state.items():
+                if "step" in state:
+                    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+
+    choose(adam)
+    # Loaded groups bring the option of the machine that saved them.
+    adam.register_load_state_dict_post_hook(choose)
+
+
+def _optimizer_config(config: Config, overlap: bool) -> OptimizerConfig:
     rules = config.rules
     return OptimizerConfig(
         optimizer="adam",
@@ -255,7 +307,8 @@ def _optimizer_config(config: Config) -> OptimizerConfig:
         decoupled_weight_decay=True,
         clip_grad=0.0,  # `clip_gradients` does it
         use_distributed_optimizer=True,
-        bf16=config.execution.precision == "bf16",
+        overlap_param_gather=overlap,
+        bf16=config.execution.bf16_weights,
         params_dtype=params_dtype(config),
     )
 

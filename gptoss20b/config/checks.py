@@ -152,6 +152,8 @@ def _layout(config: Config) -> Iterator[Problem]:
         )
     if config.execution.backend == "torch":
         yield from torch_limits(config)
+    if config.execution.backend == "transformer_engine":
+        yield from transformer_engine_limits(config)
     if config.rules.sequence_length % (2 * parallel.context) and parallel.context > 1:
         yield Problem(
             ("CONTEXT_PARALLEL", "SEQUENCE_LENGTH"),
@@ -160,8 +162,24 @@ def _layout(config: Config) -> Iterator[Problem]:
         )
 
 
+def transformer_engine_limits(config: Config) -> Iterator[Problem]:
+    """What the Transformer Engine back end cannot do; also asked when BACKEND=auto turns out to mean it."""
+    if config.execution.compiled == "layers":
+        yield Problem(
+            ("COMPILE", "BACKEND"),
+            "got layers, but Transformer Engine's layers are kernels of its own, which torch.compile cannot see into. "
+            "Set COMPILE=kernels or BACKEND=torch.",
+        )
+
+
 def torch_limits(config: Config) -> Iterator[Problem]:
     """What the torch back end cannot do; also asked when BACKEND=auto turns out to mean torch."""
+    if config.execution.precision in ("fp8", "mxfp8"):
+        yield Problem(
+            ("PRECISION", "BACKEND"),
+            f"got {config.execution.precision}, but only Transformer Engine has 8-bit layers. Set PRECISION=bf16, or "
+            "BACKEND=transformer_engine where that is installed.",
+        )
     if config.parallel.context > 1:
         yield Problem(
             ("CONTEXT_PARALLEL", "BACKEND"),

@@ -139,11 +139,26 @@ class Execution(Node):
     """
 
     micro_batch_size: int = setting("MICRO_BATCH_SIZE", "sequences per forward pass on one rank", 2, ge=1)
-    precision: Annotated[Literal["bf16", "fp32"], BeforeValidator(_lower)] = setting(
-        "PRECISION", "arithmetic of the layers: bf16 (fp32 master weights and gradients) or fp32", "bf16"
+    precision: Annotated[Literal["bf16", "fp32", "fp8", "mxfp8"], BeforeValidator(_lower)] = setting(
+        "PRECISION",
+        "arithmetic of the layers: bf16 or fp32; fp8 or mxfp8 of the layers' matrix products, the rest bf16. "
+        "Master weights and gradients are fp32",
+        "bf16",
     )
     backend: Annotated[Literal["auto", "torch", "transformer_engine"], BeforeValidator(_lower)] = setting(
         "BACKEND", "layer implementation; auto takes Transformer Engine where it is installed", "auto"
+    )
+    recompute: Annotated[Literal["none", "moe_act", "moe", "layers"], BeforeValidator(_lower)] = setting(
+        "RECOMPUTE",
+        "activations computed again instead of kept: none, moe_act (the experts' activation), moe (all of the experts) "
+        "or layers (all but each layer's input)",
+        "none",
+    )
+    compiled: Annotated[Literal["kernels", "layers"], BeforeValidator(_lower)] = setting(
+        "COMPILE",
+        "what torch.compile makes on GPUs: kernels (of this project's own arithmetic) or layers (each layer's norms "
+        "and attention too)",
+        "kernels",
     )
     warmup_passes: int = setting("WARMUP_PASSES", "synthetic steps before the clock starts", 2, ge=0)
     timeout_seconds: int = setting(
@@ -153,6 +168,11 @@ class Execution(Node):
         "DETERMINISTIC", "give the same bits twice on the same machine, at a cost on GPUs (docs/endurance.md)", False
     )
     cpu_threads: int = setting("CPU_THREADS", "threads of one rank on a machine without a GPU", 1, ge=1)
+
+    @property
+    def bf16_weights(self) -> bool:
+        """Whether weights and activations are bf16 beside fp32 master weights; 8-bit precisions round them further."""
+        return self.precision != "fp32"
 
 
 class Data(Node):
@@ -180,6 +200,7 @@ class Checkpointing(Node):
     )
     keep: int = setting("SAVE_KEEP", "newest checkpoints kept", 2, ge=1)
     directory: Path | None = setting("SAVE_DIR", "folder of checkpoints; checkpoints in LOGDIR if not given", None)
+    asynchronous: bool = setting("SAVE_ASYNC", "write checkpoints while training goes on, from a copy in memory", True)
     resume: bool = setting("RESUME", "go on from the newest checkpoint, or begin where there is no log yet", False)
 
     @property

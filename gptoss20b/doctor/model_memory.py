@@ -37,7 +37,7 @@ def activation_bytes(config: Config) -> int:
     """Bytes of activations on one rank, in proportion to tokens, layers, width and precision; an estimate."""
     model, parallel = config.model, config.parallel
     tokens = config.rules.sequence_length * config.execution.micro_batch_size
-    wide = 1 if config.execution.precision == "bf16" else 2
+    wide = 1 if config.execution.bf16_weights else 2
     shared = parallel.tensor * parallel.pipeline * parallel.context
     return round(_ACTIVATION_BYTES * tokens * model.layers * model.hidden_size * wide / shared)
 

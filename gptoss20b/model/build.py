@@ -1,10 +1,11 @@
 """From the configuration to Megatron-Core's GPTModel, with one of two layer back ends.
 
-`transformer_engine` is Megatron-Core's own Transformer Engine spec. `torch` is Megatron-Core's local spec with the two
-slots replaced that would be slow or impossible without Transformer Engine: core attention and experts. `megatron_local`
-is that spec untouched: the peer that tests and benchmarks compare with, not offered for runs.
+`transformer_engine` is Megatron-Core's own Transformer Engine spec. `torch` is Megatron-Core's local spec with what
+would be slow or impossible without Transformer Engine replaced: self attention, experts and their token dispatcher.
+Both have this project's loss. `megatron_local` is that spec untouched: the peer that tests and benchmarks compare with,
+not offered for runs.
 One code base serves Megatron-Core 0.16 to 0.19: keyword arguments only, options filtered by the fields that the
-installed version has, specs adjusted rather than subclassed.
+installed version has, specs adjusted rather than rewritten.
 """
 
 from __future__ import annotations
@@ -23,16 +24,43 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ..config import Config, Model
-from ..config.checks import torch_limits
+from ..config.checks import torch_limits, transformer_engine_limits
 from ..config.tree import Parallel, Rules
-from .attention import TorchCoreAttention
+from .attention import TorchCoreAttention, TorchSelfAttention
+from .dispatch import SortingDispatcher
 from .experts import CLAMP, GroupedExperts
+from .loss import LossModel
+from .rotary import NormWeight
 
 Backend = Literal["torch", "transformer_engine", "megatron_local"]
+
+# How Megatron-Core names each RECOMPUTE. By arithmetic, of what a sequence of the reference keeps for backward (8,192
+# tokens, 24 layers, bf16), moe_act frees 4.2 GiB (top-k x ffn activations) for no matrix product, moe 16.9 GiB (the
+# experts' rows, gates and ups too) for their forward pass, 21 % of all FLOPs, and its all-to-all; layers leaves 1.1 GiB
+# and what one layer needs, for 30 %.
+_RECOMPUTED: dict[str, dict[str, Any]] = {
+    "none": {},
+    "moe_act": {"recompute_granularity": "selective", "recompute_modules": ["moe_act"]},
+    "moe": {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
+    "layers": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+# And each 8-bit PRECISION: of the layers' matrix products, by Transformer Engine. fp8 scales each tensor by its present
+# largest value and holds gradients in a format of wider range (E5M2), which mxfp8's scale for each 32 numbers does not
+# need.
+_EIGHT_BITS: dict[str, dict[str, str]] = {
+    "fp8": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
+    "mxfp8": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
+}
 
 
 class BackendError(RuntimeError):
@@ -43,7 +71,7 @@ def choose_backend(config: Config) -> Backend:
     """The back end that this machine will run.
 
     Raises:
-        BackendError: Transformer Engine was asked for and is missing, or torch cannot serve the layout.
+        BackendError: Transformer Engine was asked for and is missing, or the back end cannot do what is configured.
     """
     present = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
     wanted = config.execution.backend
@@ -53,8 +81,9 @@ def choose_backend(config: Config) -> Backend:
             "Set BACKEND=torch, or run in the container image that brings it."
         )
     backend: Backend = "transformer_engine" if wanted != "torch" and present else "torch"
-    if backend == "torch" and (limits := list(torch_limits(config))):
-        raise BackendError("; ".join(map(str, limits)))
+    limits = torch_limits(config) if backend == "torch" else transformer_engine_limits(config)
+    if found := "; ".join(map(str, limits)):
+        raise BackendError(found)
     if backend == "torch" and torch.cuda.is_available() and config.execution.precision == "fp32":
         raise BackendError(
             "PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16, or "
@@ -65,7 +94,7 @@ def choose_backend(config: Config) -> Backend:
 
 def params_dtype(config: Config) -> torch.dtype:
     """The type of weights and activations."""
-    return torch.bfloat16 if config.execution.precision == "bf16" else torch.float32
+    return torch.bfloat16 if config.execution.bf16_weights else torch.float32
 
 
 def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
@@ -102,7 +131,9 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         "perform_initialization": False,
         "use_cpu_initialization": not on_gpu,
         "params_dtype": params_dtype(config),
-        "bf16": config.execution.precision == "bf16",
+        "bf16": config.execution.bf16_weights,
+        **_EIGHT_BITS.get(config.execution.precision, {}),
+        **_RECOMPUTED[config.execution.recompute],
         "pipeline_dtype": params_dtype(config),
         # The loop divides by the number of counted tokens itself (see `training.finalize_gradients`): DDP must sum.
         "calculate_per_token_loss": True,
@@ -176,7 +207,11 @@ def layer_spec(config: Config, backend: Backend) -> Any:
     spec = get_gpt_layer_local_spec(**(shape | {"moe_grouped_gemm": False}), normalization="RMSNorm")
     if backend == "megatron_local":
         return spec
-    spec.submodules.self_attention.submodules.core_attention = TorchCoreAttention
+    attention = spec.submodules.self_attention
+    attention.module = TorchSelfAttention
+    attention.submodules.core_attention = TorchCoreAttention
+    if config.model.qk_norm:
+        attention.submodules.q_layernorm = attention.submodules.k_layernorm = NormWeight
     mlp = spec.submodules.mlp  # a ModuleSpec up to 0.16, a functools.partial with the same submodules from 0.17
     submodules = mlp.keywords["submodules"] if isinstance(mlp, functools.partial) else mlp.submodules
     submodules.experts = GroupedExperts
@@ -191,7 +226,9 @@ def build_model(config: Config, backend: Backend, on_gpu: bool) -> GPTModel:
     if not hasattr(moe_utils, "te_general_gemm"):
         # Without Transformer Engine, 0.16.1 reads this name and never defines it; later versions set it to None.
         vars(moe_utils)["te_general_gemm"] = None
-    return GPTModel(
+    # The untouched spec keeps Megatron-Core's loss too.
+    kind = GPTModel if backend == "megatron_local" else LossModel
+    model = kind(
         config=transformer_config(config, on_gpu),
         transformer_layer_spec=layer_spec(config, backend),
         vocab_size=config.model.vocab_size,
@@ -202,6 +239,35 @@ def build_model(config: Config, backend: Backend, on_gpu: bool) -> GPTModel:
         position_embedding_type="yarn" if config.model.yarn else "rope",
         rotary_base=config.model.rope_base,
     )
+    mark_split_weights(model)
+    if backend == "torch":
+        for layer in model.decoder.layers:
+            # The specs have no slot for it; Megatron-Core chooses among its own by name.
+            layer.mlp.token_dispatcher = SortingDispatcher(layer.mlp.config)
+    return model
+
+
+def mark_split_weights(model: torch.nn.Module) -> None:
+    """Let each weight that is split over tensor parallel ranks say so, by which gradients are counted once in the norm.
+
+    Megatron-Core 0.16.1 says it only where it draws the weights itself; later releases always.
+    """
+    dimensions = {VocabParallelEmbedding: 0, ColumnParallelLinear: 0, RowParallelLinear: 1}
+    for module in model.modules():
+        for kind, dimension in dimensions.items():
+            if isinstance(module, kind) and not hasattr(module.weight, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(module.weight, True, dimension, 1)
+
+
+def compile_layers(model: GPTModel) -> None:
+    """Run each layer's norms and attention through torch.compile from now on; parameters keep their names.
+
+    The experts stay as they are: their dispatch is collectives and, with expert parallelism, sizes that the host reads.
+    For the same reason no CUDA graph is offered: a graph's sizes are fixed, and no token is dropped to make them so.
+    """
+    for layer in model.decoder.layers:
+        for module in (layer.input_layernorm, layer.self_attention, layer.pre_mlp_layernorm):
+            module.compile()
 
 
 def scaled_std(config: Config) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import torch
@@ -22,6 +23,9 @@ from ..config import Config
 from .build import scaled_std
 
 Rule = Literal["ones", "zeros", "normal", "scaled"]
+
+# Of one process: a node has at least as many cores for each of its GPUs.
+DRAWING_THREADS = 8
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 # One tensor per local expert: Transformer Engine numbers the tensor, Megatron-Core's local spec the module.
@@ -83,21 +87,31 @@ def held(model: GPTModel, config: Config) -> Iterator[tuple[str, int | range | N
             yield name, None, parameter
 
 
-@torch.no_grad()
 def initialise(model: GPTModel, config: Config, seed: int) -> None:
     """Fill the weights of this rank's part of the model, in place."""
     stds = {"normal": config.rules.init_method_std, "scaled": scaled_std(config)}
-    for name, experts, parameter in held(model, config):
+
+    @torch.no_grad()
+    def fill(name: str, expert: int | None, part: Tensor) -> None:
         how = rule(name)
         if how in ("ones", "zeros"):
-            parameter.fill_(1.0 if how == "ones" else 0.0)
-        elif isinstance(experts, int):
-            parameter.copy_(draw(seed, name, experts, parameter.shape, stds[how]))
-        elif experts is not None:
-            for expert, part in zip(experts, parameter, strict=True):
-                part.copy_(draw(seed, name, expert, part.shape, stds[how]))
+            part.fill_(1.0 if how == "ones" else 0.0)
+        elif expert is not None:
+            part.copy_(draw(seed, name, expert, part.shape, stds[how]))
         else:
-            parameter.copy_(_draw_sharded(seed, name, parameter, stds[how]))
+            part.copy_(_draw_sharded(seed, name, part, stds[how]))
+
+    # One thread draws one tensor, and there are thousands.
+    with ThreadPoolExecutor(DRAWING_THREADS) as threads:
+        filling = []
+        for name, experts, parameter in held(model, config):
+            if isinstance(experts, range):
+                for expert, part in zip(experts, parameter.detach(), strict=True):
+                    filling.append(threads.submit(fill, name, expert, part))
+            else:
+                filling.append(threads.submit(fill, name, experts, parameter))
+        for filled in filling:
+            filled.result()
 
 
 def _draw_sharded(seed: int, name: str, parameter: Tensor, std: float) -> Tensor:

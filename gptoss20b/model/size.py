@@ -86,9 +86,9 @@ def state_bytes_per_gpu(config: Config, counts: dict[str, int]) -> int:
     taken to divide the rest evenly.
     """
     p = config.parallel
-    weight_bytes = 2 if config.execution.precision == "bf16" else 4
+    weight_bytes = 2 if config.execution.bf16_weights else 4
     # fp32 weights are their own master copy.
-    optimizer_bytes = 12 if config.execution.precision == "bf16" else 8
+    optimizer_bytes = 12 if config.execution.bf16_weights else 8
     experts = counts["experts"] / (p.expert * p.pipeline)
     rest = (counts["embedding"] + counts["other"]) / (p.tensor * p.pipeline)
     resident = (experts + rest) * (weight_bytes + 4)

@@ -120,11 +120,17 @@ def built(variables: Variables) -> dict[str, Any]:
                 with torch.no_grad():
                     each.softmax_offset += 3.0
                 sunk.append(not torch.allclose(before, each(query, key, key), rtol=1e-2))
+        owners = {name: m for name, m in gpt.named_modules() if any(True for _ in m.parameters(recurse=False))}
+        called = set()
+        for name, module in owners.items():
+            module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        trainer.evaluate(synthetic(config, trainer.device)(2), 2)
         rotary = gpt.rotary_pos_emb(64)
         angles, concentration = rotary if isinstance(rotary, tuple) else (rotary, 1.0)
         router = gpt.decoder.layers[0].mlp.router
         return {
             "past": [each.past for each in attention],
+            "never called": sorted(set(owners) - called),
             "sunk": sunk,
             "norm epsilons": {m.eps for m in gpt.modules() if isinstance(m, torch.nn.RMSNorm)},
             "angles": angles[:, 0, 0, :].tolist(),

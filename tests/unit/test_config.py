@@ -91,8 +91,11 @@ EVERYTHING: dict[str, tuple[str, Any]] = {
     "MICRO_BATCH_SIZE": ("4", 4),
     "PRECISION": ("FP32", "fp32"),
     "BACKEND": ("transformer_engine", "transformer_engine"),
+    "RECOMPUTE": ("MoE", "moe"),
+    "COMPILE": ("kernels", "kernels"),  # layers are refused beside Transformer Engine; tested below
     "WARMUP_PASSES": ("0", 0),
     "COLLECTIVE_TIMEOUT": ("60", 60),
+    "DETERMINISTIC": ("1", True),
     "CPU_THREADS": ("3", 3),
     "DATADIR": ("/some/data", Path("/some/data")),
     "EOD_TOKEN": ("5", 5),
@@ -101,6 +104,7 @@ EVERYTHING: dict[str, tuple[str, Any]] = {
     "SAVE_INTERVAL": ("30min", "30min"),
     "SAVE_KEEP": ("3", 3),
     "SAVE_DIR": ("/saves", Path("/saves")),
+    "SAVE_ASYNC": ("0", False),
     "RESUME": ("1", True),
 }
 ONE_RANK = {"DGXNGPU": "1", "EXPERT_PARALLEL": "1", "MICRO_BATCH_SIZE": "1"}
@@ -162,6 +166,7 @@ def test_every_setting_is_in_the_table_of_this_file_with_a_value_of_its_own() ->
     assert {name for name, (_, value) in EVERYTHING.items() if value == value_at(config, name)} == {
         "TENSOR_PARALLEL",
         "AUX_LOSS_COEFF",
+        "COMPILE",
     }
 
 
@@ -275,7 +280,7 @@ def test_all_problems_are_reported_at_once() -> None:
     problems = refused(
         SEED="soon",
         LEARNING_RATE="-1",
-        PRECISION="fp8",
+        PRECISION="fp4",
         GLOBAL_BATCH_SIZE="17",
         WEIGHT_DECAY="0.2",
         EXPERT_PARALLEL="3",
@@ -293,7 +298,7 @@ def test_all_problems_are_reported_at_once() -> None:
     for name, expected in {
         "SEED": ["got 'soon'", "valid integer"],
         "LEARNING_RATE": ["got '-1'", "greater than 0"],
-        "PRECISION": ["got 'fp8'", "'bf16'", "'fp32'"],
+        "PRECISION": ["got 'fp4'", "'bf16'", "'fp32'", "'fp8'", "'mxfp8'"],
         "GLOBAL_BATCH_SIZE": ["got 17", "multiple of 16"],
         "WEIGHT_DECAY": ["got 0.2", "fixes it at 0.1"],
         "EXPERT_PARALLEL": ["got 3", "Use one of 1, 2, 4, 8"],
@@ -333,6 +338,8 @@ def test_a_wrong_value_does_not_cause_follow_up_problems() -> None:
         ("TENSOR_PARALLEL", "0"),
         ("PRECISION", "int4"),
         ("BACKEND", "cuda"),
+        ("RECOMPUTE", "full"),
+        ("COMPILE", "graphs"),
         ("SUBMISSION_DIVISION", "closet"),
         ("SUBMISSION_STATUS", "finished"),
         ("CACHE_CLEARED", "maybe"),
@@ -511,6 +518,21 @@ def test_the_division_is_read_in_any_case(division: str) -> None:
             ["got 2", "torch back end", "Set CONTEXT_PARALLEL=1, or BACKEND=transformer_engine"],
         ),
         (
+            {"PRECISION": "fp8", "BACKEND": "torch"},
+            "PRECISION",
+            ["got fp8", "only Transformer Engine", "Set PRECISION=bf16, or BACKEND=transformer_engine"],
+        ),
+        (
+            {"PRECISION": "mxfp8", "BACKEND": "torch"},
+            "PRECISION",
+            ["got mxfp8", "only Transformer Engine", "Set PRECISION=bf16, or BACKEND=transformer_engine"],
+        ),
+        (
+            {"COMPILE": "layers", "BACKEND": "transformer_engine"},
+            "COMPILE",
+            ["got layers", "Transformer Engine", "Set COMPILE=kernels or BACKEND=torch."],
+        ),
+        (
             {"CONTEXT_PARALLEL": "2", "SEQUENCE_LENGTH": "8190", **OPEN},
             "CONTEXT_PARALLEL",
             ["got 2", "sequences of 8190 tokens", "4 equal parts"],
@@ -563,6 +585,18 @@ def test_a_layout_that_cannot_run_is_refused(options: dict[str, str], variable: 
     assert all(part in problem.message for part in parts), problem.message
     assert FIX.search(problem.message), problem.message
     assert all(name in settings() for name in problem.variables)
+
+
+@pytest.mark.parametrize("division", ["closed", "open"])
+def test_either_division_may_choose_how_it_computes(division: str) -> None:
+    options = {"SUBMISSION_DIVISION": division, "RECOMPUTE": "layers"}
+    execution = resolve(options | {"COMPILE": "layers", "BACKEND": "torch"}).execution
+    assert (execution.recompute, execution.compiled, execution.bf16_weights) == ("layers", "layers", True)
+    # Which back end auto is, only the machine can tell.
+    for precision in ("fp8", "MXFP8"):
+        execution = resolve(options | {"PRECISION": precision}).execution
+        assert (execution.precision, execution.bf16_weights) == (precision.lower(), True)
+    assert not resolve(options | {"PRECISION": "fp32"}).execution.bf16_weights
 
 
 def test_tensor_parallel_must_divide_the_vocabulary() -> None:

@@ -247,6 +247,16 @@ def test_another_run_describes_what_it_does() -> None:
     assert described["lowest_numerical_precision_in_comm"] == "fp32"
 
 
+@pytest.mark.parametrize("precision", ["fp8", "mxfp8"])
+def test_eight_bit_layers_are_disclosed_in_a_name_that_the_ruleset_knows(precision: str) -> None:
+    from compliance.benchmark import PRECISIONS
+
+    described = hyperparameters(resolve({"PRECISION": precision}), seed=1)
+    lowest = [described[f"lowest_numerical_precision_in_{part}"] for part in ("linear", "attn", "comm")]
+    assert lowest == ["fp8", "bfloat16", "bfloat16"]
+    assert set(lowest) <= PRECISIONS
+
+
 @pytest.mark.parametrize(("given", "logged"), [("1", True), ("0", False)])
 def test_cache_clear_says_what_happened(log: RunLog, tmp_path: Path, given: str, logged: bool) -> None:
     log.init_start(resolve({"CACHE_CLEARED": given}))

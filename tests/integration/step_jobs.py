@@ -1,0 +1,161 @@
+"""What ranks do in tests of a step: overlap, fused AdamW, recomputation, compiled layers. See `jobs` for the rest."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from jobs import Variables, digests, layouts, make_feed
+
+from gptoss20b import training
+from gptoss20b.training import Trainer, fuse_adam, optimizer_parts
+
+CPU = torch.device("cpu")
+
+
+def steps(variables: Variables, count: int, overlap: bool, bucket: int) -> dict[str, Any]:
+    """Losses and norms of some steps with buckets of so few parameters, an evaluation, and this rank's weights after.
+
+    The weights are those that `Trainer.synchronize` leaves, as a checkpoint finds them after one more step.
+    """
+    vars(training)["DistributedDataParallelConfig"] = functools.partial(
+        training.DistributedDataParallelConfig, bucket_size=bucket
+    )
+    with layouts([variables]) as configs:
+        config = next(configs)
+        trainer, feed = Trainer(config, "torch", CPU, 1, overlap=overlap), make_feed(config)
+        results = [trainer.step(feed.training(step)) for step in range(count)]
+        outcome = {
+            "losses": [result.loss() for result in results],
+            "norms": [float(result.grad_norm) for result in results],
+            "evaluation": trainer.evaluate(feed.evaluation(), feed.eval_rounds),
+            "buckets": len(trainer.model.bucket_groups),
+        }
+        trainer.step(feed.training(count))
+        outcome["behind"] = digests(trainer, config)
+        trainer.synchronize()
+        outcome["whole"] = digests(trainer, config)
+        feed.close()
+        return outcome
+
+
+def fused(variables: Variables, place: str) -> dict[str, Any]:
+    """Losses of the same steps with torch's usual and its fused AdamW, and of going on from the latter's checkpoint."""
+    from pathlib import Path
+
+    from gptoss20b.checkpoint.checkpoints import Checkpoints
+    from gptoss20b.checkpoint.files import Position
+
+    outcome: dict[str, Any] = {}
+    with layouts([variables]) as configs:
+        config = next(configs)
+        feed = make_feed(config)
+        for name in ("usual", "fused"):
+            trainer = Trainer(config, "torch", CPU, 1)
+            for part in optimizer_parts(trainer.optimizer):
+                assert part.optimizer.param_groups[0]["fused"] is None
+                if name == "fused":
+                    fuse_adam(part.optimizer, True)
+            losses = [trainer.step(feed.training(step)).loss() for step in range(3)]
+            checkpoints = Checkpoints(config, Path(place) / name, True, print)
+            checkpoints.save(trainer, Position(3, 1, 0, ""))
+            checkpoints.finish()
+            outcome[name] = losses + [trainer.step(feed.training(3)).loss() for _ in range(2)]
+            again = Trainer(config, "torch", CPU, 2)
+            if name == "fused":
+                for part in optimizer_parts(again.optimizer):
+                    fuse_adam(part.optimizer, True)
+            saved = checkpoints.newest()
+            assert saved is not None
+            checkpoints.load(again, saved)
+            outcome[f"{name} again"] = [again.step(feed.training(3)).loss() for _ in range(2)]
+            groups = [g for part in optimizer_parts(again.optimizer) for g in part.optimizer.param_groups]
+            outcome[f"{name} groups"] = {group["fused"] for group in groups}
+            other = Trainer(config, "torch", CPU, 2)  # a machine without the kernel
+            checkpoints.load(other, saved)
+            groups = [g for part in optimizer_parts(other.optimizer) for g in part.optimizer.param_groups]
+            outcome[f"{name} elsewhere"] = {group["fused"] for group in groups}
+        feed.close()
+    return outcome
+
+
+def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, Any]]:
+    """For each level: the loss and all gradients of a step, and the bytes that autograd kept for backward."""
+    outcomes = {}
+    with layouts([variables | {"RECOMPUTE": level} for level in levels]) as configs:
+        for config in configs:
+            trainer, feed = Trainer(config, "torch", CPU, 1), make_feed(config)
+            kept: dict[int, int] = {}
+            parameters = {each.untyped_storage().data_ptr() for each in trainer.model.parameters()}
+
+            def keep(
+                tensor: torch.Tensor, kept: dict[int, int] = kept, parameters: set[int] = parameters
+            ) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in parameters:
+                    kept[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            count = config.accumulation_steps
+            trainer.model.zero_grad_buffer()
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                batch = next(iter(feed.training(0)))
+                out, _ = trainer._forward(iter([batch]), trainer.model)
+            bytes_kept = sum(kept.values())
+            del out
+            trainer.model.zero_grad_buffer()
+            loss_sum, _ = trainer._run(feed.training(0), count, forward_only=False)
+            outcomes[config.execution.recompute] = {
+                "loss": float(loss_sum),
+                "gradients": {name: p.main_grad.numpy().copy() for name, p in trainer.model.named_parameters()},
+                "bytes": bytes_kept,
+            }
+            feed.close()
+    return outcomes
+
+
+def outputs(variables: Variables) -> dict[str, Any]:
+    """What the model returns without labels, with them, and with a mask too; and what it calls its parameters."""
+    from gptoss20b.model.build import build_model
+
+    with layouts([variables]) as configs:
+        config = next(configs)
+        gpt = Trainer(config, "torch", CPU, 1).gpt
+        tokens = torch.randint(config.model.vocab_size, (2, config.rules.sequence_length))
+        labels, mask = tokens.flip(1), (torch.rand(tokens.shape) < 0.5).float()
+        inputs = {"input_ids": tokens, "position_ids": torch.arange(tokens.shape[1])[None].expand_as(tokens)}
+        logits = gpt(**inputs, attention_mask=None)
+        losses = gpt(**inputs, attention_mask=None, labels=labels)
+        total = gpt(**inputs, attention_mask=None, labels=labels, loss_mask=mask)
+        by_hand = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
+        local = build_model(config, "megatron_local", on_gpu=False)
+        of_experts = ".experts."
+        return {
+            "logits": tuple(logits.shape),
+            "losses": losses.flatten().tolist(),
+            "by hand": by_hand.flatten().tolist(),
+            "sum": float(total),
+            "masked by hand": float((by_hand.double() * mask).sum()),
+            "dtype": str(total.dtype),
+            "names": [name for name, _ in gpt.named_parameters() if of_experts not in name],
+            "names of Megatron-Core's": [name for name, _ in local.named_parameters() if of_experts not in name],
+        }
+
+
+def compiled(variables: Variables) -> dict[str, Any]:
+    """Losses of three steps and an evaluation, with compiled layers and without, and how many graphs that made."""
+    from torch._dynamo.utils import counters
+
+    outcomes: dict[str, Any] = {}
+    with layouts([variables | {"COMPILE": what} for what in ("kernels", "layers")]) as configs:
+        for config in configs:
+            trainer, feed = Trainer(config, "torch", CPU, 1), make_feed(config)
+            losses = [trainer.step(feed.training(step)).loss() for step in range(3)]
+            names = [name for name, _ in trainer.model.named_parameters()]
+            outcomes[config.execution.compiled] = [*losses, trainer.evaluate(feed.evaluation(), feed.eval_rounds)]
+            outcomes.setdefault("names", names)
+            assert outcomes["names"] == names
+            outcomes[f"{config.execution.compiled} graphs"] = counters["stats"]["unique_graphs"]
+            feed.close()
+    return outcomes

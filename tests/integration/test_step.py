@@ -1,0 +1,119 @@
+"""A step is the same whatever makes it faster: overlap, fused AdamW, recomputation, compiled layers."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from megatron.core.transformer import transformer_config as megatron_config
+from ranks import run_ranks
+
+from gptoss20b.config import resolve
+from gptoss20b.model.build import BackendError, choose_backend, transformer_config
+
+TWO = {"DGXNGPU": "2", "EXPERT_PARALLEL": "1"}
+
+
+@pytest.mark.parametrize("layout", [TWO, TWO | {"EXPERT_PARALLEL": "2", "like openai": "yes"}])
+def test_gathering_weights_in_the_next_forward_pass_changes_no_bit(
+    tiny: dict[str, str], layout: dict[str, str]
+) -> None:
+    # Of a few parameters a bucket, so that each module has to wait for its own.
+    runs = {
+        overlap: run_ranks("step_jobs.steps", 2, variables=tiny | layout, count=3, overlap=overlap, bucket=1000)
+        for overlap in (False, True)
+    }
+    for plain, overlapped in zip(*runs.values(), strict=True):
+        assert plain["buckets"] > 5
+        for each in ("losses", "norms", "evaluation", "whole"):
+            assert plain[each] == overlapped[each], each
+        assert plain["behind"] == plain["whole"]
+        assert overlapped["behind"] != overlapped["whole"], "nothing was left to gather: the test sees no overlap"
+
+
+def test_fused_adamw_is_adamw_and_goes_on_from_a_checkpoint(tiny: dict[str, str], tmp_path: Path) -> None:
+    found = run_ranks("step_jobs.fused", 1, variables=tiny, place=str(tmp_path))[0]
+    assert found["fused"] == pytest.approx(found["usual"], rel=1e-6)
+    for name in ("usual", "fused"):
+        assert found[f"{name} again"] == found[name][3:]
+        assert found[f"{name} elsewhere"] == {None}
+    assert found["fused groups"] == {True}
+
+
+@pytest.mark.parametrize("variant", [{}, {"like openai": "yes"}])
+def test_recomputation_keeps_less_and_changes_no_gradient(tiny: dict[str, str], variant: dict[str, str]) -> None:
+    levels = ["none", "moe_act", "moe", "layers"]
+    found = run_ranks("step_jobs.recomputed", 1, variables=tiny | variant, levels=levels)[0]
+    kept = [found[level]["bytes"] for level in levels]
+    # In fp32, of 2 layers x 64 tokens x 4 experts with 64 features within and without: the activation, and beside it
+    # the rows that come in, gates and ups.
+    activation = 2 * 64 * 4 * 64 * 4
+    assert kept[0] - kept[1] == activation
+    assert kept[0] - kept[2] >= 4 * activation
+    assert kept[2] > kept[3]
+    plain = found["none"]
+    assert any(np.abs(gradient).max() > 0 for gradient in plain["gradients"].values())
+    for level in levels[1:]:
+        # Megatron-Core's checkpoint runs forward without gradients, where operators may round otherwise.
+        tolerance = 0.0 if level == "moe_act" else 1e-6
+        assert found[level]["loss"] == pytest.approx(plain["loss"], rel=tolerance, abs=0)
+        for name, gradient in plain["gradients"].items():
+            differing = np.abs(found[level]["gradients"][name] - gradient).max()
+            assert differing <= tolerance * np.abs(gradient).max(), f"{level}: {name}"
+
+
+def test_the_model_returns_what_megatron_cores_does_and_the_sum_where_it_gets_a_mask(tiny: dict[str, str]) -> None:
+    found = run_ranks("step_jobs.outputs", 1, variables=tiny | {"MICRO_BATCH_SIZE": "2"})[0]
+    assert found["logits"] == (2, 64, 256)
+    assert found["losses"] == pytest.approx(found["by hand"], rel=1e-6)
+    assert found["sum"] == pytest.approx(found["masked by hand"], rel=1e-6)
+    assert found["dtype"] == "torch.float64"
+    assert "output_layer.weight" in found["names"]
+    assert found["names"] == found["names of Megatron-Core's"]
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_alike(tiny: dict[str, str]) -> None:
+    found = run_ranks("step_jobs.compiled", 1, limit_s=600, variables=tiny)[0]
+    assert found["layers"] == pytest.approx(found["kernels"], rel=1e-5)
+    assert found["kernels graphs"] == 0 < found["layers graphs"]
+
+
+def _megatrons(**settings: str) -> Any:
+    return transformer_config(resolve(settings), on_gpu=False)
+
+
+def test_recomputation_is_named_as_megatron_core_names_it() -> None:
+    assert _megatrons().recompute_granularity is None
+    for level in ("moe_act", "moe"):
+        config = _megatrons(RECOMPUTE=level)
+        assert (config.recompute_granularity, config.recompute_modules) == ("selective", [level])
+    config = _megatrons(RECOMPUTE="layers")
+    assert (config.recompute_granularity, config.recompute_method, config.recompute_num_layers) == (
+        "full",
+        "uniform",
+        1,
+    )
+
+
+def test_eight_bit_layers_keep_bf16_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Megatron-Core refuses them without Transformer Engine, whose version is all that it asks for.
+    monkeypatch.setattr(megatron_config, "is_te_min_version", lambda *_, **__: True)
+    for precision, formats in {"fp8": ("hybrid", "tensorwise"), "mxfp8": ("e4m3", "mxfp8")}.items():
+        config = _megatrons(PRECISION=precision)
+        assert (config.fp8, config.fp8_recipe) == formats
+        assert (config.bf16, config.params_dtype, config.fp8_param) == (True, torch.bfloat16, False)
+        assert _megatrons(PRECISION=precision, RECOMPUTE="moe_act").fp8
+    assert _megatrons().fp8 is None
+
+
+def test_a_machine_whose_own_back_end_cannot_do_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for found, settings in ((None, {"PRECISION": "fp8"}), (object(), {"COMPILE": "layers"})):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _, found=found: found)
+        with pytest.raises(BackendError, match=f"^{next(iter(settings))}: got .* Set "):
+            choose_backend(resolve(settings))

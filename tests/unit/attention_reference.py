@@ -1,0 +1,117 @@
+"""Attention and rotation in plain fp64, and the comparison with them that the tests on a CPU and on a GPU share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# Largest relative error, by the type of the inputs.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, past: int | None, sink: Tensor | None) -> Tensor:
+    """Softmax over an S x S mask."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    length = query.shape[2]
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    visible = (distance >= 0) & (distance <= (length if past is None else past))
+    scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).masked_fill(~visible, -math.inf)
+    if sink is not None:
+        column = sink[None, :, None, None].expand(query.shape[0], -1, length, 1)
+        return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1] @ value
+    return scores.softmax(dim=-1) @ value
+
+
+def norm_rotate(x: Tensor, weight: Tensor | None, angles: Tensor, magnitude: float, eps: float) -> Tensor:
+    """x [sequence, batch, heads, head_dim], angles [sequence, head_dim / 2]: complex numbers turned by their angle."""
+    if weight is not None:
+        x = x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * weight
+    turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.full_like(angles, magnitude), angles)[:, None, None]
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def compare(
+    function: Callable[..., Sequence[Tensor]],
+    reference: Callable[..., Sequence[Tensor]],
+    shapes: Sequence[Sequence[int]],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> None:
+    """Both on the same normal inputs, of these shapes and rounded to this type: outputs and gradients of all inputs."""
+    generator = torch.Generator().manual_seed(sum(map(sum, shapes)))
+    exact = [torch.randn(*s, generator=generator).to(dtype).double().requires_grad_() for s in shapes]
+    inputs = [x.detach().to(device, dtype).requires_grad_() for x in exact]
+    expected, got = reference(*exact), function(*inputs)
+    # Toward the output itself, lest a sink's gradient be a sum that cancels to little more than what bf16 rounds away.
+    weights = [
+        (torch.randn(x.shape, generator=generator) + 2 * x.detach() / x.detach().std()).to(dtype) for x in expected
+    ]
+    torch.autograd.backward(expected, [w.double() for w in weights])
+    torch.autograd.backward(got, [w.to(device) for w in weights])
+    assert [x.dtype for x in got] == [dtype] * len(expected)
+    for one, other in zip([*got, *(x.grad for x in inputs)], [*expected, *(x.grad for x in exact)], strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.shape == other.shape
+        difference, size = float((one.detach().cpu().double() - other.detach()).norm()), float(other.detach().norm())
+        # What is exactly zero (the scores' gradient where a query sees one key) has no relative error.
+        assert difference < TOLERANCE[dtype] * (size if size > 1e-9 else max(1.0, float(weights[0].norm())))
+
+
+def compare_attention(
+    attend: Callable[..., Tensor],
+    length: int,
+    heads: int,
+    groups: int,
+    head_dim: int,
+    past: int | None,
+    with_sink: bool,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> None:
+    """``attend`` as `gptoss20b.model.attention.attend`, on two sequences."""
+    query, key = (2, heads, length, head_dim), (2, groups, length, head_dim)
+    scale = 1 / math.sqrt(head_dim)
+    compare(
+        lambda q, k, v, *sink: [attend(q, k, v, scale, past, *(sink or (None,)))],
+        lambda q, k, v, *sink: [attention(q, k, v, past, *(sink or (None,)))],
+        [query, key, key, *([(heads,)] if with_sink else [])],
+        dtype,
+        device,
+    )
+
+
+def compare_rotation(
+    split_rotate: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    length: int,
+    groups: int,
+    repeats: int,
+    head_dim: int,
+    normed: bool,
+    magnitude: float,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> None:
+    """``split_rotate`` as `gptoss20b.model.rotary.split_rotate`, on two sequences."""
+    from gptoss20b.model.rotary import rotation
+
+    eps = 1e-2  # large enough to be seen
+    angles = torch.rand(length, head_dim // 2, generator=torch.Generator().manual_seed(length)) * 50
+    cos, sin = rotation(torch.cat([angles, angles], dim=-1)[:, None, None].to(device), magnitude)
+
+    def reference(projected: Tensor, *weights: Tensor) -> list[Tensor]:
+        parts = projected.reshape(length, 2, groups, repeats + 2, head_dim)
+        query, key, value = parts[:, :, :, :repeats].flatten(2, 3), parts[:, :, :, repeats], parts[:, :, :, repeats + 1]
+        of_query, of_key = weights or (None, None)
+        turned = (norm_rotate(x, w, angles.double(), magnitude, eps) for x, w in ((query, of_query), (key, of_key)))
+        return [*turned, value]
+
+    def ours(projected: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+        return split_rotate(projected, groups, weights or (None, None), cos, sin, eps)
+
+    shapes = [(length, 2, groups * (repeats + 2) * head_dim), *([(head_dim,), (head_dim,)] if normed else [])]
+    compare(ours, reference, shapes, dtype, device)

@@ -1,0 +1,179 @@
+"""Sorting rows by expert and back: as a loop would do it, without waiting for the device, the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from dispatch_cases import alone, check, routed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gptoss20b.config import resolve
+from gptoss20b.model.dispatch import Exchange, SortingDispatcher, sort_by_expert
+from gptoss20b.process_groups import single_process
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k", "lean"),
+    [(64, 32, 4, 0.0), (33, 8, 4, 9.0), (1, 8, 4, 0.0), (7, 4, 4, 0.0), (5, 1, 1, 0.0), (40, 8, 1, 9.0)],
+)
+def test_one_rank(dtype: torch.dtype, tolerance: float, tokens: int, experts: int, top_k: int, lean: float) -> None:
+    check("cpu", dtype, tolerance, tokens, experts, top_k, lean)
+
+
+@settings(max_examples=30)
+@given(tokens=st.integers(1, 40), experts=st.integers(1, 12), data=st.data(), lean=st.sampled_from([0.0, 0.3, 9.0]))
+def test_one_rank_at_random(tokens: int, experts: int, data: Any, lean: float) -> None:
+    check("cpu", torch.float32, 1e-5, tokens, experts, data.draw(st.integers(1, experts), label="top k"), lean)
+
+
+def test_the_order_says_where_each_choice_went() -> None:
+    routing_map, _ = routed(20, 6, 3, 0.5, seed=3)
+    order = sort_by_expert(routing_map, 3)
+    assert order.expert_of_choice.sort().values.equal(order.expert_of_choice), "a token's experts by number"
+    expert_of_row = torch.repeat_interleave(torch.arange(6), order.rows_per_expert)
+    for token in range(20):
+        assert order.expert_of_choice[token].tolist() == routing_map[token].nonzero().flatten().tolist()
+        assert expert_of_row[order.row_of_choice[token]].equal(order.expert_of_choice[token])
+        assert order.token_of_row[order.row_of_choice[token]].tolist() == [token] * 3
+    assert order.choice_of_row[order.row_of_choice.flatten()].tolist() == list(range(60))
+
+
+@settings(max_examples=50)
+@given(
+    counts=st.integers(1, 5).flatmap(
+        lambda experts: st.lists(
+            st.lists(st.integers(0, 6), min_size=experts, max_size=experts), min_size=1, max_size=5
+        )
+    )
+)
+def test_arrived_rows_are_sorted_by_expert_then_source(counts: list[list[int]]) -> None:
+    arrived = [
+        (expert, source, number)
+        for source, by_expert in enumerate(counts)
+        for expert, count in enumerate(by_expert)
+        for number in range(count)
+    ]
+    order, inverse = Exchange(torch.tensor(counts), torch.empty(0), None).order(len(arrived))
+    assert [arrived[row] for row in order.tolist()] == sorted(arrived)
+    assert order[inverse].tolist() == list(range(len(arrived)))
+
+
+# What reads a value, or makes a tensor whose size depends on values.
+WAITS = {
+    "aten._local_scalar_dense",
+    "aten.item",
+    "aten.is_nonzero",
+    "aten.equal",
+    "aten.nonzero",
+    "aten.masked_select",
+    "aten.bincount",
+    "aten.histc",
+    "aten.unique_consecutive",
+    "aten._unique2",
+    "aten.unique_dim",
+    "aten.repeat_interleave",
+}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on what would make the host wait for a GPU: reading a value, a size that depends on values, a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(func.overloadpacket)
+        self.ran += 1
+        assert name not in WAITS, f"{name} waits for the device"
+        if name == "aten.index":
+            assert all(index is None or index.dtype != torch.bool for index in args[1]), (
+                "a mask's size is in its values"
+            )
+        # On this machine tensors are on the CPU anyway, but nobody has to say so.
+        assert name != "aten._to_copy" or kwargs.get("device") is None, "a copy to the host waits for the device"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def layer() -> Iterator[Any]:
+    """Megatron-Core's mixture-of-experts layer of the small model, router and all."""
+    from gptoss20b.model.build import build_model
+
+    with single_process():
+        model = build_model(resolve({"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open"}), "torch", on_gpu=False)
+        random = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.1, generator=random)
+        yield model.decoder.layers[0].mlp
+
+
+def test_experts_split_by_tensor_parallelism_are_refused(layer: Any) -> None:
+    two = SimpleNamespace(size=lambda: 2, rank=lambda: 0)
+    groups = SimpleNamespace(ep=None, expt_tp=two, tp_ep=two)
+    with pytest.raises(ValueError, match="2 tensor parallel ranks"):
+        SortingDispatcher(layer.config, groups)
+
+
+def test_on_one_rank_the_host_waits_for_nothing(layer: Any) -> None:
+    assert isinstance(layer.token_dispatcher, SortingDispatcher)
+    x = torch.randn(24, 2, 64, requires_grad=True)
+    with NoWaiting() as mode:
+        out, _ = layer(x)
+        out.backward(torch.ones_like(out))
+    assert mode.ran > 50, "the layer ran under the mode"
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.nonzero(),
+        lambda x: x[x > 1],
+        lambda x: x.masked_select(x > 1),
+        lambda x: x.sum().item(),
+        lambda x: x.to("cpu", torch.float64),
+        lambda x: x.repeat_interleave(torch.tensor([1, 2, 3])),
+    ],
+)
+def test_waiting_would_be_seen(wait: Callable[[torch.Tensor], Any]) -> None:
+    with pytest.raises(AssertionError, match=r"wait|mask"), NoWaiting():
+        wait(torch.arange(3.0))
+
+
+def test_a_second_forward_pass_before_the_first_backward_pass(layer: Any) -> None:
+    # As pipeline parallelism runs them: the dispatcher must not mix up two micro batches.
+    first, second = (torch.randn(16, 1, 64, requires_grad=True) for _ in range(2))
+    alone_first = torch.autograd.grad(layer(first)[0].sum(), first)[0]
+    alone_second = torch.autograd.grad(layer(second)[0].sum(), second)[0]
+    one, other = layer(first)[0], layer(second)[0]
+    assert torch.equal(torch.autograd.grad(one.sum(), first)[0], alone_first)
+    assert torch.equal(torch.autograd.grad(other.sum(), second)[0], alone_second)
+
+
+def test_sorting_makes_one_tensor_of_the_rows_size() -> None:
+    routing_map, probabilities = routed(64, 8, 4, 0.0, seed=1)
+    dispatcher, x = alone(8, 4), torch.randn(64, 1, 128)
+    made: set[int] = set()
+
+    class Storages(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.numel() >= x.numel():
+                made.add(out.untyped_storage().data_ptr())
+            return out
+
+    with Storages():
+        rows, chances = dispatcher.token_dispatch(*dispatcher.dispatch_preprocess(x, routing_map, probabilities))
+        rows, _, _ = dispatcher.dispatch_postprocess(rows, chances)
+        dispatcher.token_combine(dispatcher.combine_preprocess(rows))
+    assert made - {x.untyped_storage().data_ptr()} == {rows.untyped_storage().data_ptr()}

@@ -108,7 +108,8 @@ def _abort(state: Run, reason: str) -> None:
 def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     config, rank, log = state.config, state.rank, state.log
     _agree_on_settings(state)
-    checkpoints = Checkpoints(config, state.directory and save_directory(config, state.directory), log.goes_on)
+    folder = state.directory and save_directory(config, state.directory)
+    checkpoints = Checkpoints(config, folder, log.goes_on, state.progress.message)
     saved = checkpoints.newest()
     seed = saved.position.seed if saved else _agree_on_seed(config)
     log.describe(config, seed)
@@ -133,14 +134,14 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
             log.data_opened(record["eval_tokens_sha256"])
 
     def after_step(step: int) -> None:
+        if step % config.logging.interval == 0:  # where ranks wait for the device in any case
+            checkpoints.finish(wait=False)
         if checkpoints.due(step):
-            position = Position(step, seed, log.position(), record.get("eval_tokens_sha256", ""))
-            hindered = checkpoints.save(trainer, position)
-            if hindered:
-                state.progress.message(f"warning: the checkpoint after step {step} failed: {hindered}")
+            checkpoints.save(trainer, Position(step, seed, log.position(), record.get("eval_tokens_sha256", "")))
 
     done = saved.position.step if saved else 0
     converged = fit(state, trainer, feed, done, before_step, after_step)
+    checkpoints.finish()  # after run_stop, which does not wait for a disk
     feed.close()  # not after an error: it would wait for a read that storage may never answer
     return converged
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,13 +24,15 @@ from .files import (
     bytes_of,
     complete,
     damage,
-    fingerprint,
+    fingerprints,
     prepare,
     prune,
     publish,
     put_aside,
     read_saved,
+    use_reserve,
 )
+from .shards import Shards
 
 T = TypeVar("T")
 
@@ -48,6 +51,19 @@ def what_makes_the_run(config: Config) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _InFlight:
+    """A checkpoint whose files are being written."""
+
+    position: Position
+    part: Path
+    shards: Shards
+
+
+# While ranks wait for the slowest to write, they meet this often: a collective never waits for a disk.
+_MEET_EVERY_S = 1.0
+
+
 class Checkpoints:
     """The checkpoints of one run. Its methods communicate: call them on every rank.
 
@@ -55,13 +71,15 @@ class Checkpoints:
         config: the resolved configuration.
         folder: where they lie, as the first rank names it; the other ranks' is not looked at.
         goes_on: whether the first rank's log is that of an interrupted run; likewise.
+        warn: told of a checkpoint that failed. Nothing else comes of it: the run and earlier checkpoints stay.
     """
 
-    def __init__(self, config: Config, folder: Path | None, goes_on: bool) -> None:
-        self.config = config
+    def __init__(self, config: Config, folder: Path | None, goes_on: bool, warn: Callable[[str], None]) -> None:
+        self.config, self._warn = config, warn
         place, self.goes_on = _from_first(lambda: (str((folder or Path()).resolve()), goes_on))
         self.folder = Path(place)
         self._last_save = time.monotonic()
+        self._in_flight: _InFlight | None = None
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint follows this step. Minutes are the first rank's, looked at where losses are logged."""
@@ -74,25 +92,57 @@ class Checkpoints:
         seconds = 60 * every.minutes
         return _from_first(lambda: time.monotonic() - self._last_save >= seconds)
 
-    def save(self, trainer: Trainer, position: Position) -> str | None:
-        """Write a checkpoint. What hinders it is returned, and leaves the run and earlier checkpoints as they are."""
+    def save(self, trainer: Trainer, position: Position) -> None:
+        """Begin a checkpoint of what is now, after the one before it is complete.
+
+        With SAVE_ASYNC it is copied, and written while training goes on; else it is complete when this returns.
+        """
+        self.finish()
         self._last_save = time.monotonic()
         trainer.synchronize()
-        folder = self.folder / f"step_{position.step:08d}"
-        needed = bytes_of(self.config, trainer.parameter_counts()["total_parameters"])
         try:
+            needed = bytes_of(self.config, trainer.parameter_counts()["total_parameters"])
             part = Path(_from_first(lambda: str(prepare(self.folder, position.step, needed))))
-            _all(lambda: dist_checkpointing.save(_state(trainer, is_loading=False), str(part)))
-            names = _from_first(lambda: sorted(path.name for path in part.iterdir()))
-            mine = names[dist.get_rank() :: dist.get_world_size()]
-            prints = _gather(_all(lambda: {name: fingerprint(part / name) for name in mine}))
-            files = {name: found for each in prints for name, found in each.items()}
-            saved = Saved(folder, position, what_makes_the_run(self.config), files)
-            _from_first(lambda: publish(part, saved))
-            _from_first(lambda: prune(self.folder, self.config.checkpoints.keep))
+            state, copy = _state(trainer, is_loading=False), trainer.device.type == "cpu"
+            self._in_flight = _InFlight(position, part, _all(lambda: Shards(state, part, copy=copy)))
         except CheckpointError as error:
-            return str(error)
-        return None
+            self._failed(position, error)
+        if not self.config.checkpoints.asynchronous:
+            self.finish()
+
+    def finish(self, wait: bool = True) -> None:
+        """Complete the checkpoint that is being written, if there is one; without ``wait`` only if all ranks have.
+
+        However slow the disk, no rank waits in a collective for longer than a second because of it.
+        """
+        if self._in_flight is None:
+            return
+        wait_s = _MEET_EVERY_S if wait else 0.0
+        while not all(_gather(self._in_flight.shards.written(wait_s))):
+            if not wait:
+                return
+        written, self._in_flight = self._in_flight, None
+        try:
+            self._complete(written)
+        except CheckpointError as error:
+            self._failed(written.position, error)
+
+    def _complete(self, written: _InFlight) -> None:
+        prints = _gather(_all(written.shards.fingerprints))
+        _from_first(lambda: use_reserve(written.part))
+        _all(written.shards.finalize)
+        files = {name: found for each in prints for name, found in each.items()}
+        folder = self.folder / f"step_{written.position.step:08d}"
+
+        def publish_and_prune() -> None:
+            everything = fingerprints(written.part, files)
+            publish(written.part, Saved(folder, written.position, what_makes_the_run(self.config), everything))
+            prune(self.folder, self.config.checkpoints.keep)
+
+        _from_first(publish_and_prune)
+
+    def _failed(self, position: Position, why: CheckpointError) -> None:
+        self._warn(f"warning: the checkpoint after step {position.step} failed: {why}")
 
     def newest(self) -> Saved | None:
         """The newest checkpoint that is whole; None if the run begins. Damaged ones are named on stderr.

@@ -21,6 +21,9 @@ from ..stopping import ExitCode
 FORMAT = 1
 STATE = "state.json"
 _CHUNK = 1 << 24
+# Room kept while ranks write, for what the first rank writes last: where each tensor lies, a few MB. If it alone
+# met a full disk there, in the middle of Megatron's collectives, the other ranks would wait for it in vain.
+_RESERVED = 1 << 25
 
 
 class CheckpointError(RuntimeError):
@@ -63,7 +66,7 @@ class Saved:
 
 def bytes_of(config: Config, parameters: int) -> int:
     """Bytes of a checkpoint of so many parameters: each one's weight, fp32 main weight and two moments."""
-    return parameters * ((2 if config.execution.precision == "bf16" else 4) + 12)
+    return parameters * ((2 if config.execution.bf16_weights else 4) + 12)
 
 
 def unfinished(folder: Path, step: int) -> Path:
@@ -114,13 +117,27 @@ def prepare(folder: Path, step: int, needed: int) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".step_*"):
-        shutil.rmtree(left)
-    free = shutil.disk_usage(folder).free
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    free, needed = shutil.disk_usage(folder).free, needed + _RESERVED
     if free < needed:
         raise CheckpointError(f"{folder} has {free / 2**30:.1f} GiB free, a checkpoint takes {needed / 2**30:.1f}")
     part = unfinished(folder, step)
     part.mkdir()
+    _reserve(part).write_bytes(bytes(_RESERVED))
     return part
+
+
+def use_reserve(part: Path) -> None:
+    """Give the room free that `prepare` kept for the last files of this checkpoint.
+
+    Raises:
+        OSError: it could not be done.
+    """
+    _reserve(part).unlink()
+
+
+def _reserve(part: Path) -> Path:
+    return part.with_suffix(".reserve")
 
 
 def fingerprint(path: Path) -> tuple[int, int]:
@@ -134,6 +151,15 @@ def fingerprint(path: Path) -> tuple[int, int]:
         while chunk := file.read(_CHUNK):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return size, crc
+
+
+def fingerprints(part: Path, known: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Fingerprint of every file of a checkpoint, by name, of which many are known.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    return known | {path.name: fingerprint(path) for path in part.iterdir() if path.name not in known}
 
 
 def publish(part: Path, saved: Saved) -> None:

@@ -16,12 +16,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def base(tiny: dict[str, str]) -> dict[str, str]:
-    """Twelve steps, an evaluation every five and a checkpoint every three, expert parallel 2."""
+    """Twelve steps, an evaluation every five and a checkpoint every three, expert parallel 2, biases that move."""
     return tiny | {
         "DGXNGPU": "2",
         "EXPERT_PARALLEL": "2",
         "GLOBAL_BATCH_SIZE": "4",
         "EVAL_INTERVAL_SAMPLES": "20",
+        "EXPERT_BIAS_RATE": "0.1",
         "LEARNING_RATE": "1e-2",
         "MAX_STEPS": "12",
         "TARGET_LOSS": "0.5",
@@ -49,6 +50,11 @@ def losses(logdir: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def published(logdir: Path) -> list[str]:
+    """Of each checkpoint its step, the losses logged when it was complete, and the processes that the rank had made."""
+    return (logdir.parent / "published").read_text().splitlines()
+
+
 def names(logdir: Path) -> list[str]:
     return sorted(path.name for path in (logdir / "checkpoints").iterdir())
 
@@ -63,9 +69,9 @@ def whole(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def interrupted(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run killed before its eighth step, two steps after its second checkpoint. To be copied, not changed."""
+    """A run killed before its ninth step, two after its second checkpoint. To be copied, not changed."""
     logdir = tmp_path_factory.mktemp("interrupted") / "log"
-    killed(base, logdir, die_before=8)
+    killed(base, logdir, die_before=9, hold_until=8)
     assert names(logdir) == ["step_00000003", "step_00000006"]
     return logdir
 
@@ -84,6 +90,17 @@ def test_checkpoints_change_nothing_and_the_last_are_kept(base: dict[str, str], 
     assert train(base | {"SAVE_INTERVAL": "0"}, tmp_path / "log") == [3, 3]
     assert losses(tmp_path / "log") == losses(whole)
     assert not (tmp_path / "log" / "checkpoints").exists()
+
+
+def test_files_are_written_while_training_goes_on(whole: Path, interrupted: Path) -> None:
+    # Each held until the next one waits for it, the last until after the run's end; or until the eighth step begins.
+    assert published(whole) == [
+        "3 at 6, 0 processes",
+        "6 at 9, 0 processes",
+        "9 at 12, 0 processes",
+        "12 at 12 after run_stop, 0 processes",
+    ]
+    assert published(interrupted) == ["3 at 6, 0 processes", "6 at 8, 0 processes"]
 
 
 def test_a_killed_run_goes_on_bit_for_bit_in_the_same_log(base: dict[str, str], whole: Path, log: Path) -> None:
@@ -114,7 +131,7 @@ def test_another_layout_goes_on(base: dict[str, str], whole: Path, log: Path, ra
 @pytest.mark.parametrize(
     ("where", "left"),
     [
-        ("writing", [".step_00000006.part", "step_00000003"]),
+        ("writing", [".step_00000006.part", ".step_00000006.reserve", "step_00000003"]),
         ("published", [".step_00000006.part", "step_00000003"]),
         ("pruning", ["step_00000003", "step_00000006"]),
     ],
@@ -174,16 +191,37 @@ def test_two_runs_never_go_on_with_one_log(base: dict[str, str], log: Path) -> N
     assert (log / "result_0.txt").read_bytes() == before
 
 
-def test_resuming_nothing_begins(base: dict[str, str], whole: Path, tmp_path: Path) -> None:
-    assert train(base | {"RESUME": "1"}, tmp_path / "log") == [3, 3]
-    assert losses(tmp_path / "log") == losses(whole)
-
-
-@pytest.mark.parametrize("options", ["size=2m", "ro"])
-def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
-    base: dict[str, str], whole: Path, tmp_path: Path, options: str
+def test_resuming_nothing_begins_and_without_save_async_training_waits(
+    base: dict[str, str], whole: Path, tmp_path: Path
 ) -> None:
-    with mounted(tmp_path / "disk", options):
-        assert train(base | {"SAVE_DIR": str(tmp_path / "disk" / "saves")}, tmp_path / "log") == [3, 3]
-        assert not list((tmp_path / "disk").glob("saves/step_*"))
+    assert train(base | {"RESUME": "1", "SAVE_ASYNC": "0"}, tmp_path / "log") == [3, 3]
     assert losses(tmp_path / "log") == losses(whole)
+    assert published(tmp_path / "log") == [f"{step} at {step}, 0 processes" for step in (3, 6, 9, 12)]
+
+
+def test_a_checkpoint_folder_that_cannot_be_written_does_not_end_the_run(
+    base: dict[str, str], whole: Path, tmp_path: Path
+) -> None:
+    with mounted(tmp_path / "disk", "ro"):
+        assert train(base | {"SAVE_DIR": str(tmp_path / "disk" / "saves")}, tmp_path / "log") == [3, 3]
+    assert losses(tmp_path / "log") == losses(whole)
+
+
+def test_a_disk_that_fills_up_completes_what_was_written_and_begins_no_other(
+    base: dict[str, str], whole: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    with mounted(disk, "size=48m"):
+        assert train(base | {"SAVE_DIR": str(disk / "saves")}, tmp_path / "log", fill=str(disk)) == [3, 3]
+        assert [path.name for path in (disk / "saves").iterdir()] == ["step_00000003"]
+    assert losses(tmp_path / "log") == losses(whole)
+
+
+def test_a_rank_that_cannot_write_its_files_costs_one_checkpoint(
+    base: dict[str, str], whole: Path, tmp_path: Path
+) -> None:
+    assert train(base, tmp_path / "log", no_files_in=9) == [3, 3]
+    assert losses(tmp_path / "log") == losses(whole)
+    assert [line[:2] for line in published(tmp_path / "log")] == ["3 ", "9 ", "12"]
+    said = (tmp_path / "stderr").read_text()
+    assert "warning: the checkpoint after step 6 failed: OSError: [Errno 27] File too large" in said

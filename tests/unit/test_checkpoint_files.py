@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from gptoss20b.checkpoint.files import (
     complete,
     damage,
     fingerprint,
+    fingerprints,
     goes_on,
     prepare,
     prune,
     publish,
     read_saved,
+    use_reserve,
 )
 
 AT = Position(step=3, seed=5, log_bytes=100, eval_tokens_sha256="ab")
@@ -31,7 +34,8 @@ def make(folder: Path, step: int = 3) -> Saved:
     part = prepare(folder, step, needed=1)
     (part / "a").write_bytes(b"x" * 1000)
     (part / "b").write_bytes(b"")
-    files = {name: fingerprint(part / name) for name in ("a", "b")}
+    use_reserve(part)
+    files = fingerprints(part, {"a": fingerprint(part / "a")})
     saved = Saved(folder / f"step_{step:08d}", AT, {"rules.max_steps": 7}, files)
     publish(part, saved)
     return saved
@@ -66,7 +70,24 @@ def test_what_an_interrupted_save_or_removal_left_goes_with_the_next_save(tmp_pa
     (tmp_path / ".step_00000001.old").mkdir()
     (tmp_path / "mine").mkdir()
     prepare(tmp_path, 9, needed=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".step_00000009.part", "mine", saved.folder.name]
+    kept = [".step_00000009.part", ".step_00000009.reserve", "mine", saved.folder.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+def test_room_for_the_last_files_is_kept_and_needed(tmp_path: Path) -> None:
+    part = prepare(tmp_path, 3, needed=1)
+    assert list(part.iterdir()) == []  # which Megatron-Core would remark on
+    assert (tmp_path / ".step_00000003.reserve").stat().st_blocks * 512 >= 2**25
+    use_reserve(part)
+    assert list(tmp_path.iterdir()) == [part]
+    with pytest.raises(CheckpointError, match="GiB free"):
+        prepare(tmp_path, 6, needed=shutil.disk_usage(tmp_path).free - 2**24)
+
+
+def test_known_fingerprints_are_not_taken_again(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"123456789")
+    (tmp_path / "b").write_bytes(b"")
+    assert fingerprints(tmp_path, {"b": (7, 7)}) == {"a": (9, 0xCBF43926), "b": (7, 7)}
 
 
 def test_without_room_nothing_is_begun(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ MILESTONES = ("cache_clear", "init_start", "init_stop", "run_start", "run_stop")
 # Start and stop of what happens again and again between run_start and run_stop.
 INTERVALS = {"block_start": "block_stop", "epoch_start": "epoch_stop", "eval_start": "eval_stop"}
 JUDGED_KEYS = frozenset(
-    {*DESCRIPTION, *DISCLOSURE, *MILESTONES, *INTERVALS, *INTERVALS.values(), *OPTIONAL, "eval_accuracy"}
+    {*DESCRIPTION, *DISCLOSURE, *MILESTONES, *INTERVALS, *INTERVALS.values(), *OPTIONAL, "eval_accuracy", "resumed"}
 )
 
 

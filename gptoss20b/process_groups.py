@@ -51,7 +51,11 @@ def read_rank(config: Config) -> Rank:
 
 @contextmanager
 def joined(config: Config, rank: Rank) -> Iterator[None]:
-    """The life of the process groups: torch.distributed and Megatron-Core's on top, both gone at a good end."""
+    """The life of the process groups: torch.distributed and Megatron-Core's on top, both gone at a good end.
+
+    Raises:
+        LaunchError: the ranks do not meet.
+    """
     timeout = timedelta(seconds=config.execution.timeout_seconds)
     if config.execution.deterministic:
         determinism.enforce()
@@ -64,7 +68,13 @@ def joined(config: Config, rank: Rank) -> Iterator[None]:
         backend = "gloo"
     # A run of one process without a launcher needs no address to meet at.
     store = HashStore() if rank.alone else None
-    dist.init_process_group(backend, timeout=timeout, rank=rank.number, world_size=rank.world_size, store=store)
+    try:
+        dist.init_process_group(backend, timeout=timeout, rank=rank.number, world_size=rank.world_size, store=store)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise LaunchError(
+            f"MASTER_ADDR, MASTER_PORT: the ranks do not meet: {str(error).splitlines()[0]}. End what an earlier run "
+            "left at that port, or set another MASTER_PORT"
+        ) from error
     create_groups(config)
     yield
     dist.barrier()  # a rank that leaves early looks to the launcher like one that failed

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import clock, description, evaluations, files, packages, sets, unprovable
+from . import clock, description, evaluations, files, packages, resumption, sets, unprovable
 from .rule import Rule
 
-RUN_RULES = (*files.RULES, *description.RULES, *evaluations.RULES, *clock.RULES)
+RUN_RULES = (*files.RULES, *description.RULES, *evaluations.RULES, *clock.RULES, *resumption.RULES)
 SET_RULES = sets.RULES
 PACKAGE_RULES = packages.RULES
 UNVERIFIABLE = unprovable.RULES

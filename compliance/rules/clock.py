@@ -28,6 +28,7 @@ _ON_THE_CLOCK = (
     "eval_accuracy",
     "eval_tokens_sha256",
     "tracked_stats",
+    "resumed",
 )
 
 

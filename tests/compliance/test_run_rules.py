@@ -483,7 +483,8 @@ def test_a_warm_up_out_of_bounds_is_one_finding(steps: object) -> None:
 
 def test_every_rule_on_runs_has_a_log_that_it_fires_on_alone() -> None:
     covered = {rule for rule, _, _ in BREAKS} | {rule for rule, _ in MADE}
-    covered |= {"hyperparameter-warmup", "open-division", "run-not-converged"}  # in tests of their own
+    # In tests of their own.
+    covered |= {"hyperparameter-warmup", "open-division", "run-not-converged", "run-resumed"}
     assert {rule.id for rule in (*RUN_RULES, *ALONE_RULES)} == covered
 
 

@@ -1,0 +1,25 @@
+"""The soak of `benchmarks.soak`, for a minute: what grows in so short a time is found here, the rest in 20 minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.flatness import judge
+from benchmarks.soak import STEPS_PER_CHECKPOINT, STEPS_PER_EVALUATION, soak
+
+SECONDS, SETTLE = 60.0, 25.0
+
+
+@pytest.mark.slow
+def test_a_minute_of_training_evaluating_and_saving_is_flat(data: Path, tmp_path: Path) -> None:
+    samples, progress, counts = soak(tmp_path, data, SECONDS, every=0.5)
+    assert {sample.process for sample in samples} == {"launcher", "rank 0", "rank 1"}
+    assert counts["evaluations"] in (counts["steps"] // STEPS_PER_EVALUATION + n for n in (-1, 0, 1))
+    assert 1 <= counts["checkpoints"] <= counts["steps"] // STEPS_PER_CHECKPOINT
+    saved = [path.name for path in (tmp_path / "log" / "checkpoints").iterdir() if path.name.startswith("step_")]
+    assert 1 <= len(saved) <= 3, "SAVE_KEEP=2, and the one that SIGTERM caught"
+    verdict = judge(samples, progress, SETTLE)
+    assert [line for line in verdict if not line.fine] == []
+    assert len(verdict) == 3 * 3 + 1

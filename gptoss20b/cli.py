@@ -1,4 +1,7 @@
-"""The command line: `python -m gptoss20b train | info | doctor | result | convert`. Settings are options."""
+"""The command line: `python -m gptoss20b train | info | doctor | bench | estimate | result | convert`.
+
+Settings are options.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -131,6 +134,90 @@ def doctor(
         Console(width=None if sys.stdout.isatty() else 120).print(as_table(findings))
         print(last_line(findings))
     raise typer.Exit(ExitCode.FAILED if verdict_of(findings) is Verdict.FAIL else ExitCode.CONVERGED)
+
+
+@app.command()
+@with_settings
+def estimate(
+    given: dict[str, str | None],
+    system: Annotated[str, typer.Option(help="H100, H200, B200, B300, GB200, GB300 or MI355X; another with figures.")],
+    nodes: Annotated[str | None, typer.Option(help="Nodes; the same as --dgxnnodes.", metavar="N")] = None,
+    mfu: Annotated[float | None, typer.Option(help="MFU of S1 without the optimizer, as bench measures it.")] = None,
+    s1_json: Annotated[Path | None, typer.Option(help="What bench --scenario S1 wrote.", metavar="FILE")] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option(help="Change an assumption that the command prints.", metavar="NAME=VALUE")
+    ] = None,
+    peak_tflops: Annotated[float | None, typer.Option(help="Dense bf16 TFLOP/s per GPU, by hand.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="GB of memory per GPU, by hand.")] = None,
+    memory_tbs: Annotated[float | None, typer.Option(help="TB/s of memory per GPU, by hand.")] = None,
+    link_gbs: Annotated[float | None, typer.Option(help="GB/s per GPU on NVLink or xGMI, one way, by hand.")] = None,
+    network_gbs: Annotated[float | None, typer.Option(help="GB/s per GPU on the network, one way, by hand.")] = None,
+    domain: Annotated[int | None, typer.Option(help="GPUs that NVLink or xGMI joins, by hand.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate step time, time to train and memory of a layout on a system, with every assumption. Runs no model."""
+    from .estimate import EstimateError, Question, answer
+
+    by_hand = {
+        "peak_tflops": peak_tflops,
+        "memory_gb": memory_gb,
+        "memory_tbs": memory_tbs,
+        "link_gbs": link_gbs,
+        "network_gbs": network_gbs,
+        "domain": domain,
+    }
+    _silence_dependencies()
+    try:
+        parts = answer(Question(given, system, by_hand, nodes, mfu, s1_json, tuple(assume or ())), as_json)
+    except (ConfigError, EstimateError) as error:
+        _fail(str(error))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for part in parts:
+        print(part) if as_json else console.print(part)
+
+
+@app.command()
+def bench(
+    scenario: Annotated[
+        Literal["S1", "S2", "S3", "tiny"], typer.Option(help="Shape of work; benchmarks/gpu/README.md.")
+    ],
+    backend: Annotated[
+        Literal["torch", "transformer_engine", "megatron_local"], typer.Option(help="Layer back end.")
+    ] = "torch",
+    variant: Annotated[Literal["reference", "openai"], typer.Option(help="Architecture.")] = "reference",
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Sequences per step; the scenario's if not given.", metavar="N")
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before the timed ones.", metavar="N")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps, with and without the optimizer.", metavar="N")] = 20,
+    no_optimizer: Annotated[bool, typer.Option("--no-optimizer", help="Time no optimizer.")] = False,
+    out: Annotated[Path | None, typer.Option(help="New file for the result as JSON.", metavar="FILE")] = None,
+) -> None:
+    """Time training steps in one process on synthetic tokens, in all and by part. Other settings (RECOMPUTE, COMPILE,
+    PRECISION) come from the environment.
+    """
+    if out and (out.exists() or not out.parent.is_dir()):
+        _fail(f"--out: got {out}, expected a new file in a folder that exists. Name another.")
+    _silence_dependencies()
+    from torch import OutOfMemoryError
+
+    from .bench.measure import Timing, time_scenario
+    from .bench.result import as_table, to_json
+    from .config.environment import LaunchError
+    from .model.build import BackendError
+
+    try:
+        found = time_scenario(scenario, backend, variant, Timing(warmup, steps, not no_optimizer), micro_batch)
+    except (ConfigError, LaunchError, BackendError) as error:
+        _fail(str(error))
+    except OutOfMemoryError as error:
+        print(f"error: {scenario} does not fit: {error}. Set RECOMPUTE, or a smaller --micro-batch.", file=sys.stderr)
+        raise typer.Exit(ExitCode.FAILED) from error
+    if out:
+        out.write_text(to_json(found), encoding="utf-8")
+    Console(width=None if sys.stdout.isatty() else 120).print(as_table(found))
 
 
 @app.command()

@@ -29,7 +29,7 @@ from compliance.score import normalization, spread
 from compliance.welch import welch
 from gptoss20b.config import resolve, settings
 from gptoss20b.config.tree import Rules, Tuning
-from gptoss20b.model.size import state_bytes_per_gpu
+from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 from gptoss20b.progress import samples_to_target
 
 GUIDE = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
@@ -378,6 +378,21 @@ def test_the_configurations_say_why_with_the_guide_s_figures() -> None:
     assert f"leave {h200[0]:.0f} GiB at micro batch 1 and {h200[1]:.0f} GiB at 2" in words
     ratio = re.search(r"less than (0\.\d+) of that one's", FLAT)[1]  # type: ignore[index]
     assert f"less than {ratio} of this one's" in (ROOT / "config_B200_2x8.sh").read_text()
+
+
+def test_what_is_computed_again_and_for_how_much() -> None:
+    config = resolve({})
+    model, tokens = config.model, config.rules.sequence_length
+    column = 2 * tokens * model.layers / GIB  # bf16, one number a token and layer
+    assert says(f"`moe_act` frees {model.top_k * model.expert_ffn * column:.1f} GiB")
+    # The experts' rows, gates, ups and activations.
+    assert says(f"`moe` {model.top_k * (model.hidden_size + 3 * model.expert_ffn) * column:.1f} GiB")
+    assert says(f"`layers` all but {model.hidden_size * column:.1f} GiB")
+    experts = 6 * model.layers * model.top_k * 3 * model.hidden_size * model.expert_ffn
+    head = 6 * model.vocab_size * model.hidden_size
+    total = flops_per_token(config)
+    assert says(f"for {experts / total / 3:.0%}".replace("%", " %") + " of all FLOPs")
+    assert says(f"a layer's needs for {(total - head) / total / 3:.0%}".replace("%", " %"))
 
 
 # --- mistakes

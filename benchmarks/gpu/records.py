@@ -1,0 +1,49 @@
+"""What is asked of a contestant, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from gptoss20b.bench.result import BenchResult
+from gptoss20b.bench.scenarios import Name
+
+Status = Literal["measured", "refused", "out of memory", "not available", "failed"]
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Expected(Record):
+    """What a contestant must compute before it is timed: ours, and how far a peer may be from it (relative)."""
+
+    loss: float
+    grad_norm: float
+    tolerance: float
+
+
+class Request(Record):
+    """What to run. ``contestant`` is a key of CONTESTANTS; ``limit`` seconds of timed steps, `bench.measure.Timing`."""
+
+    contestant: str
+    scenario: Name
+    micro_batch_size: int
+    sequences: int
+    warmup: int
+    steps: int
+    limit: float
+    expected: Expected | None
+
+
+class Turn(Record):
+    """What came of a turn. ``reason`` says why there is no result; ``number`` counts the contestant's turns from 1."""
+
+    contestant: str
+    number: int
+    status: Status
+    reason: str = ""
+    result: BenchResult | None = None

@@ -1,0 +1,138 @@
+"""A comparison as Markdown, and into the README between its two markers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.gpu.contestants import CONTESTANTS
+from benchmarks.gpu.records import Turn
+from benchmarks.gpu.results import Comparison
+from gptoss20b.bench.result import BenchResult, Spread
+
+BEGIN, END = "<!-- results: written by compare.py --readme -->", "<!-- /results -->"
+_COLUMNS = (
+    "contestant", "turn", "micro batch", "step, s (p10 to p90)", "without optimizer, s", "TFLOP/s", "of a plain GEMM",
+    "MFU", "MFU without optimizer", "peak GiB", "times ours",
+)  # fmt: skip
+_PEERS_OF_HUGGING_FACE = ("hugging_face", "hugging_face_compiled")
+
+
+def markdown(comparison: Comparison) -> str:
+    """Everything that was measured, what was not and why, and the targets."""
+    known = comparison.some_result()
+    if known is None:
+        return "Nothing was measured.\n"
+    versions = ", ".join(f"{name} {version}" for name, version in _versions(comparison).items())
+    lines = [
+        f"Scenario {comparison.scenario}, {comparison.sequences} sequences of {known.sequence_length:,} tokens a step, "
+        f"{known.precision}, on {known.system}; a plain {known.gemm.size}^3 {known.gemm.dtype} multiplication reached "
+        f"{known.gemm_tflops:,.3g} TFLOP/s.",
+        f"Recorded on {known.date}, commit {comparison.git_commit}; {versions}.",
+        "",
+        _row(_COLUMNS),
+        _row(["---"] * len(_COLUMNS)),
+        *(_row(_cells(comparison, turn)) for turn in comparison.turns),
+        "",
+        *_parts(comparison),
+        *_targets(comparison),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def rewrite(readme: Path, text: str) -> None:
+    """Put the text between the README's two markers.
+
+    Raises:
+        ValueError: they are not both there, once, in order.
+    """
+    whole = readme.read_text(encoding="utf-8")
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"{readme}: expected one line {BEGIN} and after it one line {END}")
+    readme.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
+
+
+def _row(cells: tuple[str, ...] | list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(comparison: Comparison, turn: Turn) -> list[str]:
+    title = CONTESTANTS[turn.contestant].title
+    result = turn.result
+    if result is None:
+        return [title, str(turn.number), f"{turn.status}: {turn.reason}".replace("|", "/"), *["-"] * 8]
+    recompute = "" if result.recompute == "none" else f", RECOMPUTE={result.recompute}"
+    ratio = comparison.times_ours(turn.contestant)
+    return [
+        title,
+        str(turn.number),
+        f"{result.micro_batch_size}{recompute}",
+        _spread(result.step_seconds),
+        _spread(result.step_without_optimizer_seconds),
+        f"{result.tflops_per_second:,.3g}",
+        f"{result.fraction_of_gemm:.1%}",
+        _percent(result.mfu),
+        _percent(result.mfu_without_optimizer),
+        f"{result.peak_memory_bytes / 2**30:.1f}",
+        f"{ratio:.2f}" if ratio else "-",
+    ]
+
+
+def _spread(seconds: Spread | None) -> str:
+    return f"{seconds.median:.4f} ({seconds.p10:.4f} to {seconds.p90:.4f})" if seconds else "-"
+
+
+def _percent(fraction: float | None) -> str:
+    return f"{fraction:.1%}" if fraction is not None else "-"
+
+
+def _versions(comparison: Comparison) -> dict[str, str]:
+    """Of all packages that any contestant names."""
+    wanted = ("python", "torch", "megatron-core", "transformer-engine", "transformers")
+    found: dict[str, str] = {}
+    for turn in comparison.turns:
+        found |= {name: version for name, version in (turn.result.versions if turn.result else {}).items() if version}
+    return {name: found[name] for name in wanted if name in found}
+
+
+def _parts(comparison: Comparison) -> list[str]:
+    """Our time by part; nothing if it is not known."""
+    ours = comparison.ours("reference")
+    result = ours.result if ours else None
+    if result is None or result.parts_seconds is None:
+        return []
+    parts = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.1f}" for name, value in result.parts_seconds)
+    return [f"Ours by part, ms of one profiled step: {parts}.", ""]
+
+
+def _targets(comparison: Comparison) -> list[str]:
+    """The targets that this comparison can tell, each with what was reached."""
+    ours = comparison.ours("reference")
+    result = ours.result if ours else None
+    rows = [
+        *_mfu_targets(result),
+        ("times Megatron-Core's local spec", 2.5, comparison.times_ours("megatron_local")),
+        ("times Megatron-Core with Transformer Engine", 1.0, comparison.times_ours("transformer_engine")),
+        ("times Hugging Face's best", 1.25, _least(comparison)),
+    ]
+    told = [
+        _row([name, f"at least {target:g}", f"{got:.3g}", "met" if got >= target else "missed"])
+        for name, target, got in rows
+        if got is not None
+    ]
+    if comparison.scenario != "S1" or not told:
+        return []
+    return [_row(["target (S1)", "wanted", "got", ""]), _row(["---"] * 4), *told]
+
+
+def _mfu_targets(result: BenchResult | None) -> list[tuple[str, float, float | None]]:
+    return [
+        ("MFU without the optimizer step", 0.45, result.mfu_without_optimizer if result else None),
+        ("MFU with it", 0.42, result.mfu if result else None),
+    ]
+
+
+def _least(comparison: Comparison) -> float | None:
+    ratios = [ratio for name in _PEERS_OF_HUGGING_FACE if (ratio := comparison.times_ours(name))]
+    return min(ratios) if ratios else None

@@ -1,0 +1,97 @@
+"""One turn of one contestant, in a process of its own: `python -m benchmarks.gpu.turn REQUEST OUTCOME` (JSON files)."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.contestants import CONTESTANTS
+from benchmarks.gpu.records import Expected, Request, Status, Turn
+from gptoss20b.bench.measure import Timing, measure, time_scenario
+from gptoss20b.bench.result import BenchResult
+from gptoss20b.bench.scenarios import configure
+from gptoss20b.bench.subject import Outcome
+from gptoss20b.model.build import BackendError
+from gptoss20b.process_groups import joined, read_rank
+from gptoss20b.stopping import end_with_parent
+
+
+class GateError(ValueError):
+    """A contestant that does not compute what ours does."""
+
+
+def gate(outcome: Outcome, expected: Expected) -> None:
+    """Refuse a contestant whose first loss or gradient norm is not ours.
+
+    Raises:
+        GateError: with both numbers; also where one of them is not a number.
+    """
+    for name in ("loss", "grad_norm"):
+        got, wanted = getattr(outcome, name), getattr(expected, name)
+        if not abs(got - wanted) <= expected.tolerance * abs(wanted):
+            raise GateError(
+                f"{name}: got {got:.6g}, ours is {wanted:.6g}, and they may differ by {expected.tolerance:g}"
+            )
+
+
+def take(request: Request) -> BenchResult:
+    """Run the contestant in this process.
+
+    Raises:
+        GateError, BackendError, torch.OutOfMemoryError: why it has no result.
+    """
+    contestant = CONTESTANTS[request.contestant]
+    timing = Timing(request.warmup, request.steps, limit=request.limit)
+    shape = (request.micro_batch_size, request.sequences)
+
+    def check(outcome: Outcome) -> None:
+        if request.expected is not None:
+            gate(outcome, request.expected)
+
+    if contestant.backend is not None:
+        return time_scenario(request.scenario, contestant.backend, contestant.variant, timing, *shape, check)
+    try:
+        from benchmarks.gpu.hugging_face import HuggingFace, version
+    except ImportError as error:
+        raise BackendError(f"transformers cannot be imported: {error}") from error
+    config = configure(request.scenario, contestant.variant, "torch", torch.cuda.is_available(), *shape)
+    rank = read_rank(config)
+    with joined(config, rank):
+        subject = HuggingFace(config, rank.device, contestant.compiled)
+        result = measure(subject, request.scenario, request.contestant, config, rank.device, timing, check)
+    return result.model_copy(update={"versions": result.versions | {"transformers": version()}})
+
+
+def outcome_of(request: Request, number: int) -> Turn:
+    """Run the contestant and say how it went, whatever happens."""
+
+    def without_result(status: Status, reason: str) -> Turn:
+        return Turn(contestant=request.contestant, number=number, status=status, reason=reason)
+
+    try:
+        return Turn(contestant=request.contestant, number=number, status="measured", result=take(request))
+    except GateError as error:
+        return without_result("refused", str(error))
+    except BackendError as error:
+        return without_result("not available", str(error))
+    except torch.OutOfMemoryError as error:
+        return without_result("out of memory", str(error).splitlines()[0])
+    except Exception as error:
+        traceback.print_exc()
+        return without_result("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def main(request: Path, outcome: Path, number: int) -> None:
+    """Read the request, run it, write the outcome."""
+    warnings.simplefilter("ignore")  # of packages about each other; errors are told
+    end_with_parent()
+    turn = outcome_of(Request.model_validate_json(request.read_text()), number)
+    outcome.write_text(turn.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,113 @@
+"""What is timed: a model on its tokens whose step can be taken with or without its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler import record_function
+
+from ..config import Config
+from ..model.build import Backend
+from ..training import DeviceBatch, Trainer, begin, mean_loss
+from .parts import OPTIMIZER, OTHER, range_of
+from .tokens import micro_batches
+
+SEED = 1
+"""Of the initial weights, for every contestant."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the first step gives: mean loss over the counted tokens in nats, and the norm of its gradient."""
+
+    loss: float
+    grad_norm: float
+
+
+class Subject(Protocol):
+    """A contestant, ready to run.
+
+    Attributes:
+        updates: whether it has an optimizer.
+        gpt: the Megatron-Core model whose parts have names; None for others.
+    """
+
+    updates: bool
+    gpt: Any
+
+    def first(self) -> Outcome:
+        """Take the first step and read what came of it."""
+
+    def gradients(self) -> object:
+        """Forward and backward on the step's tokens."""
+
+    def update(self) -> object:
+        """A whole step; only where there is an optimizer."""
+
+
+def gradient_norm(model: torch.nn.Module) -> Tensor:
+    """Norm of all gradients in `.grad`, a scalar summed in fp32 whatever their type."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients])
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
+
+
+class Trained(Trainer):
+    """The real trainer (DDP, distributed optimizer) on the scenario's tokens."""
+
+    updates = True
+
+    def __init__(self, config: Config, backend: Backend, device: torch.device) -> None:
+        super().__init__(config, backend, device, SEED)
+        self._batches = micro_batches(config, device)
+
+    def first(self) -> Outcome:
+        """One step of the trainer, whose rate is 0 then; the norm is before clipping."""
+        result = self.step(iter(self._batches))
+        return Outcome(result.loss(), float(result.grad_norm))
+
+    def gradients(self) -> object:
+        """All of a step up to the reduced gradients."""
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return self._run(iter(self._batches), self.config.accumulation_steps, forward_only=False)
+
+    def update(self) -> object:
+        """The trainer's step."""
+        with record_function(range_of(OPTIMIZER)):  # all of a step that is not forward and backward
+            return self.step(iter(self._batches))
+
+    def _run(self, batches: Iterator[DeviceBatch], count: int, forward_only: bool) -> tuple[Tensor, Tensor]:
+        with record_function(range_of(OTHER)):
+            return super()._run(batches, count, forward_only)
+
+
+class Bare(Trained):
+    """The model alone, for when fp32 gradients and an optimizer do not fit: gradients stay in the weights' type."""
+
+    updates = False
+
+    def __init__(self, config: Config, backend: Backend, device: torch.device) -> None:
+        # Not the trainer's: it would make what does not fit.
+        self.config, self.device, self.overlaps = config, device, False
+        self.gpt, self.model = begin(config, backend, device, SEED)
+        self._positions = torch.arange(config.rules.sequence_length, device=device)[None]
+        self._batches = micro_batches(config, device)
+        self.model.train()
+
+    def first(self) -> Outcome:
+        """Forward and backward; the norm is of gradients in the weights' type."""
+        loss_sum, tokens = self.gradients()
+        # Of the sum over tokens: the trainer divides by their number after the reduction.
+        return Outcome(mean_loss(loss_sum, tokens), float(gradient_norm(self.model) / tokens))
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Forward and backward into new gradients; returns the sum of the losses and the counted tokens."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return self._run(iter(self._batches), self.config.accumulation_steps, forward_only=False)

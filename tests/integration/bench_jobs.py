@@ -1,0 +1,109 @@
+"""What a rank does to time scenarios, and to compare contestants, in one process."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.gpu.hugging_face import HuggingFace
+from benchmarks.gpu.records import Expected, Request
+from benchmarks.gpu.turn import outcome_of
+from gptoss20b.bench.measure import Timing, time_scenario
+from gptoss20b.bench.result import as_dict
+from gptoss20b.bench.scenarios import SCENARIOS, configure
+from gptoss20b.bench.subject import Bare, Outcome, Trained
+from gptoss20b.cli import app
+from gptoss20b.process_groups import joined, read_rank
+
+QUICK = Timing(warmup=1, steps=2)
+CPU = torch.device("cpu")
+
+
+def _run_alone() -> None:
+    """As a user does, without a launcher."""
+    import os
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    warnings.simplefilter("ignore")
+
+
+def by_command(out: str) -> dict[str, Any]:
+    """Time the torch back end by the command; then give it the same file again."""
+    _run_alone()
+    arguments = ["bench", "--scenario", "tiny", "--warmup", "1", "--steps", "2", "--out", out]
+    first = CliRunner().invoke(app, arguments)
+    text = Path(out).read_text() if Path(out).exists() else ""
+    again = CliRunner().invoke(app, arguments)
+    refused = CliRunner().invoke(app, ["bench", "--scenario", "tiny", "--backend", "transformer_engine"])
+    return {
+        "codes": (first.exit_code, again.exit_code, refused.exit_code),
+        "error": repr(first.exception),
+        "shown": first.stdout,
+        "json": text,
+        "unchanged": text == Path(out).read_text() if text else False,
+        "refused": refused.stderr,
+    }
+
+
+def by_back_end() -> dict[str, dict[str, Any]]:
+    """Megatron-Core's local spec, ours in two micro batches, and ours without gradient buffers."""
+    _run_alone()
+    found = {
+        "megatron_local": as_dict(time_scenario("tiny", "megatron_local", "reference", QUICK)),
+        "one by one": as_dict(time_scenario("tiny", "torch", "reference", QUICK, 1, 2)),
+        "openai": as_dict(time_scenario("tiny", "torch", "openai", QUICK)),
+    }
+    updates = SCENARIOS["tiny"].updates
+    object.__setattr__(SCENARIOS["tiny"], "updates", False)
+    found["bare"] = as_dict(time_scenario("tiny", "torch", "reference", QUICK))
+    object.__setattr__(SCENARIOS["tiny"], "updates", updates)
+    return found
+
+
+def unchanged_by_steps() -> dict[str, list[Outcome]]:
+    """The first outcome of ours and of Hugging Face's, and the one after steps with the optimizer."""
+    _run_alone()
+    config = configure("tiny", "openai", "torch", on_gpu=False)
+    found = {}
+    with joined(config, read_rank(config)):
+        for name, subject in (
+            ("ours", Trained(config, "torch", CPU)),
+            ("bare", Bare(config, "torch", CPU)),
+            ("hugging_face", HuggingFace(config, CPU, compiled=False)),
+        ):
+            outcomes = [subject.first()]
+            for _ in range(3 if subject.updates else 0):
+                subject.update()
+            found[name] = [*outcomes, subject.first()]
+    return found
+
+
+def gated() -> dict[str, Any]:
+    """Hugging Face's turn when it computes what ours does, and when one of its weights is another."""
+    _run_alone()
+    ours = time_scenario("tiny", "torch", "openai", QUICK)
+    expected = Expected(loss=ours.loss, grad_norm=ours.grad_norm, tolerance=1e-4)
+    request = Request(
+        contestant="hugging_face", scenario="tiny", micro_batch_size=2, sequences=2, warmup=1, steps=2, limit=10.0,
+        expected=expected,
+    )  # fmt: skip
+    found = {"equal": outcome_of(request, 1)}
+    build, spoilt = HuggingFace.__init__, HuggingFace.update
+
+    def perturbed(self: HuggingFace, *arguments: Any, **more: Any) -> None:
+        build(self, *arguments, **more)
+        with torch.no_grad():
+            self.model.model.layers[0].mlp.experts.down_proj[1] *= 1.5
+
+    def never(self: HuggingFace) -> None:
+        raise AssertionError("timed in spite of the gate")
+
+    HuggingFace.__init__, HuggingFace.update = perturbed, never  # type: ignore[method-assign]
+    found["perturbed"] = outcome_of(request, 1)
+    HuggingFace.__init__, HuggingFace.update = build, spoilt  # type: ignore[method-assign]
+    return {name: turn.model_dump() for name, turn in found.items()}

@@ -1,0 +1,116 @@
+"""`bench` and the comparison with peers on the smallest scenario: every back end, end to end, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import NO_GPU, ROOT, run_ranks
+
+from benchmarks.gpu.results import read
+from gptoss20b.bench.result import BenchResult, Parts, from_json
+
+PARTS = list(Parts.model_fields)
+
+
+@pytest.fixture(scope="module")
+def back_ends() -> dict[str, BenchResult]:
+    (found,) = run_ranks("bench_jobs.by_back_end", 1)
+    return {name: BenchResult.model_validate(each) for name, each in found.items()}
+
+
+def assert_whole(found: BenchResult) -> None:
+    assert found.parts_seconds is not None
+    assert found.profiled_seconds is not None
+    seconds = dict(found.parts_seconds)
+    assert sum(seconds.values()) == pytest.approx(found.profiled_seconds)
+    optional = {"optimizer"} if found.step_seconds is None else set()
+    assert {name for name in PARTS if seconds[name] > 0} >= set(PARTS) - optional
+    # A profiled step is slower than a timed one, but not another thing; what is inside it was all attributed.
+    assert found.profiled_seconds > 0.3 * found.step_without_optimizer_seconds.p10
+    step = found.step_seconds or found.step_without_optimizer_seconds
+    assert found.tokens_per_second == pytest.approx(2 * 192 / step.median)
+    assert found.tflops_per_second == pytest.approx(found.tokens_per_second * found.flops_per_token / 1e12)
+    assert found.fraction_of_gemm == pytest.approx(found.tflops_per_second / found.gemm_tflops)
+    assert (found.mfu, found.peak_tflops) == (None, None)
+    assert found.peak_note.startswith("no peak is known for 'CPU")
+    assert found.routing is not None
+    assert 1 < found.routing.max_over_mean <= found.routing.worst_layer < 8
+    assert found.peak_memory_bytes > 1e8
+
+
+def test_the_command_prints_and_keeps_what_it_measured(tmp_path: Path, back_ends: dict[str, BenchResult]) -> None:
+    (said,) = run_ranks("bench_jobs.by_command", 1, out=str(tmp_path / "tiny.json"))
+    assert said["codes"] == (0, 2, 2), said["error"]
+    assert said["unchanged"]
+    assert "BACKEND: got transformer_engine" in said["refused"]
+    found = from_json(said["json"])
+    assert_whole(found)
+    assert (found.scenario, found.backend, found.precision, found.step_seconds and found.step_seconds.steps) == (
+        "tiny", "torch", "fp32", 2,
+    )  # fmt: skip
+    assert f"{found.tokens_per_second:,.0f}" in said["shown"]
+    peer = back_ends["megatron_local"]
+    assert (found.loss, found.grad_norm) == pytest.approx((peer.loss, peer.grad_norm), rel=1e-5)
+
+
+def test_all_back_ends_compute_the_same(back_ends: dict[str, BenchResult]) -> None:
+    for found in back_ends.values():
+        assert_whole(found)
+    local, one_by_one, bare = (back_ends[name] for name in ("megatron_local", "one by one", "bare"))
+    for found in (one_by_one, bare):
+        assert (found.loss, found.grad_norm) == pytest.approx((local.loss, local.grad_norm), rel=1e-5)
+        assert found.routing == local.routing
+    assert (one_by_one.micro_batch_size, one_by_one.sequences_per_step) == (1, 2)
+    assert bare.step_seconds is None
+    assert bare.parts_seconds is not None
+    assert bare.parts_seconds.optimizer == 0
+    assert back_ends["openai"].loss != pytest.approx(local.loss, rel=1e-4)
+
+
+def test_every_timed_step_does_the_work_of_the_first() -> None:
+    (found,) = run_ranks("bench_jobs.unchanged_by_steps", 1)
+    before = found["ours"][0]
+    for outcomes in found.values():
+        for outcome in outcomes:
+            assert (outcome.loss, outcome.grad_norm) == pytest.approx((before.loss, before.grad_norm), rel=1e-5)
+
+
+def test_hugging_face_passes_the_gate_and_a_changed_weight_does_not() -> None:
+    (turns,) = run_ranks("bench_jobs.gated", 1)
+    equal, perturbed = turns["equal"], turns["perturbed"]
+    assert (equal["status"], equal["reason"]) == ("measured", "")
+    result = BenchResult.model_validate(equal["result"])
+    assert (result.backend, result.variant, result.parts_seconds) == ("hugging_face", "openai", None)
+    assert result.versions["transformers"]
+    assert perturbed["status"] == "refused"
+    assert perturbed["result"] is None
+    assert "ours is" in perturbed["reason"]
+
+
+@pytest.mark.slow
+def test_a_comparison_of_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu.compare", "--scenario", "tiny", "--only", "hugging_face"]
+    command += ["--warmup", "1", "--steps", "3", "--out", str(tmp_path / "out")]
+
+    def run(*more: str) -> Any:
+        environment = os.environ | NO_GPU | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run([*command, *more], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    turns = [(turn.contestant, turn.number, turn.status) for turn in read(tmp_path / "out").turns]
+    assert turns == [
+        ("ours_openai", 1, "measured"), ("hugging_face", 1, "measured"),
+        ("hugging_face", 2, "measured"), ("ours_openai", 2, "measured"),
+    ]  # fmt: skip
+    assert "| Hugging Face | 2 | 2 |" in done.stdout
+    assert run().stdout == done.stdout[done.stdout.index("Scenario tiny") :]
+    other = run("--steps", "4")
+    assert other.returncode == 2
+    assert "has results of other code or settings" in re.sub(r"[\s│]+", " ", other.stderr)  # in a box

@@ -1,0 +1,349 @@
+"""`bench`: its arithmetic, its scenarios, its order of things, and which part of the model gets which time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+
+from gptoss20b.bench import measure as measure_module
+from gptoss20b.bench import timing as timing_module
+from gptoss20b.bench.measure import Timing, measure
+from gptoss20b.bench.parts import by_part, profiled, range_of
+from gptoss20b.bench.result import BenchResult, Spread, as_table, from_json, peak_of, speed, to_json
+from gptoss20b.bench.routing import balance
+from gptoss20b.bench.scenarios import SCENARIOS, configure
+from gptoss20b.bench.subject import Outcome
+from gptoss20b.bench.timing import seconds_of, spread, time_steps
+from gptoss20b.bench.tokens import micro_batches
+from gptoss20b.config import ConfigError, resolve
+from gptoss20b.model.size import flops_per_token
+
+CPU = torch.device("cpu")
+
+# --- numbers
+
+
+def test_median_and_percentiles() -> None:
+    assert spread([float(n) for n in range(11, 0, -1)]) == Spread(median=6.0, p10=2.0, p90=10.0, steps=11)
+    assert spread([2.0]) == Spread(median=2.0, p10=2.0, p90=2.0, steps=1)
+
+
+def test_mfu_of_a_known_step() -> None:
+    # By hand: 16,384 tokens of 22.876 GFLOP are 374.8 TFLOP; in 0.841 s 445.7 TFLOP/s, 45.0 % of an H200.
+    tokens_per_second, tflops = speed(0.841, 16_384, 22.876e9)
+    assert tokens_per_second == pytest.approx(19_481.6, abs=0.1)
+    assert tflops == pytest.approx(445.66, abs=0.01)
+    peak, note = peak_of("NVIDIA H200")
+    assert peak and tflops / peak == pytest.approx(0.4502, abs=1e-4)
+    assert "H200" in note
+
+
+@pytest.mark.parametrize(
+    ("system", "peak"),
+    [("NVIDIA B200", 2250), ("NVIDIA GB200", 2500), ("AMD Instinct MI355X", 2300), ("NVIDIA H100 80GB HBM3", 990)],
+)
+def test_peak_by_name(system: str, peak: float) -> None:
+    assert peak_of(system)[0] == peak
+
+
+def test_an_unknown_device_has_no_peak_and_says_so() -> None:
+    assert peak_of("NVIDIA H2000") == (None, peak_of("NVIDIA H2000")[1])
+    assert "'NVIDIA H2000'" in peak_of("NVIDIA H2000")[1]
+
+
+def test_flops_of_the_scenarios() -> None:
+    whole = flops_per_token(resolve({"MODEL_VARIANT": "reference"}))
+    assert whole == pytest.approx(22.876e9, rel=1e-4)
+
+    def of(name: Any, variant: Any = "reference") -> float:
+        return flops_per_token(configure(name, variant, "torch", on_gpu=True))
+
+    assert of("S2") == whole
+    # Four experts instead of 32 make the router's matrix 28 x 2,880 smaller in each layer: three times two FLOPs each.
+    assert whole - of("S1") == pytest.approx(6 * 24 * 28 * 2880)
+    logits = 6 * 2880 * 128_256
+    assert of("S3") == pytest.approx(logits + (whole - logits) * 4 / 24)
+    assert of("S1", "openai") == pytest.approx(of("S1"), rel=1e-3)  # one key less in a window
+
+
+def test_routing_balance() -> None:
+    found = balance(torch.tensor([[1, 1, 2], [0, 6, 0]]))
+    assert (found.max_over_mean, found.worst_layer) == (2.25, 3.0)
+
+
+# --- scenarios
+
+
+def test_scenarios_are_what_the_protocol_says() -> None:
+    models = {name: configure(name, "reference", "torch", on_gpu=True) for name in SCENARIOS}
+    shapes = {name: (c.model.layers, c.model.experts, c.execution.micro_batch_size) for name, c in models.items()}
+    assert shapes == {"S1": (24, 4, 2), "S2": (24, 32, 1), "S3": (4, 32, 2), "tiny": (2, 8, 2)}
+    assert {name: each.updates for name, each in SCENARIOS.items()} == {
+        "S1": True, "S2": False, "S3": True, "tiny": True,
+    }  # fmt: skip
+    for name in ("S1", "S2", "S3"):
+        config = models[name]
+        assert (config.rules.sequence_length, config.model.vocab_size) == (8192, 128_256)
+        assert (config.model.hidden_size, config.model.top_k, config.execution.precision) == (2880, 4, "bf16")
+        assert config.parallel.world_size == config.parallel.expert == 1
+    assert configure("S1", "openai", "torch", on_gpu=True).model.vocab_size == 128_256
+    assert configure("tiny", "openai", "torch", on_gpu=False).execution.precision == "fp32"
+    assert models["tiny"].execution.precision == "bf16"
+
+
+def test_settings_that_the_scenario_leaves_open_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAM_BETA2", "0.9")
+    monkeypatch.setenv("EXPERT_PARALLEL", "8")
+    monkeypatch.setenv("GLOBAL_BATCH_SIZE", "16")
+    config = configure("S1", "reference", "torch", on_gpu=True)
+    assert (config.rules.adam_beta2, config.parallel.expert, config.tuning.global_batch_size) == (0.9, 1, 2)
+
+
+def test_micro_batches_that_do_not_make_up_the_sequences_are_refused() -> None:
+    with pytest.raises(ConfigError, match="GLOBAL_BATCH_SIZE"):
+        configure("S1", "reference", "torch", on_gpu=True, micro_batch_size=2, sequences=3)
+
+
+def test_tokens_do_not_depend_on_the_micro_batch_size() -> None:
+    once, twice = (
+        micro_batches(configure("tiny", "reference", "torch", False, micro, sequences=4), CPU) for micro in (4, 2)
+    )
+    assert (len(once), len(twice)) == (1, 2)
+    for name in ("tokens", "labels", "loss_mask"):
+        assert torch.equal(getattr(once[0], name), torch.cat([getattr(batch, name) for batch in twice]))
+    batch = once[0]
+    assert not torch.equal(batch.tokens[0], batch.tokens[1])
+    assert torch.equal(batch.labels[:, :-1], batch.tokens[:, 1:])
+    assert batch.loss_mask[:, -1].sum() == 0
+    assert bool((batch.loss_mask[:, :-1] == 1).all())
+
+
+# --- timing
+
+
+@dataclass
+class Fake:
+    """A subject that takes no time and remembers what was asked of it."""
+
+    updates: bool = True
+    gpt: Any = None
+    asked: list[str] = field(default_factory=list)
+
+    def first(self) -> Outcome:
+        self.asked.append("first")
+        return Outcome(5.0, 0.5)
+
+    def gradients(self) -> None:
+        self.asked.append("gradients")
+
+    def update(self) -> None:
+        self.asked.append("update")
+        timing_module.time.perf_counter()  # on the clock below, half a second longer than without the optimizer
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock on which every call takes half a second, and a device whose peak is a thousandth of a TFLOP/s."""
+    now = iter(0.25 * tick for tick in range(10_000))
+    monkeypatch.setattr(timing_module.time, "perf_counter", lambda: next(now) * 2)
+    monkeypatch.setattr(timing_module, "_ON_CPU", 8)
+    monkeypatch.setattr(measure_module, "peak_of", lambda _: (1e-3, "for this test"))
+
+
+def measured(subject: Fake, timing: Timing, gate: Any = None) -> BenchResult:
+    config = configure("tiny", "reference", "torch", on_gpu=False)
+    return measure(subject, "tiny", "torch", config, CPU, timing, gate)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_subject_is_warmed_up_and_timed_with_and_without_the_optimizer() -> None:
+    subject = Fake()
+    found = measured(subject, Timing(warmup=2, steps=3))
+    assert subject.asked == ["first", *["update"] * 5, *["gradients"] * 4]
+    assert found.step_seconds == Spread(median=1.0, p10=1.0, p90=1.0, steps=3)
+    assert found.step_without_optimizer_seconds == Spread(median=0.5, p10=0.5, p90=0.5, steps=3)
+    # By hand: 2 x 192 tokens in a second.
+    assert found.tokens_per_second == 384
+    assert found.tflops_per_second == pytest.approx(384 * found.flops_per_token / 1e12)
+    assert found.mfu == pytest.approx(found.tflops_per_second / 1e-3)
+    assert found.mfu_without_optimizer == pytest.approx(2 * found.tflops_per_second / 1e-3)
+    assert found.gemm_tflops == pytest.approx(2 * 8**3 / 0.5 / 1e12)
+    assert found.fraction_of_gemm == pytest.approx(found.tflops_per_second / found.gemm_tflops)
+    assert (found.loss, found.grad_norm, found.parts_seconds) == (5.0, 0.5, None)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("updates", "optimizer"), [(False, True), (True, False)])
+def test_without_an_optimizer_none_is_timed(updates: bool, optimizer: bool) -> None:
+    subject = Fake(updates=updates)
+    found = measured(subject, Timing(warmup=2, steps=3, optimizer=optimizer))
+    assert subject.asked == ["first", *["gradients"] * 5]
+    assert found.step_seconds is None
+    assert found.mfu is None
+    assert found.mfu_without_optimizer is not None
+    assert found.tokens_per_second == 768
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_gate_comes_before_the_timing() -> None:
+    subject = Fake()
+
+    def gate(outcome: Outcome) -> None:
+        assert outcome == Outcome(5.0, 0.5)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        measured(subject, Timing(), gate)
+    assert subject.asked == ["first"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_limit_makes_the_timed_steps_fewer_but_never_none() -> None:
+    def nothing() -> None: ...
+
+    assert time_steps(nothing, 1, 20, CPU, limit=2.6).steps == 5
+    assert time_steps(nothing, 1, 20, CPU, limit=0.1).steps == 3
+    assert time_steps(nothing, 1, 2, CPU, limit=0.1).steps == 2
+    assert time_steps(nothing, 1, 20, CPU, limit=100.0).steps == 20
+
+
+def test_the_host_is_timed_call_by_call() -> None:
+    calls: list[int] = []
+    seconds = seconds_of(lambda: calls.append(1), 3, CPU)
+    assert len(calls) == len(seconds) == 3
+    assert min(seconds) > 0
+
+
+# --- JSON
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_result_survives_json_and_has_the_names_that_others_read() -> None:
+    found = measured(Fake(), Timing(warmup=1, steps=2))
+    assert from_json(to_json(found)) == found
+    names = {
+        "scenario", "system", "backend", "variant", "micro_batch_size", "sequence_length", "step_seconds",
+        "step_without_optimizer_seconds", "tokens_per_second", "tflops_per_second", "mfu", "mfu_without_optimizer",
+        "gemm_tflops", "fraction_of_gemm", "peak_memory_bytes", "parts_seconds", "loss", "grad_norm", "versions",
+        "git_commit", "date",
+    }  # fmt: skip
+    assert names <= BenchResult.model_fields.keys()
+    with pytest.raises(ValueError, match="extra"):
+        from_json(to_json(found).replace("{", '{"further": 1,', 1))
+    shown = [row for column in as_table(found).columns for row in column.cells]
+    assert "384" in shown
+
+
+# --- parts
+
+
+def event(name: str, parent: Any = None, **more: Any) -> SimpleNamespace:
+    """What the profiler tells of an operator (or, with ``device``, of what ran there): thread 1 unless told."""
+    filled = {
+        "device_type": DeviceType.CPU, "cpu_parent": parent, "thread": 1, "fwd_thread": 0, "sequence_nr": -1,
+        "kernels": [], "is_user_annotation": name.startswith((range_of(""), "Optimizer.step")),
+        "self_cpu_time_total": 0.0,
+    }  # fmt: skip
+    return SimpleNamespace(name=name, **(filled | more))
+
+
+def kernel(seconds: float, name: str = "kernel") -> tuple[SimpleNamespace, SimpleNamespace]:
+    """A kernel as its operator knows it, and as the device does."""
+    span = SimpleNamespace(elapsed_us=lambda: seconds * 1e6)
+    return (
+        SimpleNamespace(name=name, duration=seconds * 1e6),
+        event(name, device_type=DeviceType.CUDA, time_range=span),
+    )
+
+
+def test_kernels_go_where_their_operator_or_its_forward_operator_belongs() -> None:
+    (mm, on_mm), (pow_, on_pow), (back, on_back), (again, on_again) = (kernel(s) for s in (1.0, 2.0, 4.0, 8.0))
+    _, alone = kernel(16.0)
+    # The device shows named ranges too, and the profiler takes them for kernels of the range.
+    (range_, on_range), (torchs, on_torchs) = (
+        kernel(1000.0, range_of("experts")),
+        kernel(2000.0, "Optimizer.step#AdamW"),
+    )
+    whole = event(range_of("other"))
+    optimizer = event("Optimizer.step#AdamW", whole, kernels=[torchs])
+    experts = event(range_of("experts"), whole, kernels=[range_])
+    attention = event(range_of("attention"), whole)
+    # A backward pass in a thread of its own, in which the experts' forward pass is computed again.
+    node = event("autograd::engine::evaluate_function: Pow", thread=2, fwd_thread=1, sequence_nr=7)
+    unknown = event("autograd::engine::evaluate_function: Accumulate", thread=2, fwd_thread=0, sequence_nr=-1)
+    recomputed = event(range_of("experts"), node, thread=2)
+    events = [
+        whole, optimizer, experts, event("mm", experts, kernels=[mm], sequence_nr=7), attention,
+        event("pow", attention, kernels=[pow_], sequence_nr=7), node, event("mul", node, thread=2, kernels=[back]),
+        recomputed, event("mm", recomputed, thread=2, kernels=[again]), unknown,
+        on_mm, on_pow, on_back, on_again, alone, on_range, on_torchs,
+    ]  # fmt: skip
+    found = by_part(events, on_gpu=True)
+    assert found == {
+        "attention": 6.0, "experts": 9.0, "router_dispatch": 0.0, "loss": 0.0, "optimizer": 0.0, "other": 16.0,
+    }  # fmt: skip
+    assert sum(found.values()) == 31.0
+
+
+def test_on_the_cpu_only_what_is_inside_the_step_counts() -> None:
+    whole = event(range_of("other"), self_cpu_time_total=1e6)
+    inner = event(range_of("loss"), whole, self_cpu_time_total=2e6)
+    events = [event("beside", self_cpu_time_total=9e6), whole, inner, event("exp", inner, self_cpu_time_total=3e6)]
+    found = by_part(events, on_gpu=False)
+    assert (found["other"], found["loss"], sum(found.values())) == (1.0, 5.0, 6.0)
+
+
+class _Block(nn.Module):
+    """Does nothing to its input, slowly: ``size`` is of the product it throws in."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size, size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1e-9 * (self.weight @ self.weight).sum()
+
+
+class _Mixture(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.experts = _Block(size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.experts(x)  # type: ignore[no-any-return]
+
+
+class _Toy(nn.Module):
+    """Has the parts' names, and almost all of its work in one of them, forward and backward."""
+
+    def __init__(self, attention: int, experts: int, loss: int) -> None:
+        super().__init__()
+        layer = nn.Module()
+        layer.self_attention, layer.mlp = _Block(attention), _Mixture(experts)
+        self.decoder = nn.Module()
+        self.decoder.layers = nn.ModuleList([layer])
+        self.output_layer = _Block(loss)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.decoder.layers:  # type: ignore[union-attr]
+            x = layer.mlp(layer.self_attention(x))
+        return self.output_layer(x).square().sum()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("part", ["attention", "experts", "loss"])
+def test_forward_and_backward_of_a_part_are_its_own(part: str) -> None:
+    toy = _Toy(**{name: 700 if name == part else 4 for name in ("attention", "experts", "loss")})
+    x = torch.ones(4)
+    toy(x).backward()  # what happens only once
+    parts, total = profiled(lambda: toy(x).backward(), toy, CPU)
+    # The backward pass is two thirds of the work: without it, a part has one third.
+    assert getattr(parts, part) > 0.8 * total
+    assert sum(seconds for _, seconds in parts) == pytest.approx(total)
+    assert not toy._forward_hooks
+    assert not toy.output_layer._forward_pre_hooks

@@ -135,13 +135,13 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
 
     def after_step(step: int) -> None:
         if step % config.logging.interval == 0:  # where ranks wait for the device in any case
-            checkpoints.finish(wait=False)
+            checkpoints.finish(limit_s=0)
         if checkpoints.due(step):
             checkpoints.save(trainer, Position(step, seed, log.position(), record.get("eval_tokens_sha256", "")))
 
     done = saved.position.step if saved else 0
     converged = fit(state, trainer, feed, done, before_step, after_step)
-    checkpoints.finish()  # after run_stop, which does not wait for a disk
+    checkpoints.end()  # after run_stop, which does not wait for a disk
     feed.close()  # not after an error: it would wait for a read that storage may never answer
     return converged
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,6 +25,7 @@ from .files import (
     complete,
     damage,
     fingerprints,
+    host_bytes_of,
     prepare,
     prune,
     publish,
@@ -32,12 +33,17 @@ from .files import (
     read_saved,
     use_reserve,
 )
-from .shards import Shards
+from .shards import Shards, in_background
 
 T = TypeVar("T")
 
-# Each parameter is stored by itself with its optimizer state, so that every layout can read its part.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+# Each parameter is stored by itself with its optimizer state, so that every layout can read its part. The state of
+# replicas is gathered by one of them, in host memory; by default all would gather it, in each GPU's.
+_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+    "chained_optim_avoid_prefix": True,
+}
 
 
 def what_makes_the_run(config: Config) -> dict[str, Any]:
@@ -60,8 +66,9 @@ class _InFlight:
     shards: Shards
 
 
-# While ranks wait for the slowest to write, they meet this often: a collective never waits for a disk.
+# While ranks wait for a disk, they meet this often, so that no collective waits for it; and say so this often.
 _MEET_EVERY_S = 1.0
+_SAY_EVERY_S = 60
 
 
 class Checkpoints:
@@ -93,39 +100,62 @@ class Checkpoints:
         return _from_first(lambda: time.monotonic() - self._last_save >= seconds)
 
     def save(self, trainer: Trainer, position: Position) -> None:
-        """Begin a checkpoint of what is now, after the one before it is complete.
+        """Begin a checkpoint of what is now.
 
-        With SAVE_ASYNC it is copied, and written while training goes on; else it is complete when this returns.
+        With SAVE_ASYNC it is copied, and written while training goes on; else it is complete when this returns. The one
+        before is completed first. If that takes longer than a collective may, its disk has perhaps gone away: there is
+        none of this step then.
         """
-        self.finish()
+        if not self.finish(self.config.execution.timeout_seconds):
+            return self._warn(
+                f"warning: no checkpoint after step {position.step}: the one before is still being written"
+            )
         self._last_save = time.monotonic()
         trainer.synchronize()
         try:
-            needed = bytes_of(self.config, trainer.parameter_counts()["total_parameters"])
-            part = Path(_from_first(lambda: str(prepare(self.folder, position.step, needed))))
+            parameters = trainer.parameter_counts()["total_parameters"]
+            needed, host_needed = bytes_of(self.config, parameters), host_bytes_of(self.config, parameters)
+            part = Path(
+                _from_first(lambda: str(prepare(self.folder, position.step, needed, host_needed)), _all_in_background)
+            )
             state, copy = _state(trainer, is_loading=False), trainer.device.type == "cpu"
             self._in_flight = _InFlight(position, part, _all(lambda: Shards(state, part, copy=copy)))
         except CheckpointError as error:
             self._failed(position, error)
         if not self.config.checkpoints.asynchronous:
-            self.finish()
+            self.finish(None)
+        return None
 
-    def finish(self, wait: bool = True) -> None:
-        """Complete the checkpoint that is being written, if there is one; without ``wait`` only if all ranks have.
+    def finish(self, limit_s: float | None) -> bool:
+        """Complete the checkpoint that is being written, if there is one.
 
-        However slow the disk, no rank waits in a collective for longer than a second because of it.
+        Args:
+            limit_s: seconds to wait for its files; None for as long as it takes, which is said now and then.
+
+        Returns:
+            Whether none is being written any more. However slow the disk, no rank waits for it in a collective.
         """
         if self._in_flight is None:
-            return
-        wait_s = _MEET_EVERY_S if wait else 0.0
-        while not all(_gather(self._in_flight.shards.written(wait_s))):
-            if not wait:
-                return
+            return True
+        # Counted, not timed: all ranks must give up at the same meeting.
+        meetings = 0
+        while not all(_gather(self._in_flight.shards.written(_MEET_EVERY_S if limit_s != 0 else 0))):
+            meetings += 1
+            if limit_s is not None and meetings * _MEET_EVERY_S >= limit_s:
+                return False
+            if meetings % int(_SAY_EVERY_S / _MEET_EVERY_S) == 0:
+                self._warn(f"warning: the checkpoint after step {self._in_flight.position.step} is still being written")
         written, self._in_flight = self._in_flight, None
         try:
             self._complete(written)
         except CheckpointError as error:
             self._failed(written.position, error)
+        return True
+
+    def end(self) -> None:
+        """Complete what is being written when the run has ended, unless its disk does not answer."""
+        if not self.finish(self.config.execution.timeout_seconds):
+            self._warn("warning: the last checkpoint was still being written and is left unfinished")
 
     def _complete(self, written: _InFlight) -> None:
         prints = _gather(_all(written.shards.fingerprints))
@@ -134,12 +164,15 @@ class Checkpoints:
         files = {name: found for each in prints for name, found in each.items()}
         folder = self.folder / f"step_{written.position.step:08d}"
 
-        def publish_and_prune() -> None:
+        def publish_it() -> None:
             everything = fingerprints(written.part, files)
             publish(written.part, Saved(folder, written.position, what_makes_the_run(self.config), everything))
-            prune(self.folder, self.config.checkpoints.keep)
 
-        _from_first(publish_and_prune)
+        _from_first(publish_it, _all_in_background)
+        try:
+            _from_first(lambda: prune(self.folder, self.config.checkpoints.keep), _all_in_background)
+        except CheckpointError as error:
+            self._warn(f"warning: an old checkpoint could not be removed: {error}")
 
     def _failed(self, position: Position, why: CheckpointError) -> None:
         self._warn(f"warning: the checkpoint after step {position.step} failed: {why}")
@@ -148,25 +181,27 @@ class Checkpoints:
         """The newest checkpoint that is whole; None if the run begins. Damaged ones are named on stderr.
 
         Raises:
-            CheckpointError: none of them is whole, or the newest whole one is of another run.
+            CheckpointError: none of them is whole, one cannot be read, or the newest that can is of another run.
         """
         if not self.goes_on:
             return None
-        damaged: dict[str, str] = {}
-        for name in _from_first(lambda: [path.name for path in complete(self.folder)]):
-            try:
-                saved = _all(partial(read_saved, self.folder / name))
-                parts = _gather(damage(saved, dist.get_rank(), dist.get_world_size()))
-            except CheckpointError as error:
-                damaged[name] = str(error)
-                continue
-            if any(parts):
-                damaged[name] = "; ".join(line for part in parts for line in part)
-                continue
-            self._check(saved)
-            _from_first(lambda: self._put_aside(damaged))
-            return saved
+        damaged: dict[Path, str] = {}
+        for folder in _from_first(lambda: complete(self.folder)):
+            saved, wrong = self._examine(folder)
+            if saved is not None and not wrong:
+                _from_first(lambda: self._put_aside(damaged))
+                return saved
+            damaged[folder] = "; ".join(wrong)
         raise CheckpointError(f"no checkpoint in {self.folder} is whole: {'; '.join(damaged.values())}")
+
+    def _examine(self, folder: Path) -> tuple[Saved | None, list[str]]:
+        """A complete checkpoint of this run, and what is wrong with it."""
+        saved = _from_first(lambda: _read(folder))
+        if isinstance(saved, str):
+            return None, [saved]
+        self._check(saved)
+        found = _gather(_all_in_background(lambda: damage(saved, dist.get_rank(), dist.get_world_size())))
+        return saved, [line for part in found for line in part]
 
     def load(self, trainer: Trainer, saved: Saved) -> None:
         """Bring weights, optimizer, schedule and random states to where they were.
@@ -186,12 +221,12 @@ class Checkpoints:
         trainer.scheduler.num_steps = saved.position.step
         trainer.scheduler.step(0)
         torch.set_rng_state(loaded["random"]["cpu"])
-        if trainer.device.type == "cuda":
+        if trainer.device.type == "cuda" and "device" in loaded["random"]:  # the run may have begun on a CPU
             torch.cuda.set_rng_state(loaded["random"]["device"])
 
-    def _put_aside(self, damaged: dict[str, str]) -> None:
-        for name, why in damaged.items():
-            put_aside(self.folder / name)
+    def _put_aside(self, damaged: dict[Path, str]) -> None:
+        for folder, why in damaged.items():
+            put_aside(folder)
             print(f"warning: {why}; the checkpoint before it is taken", file=sys.stderr, flush=True)
 
     def _check(self, saved: Saved) -> None:
@@ -258,12 +293,27 @@ def _all(action: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def _from_first(action: Callable[[], T]) -> T:
-    """The first rank acts; its result, or its error, on all of them."""
-    result = _all(lambda: action() if dist.get_rank() == 0 else None)
-    told = [result]
+def _all_in_background(action: Callable[[], T]) -> T:
+    """As `_all`, for what waits for a disk: ranks meet every second meanwhile, so that no collective waits for it."""
+    doing = in_background(action)
+    while not all(_gather(not wait([doing], _MEET_EVERY_S).not_done)):
+        pass
+    return _all(doing.result)
+
+
+def _from_first(action: Callable[[], T], how: Callable[[Callable[[], Any]], Any] = _all) -> T:
+    """The first rank acts, by ``how`` all would; its result, or its error, on all of them."""
+    told = [how(lambda: action() if dist.get_rank() == 0 else None)]
     dist.broadcast_object_list(told, src=0)
     return cast(T, told[0])
+
+
+def _read(folder: Path) -> Saved | str:
+    """What `state.json` says, or what is wrong with it."""
+    try:
+        return read_saved(folder)
+    except CheckpointError as error:
+        return str(error)
 
 
 def _gather(value: T) -> list[T]:

@@ -6,12 +6,15 @@ step, so that a process killed at any moment leaves the complete ones as they ar
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from ..config import Config
 from ..durable import to_disk
@@ -69,6 +72,11 @@ def bytes_of(config: Config, parameters: int) -> int:
     return parameters * ((2 if config.execution.bf16_weights else 4) + 12)
 
 
+def host_bytes_of(config: Config, parameters: int) -> int:
+    """Bytes of host memory that a save takes on one node at its peak: what is gathered there, and its copy."""
+    return 2 * bytes_of(config, parameters) // config.parallel.nodes
+
+
 def unfinished(folder: Path, step: int) -> Path:
     """Where the checkpoint of this step is written before it is complete."""
     return folder / f".step_{step:08d}.part"
@@ -103,13 +111,14 @@ def goes_on(folder: Path, log: Path, resume: bool) -> bool:
     return True
 
 
-def prepare(folder: Path, step: int, needed: int) -> Path:
+def prepare(folder: Path, step: int, needed: int, host_needed: int) -> Path:
     """An empty folder for a new checkpoint; what an interrupted save left is removed.
 
     Args:
         folder: of all checkpoints.
         step: that the new one follows.
-        needed: bytes that it will take.
+        needed: bytes of disk that it will take.
+        host_needed: bytes of this node's memory that saving it will take.
 
     Raises:
         OSError: it cannot be made.
@@ -121,6 +130,12 @@ def prepare(folder: Path, step: int, needed: int) -> Path:
     free, needed = shutil.disk_usage(folder).free, needed + _RESERVED
     if free < needed:
         raise CheckpointError(f"{folder} has {free / 2**30:.1f} GiB free, a checkpoint takes {needed / 2**30:.1f}")
+    memory = psutil.virtual_memory().available
+    if memory < host_needed:
+        raise CheckpointError(
+            f"this node has {memory / 2**30:.1f} GiB of memory available, saving a checkpoint takes "
+            f"{host_needed / 2**30:.1f}"
+        )
     part = unfinished(folder, step)
     part.mkdir()
     _reserve(part).write_bytes(bytes(_RESERVED))
@@ -194,7 +209,8 @@ def put_aside(damaged: Path) -> None:
     Raises:
         OSError: it cannot be renamed.
     """
-    damaged.rename(damaged.with_name(f"damaged_{damaged.name}"))
+    free = (damaged.with_name(f"damaged_{damaged.name}" + (f"_{k}" if k else "")) for k in itertools.count())
+    damaged.rename(next(name for name in free if not name.exists()))
 
 
 def read_saved(folder: Path) -> Saved:
@@ -202,6 +218,7 @@ def read_saved(folder: Path) -> Saved:
 
     Raises:
         CheckpointError: it is missing, or not what this version writes.
+        OSError: it cannot be read, which says nothing about what is in it.
     """
     path = folder / STATE
     try:
@@ -210,19 +227,24 @@ def read_saved(folder: Path) -> Saved:
         if found == FORMAT:
             files = {str(name): (int(size), int(crc)) for name, (size, crc) in state["files"].items()}
             return Saved(folder, Position(**state["position"]), dict(state["run"]), files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     raise CheckpointError(f"{path}: got format {found}, expected {FORMAT}: another version of this code wrote it")
 
 
 def damage(saved: Saved, part: int = 0, parts: int = 1) -> list[str]:
-    """What is wrong with the files of a checkpoint, a line each; with ``parts``, of one share of them only."""
+    """What is wrong with the files of a checkpoint, a line each; with ``parts``, of one share of their bytes only.
+
+    Raises:
+        OSError: a file that is there cannot be read, which says nothing about what is in it.
+    """
     wrong = []
-    for name, expected in sorted(saved.files.items())[part::parts]:
+    for name in shares({name: size for name, (size, _) in saved.files.items()}, parts)[part]:
+        expected = saved.files[name]
         try:
             got = fingerprint(saved.folder / name)
-        except OSError as error:
-            wrong.append(f"{saved.folder / name} cannot be read: {error.strerror}")
+        except FileNotFoundError:
+            wrong.append(f"{saved.folder / name} is missing")
             continue
         if got != expected:
             wrong.append(
@@ -230,3 +252,14 @@ def damage(saved: Saved, part: int = 0, parts: int = 1) -> list[str]:
                 f"expected {expected[0]:,} with {expected[1]:08x}"
             )
     return wrong
+
+
+def shares(sizes: dict[str, int], parts: int) -> list[list[str]]:
+    """Names in ``parts`` lists whose sizes sum up as evenly as giving each, largest first, to the least makes them."""
+    lists: list[list[str]] = [[] for _ in range(parts)]
+    totals = [0] * parts
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = totals.index(min(totals))
+        lists[least].append(name)
+        totals[least] += sizes[name]
+    return lists

@@ -14,15 +14,32 @@ import inspect
 import os
 import queue
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.filesystem import SerializationFormat, _StorageWriterTransforms, _write_item
 
 from .files import fingerprint
+
+T = TypeVar("T")
+
+
+def in_background(action: Callable[[], T]) -> Future[T]:
+    """Run it in a thread of its own, which ends with the process at the latest. It must take part in no collective."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:  # for whoever asks
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
 
 
 class Shards:
@@ -47,8 +64,7 @@ class Shards:
         for i, (path, name, (objects, tensors)) in enumerate(self._buckets):
             # In place: Megatron's writer holds the same list, and with it memory of the GPU.
             self._buckets[i] = path, name, (objects, [(item, each.to("cpu", copy=copy)) for item, each in tensors])
-        self._fingerprints: Future[dict[str, tuple[int, int]]] = Future()
-        threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
+        self._fingerprints = in_background(self._write)
 
     def written(self, wait_s: float) -> bool:
         """Whether the thread has ended, well or not, by now or within so many seconds."""
@@ -60,7 +76,10 @@ class Shards:
         Raises:
             Exception: whatever hindered the thread, an OSError of a full disk for example.
         """
-        return self._fingerprints.result()
+        try:
+            return self._fingerprints.result()
+        except BaseException as error:
+            raise _first(error) from None
 
     def finalize(self) -> None:
         """Have the first rank write what says where each tensor lies. Communicates; all ranks must have written.
@@ -70,12 +89,6 @@ class Shards:
         """
         for finalizer in self._finalizers:
             finalizer()
-
-    def _run(self) -> None:
-        try:
-            self._fingerprints.set_result(self._write())
-        except BaseException as error:  # for the main thread to raise
-            self._fingerprints.set_exception(_first(error))
 
     def _write(self) -> dict[str, tuple[int, int]]:
         fingerprints = {}

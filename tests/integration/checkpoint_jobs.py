@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ def train(
     hold_until: int = 0,
     fill: str = "",
     no_files_in: int = 0,
+    slow_s: float = 0,
+    never_writes: bool = False,
 ) -> int:
     """One rank's run; its exit status. What each complete checkpoint found is in `published` beside the log's folder.
 
@@ -42,6 +46,8 @@ def train(
             run waits for them.
         fill: folder of a disk that the first rank fills when all ranks have written a checkpoint's files.
         no_files_in: the second rank can write no file of more than 64 KiB in this step and the two before.
+        slow_s: what the first rank takes to look through a checkpoint, and to find that it cannot remove an old one.
+        never_writes: the disk never answers a write of a checkpoint's files.
     """
     # Megatron-Core compiles the choice of experts by their biases, which takes longer than all steps.
     torch._dynamo.config.disable = True
@@ -54,7 +60,13 @@ def train(
         }[die_in]
         vars(module)[name] = _killed_in_second(vars(module)[name])
     released = threading.Event()
-    _hold(released)
+    if never_writes:
+        shards.Shards._write = lambda self: threading.Event().wait()  # type: ignore[assignment, method-assign, return-value]
+    else:
+        _hold(released)
+    if slow_s and first:
+        checkpoints.damage = _slow(checkpoints.damage, slow_s)  # type: ignore[attr-defined]
+        checkpoints.prune = _slow(_cannot_remove, slow_s)  # type: ignore[attr-defined]
     checkpoints.publish = _noting(logdir, checkpoints.publish)  # type: ignore[attr-defined]
     if fill:
         checkpoints.use_reserve = _filling(Path(fill))  # type: ignore[attr-defined]
@@ -69,9 +81,21 @@ def train(
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     with contextlib.ExitStack() as stack:
-        if no_files_in and first:
+        if (no_files_in or slow_s or never_writes) and first:
             stack.enter_context(contextlib.redirect_stderr(stack.enter_context((logdir.parent / "stderr").open("w"))))
         return int(run(resolve(variables), before_step))
+
+
+def _slow(original: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def replaced(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return original(*arguments)
+
+    return replaced
+
+
+def _cannot_remove(*_: Any) -> None:
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), "an old one")
 
 
 def _die() -> None:

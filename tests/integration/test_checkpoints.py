@@ -11,6 +11,9 @@ import pytest
 from launched import mounted, records, values
 from ranks import run_ranks
 
+from gptoss20b.checkpoint import checkpoints
+from gptoss20b.config import resolve
+
 pytestmark = pytest.mark.slow
 
 
@@ -225,3 +228,41 @@ def test_a_rank_that_cannot_write_its_files_costs_one_checkpoint(
     assert [line[:2] for line in published(tmp_path / "log")] == ["3 ", "9 ", "12"]
     said = (tmp_path / "stderr").read_text()
     assert "warning: the checkpoint after step 6 failed: OSError: [Errno 27] File too large" in said
+
+
+def test_no_collective_waits_for_a_slow_disk(base: dict[str, str], whole: Path, log: Path) -> None:
+    impatient = resumed(base) | {"COLLECTIVE_TIMEOUT": "8", "SAVE_INTERVAL": "48"}
+    assert train(impatient, log, slow_s=10) == [3, 3]
+    assert losses(log) == losses(whole)
+    assert names(log) == ["step_00000003", "step_00000006", "step_00000012"]
+    said = (log.parent / "stderr").read_text()
+    assert "warning: an old checkpoint could not be removed: OSError: [Errno 39] Directory not empty" in said
+
+
+def test_a_disk_that_never_answers_costs_checkpoints_and_not_the_run(
+    base: dict[str, str], whole: Path, tmp_path: Path
+) -> None:
+    impatient = base | {"COLLECTIVE_TIMEOUT": "8", "SAVE_INTERVAL": "24"}
+    assert train(impatient, tmp_path / "log", never_writes=True) == [3, 3]
+    assert losses(tmp_path / "log") == losses(whole)
+    assert names(tmp_path / "log") == [".step_00000006.part", ".step_00000006.reserve"]
+    said = (tmp_path / "stderr").read_text()
+    assert "warning: no checkpoint after step 12: the one before is still being written" in said
+    assert "warning: the last checkpoint was still being written and is left unfinished" in said
+
+
+def test_minutes_between_checkpoints_are_the_first_ranks_where_losses_are_logged(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(checkpoints, "_from_first", lambda action: action())
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    config = resolve(tiny | {"SAVE_INTERVAL": "2min", "LOG_INTERVAL": "5"})
+    kept = checkpoints.Checkpoints(config, tmp_path, False, pytest.fail)
+    found = []
+    for step in range(1, 31):
+        clock[0] += 10
+        if kept.due(step):
+            found.append(step)
+            kept._last_save = clock[0]  # as a save does
+    assert found == [15, 30]  # 120 s after the start is step 12, and 120 s after step 15 step 27

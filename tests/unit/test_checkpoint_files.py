@@ -13,17 +13,22 @@ from gptoss20b.checkpoint.files import (
     CheckpointError,
     Position,
     Saved,
+    bytes_of,
     complete,
     damage,
     fingerprint,
     fingerprints,
     goes_on,
+    host_bytes_of,
     prepare,
     prune,
     publish,
+    put_aside,
     read_saved,
+    shares,
     use_reserve,
 )
+from gptoss20b.config import resolve
 
 AT = Position(step=3, seed=5, log_bytes=100, eval_tokens_sha256="ab")
 RUNNING = ':::MLLOG {"key": "run_start", "value": null, "time_ms": 60000, "metadata": {}}\n'
@@ -31,7 +36,7 @@ RUNNING = ':::MLLOG {"key": "run_start", "value": null, "time_ms": 60000, "metad
 
 def make(folder: Path, step: int = 3) -> Saved:
     """A complete checkpoint with two files."""
-    part = prepare(folder, step, needed=1)
+    part = prepare(folder, step, needed=1, host_needed=1)
     (part / "a").write_bytes(b"x" * 1000)
     (part / "b").write_bytes(b"")
     use_reserve(part)
@@ -66,22 +71,22 @@ def test_the_newest_comes_first_and_only_the_newest_are_kept(tmp_path: Path) -> 
 
 def test_what_an_interrupted_save_or_removal_left_goes_with_the_next_save(tmp_path: Path) -> None:
     saved = make(tmp_path)
-    (prepare(tmp_path, 6, needed=1) / "half").write_text("x")
+    (prepare(tmp_path, 6, needed=1, host_needed=1) / "half").write_text("x")
     (tmp_path / ".step_00000001.old").mkdir()
     (tmp_path / "mine").mkdir()
-    prepare(tmp_path, 9, needed=1)
+    prepare(tmp_path, 9, needed=1, host_needed=1)
     kept = [".step_00000009.part", ".step_00000009.reserve", "mine", saved.folder.name]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 
 def test_room_for_the_last_files_is_kept_and_needed(tmp_path: Path) -> None:
-    part = prepare(tmp_path, 3, needed=1)
+    part = prepare(tmp_path, 3, needed=1, host_needed=1)
     assert list(part.iterdir()) == []  # which Megatron-Core would remark on
     assert (tmp_path / ".step_00000003.reserve").stat().st_blocks * 512 >= 2**25
     use_reserve(part)
     assert list(tmp_path.iterdir()) == [part]
     with pytest.raises(CheckpointError, match="GiB free"):
-        prepare(tmp_path, 6, needed=shutil.disk_usage(tmp_path).free - 2**24)
+        prepare(tmp_path, 6, needed=shutil.disk_usage(tmp_path).free - 2**24, host_needed=1)
 
 
 def test_known_fingerprints_are_not_taken_again(tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_known_fingerprints_are_not_taken_again(tmp_path: Path) -> None:
 
 def test_without_room_nothing_is_begun(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has [0-9.]+ GiB free, a checkpoint takes 1048576\.0"):
-        prepare(tmp_path / "new", 3, needed=2**50)
+        prepare(tmp_path / "new", 3, needed=2**50, host_needed=1)
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -110,7 +115,52 @@ def test_any_change_of_a_file_is_damage(tmp_path: Path, name: str, change: str) 
         path.write_bytes(b"x" * 999 + (b"y" if change == "flip" else b""))
     (found,) = damage(saved)
     assert found.startswith(f"{path} ")
-    assert ("cannot be read" in found) == (change == "gone")
+    assert ("is missing" in found) == (change == "gone")
+
+
+@pytest.mark.parametrize("name", ["a", STATE])
+def test_a_disk_that_gives_an_error_is_no_damage(tmp_path: Path, name: str) -> None:
+    saved = make(tmp_path)
+    (saved.folder / name).unlink()
+    (saved.folder / name).symlink_to(name)  # reading it is an error of the file system, not the absence of a file
+    with pytest.raises(OSError, match="symbolic links"):
+        read_saved(saved.folder) if name == STATE else damage(saved)
+
+
+def test_without_memory_for_the_copy_nothing_is_begun(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"GiB of memory available, saving a checkpoint takes 1048576\.0"):
+        prepare(tmp_path, 3, needed=1, host_needed=2**50)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_for_a_save_is_that_of_the_state_twice_on_each_node() -> None:
+    one, two = (resolve({"DGXNNODES": nodes, "DGXNGPU": "8", "GLOBAL_BATCH_SIZE": "32"}) for nodes in ("1", "2"))
+    assert host_bytes_of(one, 1000) == 2 * 14 * 1000  # bf16 weight, fp32 weight and two moments
+    assert host_bytes_of(two, 1000) == 14 * 1000
+
+
+def test_the_readme_says_how_large_one_of_the_whole_model_is() -> None:
+    readme = " ".join((Path(__file__).resolve().parents[2] / "README.md").read_text().split())
+    size = bytes_of(resolve({}), 20_488_418_112)
+    assert f"One of the whole model is {size / 1e9:.0f} GB, and saving it takes twice that" in readme
+    assert host_bytes_of(resolve({}), 20_488_418_112) == 2 * size
+
+
+def test_files_are_shared_out_by_their_bytes() -> None:
+    sizes = {"a": 5, "b": 143, "c": 143, "d": 2, "e": 140}
+    lists = shares(sizes, 3)
+    assert sorted(name for names in lists for name in names) == sorted(sizes)
+    assert sorted(sum(sizes[name] for name in names) for names in lists) == [143, 145, 145]
+    assert shares({}, 2) == [[], []]
+
+
+def test_what_is_put_aside_twice_is_kept_twice(tmp_path: Path) -> None:
+    for text in ("first", "second", "third"):
+        (make(tmp_path).folder / "b").write_text(text)
+        put_aside(tmp_path / "step_00000003")
+    names = ["damaged_step_00000003", "damaged_step_00000003_1", "damaged_step_00000003_2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [(tmp_path / name / "b").read_text() for name in names] == ["first", "second", "third"]
 
 
 def test_shares_of_the_files_are_all_of_them(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ FAULTS = (
     "hang of one rank",
     "NaN loss",
     "checkpoint folder full or read-only",
+    "checkpoint disk that never answers",
     "data file truncated during the run",
     "corrupted checkpoint",
     "clock change",

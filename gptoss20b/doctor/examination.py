@@ -12,7 +12,7 @@ from .data_set import look_at_data
 from .finding import Finding, Verdict, failed, passed, skipped
 from .limits import Check, one_line, run_all
 from .machine import HOST_BYTES_PER_GPU_RANK, look_at_host_memory, look_at_limits, look_at_processors
-from .model_memory import activation_bytes, look_at_back_end, state_bytes
+from .model_memory import activation_bytes, look_at_back_end, save_bytes, state_bytes
 from .network import look_at_collectives, look_at_meeting_point
 from .place import Place, runs_on_gpus
 from .results import look_at_checkpoints, look_at_results
@@ -72,7 +72,7 @@ def _configuration(config: Config) -> Finding:
 
 def _look_at_gpus(config: Config) -> Sequence[Finding]:
     tool = ask_vendor_tool()  # before torch, whose contexts would be listed among the processes
-    ranks = config.parallel.gpus_per_node
+    ranks, each = config.parallel.gpus_per_node, HOST_BYTES_PER_GPU_RANK
     devices: list[Device] = []
     try:
         devices = visible_devices()
@@ -84,7 +84,7 @@ def _look_at_gpus(config: Config) -> Sequence[Finding]:
         *judge_tool(tool),
         _gpu_memory(config, devices),
         look_at_back_end(config),
-        *look_at_host_memory(ranks * HOST_BYTES_PER_GPU_RANK, f"{ranks} ranks of {HOST_BYTES_PER_GPU_RANK >> 30} GiB"),
+        *look_at_host_memory(ranks * each, f"{ranks} ranks of {each >> 30} GiB", saving=save_bytes(config)),
     ]
 
 
@@ -99,7 +99,9 @@ def _look_at_cpus(config: Config) -> Sequence[Finding]:
     return [
         look_at_processors(config),
         look_at_back_end(config),
-        *look_at_host_memory(ranks * each, f"{ranks} ranks with their state and activations"),
+        *look_at_host_memory(
+            ranks * each, f"{ranks} ranks with their state and activations", saving=save_bytes(config)
+        ),
     ]
 
 

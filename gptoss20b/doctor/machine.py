@@ -23,13 +23,14 @@ _FILES_NEEDED, _FILES_PER_RANK = 256, 64
 _CAP_IPC_LOCK = 14  # <linux/capability.h>
 
 
-def look_at_host_memory(needed: int, what: str, root: Path = Path("/")) -> list[Finding]:
-    """Check that the node has the memory that its ranks will take, and does not swap.
+def look_at_host_memory(needed: int, what: str, root: Path = Path("/"), *, saving: int = 0) -> list[Finding]:
+    """Check that the node has the memory that its ranks and their checkpoints will take, and does not swap.
 
     Args:
         needed: bytes of all ranks of the node; an estimate.
         what: what they are for, for people.
         root: folder that holds `proc` and `sys`.
+        saving: bytes on top that writing a checkpoint takes.
     """
     sizes = {name: int(kib) * 1024 for name, kib in _meminfo(root).items()}
     available = sizes.get("MemAvailable")
@@ -38,12 +39,12 @@ def look_at_host_memory(needed: int, what: str, root: Path = Path("/")) -> list[
     limit = _container_room(root)
     free = available if limit is None else min(available, limit)
     where = "" if free == available else " within this container's limit"
-    found = f"{gib(free)} available{where}, about {gib(needed)} needed ({what})"
-    findings = [passed("host memory", found)]
-    if free < needed:
-        findings = [
-            failed("host memory", found, "end what else runs here, raise the container's limit, or use a larger node")
-        ]
+    fix = "end what else runs here, raise the container's limit, or use a larger node"
+    if saving:
+        what += f", and {gib(saving)} for a save: the state gathered here and its copy"
+        fix += "; SAVE_INTERVAL=0 writes no checkpoints"
+    found = f"{gib(free)} available{where}, about {gib(needed + saving)} needed ({what})"
+    findings = [passed("host memory", found) if free >= needed + saving else failed("host memory", found, fix)]
     swapped = sizes.get("SwapTotal", 0) - sizes.get("SwapFree", 0)
     if swapped > _SWAP_BYTES:
         fix = "find what fills the memory (free, top); `swapoff -a` as root once it fits"

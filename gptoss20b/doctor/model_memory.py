@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..checkpoint.files import bytes_of
+from ..checkpoint.files import bytes_of, host_bytes_of
 from ..config import Config
 from .finding import Finding, failed, passed
 
 if TYPE_CHECKING:
     from ..model.size import Size
 
-# 26 to 39 GiB a sequence of 8,192 tokens for 24 layers of width 2,880 in bf16, without recomputation (docs/tuning.md).
-_ACTIVATION_BYTES = 39 * 2**30 / (8192 * 24 * 2880)
+# 26 to 39 GiB a sequence of 8,192 tokens for 24 layers of width 2,880 in bf16, without recomputation (docs/tuning.md):
+# here as numbers a token, layer and width. Those of its experts are arithmetic and taken off: four experts with a row,
+# a gate, an up and an activation of that width each.
+_OTHER_NUMBERS = 39 * 2**30 / (2 * 8192 * 24 * 2880) - 4 * 4
 
 
 def state_bytes(config: Config) -> int:
@@ -25,6 +27,13 @@ def checkpoint_bytes(config: Config) -> int:
     return bytes_of(config, _size(config).total_parameters)
 
 
+def save_bytes(config: Config) -> int:
+    """Bytes of this node's memory that writing a checkpoint takes at its peak; 0 if the run writes none."""
+    if config.checkpoints.interval == "0":
+        return 0
+    return host_bytes_of(config, _size(config).total_parameters)
+
+
 def _size(config: Config) -> Size:
     from ..model.size import measure
     from ..process_groups import single_process
@@ -34,12 +43,21 @@ def _size(config: Config) -> Size:
 
 
 def activation_bytes(config: Config) -> int:
-    """Bytes of activations on one rank, in proportion to tokens, layers, width and precision; an estimate."""
-    model, parallel = config.model, config.parallel
-    tokens = config.rules.sequence_length * config.execution.micro_batch_size
-    wide = 1 if config.execution.bf16_weights else 2
-    shared = parallel.tensor * parallel.pipeline * parallel.context
-    return round(_ACTIVATION_BYTES * tokens * model.layers * model.hidden_size * wide / shared)
+    """Bytes of activations that one rank keeps for backward, without those that RECOMPUTE frees; an estimate.
+
+    In proportion to tokens, layers, width and precision, and with balanced routing.
+    """
+    model, parallel, recompute = config.model, config.parallel, config.execution.recompute
+    tokens = config.rules.sequence_length * config.execution.micro_batch_size / (parallel.tensor * parallel.context)
+    number_bytes = 2 if config.execution.bf16_weights else 4
+    layers = model.layers / parallel.pipeline
+    # Numbers a token and layer.
+    activation = model.top_k * model.expert_ffn
+    experts = model.top_k * model.hidden_size + 3 * activation
+    freed = {"moe_act": activation, "moe": experts}.get(recompute, 0)
+    layer = _OTHER_NUMBERS * model.hidden_size + experts - freed
+    kept = layers * model.hidden_size + layer if recompute == "layers" else layers * layer
+    return round(number_bytes * tokens * kept)
 
 
 def look_at_back_end(config: Config) -> Finding:

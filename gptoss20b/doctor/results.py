@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ..checkpoint.files import CheckpointError, goes_on
+from ..checkpoint.files import CheckpointError, complete, goes_on
 from ..config import Config
 from ..durable import to_disk
 from ..record import save_directory
@@ -36,7 +36,9 @@ def look_at_results(config: Config) -> list[Finding]:
 
 
 def look_at_checkpoints(config: Config) -> list[Finding]:
-    """Check the folder of checkpoints likewise, and that it has room for those that are kept and the next one.
+    """Check the folder of checkpoints likewise, and that it has room for those still to come.
+
+    An old one is removed once the next is complete, so that SAVE_KEEP + 1 lie there at a time.
 
     Args:
         config: of the run.
@@ -45,9 +47,10 @@ def look_at_checkpoints(config: Config) -> list[Finding]:
     if saving.interval == "0":
         return [skipped("checkpoints", "SAVE_INTERVAL=0: the run writes none")]
     folder = save_directory(config, config.logging.directory or Path("results"))
-    each = checkpoint_bytes(config)
-    what = f"{saving.keep} + 1 checkpoints of {gib(each)} needed"
-    return _folder("SAVE_DIR", "space for checkpoints", folder, (saving.keep + 1) * each, what)
+    each, there = checkpoint_bytes(config), len(complete(folder))
+    to_come = max(1, saving.keep + 1 - there)
+    what = f"room for {to_come} more of {gib(each)} needed ({saving.keep} + 1 at a time, {there} there)"
+    return _folder("SAVE_DIR", "space for checkpoints", folder, to_come * each, what)
 
 
 def _refused(config: Config, folder: Path) -> str | None:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +22,7 @@ from made_machines import made_host, made_tool, write
 from sourced import ROOT
 
 from gptoss20b.config import resolve
+from gptoss20b.doctor import examination, model_memory
 from gptoss20b.doctor.clock import code_date, kernel_says_synchronised, look_at_clock
 from gptoss20b.doctor.finding import Finding, Verdict
 from gptoss20b.doctor.machine import look_at_host_memory, look_at_limits, look_at_processors
@@ -48,6 +51,53 @@ def test_host_memory_holds_the_ranks(tmp_path: Path, available: int, verdict: Ve
     assert found.verdict is verdict
     assert "40.0 GiB available, about 40.0 GiB needed (8 ranks)" in found.found
     assert bool(found.fix) == (verdict is Verdict.FAIL)
+
+
+SAVING = {"SAVE_INTERVAL": "1000"}
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "settings", "ranks", "saving"),
+    [
+        (True, {}, 64, 0),
+        (True, SAVING, 64, 28),
+        (True, SAVING | TWO_NODES, 64, 14),
+        (True, {"SAVE_INTERVAL": "30min", "PRECISION": "fp32"}, 64, 32),
+        (False, SAVING | {"DGXNGPU": "2", "EXPERT_PARALLEL": "2"}, 2 * (3 + 5 + 1), 28),
+        (False, {"DGXNGPU": "2", "EXPERT_PARALLEL": "2"}, 2 * (3 + 5 + 1), 0),
+    ],
+)
+def test_a_save_needs_host_memory_beside_the_ranks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    on_gpu: bool,
+    settings: dict[str, str],
+    ranks: int,
+    saving: int,
+) -> None:
+    # 2^30 parameters of 14 bytes (16 in fp32): gathered on the host, and the copy of it that is being written.
+    size = SimpleNamespace(total_parameters=2**30, state_bytes_per_gpu=3 * GIB)
+    monkeypatch.setattr(model_memory, "_size", lambda config: size)
+    monkeypatch.setattr(examination, "activation_bytes", lambda config: 5 * GIB)
+    monkeypatch.setattr(examination, "visible_devices", list)
+    monkeypatch.setattr(examination, "ask_vendor_tool", lambda: None)
+    monkeypatch.setattr(examination, "look_at_back_end", lambda config: Finding("back end", Verdict.PASS, ""))
+    look = examination._look_at_gpus if on_gpu else examination._look_at_cpus
+
+    def with_available(size: int) -> Finding:
+        root = meminfo(tmp_path, size)
+        monkeypatch.setattr(examination, "look_at_host_memory", partial(look_at_host_memory, root=root))
+        return named(list(look(resolve(settings))), "host memory")
+
+    enough = with_available((ranks + saving) * GIB)
+    assert enough.verdict is Verdict.PASS
+    assert f"about {ranks + saving:.1f} GiB needed" in enough.found
+    assert ("for a save" in enough.found) == (saving > 0)
+    little = with_available((ranks + saving) * GIB - 1024)
+    assert little.verdict is Verdict.FAIL
+    assert ("SAVE_INTERVAL=0" in little.fix) == (saving > 0)
+    if saving:
+        assert f"{saving:.1f} GiB for a save" in little.found
 
 
 def test_a_containers_limit_counts_without_what_can_be_dropped(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from gptoss20b.doctor.data_set import look_at_data
 from gptoss20b.doctor.finding import Finding, Verdict
 from gptoss20b.doctor.results import look_at_checkpoints, look_at_results, written_bytes
 
+GIB = 2**30
 LENGTH, SEQUENCES = 64, 10
 EXPECTED = Expectations(vocabulary=256, documents={}, sequences=SEQUENCES, sequence_length=LENGTH)
 TINY = {
@@ -248,10 +250,30 @@ def test_checkpoints_have_room_for_those_kept_and_the_next(tmp_path: Path, monke
         folder, space = checkpoints(tmp_path / "new", SAVE_KEEP=str(keep))
         assert (folder.name, folder.verdict) == ("SAVE_DIR", Verdict.PASS)
         assert (space.name, space.verdict) == ("space for checkpoints", verdict)
-        assert f"{keep} + 1 checkpoints of" in space.found
+        assert f"{keep} + 1 at a time" in space.found
     (tmp_path / "file").touch()
     (found,) = checkpoints(tmp_path / "file")
     assert (found.verdict, "SAVE_DIR" in found.fix) == (Verdict.FAIL, True)
+
+
+@pytest.mark.parametrize(
+    ("there", "keep", "to_come"),
+    [(0, 2, 3), (1, 2, 2), (2, 2, 1), (5, 2, 1), (1, 3, 3)],  # the next is complete before an old one goes
+)
+def test_checkpoints_that_are_there_need_no_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, keep: int, to_come: int
+) -> None:
+    for step in range(there):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    # No others: what an interrupted save left, and damaged ones.
+    for name in (".step_00000009.part", ".step_00000001.old", "damaged_step_00000003"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(results_module, "checkpoint_bytes", lambda config: GIB)
+    for free, verdict in ((to_come * GIB, Verdict.PASS), (to_come * GIB - 1, Verdict.FAIL)):
+        monkeypatch.setattr(results_module.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        space = checkpoints(tmp_path, SAVE_KEEP=str(keep), RESUME="1")[-1]
+        assert (space.name, space.verdict) == ("space for checkpoints", verdict)
+        assert f"{to_come} more of 1.0 GiB needed ({keep} + 1 at a time, {there} there)" in space.found
 
 
 def test_a_file_in_the_place_of_the_folder_fails(tmp_path: Path) -> None:

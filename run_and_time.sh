@@ -15,6 +15,7 @@ one_of CLEAR_CACHES 0 1 'done'
 one_of CHECK_COMPLIANCE 0 1
 NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-}}"
 check_node
+check_resume
 choose_python
 first_node=1
 [[ "$DGXNNODES" == 1 || "$NODE_RANK" == 0 ]] || first_node=0
@@ -25,7 +26,7 @@ check_data
 export LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
 # Only on the first node: its ranks may have begun the log by the time another node comes to this line. A run that goes on
 # has a log; whether it may is checked where it is read.
-[[ "$first_node" == 0 || -n "${RESUME:-}" || ! -e "$LOGDIR/result_0.txt" ]] ||
+((first_node == 0)) || resumes || [[ ! -e "$LOGDIR/result_0.txt" ]] ||
     refuse "LOGDIR: '$LOGDIR/result_0.txt' exists, and results are never overwritten. Name another folder."
 
 # What the log says about the caches is what happened to them.

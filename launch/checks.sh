@@ -53,11 +53,21 @@ resolve() {
     printf -v "$1" %s "$path"
 }
 
+# Whether RESUME asks a run to go on, in any spelling that the run itself takes for that.
+resumes() {
+    local asked=${RESUME:-}
+    [[ "${asked,,}" =~ ^(1|true|t|yes|y|on)$ ]]
+}
+
+# Before a LOGDIR is made up: a new one would begin the run again, and again at each further start.
+check_resume() {
+    ! resumes || [[ -n "${LOGDIR:-}" ]] ||
+        refuse "RESUME: there is nothing to go on from without the LOGDIR of the run. Name it"
+}
+
 # mountable NAME...: lists of mounts are written with these characters between the paths.
 mountable() {
     local name
-    [[ -z "${SAVE_DIR:-}" ]] ||
-        refuse "SAVE_DIR: '$SAVE_DIR' would be lost with the container. Unset it: checkpoints are then in LOGDIR, with the trial"
     for name in "$@"; do
         [[ "${!name:-}" != *[:,]* ]] || refuse "$name: '${!name}' cannot be mounted into a container. Name a path without ':' and ','"
     done

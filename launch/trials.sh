@@ -39,6 +39,9 @@ check_trials() {
     check_system
     check_data
     check_seed
+    check_resume
+    [[ -z "${SAVE_DIR:-}" ]] ||
+        refuse "SAVE_DIR: '$SAVE_DIR' would mix the checkpoints of all trials. Unset it: trials keep their checkpoints in LOGDIR/trial_<i>/checkpoints"
     whole_number DGXNNODES 1 100000
     # A batch job has one launcher, which may choose; several launchers must be told.
     if [[ "$DGXNNODES" != 1 && -z "${LOGDIR:-}" ]] && ((one_launcher == 0)); then
@@ -167,17 +170,21 @@ missing_trial() {
     return 1
 }
 
-# The configuration is checked, and is the one that this set was begun with.
+# The configuration is checked, and is the one that this set was begun with. Only a single trial that goes on may have
+# another (layout, time-outs), until it has its result: the run itself refuses what must not change.
 check_settings() {
-    local settings="$LOGDIR/settings.txt" now
+    local settings="$LOGDIR/settings.txt" now other="LOGDIR: '$LOGDIR' was begun with other settings (<) than now (>)"
     # RESUME may be asked for when there is something to go on with.
     now=$(LOGDIR="" RESUME="" in_python -m gptoss20b train --dry-run) || exit 2
-    if [[ ! -s "$settings" ]]; then
-        in_one_step "$settings" "$now" || refuse "LOGDIR: cannot write '$settings'. Make room, or name another folder"
-    elif [[ "$now" != "$(< "$settings")" ]]; then
+    if [[ -s "$settings" ]]; then
+        [[ "$now" != "$(< "$settings")" ]] || return 0
         diff "$settings" - <<< "$now" | grep '^[<>]' >&2 || true
-        refuse "LOGDIR: '$LOGDIR' was begun with other settings (<) than now (>). Restore them, or name another folder"
+        if [[ "$NEXP" != 1 ]] || ! resumes || compgen -G "$LOGDIR/result_*.txt" > /dev/null; then
+            refuse "$other. Restore them, or name another folder"
+        fi
+        say "warning: $other"
     fi
+    in_one_step "$settings" "$now" || refuse "LOGDIR: cannot write '$settings'. Make room, or name another folder"
 }
 
 # Seed of trial i = SEED_BASE + i - 1, for as long as the set lives.
@@ -309,10 +316,10 @@ in_trial() {
     run_trial
 }
 
-# goes_on FOLDER: a trial that was cut short after a checkpoint goes on from it, where RESUME asks for that.
+# goes_on FOLDER: a trial that was cut short after a checkpoint goes on from it, where RESUME asks for that. The run refuses
+# to go on with a log that says how training ended.
 goes_on() {
-    local asked=${RESUME:-}
-    [[ "${asked,,}" =~ ^(1|true|t|yes|y|on)$ && -e "$1/result_0.txt" ]] &&
+    resumes && [[ "$training_ended" == 0 && -e "$1/result_0.txt" ]] &&
         compgen -G "$1/checkpoints/step_????????" > /dev/null
 }
 
@@ -324,21 +331,23 @@ set_aside() {
     mv "$1" "$1_attempt_$k"
 }
 
-# adopt I: a launcher that was killed may have left a log that says how training ended. It is the trial's result; set status.
+# adopt I: a launcher that was killed may have left a log that says how training ended. It is the trial's result; set
+# status, and training_ended: 1 if the log says so, whether it is a result or not.
 adopt() {
     local folder="$LOGDIR/trial_$1" last
+    training_ended=0
     [[ -e "$folder/result_0.txt" ]] || return 1
-    # A failure that the log did not see stays one.
-    last=$(awk -F '\t' -v trial="$1" '$1 == trial { last = $5 } END { print last }' "$LOGDIR/trials.tsv")
-    [[ "$last" != 1 ]] || return 1
     status=0
     in_python -m gptoss20b result "$logdir/trial_$1" > /dev/null 2>&1 || status=$?
     ((terminated == 0)) || return 1
     case "$status" in
-        0 | 3 | 4) ;;
+        0 | 3 | 4) training_ended=1 ;;
         125 | 126 | 127 | 137) refuse "LOGDIR: '$folder/result_0.txt' could not be read: python ended with status $status. Start again" ;;
         *) return 1 ;;
     esac
+    # A failure that the log did not see stays one.
+    last=$(awk -F '\t' -v trial="$1" '$1 == trial { last = $5 } END { print last }' "$LOGDIR/trials.tsv")
+    [[ "$last" != 1 ]] || return 1
     [[ "$status$CHECK_COMPLIANCE" != 01 ]] || check_log "$logdir/trial_$1" in_python || status=5
     say "trial $1 of $NEXP: its log in $folder says how training ended, and is its result"
     row "$1" "$((SEED_BASE + $1 - 1))" - - "$status" || true

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -55,6 +56,22 @@ def assert_that_a_second_start_ends_it(settings: dict[str, str], failed: list[tu
     assert 0 < (logdir / "trial_1_attempt_1" / "result_0.txt").read_text().count('"train_loss"') < 100
 
 
+def assert_that_a_second_start_goes_on(settings: dict[str, str]) -> None:
+    """The trial goes on in its folder from its checkpoint, here with a setting that may be another one."""
+    logdir = Path(settings["LOGDIR"])
+    with launched(settings | {"COLLECTIVE_TIMEOUT": "61"}) as again:
+        status, shown = again.wait(120)
+    assert status == 3, shown
+    assert "was begun with other settings" in shown
+    assert attempts(logdir) == [("77", "3")]
+    assert not (logdir / "trial_1_attempt_1").exists()
+    assert (logdir / "result_1.txt").read_bytes() == (logdir / "trial_1" / "result_0.txt").read_bytes()
+    (went_on_from,) = values(logdir / "result_1.txt", "resumed")
+    assert 0 < went_on_from < 400
+    assert values(logdir / "result_1.txt", "seed") == [77]
+    assert len(values(logdir / "result_1.txt", "train_loss")) == 100
+
+
 KILLED = {
     "a rank": ["-u", "-m", "gptoss20b", "train"],
     "torchrun": ["torch.distributed.run"],
@@ -72,21 +89,25 @@ def test_a_killed_process_ends_the_trial(trial: dict[str, str], killed: str) -> 
         assert launch.left() == []
     assert status == 1, shown
     assert f"1 trials in {launch.logdir}: 1 failed" in shown
-    failed = attempts(launch.logdir)
-    assert failed == [("77", "137" if killed == "the run" else "1")]
+    assert attempts(launch.logdir) == [("77", "137" if killed == "the run" else "1")]
     assert not (launch.logdir / "result_1.txt").exists()
-    if killed == "a rank":  # the others would show the same again
-        assert_that_a_second_start_ends_it(trial, failed)
 
 
 @pytest.mark.slow
-def test_a_killed_launcher_leaves_nothing_behind_and_a_second_start_repeats_the_trial(trial: dict[str, str]) -> None:
-    with launched(trial) as launch:
-        until_it_trains(launch)
+def test_a_killed_launcher_leaves_nothing_behind_and_a_second_start_repeats_the_trial(
+    trial: dict[str, str], tmp_path: Path
+) -> None:
+    """Or goes on with it, where RESUME asks for that."""
+    trial["SAVE_INTERVAL"] = "160"
+    with launched(trial | {"RESUME": "1"}) as launch:
+        checkpoint = launch.logdir / "trial_1" / "checkpoints" / "step_00000040"
+        until(checkpoint.exists, 90, "a first checkpoint")
         launch.process.kill()
         until(lambda: launch.left() == [], 30, "the end of all that the launcher started")
     assert attempts(launch.logdir) == []
     assert not (launch.logdir / "result_1.txt").exists()
+    shutil.copytree(launch.logdir, tmp_path / "resumed")
+    assert_that_a_second_start_goes_on(trial | {"LOGDIR": str(tmp_path / "resumed"), "RESUME": "1"})
     assert_that_a_second_start_ends_it(trial, [])
 
 

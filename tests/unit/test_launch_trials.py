@@ -173,9 +173,14 @@ def test_a_second_start_runs_what_is_missing_with_the_same_seeds(place: Place) -
     ("resume", "checkpoint", "goes_on"),
     [
         ("1", "step_00000012", True),
-        ("true", "step_00000012", True),
+        ("True", "step_00000012", True),
+        ("t", "step_00000012", True),
+        ("YES", "step_00000012", True),
+        ("y", "step_00000012", True),
+        ("on", "step_00000012", True),
         ("true", ".step_00000012.part", False),
         ("0", "step_00000012", False),
+        ("off", "step_00000012", False),
         ("", "step_00000012", False),
     ],
 )
@@ -190,6 +195,34 @@ def test_a_trial_goes_on_from_its_checkpoint_if_asked(
     assert (place.set / "trial_1_attempt_1").exists() == (not goes_on)
     assert place.trial(5).get("RESUME", "") == resume  # the trial itself is told; the settings of the set are as before
     assert [row[0] for row in place.journal] == ["1", "1"]
+
+
+@pytest.mark.parametrize("says", [0, 3, 4])
+def test_a_trial_that_failed_after_its_log_had_ended_begins_anew(place: Place, says: int) -> None:
+    """The run would refuse to go on with that log, at every further start."""
+    place.tell("status_5", "1")
+    place.run(NEXP="1", SEED_BASE="5")
+    (place.set / "trial_1" / "checkpoints" / "step_00000012").mkdir(parents=True)
+    place.tell("log", str(says))
+    place.tell("status_5", "0")
+    assert place.run(NEXP="1", RESUME="1").returncode == 0
+    assert place.journal == [["1", "5", "1"], ["1", "5", "0"]]
+    assert (place.set / "trial_1_attempt_1" / "checkpoints").exists()
+    assert not (place.set / "trial_1" / "checkpoints").exists()
+    assert place.result(1) == "log of seed 5\n"
+
+
+def test_what_one_trials_log_says_is_not_the_next_ones(place: Place) -> None:
+    """The first failed after its log had ended, the second was cut short."""
+    place.replace("../bin/stub-python", '"$STUB/log"', '"$STUB/log_of_${4##*/}"')
+    place.tell("status_5", "1")
+    place.tell("status_6", "1")
+    place.run(NEXP="2", SEED_BASE="5")
+    for i in (1, 2):
+        (place.set / f"trial_{i}" / "checkpoints" / "step_00000012").mkdir(parents=True)
+    place.tell("log_of_trial_1", "0")
+    place.run(NEXP="2", RESUME="1")
+    assert sorted(path.name for path in place.set.glob("trial_*")) == ["trial_1", "trial_1_attempt_1", "trial_2"]
 
 
 def test_every_attempt_is_kept(place: Place) -> None:
@@ -297,15 +330,49 @@ def test_a_second_start_with_other_seeds_is_refused(place: Place) -> None:
     assert place.run(NEXP="2", SEED_BASE="5").returncode == 0
 
 
-def test_a_second_start_with_other_settings_is_refused_and_says_which(place: Place) -> None:
+OTHER_RATE = ["<LEARNING_RATE = 1e-3, ", ">LEARNING_RATE = 2e-3, "]
+
+
+def differences(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line[0] + line[2:24] for line in done.stderr.splitlines()[:2]]
+
+
+@pytest.mark.parametrize(
+    "start", [{"NEXP": "2"}, {"NEXP": "2", "RESUME": "1"}, {"NEXP": "1"}, {"NEXP": "1", "RESUME": "0"}]
+)
+def test_a_second_start_with_other_settings_is_refused_and_says_which(place: Place, start: dict[str, str]) -> None:
+    place.tell("status_5", "1")
     place.run(NEXP="1", SEED_BASE="5", LEARNING_RATE="1e-3")
-    done = place.run(NEXP="2", LEARNING_RATE="2e-3")
-    refused(done, "LOGDIR", "other settings")
-    assert [line[0] + line[2:24] for line in done.stderr.splitlines()[:2]] == [
-        "<LEARNING_RATE = 1e-3, ",
-        ">LEARNING_RATE = 2e-3, ",
-    ]
-    assert place.seeds == [5]
+    kept = (place.set / "settings.txt").read_text()
+    place.forget()
+    done = place.run(LEARNING_RATE="2e-3", **start)
+    refused(done, "LOGDIR", "other settings", "Restore them")
+    assert differences(done) == OTHER_RATE
+    assert len(place.calls()) == 1
+    assert (place.set / "settings.txt").read_text() == kept
+
+
+def test_a_single_trial_goes_on_with_other_settings_and_says_which(place: Place) -> None:
+    place.tell("status_5", "1")
+    place.run(NEXP="1", SEED_BASE="5", LEARNING_RATE="1e-3")
+    (place.set / "trial_1" / "checkpoints" / "step_00000012").mkdir(parents=True)
+    done = place.run(NEXP="1", RESUME="1", LEARNING_RATE="2e-3")
+    assert done.returncode == 0, done.stderr  # as the stub sums up
+    assert differences(done) == OTHER_RATE
+    assert (
+        done.stderr.splitlines()[2] == f"warning: LOGDIR: '{place.set}' was begun with other settings (<) than now (>)"
+    )
+    assert place.trial(5)["LEARNING_RATE"] == "2e-3"
+    assert (place.set / "trial_1" / "checkpoints").exists()
+    assert "LEARNING_RATE = 2e-3, " in (place.set / "settings.txt").read_text()
+    # It has them from now on.
+    assert "other settings" not in place.run(NEXP="1", RESUME="1", LEARNING_RATE="2e-3").stderr
+
+
+def test_a_set_with_a_result_keeps_its_settings(place: Place) -> None:
+    place.run(NEXP="1", SEED_BASE="5", LEARNING_RATE="1e-3")
+    refused(place.run(NEXP="1", RESUME="1", LEARNING_RATE="2e-3"), "LOGDIR", "other settings", "Restore them")
+    assert "LEARNING_RATE = 1e-3, " in (place.set / "settings.txt").read_text()
 
 
 # --- what is refused before any trial
@@ -345,6 +412,20 @@ def test_a_first_seed_that_was_damaged(place: Place, kept: str) -> None:
     place.set.mkdir()
     (place.set / "seed_base").write_text(kept)
     refused(place.run(NEXP="1"), "LOGDIR", "seed_base", "expected the seed")
+
+
+def test_checkpoints_of_several_trials_would_mix(place: Place) -> None:
+    refused(place.run(NEXP="1", SAVE_DIR="/c"), "SAVE_DIR", "'/c'", "LOGDIR/trial_<i>/checkpoints", "Unset it")
+    assert place.calls() == []
+
+
+@pytest.mark.parametrize("asked", ["1", "true", "Y"])
+def test_nothing_to_go_on_from(place: Place, asked: str) -> None:
+    done = place.run(NEXP="1", RESUME=asked, LOGDIR="")
+    refused(done, "RESUME: there is nothing to go on from without the LOGDIR of the run. Name it")
+    assert place.calls() == []
+    assert not (place.scripts / "results").exists()
+    assert place.run(NEXP="1", RESUME="0", LOGDIR="").returncode == 0
 
 
 def test_a_number_of_nodes_that_is_none(place: Place) -> None:

@@ -364,14 +364,16 @@ def test_a_path_that_cannot_be_written_in_a_list_of_mounts(place: Place, name: s
     assert slurm(place, "config_CPU_1x2.sh", **{name: str(folder)}).returncode == 0
 
 
-def test_checkpoints_would_be_lost_in_a_container(place: Place) -> None:
+def test_what_no_launcher_takes(place: Place) -> None:
     place.tell("pyxis")
-    for done in (
-        docker(place, "config_CPU_1x2.sh", SAVE_DIR="/c"),
-        slurm(place, "config_CPU_1x2.sh", CONT="image", SAVE_DIR="/c"),
-    ):
-        refused(done, "SAVE_DIR", "'/c' would be lost", "Unset it")
-    assert slurm(place, "config_CPU_1x2.sh", SAVE_DIR="/c").returncode == 0
+    for image in ({}, {"CONT": "image"}):
+        for given, expected in (
+            ({"SAVE_DIR": "/c"}, ("SAVE_DIR", "'/c'", "LOGDIR/trial_<i>/checkpoints", "Unset it")),
+            ({"RESUME": "1", "LOGDIR": ""}, ("RESUME", "without the LOGDIR", "Name it")),
+        ):
+            refused(docker(place, "config_CPU_1x2.sh", **image, **given), *expected)
+            refused(slurm(place, "config_CPU_1x2.sh", **image, **given), *expected)
+    assert place.seeds == []
 
 
 def test_the_hosts_python_is_none_of_the_images(place: Place) -> None:

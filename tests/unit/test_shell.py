@@ -307,13 +307,28 @@ def test_a_data_folder_that_is_not_there(place: Place) -> None:
 def test_a_result_that_exists(place: Place) -> None:
     (place.folder / "old").mkdir()
     (place.folder / "old" / "result_0.txt").write_text("precious")
-    refused(place, place.run(LOGDIR=str(place.folder / "old")), "LOGDIR", "never overwritten")
+    for asked in ("", "0", "no", "False"):
+        refused(place, place.run(LOGDIR=str(place.folder / "old"), RESUME=asked), "LOGDIR", "never overwritten")
     # The first node may have begun it, a second later comes another one.
     other = place.run(LOGDIR=str(place.folder / "old"), DGXNNODES="2", NODE_RANK="1", MASTER_ADDR="first")
     assert other.returncode == 0, other.stderr
     assert (place.folder / "old" / "result_0.txt").read_text() == "precious"
     # A run that is to go on has a log; the run itself knows whether it may.
-    assert place.run(LOGDIR=str(place.folder / "old"), RESUME="1").returncode == 0
+    for asked in ("1", "true", "T", "yes", "Y", "On"):
+        assert place.run(LOGDIR=str(place.folder / "old"), RESUME=asked).returncode == 0
+
+
+def test_nothing_to_go_on_from(place: Place) -> None:
+    refused(
+        place, place.run(RESUME="1"), "RESUME: there is nothing to go on from without the LOGDIR of the run. Name it"
+    )
+    assert place.calls == []
+    assert place.run(RESUME="0", STUB_LOG="1").returncode == 0
+
+
+def test_one_run_may_keep_its_checkpoints_elsewhere(place: Place) -> None:
+    assert place.run(SAVE_DIR=str(place.folder / "c"), STUB_LOG="1").returncode == 0
+    assert place.launched_with("SAVE_DIR") == str(place.folder / "c")
 
 
 # --- what the log will say of the caches

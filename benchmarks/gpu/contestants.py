@@ -38,7 +38,9 @@ class Contestant:
 # In the order of their first turns: ours of a variant before the peers that must compute the same.
 CONTESTANTS: dict[str, Contestant] = {
     "ours": Contestant("torch", "reference", "ours", ("moe_act",)),
-    "transformer_engine": Contestant("transformer_engine", "reference", "Megatron-Core, Transformer Engine spec"),
+    "transformer_engine": Contestant(
+        "transformer_engine", "reference", "Megatron-Core, Transformer Engine spec", ("moe_act",)
+    ),
     "megatron_local": Contestant("megatron_local", "reference", "Megatron-Core, local spec", ("layers",)),
     "ours_openai": Contestant("torch", "openai", "ours, openai variant", ("moe_act",)),
     "hugging_face_compiled": Contestant(None, "openai", "Hugging Face, layers compiled", compiled=True),
@@ -57,16 +59,17 @@ class Attempt:
 def attempts(contestant: Contestant, scenario: Name, sequences: int, memory_bytes: int | None) -> list[Attempt]:
     """How to run a contestant, the best first: all sequences in one micro batch, or one by one.
 
-    Ours recomputes before it makes micro batches smaller, which costs more; others after.
+    Recomputing an activation costs less than smaller micro batches and comes before them; recomputing whole layers, the
+    local spec's way out, costs more.
 
     Args:
         sequences: of a step.
         memory_bytes: of the device; ways that cannot fit by arithmetic are left out. None: nothing is left out.
     """
     sizes = sorted({sequences, 1}, reverse=True)
-    if contestant.ours:
+    if contestant.backend != "megatron_local":
         return [Attempt(size, level) for size in sizes for level in (None, *contestant.recompute)]
-    if contestant.backend == "megatron_local" and memory_bytes is not None:
+    if memory_bytes is not None:
         sizes = [size for size in sizes if kept_scores(scenario, size) < memory_bytes]
     # A single layer's scores, in fp32 on their way, are many GiB too: recomputed, only one sequence has a chance.
     return [*(Attempt(size) for size in sizes), *(Attempt(1, level) for level in contestant.recompute)]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from gptoss20b.bench.subject import SEED, Outcome, gradient_norm
+from gptoss20b.bench.norms import norms_by_kind
+from gptoss20b.bench.subject import SEED, Outcome, gradient_norm, name_of
 from gptoss20b.bench.tokens import micro_batches
 from gptoss20b.config import Config
 from gptoss20b.exchange.architecture import settings_of
@@ -54,12 +55,14 @@ class HuggingFace:
             weight_decay=rules.weight_decay,
             fused=device.type == "cuda",
         )
+        self.optimizer_name: str | None = name_of(self._optimizer)
         self._batches = [batch.tokens for batch in micro_batches(config, device)]
 
     def first(self) -> Outcome:
         """Loss and gradient norm from the initial weights, which stay as they are."""
         loss = self.gradients()
-        return Outcome(float(loss), float(gradient_norm(self.model)))
+        gradients = ((name, each.grad) for name, each in self.model.named_parameters() if each.grad is not None)
+        return Outcome(float(loss), float(gradient_norm(self.model)), norms_by_kind(gradients))
 
     def gradients(self) -> Tensor:
         """Forward and backward into new gradients; returns the mean loss."""

@@ -19,11 +19,16 @@ class Record(BaseModel):
 
 
 class Expected(Record):
-    """What a contestant must compute before it is timed: ours, and how far a peer may be from it (relative)."""
+    """What a contestant must compute before it is timed: ours, and how far a peer may be from it (relative).
+
+    `norms` are those of the gradients by kind of tensor; ``norm_tolerance`` is for `grad_norm` too.
+    """
 
     loss: float
     grad_norm: float
-    tolerance: float
+    norms: dict[str, float]
+    loss_tolerance: float
+    norm_tolerance: float
 
 
 class Request(Record):

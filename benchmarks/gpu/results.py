@@ -7,28 +7,64 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+from pydantic import ValidationError
+
 from benchmarks.gpu.contestants import CONTESTANTS
 from benchmarks.gpu.records import Record, Turn
-from gptoss20b.bench.result import BenchResult
+from gptoss20b.bench.result import BenchResult, speed
 from gptoss20b.bench.scenarios import Name
 
 RESULTS = "results.json"
 Timed = Literal["step_seconds", "step_without_optimizer_seconds"]
+# What the same command would only find again; the rest it tries again.
+_SETTLED = ("measured", "refused", "out of memory")
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be read; says which and why."""
 
 
 class Comparison(Record):
-    """Turns on the same tokens, weights, code and settings, in the order in which they were taken."""
+    """Turns on the same tokens, weights, code and settings, in the order in which they were taken.
+
+    `identity` is `identity.identity`.
+    """
 
     scenario: Name
     sequences: int
     warmup: int
     steps: int
-    git_commit: str
+    identity: dict[str, str]
     turns: list[Turn]
 
     def turn(self, contestant: str, number: int) -> Turn | None:
         """A contestant's turn, if it has had it."""
         return next((t for t in self.turns if (t.contestant, t.number) == (contestant, number)), None)
+
+    def settled(self, contestant: str, number: int) -> bool:
+        """Whether there is nothing more to learn from the turn; not if it failed or its software was missing."""
+        turn = self.turn(contestant, number)
+        return turn is not None and turn.status in _SETTLED
+
+    def with_turn(self, turn: Turn) -> Comparison:
+        """This and a further turn, in the place of an earlier try of it."""
+        others = [t for t in self.turns if (t.contestant, t.number) != (turn.contestant, turn.number)]
+        return self.model_copy(update={"turns": [*others, turn]})
+
+    def differences(self, other: Comparison) -> list[str]:
+        """What the other comparison has that this has not, turns aside: name, this one's, the other's."""
+        mine, theirs = (
+            {
+                name: str(value)
+                for name, value in (each.model_dump(exclude={"turns", "identity"}) | each.identity).items()
+            }
+            for each in (self, other)
+        )
+        return [
+            f"{name} {mine.get(name, 'none')} and not {theirs.get(name, 'none')}"
+            for name in mine | theirs
+            if mine.get(name) != theirs.get(name)
+        ]
 
     def ours(self, variant: str) -> Turn | None:
         """Our first turn with an architecture."""
@@ -49,6 +85,15 @@ class Comparison(Record):
         ours = self.ours(CONTESTANTS[contestant].variant)
         own, reference = self.seconds(contestant, timed), ours and self.seconds(ours.contestant, timed)
         return own / reference if own and reference else None
+
+    def mfu(self, contestant: str, timed: Timed = "step_seconds") -> float | None:
+        """Fraction of the device's peak at `seconds`, so of the same turns as the ratios; None if one is not known."""
+        seconds = self.seconds(contestant, timed)
+        result = next((t.result for t in self.turns if t.contestant == contestant and t.result), None)
+        if seconds is None or result is None or result.peak_tflops is None:
+            return None
+        tokens = result.sequences_per_step * result.sequence_length
+        return speed(seconds, tokens, result.flops_per_token)[1] / result.peak_tflops
 
     def best_peer(self) -> str | None:
         """The peer that is fastest beside ours in their first turns, so that a second turn changes nothing here."""
@@ -73,6 +118,14 @@ def read(folder: Path) -> Comparison:
     """The folder's results.
 
     Raises:
-        OSError, ValueError: there are none, or others.
+        ResultsError: there are none, or they are not whole; names the file.
     """
-    return Comparison.model_validate_json((folder / RESULTS).read_text(encoding="utf-8"))
+    path = folder / RESULTS
+    try:
+        return Comparison.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ResultsError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise ResultsError(f"{path}: not results of this version of compare: {place}: {first['msg']}") from error

@@ -11,8 +11,8 @@ from gptoss20b.bench.result import BenchResult, Spread
 
 BEGIN, END = "<!-- results: written by compare.py --readme -->", "<!-- /results -->"
 _COLUMNS = (
-    "contestant", "turn", "micro batch", "step, s (p10 to p90)", "without optimizer, s", "TFLOP/s", "of a plain GEMM",
-    "MFU", "MFU without optimizer", "peak GiB", "times ours",
+    "contestant", "turn", "micro batch", "step, s (p10 to p90; n)", "without optimizer, s", "TFLOP/s",
+    "of a plain GEMM", "MFU", "MFU without optimizer", "peak GiB", "times ours (all turns)",
 )  # fmt: skip
 _PEERS_OF_HUGGING_FACE = ("hugging_face", "hugging_face_compiled")
 
@@ -27,7 +27,8 @@ def markdown(comparison: Comparison) -> str:
         f"Scenario {comparison.scenario}, {comparison.sequences} sequences of {known.sequence_length:,} tokens a step, "
         f"{known.precision}, on {known.system}; a plain {known.gemm.size}^3 {known.gemm.dtype} multiplication reached "
         f"{known.gemm_tflops:,.3g} TFLOP/s.",
-        f"Recorded on {known.date}, commit {comparison.git_commit}; {versions}.",
+        f"Recorded on {known.date}, commit {comparison.identity['commit']}; {versions}.",
+        *_optimizers(comparison),
         "",
         _row(_COLUMNS),
         _row(["---"] * len(_COLUMNS)),
@@ -61,13 +62,13 @@ def _cells(comparison: Comparison, turn: Turn) -> list[str]:
     title = CONTESTANTS[turn.contestant].title
     result = turn.result
     if result is None:
-        return [title, str(turn.number), f"{turn.status}: {turn.reason}".replace("|", "/"), *["-"] * 8]
-    recompute = "" if result.recompute == "none" else f", RECOMPUTE={result.recompute}"
+        reason = (turn.reason.splitlines() or [""])[0].replace("|", "/")  # the whole of it is in the results
+        return [title, str(turn.number), f"{turn.status}: {reason}", *["-"] * 8]
     ratio = comparison.times_ours(turn.contestant)
     return [
         title,
         str(turn.number),
-        f"{result.micro_batch_size}{recompute}",
+        _way(result),
         _spread(result.step_seconds),
         _spread(result.step_without_optimizer_seconds),
         f"{result.tflops_per_second:,.3g}",
@@ -79,8 +80,13 @@ def _cells(comparison: Comparison, turn: Turn) -> list[str]:
     ]
 
 
+def _way(result: BenchResult) -> str:
+    """Micro batch and recomputation."""
+    return f"{result.micro_batch_size}" + ("" if result.recompute == "none" else f", RECOMPUTE={result.recompute}")
+
+
 def _spread(seconds: Spread | None) -> str:
-    return f"{seconds.median:.4f} ({seconds.p10:.4f} to {seconds.p90:.4f})" if seconds else "-"
+    return f"{seconds.median:.4f} ({seconds.p10:.4f} to {seconds.p90:.4f}; {seconds.steps})" if seconds else "-"
 
 
 def _percent(fraction: float | None) -> str:
@@ -89,11 +95,25 @@ def _percent(fraction: float | None) -> str:
 
 def _versions(comparison: Comparison) -> dict[str, str]:
     """Of all packages that any contestant names."""
-    wanted = ("python", "torch", "megatron-core", "transformer-engine", "transformers")
-    found: dict[str, str] = {}
+    wanted = ("python", "torch", "triton", "megatron-core", "transformer-engine", "transformers")
+    found = {name: version for name, version in comparison.identity.items() if version != "none"}
     for turn in comparison.turns:
         found |= {name: version for name, version in (turn.result.versions if turn.result else {}).items() if version}
     return {name: found[name] for name in wanted if name in found}
+
+
+def _optimizers(comparison: Comparison) -> list[str]:
+    """Whose optimizer each contestant ran: Megatron-Core takes Transformer Engine's where that is installed."""
+    used: dict[str, list[str]] = {}
+    for turn in comparison.turns:
+        if turn.number == 1 and turn.result and turn.result.optimizer:
+            used.setdefault(turn.result.optimizer, []).append(CONTESTANTS[turn.contestant].title)
+    engine = _versions(comparison).get("transformer-engine", "")
+    told = [
+        f"{name.replace('transformer_engine', f'Transformer Engine {engine}'.rstrip())} ({', '.join(users)})"
+        for name, users in used.items()
+    ]
+    return [f"Optimizers: {'; '.join(told)}."] if told else []
 
 
 def _parts(comparison: Comparison) -> list[str]:
@@ -108,10 +128,8 @@ def _parts(comparison: Comparison) -> list[str]:
 
 def _targets(comparison: Comparison) -> list[str]:
     """The targets that this comparison can tell, each with what was reached."""
-    ours = comparison.ours("reference")
-    result = ours.result if ours else None
     rows = [
-        *_mfu_targets(result),
+        *_mfu_targets(comparison),
         ("times Megatron-Core's local spec", 2.5, comparison.times_ours("megatron_local")),
         ("times Megatron-Core with Transformer Engine", 1.0, comparison.times_ours("transformer_engine")),
         ("times Hugging Face's best", 1.25, _least(comparison)),
@@ -126,10 +144,15 @@ def _targets(comparison: Comparison) -> list[str]:
     return [_row(["target (S1)", "wanted", "got", ""]), _row(["---"] * 4), *told]
 
 
-def _mfu_targets(result: BenchResult | None) -> list[tuple[str, float, float | None]]:
+def _mfu_targets(comparison: Comparison) -> list[tuple[str, float, float | None]]:
+    ours = comparison.ours("reference")
+    if ours is None or ours.result is None:
+        return []
+    how = f"ours at micro batch {_way(ours.result)}"
+    without = comparison.mfu(ours.contestant, "step_without_optimizer_seconds")
     return [
-        ("MFU without the optimizer step", 0.45, result.mfu_without_optimizer if result else None),
-        ("MFU with it", 0.42, result.mfu if result else None),
+        (f"MFU without the optimizer step, {how}", 0.45, without),
+        (f"MFU with it, {how}", 0.42, comparison.mfu(ours.contestant)),
     ]
 
 

@@ -19,23 +19,41 @@ from gptoss20b.model.build import BackendError
 from gptoss20b.process_groups import joined, read_rank
 from gptoss20b.stopping import end_with_parent
 
+# In lower case: of torch, cuBLAS (CUBLAS_STATUS_ALLOC_FAILED), cuDNN (CUDNN_STATUS_ALLOC_FAILED, later
+# ..._ALLOCATION_FAILED) and AMD's, of the CUDA runtime (cudaErrorMemoryAllocation), and of NCCL.
+_SIGNS_OF_FULL_MEMORY = (
+    "out of memory", "status_alloc_failed", "allocation_failed", "errormemoryallocation", "failed to cuda calloc",
+    "failed to cuda malloc", "failed to cuda host alloc",
+)  # fmt: skip
+
 
 class GateError(ValueError):
     """A contestant that does not compute what ours does."""
 
 
 def gate(outcome: Outcome, expected: Expected) -> None:
-    """Refuse a contestant whose first loss or gradient norm is not ours.
+    """Refuse a contestant whose first loss or gradient norms, whole and by kind of tensor, are not ours.
 
     Raises:
-        GateError: with both numbers; also where one of them is not a number.
+        GateError: with all numbers that differ; also where one is not a number, or only one side has a gradient.
     """
-    for name in ("loss", "grad_norm"):
-        got, wanted = getattr(outcome, name), getattr(expected, name)
-        if not abs(got - wanted) <= expected.tolerance * abs(wanted):
-            raise GateError(
-                f"{name}: got {got:.6g}, ours is {wanted:.6g}, and they may differ by {expected.tolerance:g}"
-            )
+    nothing = float("nan")
+    pairs = {
+        "loss": (outcome.loss, expected.loss, expected.loss_tolerance),
+        "gradient norm": (outcome.grad_norm, expected.grad_norm, expected.norm_tolerance),
+    } | {
+        f"gradient norm of {kind}": (
+            outcome.norms.get(kind, nothing), expected.norms.get(kind, nothing), expected.norm_tolerance
+        )
+        for kind in expected.norms | outcome.norms
+    }  # fmt: skip
+    wrong = [
+        f"{name}: got {got:.6g}, ours is {wanted:.6g}, and they may differ by {tolerance:g}"
+        for name, (got, wanted, tolerance) in pairs.items()
+        if not abs(got - wanted) <= tolerance * abs(wanted)
+    ]
+    if wrong:
+        raise GateError("; ".join(wrong))
 
 
 def take(request: Request) -> BenchResult:
@@ -78,11 +96,20 @@ def outcome_of(request: Request, number: int) -> Turn:
         return without_result("refused", str(error))
     except BackendError as error:
         return without_result("not available", str(error))
-    except torch.OutOfMemoryError as error:
-        return without_result("out of memory", str(error).splitlines()[0])
     except Exception as error:
         traceback.print_exc()
-        return without_result("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        reason = f"{type(error).__name__}: {error}"
+        return without_result("out of memory" if out_of_memory(error) else "failed", reason)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether the error, or one that led to it, is that the device's memory is full, whichever library says so."""
+    while error is not None:
+        text = str(error).lower()
+        if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _SIGNS_OF_FULL_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def main(request: Path, outcome: Path, number: int) -> None:

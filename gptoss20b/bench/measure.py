@@ -129,6 +129,8 @@ def measure(
         routing=routing,
         loss=outcome.loss,
         grad_norm=outcome.grad_norm,
+        norms=outcome.norms,
+        optimizer=subject.optimizer_name if with_optimizer else None,
         versions=versions(),
         git_commit=git_commit() or config.submission.git_commit or "unknown",
         date=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),

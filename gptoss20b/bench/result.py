@@ -75,7 +75,8 @@ class BenchResult(Found):
         parts_seconds, profiled_seconds: of one profiled step, by part and their sum; None for models without names
             for their parts, or compiled as a whole layer. On a GPU the kernels' time, on a CPU the operators' own.
         routing: how balanced it was; None as above.
-        loss, grad_norm: of the first step, from the initial weights.
+        loss, grad_norm, norms: of the first step, from the initial weights; `subject.Outcome`.
+        optimizer: package and class; None where there is none.
     """
 
     scenario: str
@@ -107,6 +108,8 @@ class BenchResult(Found):
     routing: Routing | None
     loss: float
     grad_norm: float
+    norms: dict[str, float]
+    optimizer: str | None
     versions: dict[str, str | None]
     git_commit: str
     date: str
@@ -115,15 +118,17 @@ class BenchResult(Found):
 def peak_of(system: str) -> tuple[float | None, str]:
     """Dense bf16 peak in TFLOP/s of the device of this name, and where it is from or why it is None.
 
+    A card for a PCIe slot and a slice of a GPU have lower peaks than the module of the same name, and none here.
+
     >>> peak_of("NVIDIA H200")  # doctest: +ELLIPSIS
     (990, 'dense bf16 of H200: NVIDIA H200 SXM and DGX H200 data sheets; ...')
     """
-    from ..estimate.systems import SYSTEMS  # whose package is larger than what reads results needs
+    from ..estimate.systems import SYSTEMS, system_of  # whose package is larger than what reads results needs
 
-    for name, known in SYSTEMS.items():
-        if name in system.upper().split():
-            return known.peak_tflops, f"dense bf16 of {name}: {known.source}"
-    return None, f"no peak is known for '{system}', only for {', '.join(SYSTEMS)}"
+    known = system_of(system)
+    if known is None:
+        return None, f"no peak is known for '{system}', only for {', '.join(SYSTEMS)} (not PCIe, NVL or MIG)"
+    return known.peak_tflops, f"dense bf16 of {known.name}: {known.source}"
 
 
 def speed(seconds: float, tokens: int, flops_per_token: float) -> tuple[float, float]:

@@ -18,6 +18,9 @@ Variant = Literal["reference", "openai"]
 # The weights stay what they were, and the routing with them: every timed step does the work of the first. Adam's
 # arithmetic does not depend on the rate.
 _LEARNING_RATE = 1e-12
+# More than a run's 0.008, so that scores, gates and routing weights are far from all equal and a contestant without
+# windows, rotation or sinks shows (`norms`). At 0.04 softmax is so sharp that rounding to bf16 shows as well.
+_INIT_METHOD_STD = "0.02"
 _SIZES = ("vocab_size", "layers", "hidden_size", "heads", "kv_groups", "head_dim", "experts", "top_k", "expert_ffn")
 # The benchmark's vocabulary, for the released architecture too.
 _WIDTH = {"vocab_size": PRESETS["reference"]["model"]["vocab_size"]}
@@ -91,6 +94,7 @@ def configure(
         "MICRO_BATCH_SIZE": str(micro),
         "GLOBAL_BATCH_SIZE": str(sequences or micro),
         "LEARNING_RATE": str(_LEARNING_RATE),
+        "INIT_METHOD_STD": _INIT_METHOD_STD,
         "BACKEND": "transformer_engine" if backend == "transformer_engine" else "torch",
         **dict.fromkeys(("DGXNNODES", "DGXNGPU", "EXPERT_PARALLEL", "TENSOR_PARALLEL"), "1"),
         **dict.fromkeys(("PIPELINE_PARALLEL", "CONTEXT_PARALLEL"), "1"),

@@ -12,7 +12,8 @@ from torch.autograd.profiler import record_function
 
 from ..config import Config
 from ..model.build import Backend
-from ..training import DeviceBatch, Trainer, begin, mean_loss
+from ..training import DeviceBatch, Trainer, begin, mean_loss, optimizer_parts
+from .norms import named_as_theirs, norms_by_kind
 from .parts import OPTIMIZER, OTHER, range_of
 from .tokens import micro_batches
 
@@ -22,10 +23,14 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the first step gives: mean loss over the counted tokens in nats, and the norm of its gradient."""
+    """What the first step gives: mean loss over the counted tokens in nats, and the norm of its gradient.
+
+    `norms` are those of the gradients by kind of tensor, `norms.norms_by_kind`.
+    """
 
     loss: float
     grad_norm: float
+    norms: dict[str, float]
 
 
 class Subject(Protocol):
@@ -34,10 +39,12 @@ class Subject(Protocol):
     Attributes:
         updates: whether it has an optimizer.
         gpt: the Megatron-Core model whose parts have names; None for others.
+        optimizer_name: package and class of what updates the weights; None without an optimizer.
     """
 
     updates: bool
     gpt: Any
+    optimizer_name: str | None
 
     def first(self) -> Outcome:
         """Take the first step and read what came of it."""
@@ -57,6 +64,25 @@ def gradient_norm(model: torch.nn.Module) -> Tensor:
     return total
 
 
+def name_of(optimizer: torch.optim.Optimizer) -> str:
+    """Package and class.
+
+    >>> name_of(torch.optim.AdamW([torch.zeros(1)]))
+    'torch AdamW'
+    """
+    kind = type(optimizer)
+    return f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+
+
+def _reduced(parameter: torch.nn.Parameter) -> Tensor | None:
+    """Where DDP gathers a parameter's gradient."""
+    return getattr(parameter, "main_grad", None)
+
+
+def _own(parameter: torch.nn.Parameter) -> Tensor | None:
+    return parameter.grad
+
+
 class Trained(Trainer):
     """The real trainer (DDP, distributed optimizer) on the scenario's tokens."""
 
@@ -64,12 +90,15 @@ class Trained(Trainer):
 
     def __init__(self, config: Config, backend: Backend, device: torch.device) -> None:
         super().__init__(config, backend, device, SEED)
+        self.optimizer_name: str | None = name_of(optimizer_parts(self.optimizer)[0].optimizer)
         self._batches = micro_batches(config, device)
 
     def first(self) -> Outcome:
         """One step of the trainer, whose rate is 0 then; the norm is before clipping."""
+        self.gradients()  # by themselves first: the step clips them
+        norms = norms_by_kind(named_as_theirs(self.gpt, self.config, _reduced))
         result = self.step(iter(self._batches))
-        return Outcome(result.loss(), float(result.grad_norm))
+        return Outcome(result.loss(), float(result.grad_norm), norms)
 
     def gradients(self) -> object:
         """All of a step up to the reduced gradients."""
@@ -96,6 +125,7 @@ class Bare(Trained):
         # Not the trainer's: it would make what does not fit.
         self.config, self.device, self.overlaps = config, device, False
         self.gpt, self.model = begin(config, backend, device, SEED)
+        self.optimizer_name = None
         self._positions = torch.arange(config.rules.sequence_length, device=device)[None]
         self._batches = micro_batches(config, device)
         self.model.train()
@@ -104,7 +134,9 @@ class Bare(Trained):
         """Forward and backward; the norm is of gradients in the weights' type."""
         loss_sum, tokens = self.gradients()
         # Of the sum over tokens: the trainer divides by their number after the reduction.
-        return Outcome(mean_loss(loss_sum, tokens), float(gradient_norm(self.model) / tokens))
+        norms = norms_by_kind(named_as_theirs(self.gpt, self.config, _own))
+        means = {kind: norm / float(tokens) for kind, norm in norms.items()}
+        return Outcome(mean_loss(loss_sum, tokens), float(gradient_norm(self.model) / tokens), means)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Forward and backward into new gradients; returns the sum of the losses and the counted tokens."""

@@ -16,8 +16,8 @@ from ..config import Config
 from ..model.size import flops_per_token
 from .assumptions import Assumptions
 from .problems import EstimateError
-from .scaling import step_time, traffic_time, work_per_token
-from .systems import System
+from .scaling import clearing_time, step_time, traffic_time, work_per_token
+from .systems import SYSTEMS, System, system_of
 
 # S1 is the EP-8 rank's share of the model, at micro batch 2 where a measurement does not say otherwise.
 _S1_EXPERT_PARALLEL = 8
@@ -27,11 +27,15 @@ DEFAULT_MFU = 0.40
 
 @dataclass(frozen=True)
 class Efficiency:
-    """A fraction of the dense bf16 peak, where it is from, and whether it was given: it is assumed if not."""
+    """A fraction of the dense bf16 peak, where it is from, and whether it was given: it is assumed if not.
+
+    `warning` says why it stands for less than it seems to; empty if it does not.
+    """
 
     value: float
     source: str
     given: bool
+    warning: str = ""
 
 
 def assumed(config: Config, counts: Mapping[str, int], system: System, given: Assumptions) -> Efficiency:
@@ -64,7 +68,7 @@ def from_s1(path: Path, config: Config, counts: Mapping[str, int], system: Syste
     measured = _read(path)
     if measured["scenario"] != "S1":
         raise EstimateError(f"{path}: got scenario {measured['scenario']}, expected S1. Run bench --scenario S1.")
-    if system.name.upper() not in re.split(r"[\s\-_]+", measured["system"].upper()):
+    if not _is(measured["system"], system):
         raise EstimateError(
             f"{path}: measured on '{measured['system']}', but --system is {system.name}. Name the system it is from."
         )
@@ -78,9 +82,22 @@ def from_s1(path: Path, config: Config, counts: Mapping[str, int], system: Syste
     if other:
         raise EstimateError(f"{path}: measured at {'; '.join(other)}. Measure S1 so, or change the setting.")
     seconds, micro_batch = measured["seconds"], measured["micro_batch_size"]
-    value = _efficiency(micro_batch * measured["SEQUENCE_LENGTH"], seconds, config, counts, system, given, str(path))
-    source = f"measured: S1 of {path.name} ({measured['system']}, {measured['backend']}, micro batch {micro_batch}, "
-    return Efficiency(value, f"{source}{seconds:.4f} s without the optimizer)", True)
+    count = micro_batch * measured["SEQUENCE_LENGTH"]
+    value = _efficiency(count, seconds, config, counts, system, given, str(path), measured["passes"])
+    backend = measured["backend"]
+    source = f"measured: S1 of {path.name} ({measured['system']}, {backend} back end, micro batch {micro_batch}, "
+    warning = ""
+    if backend == "megatron_local":
+        warning = f"{path}: measured with megatron_local, which `train` does not offer and which is far slower"
+    return Efficiency(value, f"{source}{seconds:.4f} s without the optimizer)", True, warning)
+
+
+def _is(device: str, system: System) -> bool:
+    """Whether a device of this name, as torch gives it, is the system's GPU."""
+    if system.name in SYSTEMS:
+        known = system_of(device)
+        return known is not None and known.name == system.name
+    return system.name.upper() in re.split(r"[\s\-_]+", device.upper())
 
 
 def from_step(seconds: float, config: Config, counts: Mapping[str, int], system: System, given: Assumptions) -> float:
@@ -111,16 +128,20 @@ def _efficiency(
     system: System,
     given: Assumptions,
     said_by: str,
+    passes: int = 1,
 ) -> float:
-    """The matrix products' part of an S1 micro batch of so many tokens, as a fraction of the peak."""
+    """The matrix products' part of an S1 micro batch of so many tokens, as a fraction of the peak.
+
+    Its seconds hold a share of the clearing of gradients, of which there is one for all ``passes`` of a step.
+    """
     parameters = counts["experts"] / _S1_EXPERT_PARALLEL + counts["embedding"] + counts["other"]
-    traffic = traffic_time(parameters, system, given)
+    traffic = traffic_time(parameters, system, given) + clearing_time(parameters, system, given) / passes
     peak = system.peak_tflops * 1e12
     shortest = count * work_per_token(config) / peak + traffic
     if seconds < shortest:
         raise EstimateError(
             f"{said_by}: S1 would take {seconds * 1e3:.1f} ms, but at the peak of {system.name} it takes "
-            f"{shortest * 1e3:.1f} ms with {traffic * 1e3:.1f} ms of gradient traffic. The largest MFU is "
+            f"{shortest * 1e3:.1f} ms with {traffic * 1e3:.1f} ms of gradient traffic and clearing. The largest MFU is "
             f"{count * flops_per_token(config) / peak / shortest:.3f}."
         )
     return count * work_per_token(config) / (peak * (seconds - traffic))
@@ -141,6 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
             "MODEL_VARIANT": str(document.get("variant", "reference")),
             "PRECISION": str(document.get("precision", "bf16")),
             "RECOMPUTE": str(document.get("recompute", "none")),
+            "passes": passes,
             "seconds": float(document["step_without_optimizer_seconds"]["median"]) / passes,
         }
     except OSError as error:

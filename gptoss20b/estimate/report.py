@@ -52,6 +52,7 @@ def as_document(found: Estimate, efficiency: Efficiency) -> dict[str, Any]:
             "fits": fits(found),
         },
         "efficiency_given": efficiency.given,
+        "warning": efficiency.warning or None,
         "assumptions": [
             {"name": name, "value": value, "unit": unit, "source": source}
             for name, value, unit, source in assumption_rows(found, efficiency)
@@ -64,6 +65,7 @@ def as_document(found: Estimate, efficiency: Efficiency) -> dict[str, Any]:
 def as_tables(found: Estimate, efficiency: Efficiency) -> Sequence[Table | str]:
     """What the command prints: the result, a step's parts, the assumptions, what is left out, and the model's error."""
     return [
+        *([f"WARNING: {efficiency.warning}."] if efficiency.warning else []),
         _result(found, efficiency),
         _parts(found),
         _assumptions(found, efficiency),
@@ -106,7 +108,7 @@ def assumption_rows(found: Estimate, efficiency: Efficiency) -> list[tuple[str, 
             "activations",
             found.activation_bytes / _GIB,
             "GiB per GPU",
-            "39 GiB a sequence of the reference, without recomputation: an estimate from above (docs/tuning.md)",
+            "39 GiB a sequence of the reference, less what RECOMPUTE frees: an estimate from above (docs/tuning.md)",
         ),
     ]
 

@@ -161,6 +161,11 @@ def traffic_time(parameters: float, system: System, assumed: Assumptions) -> flo
     return parameters * assumed.traffic_bytes / _memory_rate(system, assumed)
 
 
+def clearing_time(parameters: float, system: System, assumed: Assumptions) -> float:
+    """Seconds of clearing the gradients of the parameters on a GPU, once a step."""
+    return parameters * assumed.gradient_bytes / _memory_rate(system, assumed)
+
+
 def all_to_all_time(config: Config, system: System, assumed: Assumptions) -> float:
     """Seconds of one micro batch's all-to-alls: the busiest rank's bytes, and a latency for each; 0 with EP 1."""
     expert = config.parallel.expert
@@ -244,4 +249,4 @@ def _optimizer_time(shared: tuple[Group, ...], system: System, assumed: Assumpti
     owned = sum(group.owned for group in shared)
     everything = sum(group.parameters for group in shared)
     update = _STATE_TRAFFIC + 2 * assumed.gradient_bytes + assumed.weight_bytes  # gradients are read for the norm too
-    return (owned * update + everything * assumed.gradient_bytes) / _memory_rate(system, assumed)
+    return owned * update / _memory_rate(system, assumed) + clearing_time(everything, system, assumed)

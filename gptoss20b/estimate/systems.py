@@ -61,6 +61,8 @@ SYSTEMS: dict[str, System] = {
         ),
     )
 }  # fmt: skip
+# Words in a device's name for a card or a slice of lower rates than the module of the same name.
+_OTHER_FORMS = {"PCIE", "NVL", "MIG"}
 # Option of the command line for each figure that can be given by hand.
 BY_HAND = {
     "peak_tflops": "--peak-tflops",
@@ -70,6 +72,19 @@ BY_HAND = {
     "network_gbs": "--network-gbs",
     "domain": "--domain",
 }
+
+
+def system_of(device: str) -> System | None:
+    """The system whose GPU has this name, as torch gives it; None for others, and for its cards and slices.
+
+    >>> system_of("NVIDIA H200").name
+    'H200'
+    >>> system_of("NVIDIA H200 NVL")
+    """
+    words = set(device.upper().replace("-", " ").replace("_", " ").split())
+    if words & _OTHER_FORMS:
+        return None
+    return next((system for name, system in SYSTEMS.items() if name in words), None)
 
 
 def find_system(name: str, by_hand: Mapping[str, float | None]) -> System:

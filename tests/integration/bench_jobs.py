@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.gpu.compare import TOLERANCE
 from benchmarks.gpu.hugging_face import HuggingFace
 from benchmarks.gpu.records import Expected, Request
-from benchmarks.gpu.turn import outcome_of
+from benchmarks.gpu.turn import GateError, gate, outcome_of
 from gptoss20b.bench.measure import Timing, time_scenario
 from gptoss20b.bench.result import as_dict
 from gptoss20b.bench.scenarios import SCENARIOS, configure
 from gptoss20b.bench.subject import Bare, Outcome, Trained
 from gptoss20b.cli import app
+from gptoss20b.config import Config
 from gptoss20b.process_groups import joined, read_rank
 
 QUICK = Timing(warmup=1, steps=2)
@@ -83,11 +85,63 @@ def unchanged_by_steps() -> dict[str, list[Outcome]]:
     return found
 
 
+def gated_in_bf16() -> dict[str, str]:
+    """What the gate says of peers in bf16 that compute what ours does, and of ours without a piece of it.
+
+    As in S1, every token goes to all experts (rounding changes no choice), and scores and gates are as large as there.
+    """
+    _run_alone()
+    said: dict[str, str] = {}
+    for variant in ("reference", "openai"):
+        config = configure("tiny", variant, "torch", on_gpu=True)  # type: ignore[arg-type]
+        std = configure("S1", variant, "torch", on_gpu=True).rules.init_method_std  # type: ignore[arg-type]
+        std *= (2880 / config.model.hidden_size) ** 0.5
+        model = config.model.model_copy(update={"window_past": 32, "experts": 4, "top_k": 4})
+        rules = config.rules.model_copy(update={"init_method_std": std})
+        config = config.model_copy(update={"model": model, "rules": rules})
+        with joined(config, read_rank(config)):
+            said |= {f"{variant} {name}": text for name, text in _said_of_mutants(config).items()}
+    return said
+
+
+def _said_of_mutants(config: Config) -> dict[str, str]:
+    ours = Bare(config, "torch", CPU)
+    right = ours.first()
+    of_loss, of_norms = TOLERANCE["bf16"]
+    expected = Expected(
+        loss=right.loss, grad_norm=right.grad_norm, norms=right.norms, loss_tolerance=of_loss, norm_tolerance=of_norms
+    )
+
+    def said(outcome: Outcome) -> str:
+        try:
+            gate(outcome, expected)
+        except GateError as error:
+            return str(error)
+        return ""
+
+    peer = HuggingFace(config, CPU, False) if config.model.attention_sinks else Bare(config, "megatron_local", CPU)
+    found = {"peer": said(peer.first())}
+    cores = [layer.self_attention.core_attention for layer in ours.gpt.decoder.layers]
+    windows = [core.past for core in cores]
+    for core in cores:
+        core.past = None
+    found["windowless"] = said(ours.first())
+    for core, window in zip(cores, windows, strict=True):
+        core.past = window
+    if config.model.attention_sinks:
+        for core in cores:
+            core.softmax_offset.data.fill_(-1e4)
+        found["sinkless"] = said(ours.first())
+    return found
+
+
 def gated() -> dict[str, Any]:
     """Hugging Face's turn when it computes what ours does, and when one of its weights is another."""
     _run_alone()
     ours = time_scenario("tiny", "torch", "openai", QUICK)
-    expected = Expected(loss=ours.loss, grad_norm=ours.grad_norm, tolerance=1e-4)
+    expected = Expected(
+        loss=ours.loss, grad_norm=ours.grad_norm, norms=ours.norms, loss_tolerance=1e-4, norm_tolerance=1e-4
+    )
     request = Request(
         contestant="hugging_face", scenario="tiny", micro_batch_size=2, sequences=2, warmup=1, steps=2, limit=10.0,
         expected=expected,

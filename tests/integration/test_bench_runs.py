@@ -13,6 +13,7 @@ import pytest
 from ranks import NO_GPU, ROOT, run_ranks
 
 from benchmarks.gpu.results import read
+from gptoss20b.bench.norms import KINDS
 from gptoss20b.bench.result import BenchResult, Parts, from_json
 
 PARTS = list(Parts.model_fields)
@@ -57,6 +58,9 @@ def test_the_command_prints_and_keeps_what_it_measured(tmp_path: Path, back_ends
     assert f"{found.tokens_per_second:,.0f}" in said["shown"]
     peer = back_ends["megatron_local"]
     assert (found.loss, found.grad_norm) == pytest.approx((peer.loss, peer.grad_norm), rel=1e-5)
+    assert found.norms == pytest.approx(peer.norms, rel=1e-4)
+    assert found.norms.keys() == KINDS.keys() - {"sinks"}
+    assert found.optimizer == peer.optimizer == "torch AdamW"
 
 
 def test_all_back_ends_compute_the_same(back_ends: dict[str, BenchResult]) -> None:
@@ -67,6 +71,8 @@ def test_all_back_ends_compute_the_same(back_ends: dict[str, BenchResult]) -> No
         assert (found.loss, found.grad_norm) == pytest.approx((local.loss, local.grad_norm), rel=1e-5)
         assert found.routing == local.routing
     assert (one_by_one.micro_batch_size, one_by_one.sequences_per_step) == (1, 2)
+    for found in (one_by_one, bare):
+        assert found.norms == pytest.approx(local.norms, rel=1e-4)
     assert bare.step_seconds is None
     assert bare.parts_seconds is not None
     assert bare.parts_seconds.optimizer == 0
@@ -79,6 +85,8 @@ def test_every_timed_step_does_the_work_of_the_first() -> None:
     for outcomes in found.values():
         for outcome in outcomes:
             assert (outcome.loss, outcome.grad_norm) == pytest.approx((before.loss, before.grad_norm), rel=1e-5)
+            assert outcome.norms == pytest.approx(before.norms, rel=1e-4)
+            assert outcome.norms.keys() == KINDS.keys()
 
 
 def test_hugging_face_passes_the_gate_and_a_changed_weight_does_not() -> None:
@@ -93,13 +101,25 @@ def test_hugging_face_passes_the_gate_and_a_changed_weight_does_not() -> None:
     assert "ours is" in perturbed["reason"]
 
 
+def test_the_gate_in_bf16_knows_peers_from_mutants() -> None:
+    (said,) = run_ranks("bench_jobs.gated_in_bf16", 1)
+    assert (said["reference peer"], said["openai peer"]) == ("", "")
+    assert all(text for name, text in said.items() if "peer" not in name), said
+    assert said.keys() == {
+        "reference peer", "reference windowless", "openai peer", "openai windowless", "openai sinkless",
+    }  # fmt: skip
+    assert "gradient norm of sinks" in said["openai sinkless"]
+
+
 @pytest.mark.slow
 def test_a_comparison_of_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu.compare", "--scenario", "tiny", "--only", "hugging_face"]
     command += ["--warmup", "1", "--steps", "3", "--out", str(tmp_path / "out")]
 
     def run(*more: str) -> Any:
-        environment = os.environ | NO_GPU | {"OMP_NUM_THREADS": "1"}
+        # Without git, which would say whether the checkout is clean: results of another are not gone on with.
+        commit = {"PATH": str(tmp_path), "GIT_COMMIT": "abc"}
+        environment = os.environ | NO_GPU | {"OMP_NUM_THREADS": "1"} | commit
         return subprocess.run([*command, *more], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
 
     done = run()
@@ -113,4 +133,6 @@ def test_a_comparison_of_processes(tmp_path: Path) -> None:
     assert run().stdout == done.stdout[done.stdout.index("Scenario tiny") :]
     other = run("--steps", "4")
     assert other.returncode == 2
-    assert "has results of other code or settings" in re.sub(r"[\s│]+", " ", other.stderr)  # in a box
+    assert "has results of other code or settings: steps 3 and not 4" in re.sub(
+        r"[\s│]+", " ", other.stderr
+    )  # in a box

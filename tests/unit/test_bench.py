@@ -14,6 +14,7 @@ from torch.autograd import DeviceType
 from gptoss20b.bench import measure as measure_module
 from gptoss20b.bench import timing as timing_module
 from gptoss20b.bench.measure import Timing, measure
+from gptoss20b.bench.norms import norms_by_kind
 from gptoss20b.bench.parts import by_part, profiled, range_of
 from gptoss20b.bench.result import BenchResult, Spread, as_table, from_json, peak_of, speed, to_json
 from gptoss20b.bench.routing import balance
@@ -52,9 +53,15 @@ def test_peak_by_name(system: str, peak: float) -> None:
     assert peak_of(system)[0] == peak
 
 
-def test_an_unknown_device_has_no_peak_and_says_so() -> None:
-    assert peak_of("NVIDIA H2000") == (None, peak_of("NVIDIA H2000")[1])
-    assert "'NVIDIA H2000'" in peak_of("NVIDIA H2000")[1]
+@pytest.mark.parametrize(
+    "system",
+    ["NVIDIA H2000", "NVIDIA H200 NVL", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 MIG 1g.18gb", "H100-PCIe"],
+)
+def test_a_device_of_other_rates_has_no_peak_and_says_so(system: str) -> None:
+    peak, note = peak_of(system)
+    assert peak is None
+    assert f"'{system}'" in note
+    assert "not PCIe, NVL or MIG" in note
 
 
 def test_flops_of_the_scenarios() -> None:
@@ -103,6 +110,7 @@ def test_settings_that_the_scenario_leaves_open_come_from_the_environment(monkey
     monkeypatch.setenv("GLOBAL_BATCH_SIZE", "16")
     config = configure("S1", "reference", "torch", on_gpu=True)
     assert (config.rules.adam_beta2, config.parallel.expert, config.tuning.global_batch_size) == (0.9, 1, 2)
+    assert config.rules.init_method_std == 0.02
 
 
 def test_micro_batches_that_do_not_make_up_the_sequences_are_refused() -> None:
@@ -124,6 +132,18 @@ def test_tokens_do_not_depend_on_the_micro_batch_size() -> None:
     assert bool((batch.loss_mask[:, :-1] == 1).all())
 
 
+def test_norms_are_by_kind_over_all_layers() -> None:
+    gradients = {
+        "model.layers.0.mlp.router.weight": torch.tensor([[3.0]]),
+        "model.layers.1.mlp.router.weight": torch.tensor([[0.0, 4.0]]),
+        "model.layers.1.mlp.router.bias": torch.tensor([100.0]),
+        "model.layers.0.mlp.experts.gate_up_proj": torch.full((1, 2, 2), 1.0, dtype=torch.bfloat16),
+        "model.layers.0.mlp.experts.gate_up_proj_bias": torch.tensor([100.0]),
+        "lm_head.weight": torch.tensor([-2.0]),
+    }
+    assert norms_by_kind(gradients.items()) == {"router": 5.0, "expert up": 2.0, "head": 2.0}
+
+
 # --- timing
 
 
@@ -133,11 +153,12 @@ class Fake:
 
     updates: bool = True
     gpt: Any = None
+    optimizer_name: str | None = "torch AdamW"
     asked: list[str] = field(default_factory=list)
 
     def first(self) -> Outcome:
         self.asked.append("first")
-        return Outcome(5.0, 0.5)
+        return Outcome(5.0, 0.5, {"router": 0.25})
 
     def gradients(self) -> None:
         self.asked.append("gradients")
@@ -175,7 +196,8 @@ def test_a_subject_is_warmed_up_and_timed_with_and_without_the_optimizer() -> No
     assert found.mfu_without_optimizer == pytest.approx(2 * found.tflops_per_second / 1e-3)
     assert found.gemm_tflops == pytest.approx(2 * 8**3 / 0.5 / 1e12)
     assert found.fraction_of_gemm == pytest.approx(found.tflops_per_second / found.gemm_tflops)
-    assert (found.loss, found.grad_norm, found.parts_seconds) == (5.0, 0.5, None)
+    assert (found.loss, found.grad_norm, found.norms, found.parts_seconds) == (5.0, 0.5, {"router": 0.25}, None)
+    assert found.optimizer == "torch AdamW"
 
 
 @pytest.mark.usefixtures("quick")
@@ -185,6 +207,7 @@ def test_without_an_optimizer_none_is_timed(updates: bool, optimizer: bool) -> N
     found = measured(subject, Timing(warmup=2, steps=3, optimizer=optimizer))
     assert subject.asked == ["first", *["gradients"] * 5]
     assert found.step_seconds is None
+    assert found.optimizer is None
     assert found.mfu is None
     assert found.mfu_without_optimizer is not None
     assert found.tokens_per_second == 768
@@ -195,7 +218,7 @@ def test_the_gate_comes_before_the_timing() -> None:
     subject = Fake()
 
     def gate(outcome: Outcome) -> None:
-        assert outcome == Outcome(5.0, 0.5)
+        assert outcome == Outcome(5.0, 0.5, {"router": 0.25})
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):

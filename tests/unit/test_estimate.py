@@ -26,7 +26,7 @@ from gptoss20b.estimate.assumptions import Assumptions
 from gptoss20b.estimate.efficiency import DEFAULT_MFU, assumed, from_mfu, from_s1, from_step
 from gptoss20b.estimate.published import COUNTS
 from gptoss20b.estimate.scaling import CONVERGENCE, Estimate, estimate
-from gptoss20b.estimate.systems import BY_HAND, SYSTEMS, find_system
+from gptoss20b.estimate.systems import BY_HAND, SYSTEMS, System, find_system
 from gptoss20b.estimate.traffic import all_to_all_bytes, context_bytes, groups
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 
@@ -245,15 +245,28 @@ def measurement(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def cleared(system: System) -> float:
+    """Seconds of clearing the fp32 gradients of an EP-8 rank, by hand."""
+    held = COUNTS["experts"] / 8 + COUNTS["embedding"] + COUNTS["other"]
+    return held * 4 / (system.memory_tbs * 1e12 * 0.8)
+
+
 def test_s1_is_reproduced_and_never_a_whole_step(tmp_path: Path) -> None:
-    """The EP-8 layout's work without imbalance is S1's time; its step is more by communication and optimizer."""
+    """The EP-8 layout's work without imbalance is S1's time, clearing of gradients included and counted once; its step
+    is more by communication and optimizer.
+    """
     config = config_of()
     found = from_s1(measurement(tmp_path), config, COUNTS, H200, BALANCED)
     step = estimate(config, COUNTS, H200, found.value, BALANCED).step
-    assert step.matrix_products + step.gradient_traffic == pytest.approx(0.9)
+    assert step.matrix_products + step.gradient_traffic + cleared(H200) == pytest.approx(0.9)
     assert step.seconds > 0.9 + all_to_all_bytes(config) / 450e9
+    # By hand: of what a rank owns, 34 bytes a parameter; of what it holds, the clearing that was measured already.
+    owned = COUNTS["experts"] / 8 + (COUNTS["embedding"] + COUNTS["other"]) / 8
+    assert step.optimizer - cleared(H200) == pytest.approx(owned * 34 / (4.8e12 * 0.8))
     assert "s1.json" in found.source and "0.9000 s" in found.source and found.given
-    two = measurement(tmp_path, sequences_per_step=4, step_without_optimizer_seconds={"median": 1.8})
+    # Two micro batches, and gradients cleared for both at once.
+    twice = {"median": 1.8 - cleared(H200)}
+    two = measurement(tmp_path, sequences_per_step=4, step_without_optimizer_seconds=twice)
     assert from_s1(two, config, COUNTS, H200, BALANCED).value == pytest.approx(found.value)
 
 
@@ -262,10 +275,11 @@ def test_s1_is_reproduced_and_never_a_whole_step(tmp_path: Path) -> None:
     [
         ({"scenario": "S3"}, "got scenario S3, expected S1"),
         ({"system": "NVIDIA H200E"}, "measured on 'NVIDIA H200E', but --system is H200"),
+        ({"system": "NVIDIA H200 NVL"}, "measured on 'NVIDIA H200 NVL', but --system is H200"),
         ({"sequence_length": 4096}, "SEQUENCE_LENGTH 4096, expected 8192"),
         ({"recompute": "moe"}, "RECOMPUTE moe, expected none"),
         ({"precision": "mxfp8", "variant": "openai"}, "MODEL_VARIANT openai, expected reference; PRECISION mxfp8"),
-        ({"step_without_optimizer_seconds": {"median": 0.38}}, "The largest MFU is 0.970"),
+        ({"step_without_optimizer_seconds": {"median": 0.38}}, "The largest MFU is 0.960"),
         ({"step_without_optimizer_seconds": None}, "not a measurement"),
         ({"micro_batch_size": 0}, "not a measurement"),
     ],
@@ -273,6 +287,18 @@ def test_s1_is_reproduced_and_never_a_whole_step(tmp_path: Path) -> None:
 def test_measurements_that_say_nothing_of_this(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(EstimateError, match=re.escape(says)):
         from_s1(measurement(tmp_path, **changes), config_of(), COUNTS, H200, GIVEN)
+
+
+def test_the_back_end_is_named_and_the_slow_one_warned_of(tmp_path: Path) -> None:
+    for backend, warns in (("torch", False), ("transformer_engine", False), ("megatron_local", True)):
+        path = measurement(tmp_path, backend=backend)
+        found = from_s1(path, config_of(), COUNTS, H200, GIVEN)
+        assert f"{backend} back end" in found.source
+        arguments = ["estimate", "--system", "H200", "--s1-json", str(path)]
+        shown = CliRunner().invoke(app, arguments).stdout
+        warning = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["warning"]
+        assert ("WARNING: " in shown) == ("megatron_local, which `train` does not offer" in (warning or "")) == warns
+        assert (warning is None) == (not warns)
 
 
 def test_no_file_and_no_json(tmp_path: Path) -> None:
@@ -284,12 +310,12 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
 
 
 @few
-@given(st.floats(0.05, 0.95), systems)
+@given(st.floats(0.05, 0.93), systems)
 def test_an_mfu_of_s1_comes_back(mfu: float, system: str) -> None:
     config = REFERENCE
     found = from_mfu(mfu, config, COUNTS, SYSTEMS[system], BALANCED)
     step = estimate(config, COUNTS, SYSTEMS[system], found.value, BALANCED).step
-    seconds = step.matrix_products + step.gradient_traffic
+    seconds = step.matrix_products + step.gradient_traffic + cleared(SYSTEMS[system])
     assert 2 * 8192 * flops_per_token(config) / (SYSTEMS[system].peak_tflops * 1e12 * seconds) == pytest.approx(mfu)
     assert mfu < found.value <= 1
 

@@ -35,8 +35,9 @@ def attend(
 ) -> Tensor:
     """Attention of every query to its own key and the ``past`` keys before it, by the way that suits its device.
 
-    On a GPU: a full causal layer without sinks takes torch's FlashAttention or cuDNN kernel, the faster ones, which
-    know neither sinks nor windows; all else takes `flex`. On a CPU: `causal_attention` and `window_attention`.
+    On a GPU: a full causal layer without sinks takes a kernel of torch's, the faster ones, which know neither sinks nor
+    windows: cuDNN's on Hopper and Blackwell where its version is newer than 9.15, else FlashAttention 2. All else takes
+    `flex`. On a CPU: `causal_attention` and `window_attention`.
 
     Args:
         query: [batch, heads, sequence, head_dim].
@@ -55,7 +56,8 @@ def attend(
             return causal_attention(query, key, value, scale, sink)
         return window_attention(query, key, value, scale, past, sink)
     if past is None and sink is None and query.dtype in (torch.bfloat16, torch.float16):
-        # Named, so that torch cannot fall back to the operators that make the S x S scores; the order is torch's own.
+        # Named, so that torch cannot fall back to the operators that make the S x S scores. Which of the two comes
+        # first is torch's choice, by device and cuDNN's version, whatever their order here.
         with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
     return flex(query, key, value, scale, past, sink)

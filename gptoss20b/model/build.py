@@ -32,6 +32,7 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import is_te_min_version
 
 from ..config import Config, Model
 from ..config.checks import torch_limits, transformer_engine_limits
@@ -71,7 +72,8 @@ def choose_backend(config: Config) -> Backend:
     """The back end that this machine will run.
 
     Raises:
-        BackendError: Transformer Engine was asked for and is missing, or the back end cannot do what is configured.
+        BackendError: Transformer Engine was asked for and is missing, or the back end or the GPU cannot do what is
+            configured.
     """
     present = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
     wanted = config.execution.backend
@@ -89,6 +91,13 @@ def choose_backend(config: Config) -> Backend:
             "PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16, or "
             "BACKEND=transformer_engine where that is installed."
         )
+    if config.execution.precision == "mxfp8" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability()
+        if major < 10:
+            raise BackendError(
+                f"PRECISION: got mxfp8, but {torch.cuda.get_device_name()} has compute capability {major}.{minor}, "
+                "expected 10.0 or more. Set PRECISION=fp8 or bf16."
+            )
     return backend
 
 
@@ -97,8 +106,30 @@ def params_dtype(config: Config) -> torch.dtype:
     return torch.bfloat16 if config.execution.bf16_weights else torch.float32
 
 
-def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
-    """Megatron-Core's view of the configuration. Initialisation is left to `initialise`."""
+def fusions(config: Config, backend: Backend) -> dict[str, bool]:
+    """Which of Megatron-Core's layers run as fused kernels, by the TransformerConfig's field; those it can fuse at all.
+
+    The experts' activation is fused by torch.compile, the rest by Transformer Engine, of which Megatron-Core demands
+    1.4 for rotations and 2.1 for permutations when it is configured, and 2.7 for the router when that is first called.
+    """
+    if backend != "transformer_engine":
+        return {}
+    return {
+        "bias_activation_fusion": True,
+        "moe_permute_fusion": True,
+        # The kernel knows no magnitude, which YaRN multiplies by: Megatron-Core would warn and not use it.
+        "apply_rope_fusion": config.model.yarn is None,
+        # The fused balancing loss wants the number of counted tokens on the host, where it is not: masked ones are left
+        # out. Releases of Transformer Engine that take a tensor want an integer one, and Megatron-Core's is a quotient.
+        "moe_router_fusion": is_te_min_version("2.7.0") and not config.rules.aux_loss_coefficient,
+    }
+
+
+def transformer_config(config: Config, on_gpu: bool, **further: Any) -> TransformerConfig:
+    """Megatron-Core's view of the configuration. Initialisation is left to `initialise`.
+
+    ``further`` are fields that depend on the layer back end: `fusions`.
+    """
     model = config.model
     options: dict[str, Any] = {
         "num_layers": model.layers,
@@ -137,6 +168,8 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         "pipeline_dtype": params_dtype(config),
         # The loop divides by the number of counted tokens itself (see `training.finalize_gradients`): DDP must sum.
         "calculate_per_token_loss": True,
+        # Off for every back end: matrix products would add to DDP's buffers themselves and leave nothing in .grad, in
+        # which this project's loss leaves the output layer's gradient, and where training without DDP finds all others.
         "gradient_accumulation_fusion": False,
         "deterministic_mode": config.execution.deterministic,
         "bias_dropout_fusion": False,
@@ -144,6 +177,7 @@ def transformer_config(config: Config, on_gpu: bool) -> TransformerConfig:
         "masked_softmax_fusion": False,
         **_activation(model),
         **_layout(config.parallel),
+        **further,
     }
     known = {field.name for field in dataclasses.fields(TransformerConfig)}
     transformer = TransformerConfig(**{name: value for name, value in options.items() if name in known})
@@ -194,7 +228,8 @@ def _balancing(rules: Rules) -> dict[str, Any]:
 def _activation(model: Model) -> dict[str, Any]:
     if model.activation == "swiglu":
         return {"activation_func": F.silu}
-    from megatron.core.activations import quick_gelu  # x * sigmoid(1.702 x)
+    # x * sigmoid(1.702 x). There are two: where the activation is fused, Megatron-Core takes no other than this one.
+    from megatron.core.fusions.fused_bias_geglu import quick_gelu
 
     return {"activation_func": quick_gelu, "activation_func_clamp_value": CLAMP, "glu_linear_offset": 1.0}
 
@@ -229,7 +264,7 @@ def build_model(config: Config, backend: Backend, on_gpu: bool) -> GPTModel:
     # The untouched spec keeps Megatron-Core's loss too.
     kind = GPTModel if backend == "megatron_local" else LossModel
     model = kind(
-        config=transformer_config(config, on_gpu),
+        config=transformer_config(config, on_gpu, **fusions(config, backend)),
         transformer_layer_spec=layer_spec(config, backend),
         vocab_size=config.model.vocab_size,
         max_sequence_length=config.rules.sequence_length,

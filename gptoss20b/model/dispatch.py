@@ -4,7 +4,8 @@ Takes the place of Megatron-Core's all-to-all dispatcher under the same interfac
 expert back to the host, in version 0.16 selects rows by boolean masks as well, and adds rows back by index,
 atomically. Here every index is counted on the device, rows are copied by one gather in each direction, and sums are
 gathers too, so that results are the same from run to run. With one rank per expert group the host waits for
-nothing; with more, once per layer and forward pass, for the sizes of the messages.
+nothing; with more, once per layer and forward pass, for the sizes of the messages. Where the layer is computed again
+(RECOMPUTE moe or layers), it waits once more, in the backward pass.
 
 Rows are ordered by expert, then by token; received rows by expert, then by sending rank, then by token.
 """
@@ -89,7 +90,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
-        return _gather(x, index)
+        # Detached: in the backward pass the same kernel takes what requires no gradients.
+        return _gather(x.detach(), index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

@@ -128,6 +128,9 @@ class _ActivateAndProject(torch.autograd.Function):
         clamped: bool,
         recompute: bool,
     ) -> Tensor:
+        # Kernels are compiled once more for arguments that require gradients, which recomputed layers' do not.
+        gate_up, weights, down = gate_up.detach(), weights.detach(), down.detach()
+        up_bias, down_bias = (bias if bias is None else bias.detach() for bias in (up_bias, down_bias))
         hidden = weighted_activation(gate_up, weights, up_bias, expert_of_row, clamped)
         out = F.grouped_mm(hidden, down.transpose(-2, -1), offs=group_ends)
         if down_bias is not None and expert_of_row is not None:

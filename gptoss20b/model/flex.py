@@ -42,6 +42,8 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, sink: Tensor | None, mask: 
     return (out * kept[..., None]).to(out.dtype)
 
 
+# The compiler looks through a cache at the function behind it: it would compute the lists in each layer.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @functools.lru_cache(maxsize=8)
 def block_mask(length: int, past: int | None, device: torch.device) -> BlockMask:
     """Which blocks of keys each block of queries visits, for every head and sequence.

@@ -50,6 +50,9 @@ def fused(dynamic: bool | None = None) -> Callable[[Callable[P, R]], Fused[P, R]
             dimension that changes; False compiles for each combination of sizes (torch allows 8 before it raises);
             True compiles for any size at once.
 
+    Besides, torch makes versions of their own for a dimension of size 0 or 1, for another dtype, for a tensor that does
+    or does not require gradients, and for grad mode on or off; all count toward the 8.
+
     The function takes its tensors as arguments, synchronises with nothing, and is one graph: no ``.item()``, no branch
     on a tensor's values.
     """

@@ -35,6 +35,8 @@ class NormWeight(torch.nn.RMSNorm):
         return self.weight
 
 
+# The compiler looks through a cache at the function behind it: it would compute the tables in each layer.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @functools.lru_cache(maxsize=4)
 def rotation(angles: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
     """The cosines and sines that `split_rotate` takes, from Megatron-Core's table of angles.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from attention_reference import compare_attention, compare_rotation
@@ -15,13 +13,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Each test has shapes of its own, and torch compiles one function for eight of them at most."""
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

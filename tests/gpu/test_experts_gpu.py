@@ -20,12 +20,6 @@ pytestmark = [
 GPU = torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def compiled_anew() -> None:
-    """Each case compiles for its own shapes; torch allows eight for one function."""
-    torch.compiler.reset()
-
-
 @contextmanager
 def no_waiting() -> Iterator[None]:
     torch.cuda.synchronize()

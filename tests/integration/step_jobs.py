@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
-from jobs import Variables, digests, layouts, make_feed
+from jobs import Variables, digests, in_whole_model, layouts, make_feed
 
 from gptoss20b import training
+from gptoss20b.config import Config
+from gptoss20b.feed import synthetic
+from gptoss20b.model.build import Backend
 from gptoss20b.training import Trainer, fuse_adam, optimizer_parts
 
 CPU = torch.device("cpu")
@@ -60,7 +64,7 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
             losses = [trainer.step(feed.training(step)).loss() for step in range(3)]
             checkpoints = Checkpoints(config, Path(place) / name, True, print)
             checkpoints.save(trainer, Position(3, 1, 0, ""))
-            checkpoints.finish()
+            checkpoints.finish(limit_s=None)
             outcome[name] = losses + [trainer.step(feed.training(3)).loss() for _ in range(2)]
             again = Trainer(config, "torch", CPU, 2)
             if name == "fused":
@@ -81,11 +85,20 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
 
 
 def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, Any]]:
-    """For each level: the loss and all gradients of a step, and the bytes that autograd kept for backward."""
+    """For each level: losses, all gradients of the third step, and the bytes that autograd kept for its backward.
+
+    Weights are gathered during forward passes, of a few parameters a bucket: what is computed again waits once more.
+    """
+    vars(training)["DistributedDataParallelConfig"] = functools.partial(
+        training.DistributedDataParallelConfig, bucket_size=1000
+    )
     outcomes = {}
     with layouts([variables | {"RECOMPUTE": level} for level in levels]) as configs:
         for config in configs:
-            trainer, feed = Trainer(config, "torch", CPU, 1), make_feed(config)
+            trainer, feed = Trainer(config, "torch", CPU, 1, overlap=True), make_feed(config)
+            # The first step's rate is 0: only after the second is there anything new to gather.
+            losses = [trainer.step(feed.training(step)).loss() for step in range(2)]
+            behind = digests(trainer, config)
             kept: dict[int, int] = {}
             parameters = {each.untyped_storage().data_ptr() for each in trainer.model.parameters()}
 
@@ -97,22 +110,40 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
                     kept[storage.data_ptr()] = storage.nbytes()
                 return tensor
 
-            count = config.accumulation_steps
+            trainer.model.zero_grad_buffer()
+            loss_sum, tokens = trainer._run(feed.training(2), config.accumulation_steps, forward_only=False)
+            gradients = {name: p.main_grad.numpy().copy() for name, p in trainer.model.named_parameters()}
+            losses.append(training.mean_loss(loss_sum, tokens))
+            gathered = digests(trainer, config) != behind
             trainer.model.zero_grad_buffer()
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                batch = next(iter(feed.training(0)))
-                out, _ = trainer._forward(iter([batch]), trainer.model)
-            bytes_kept = sum(kept.values())
-            del out
-            trainer.model.zero_grad_buffer()
-            loss_sum, _ = trainer._run(feed.training(0), count, forward_only=False)
+                batch = next(iter(feed.training(2)))
+                trainer._forward(iter([batch]), trainer.model)
             outcomes[config.execution.recompute] = {
-                "loss": float(loss_sum),
-                "gradients": {name: p.main_grad.numpy().copy() for name, p in trainer.model.named_parameters()},
-                "bytes": bytes_kept,
+                "losses": losses,
+                "gradients": gradients,
+                "gathered": gathered,
+                "bytes": sum(kept.values()),
             }
             feed.close()
     return outcomes
+
+
+def differentiated(config: Config, backend: Backend, device: torch.device) -> dict[str, Any]:
+    """Of one step's synthetic tokens: loss, gradient norm, and gradients by name in the whole model; on one rank."""
+    trainer, count = Trainer(config, backend, device, 1), config.accumulation_steps
+    trainer.model.zero_grad_buffer()
+    trainer.optimizer.zero_grad()
+    loss_sum, tokens = trainer._run(synthetic(config, device)(count), count, forward_only=False)
+    held = ((name, parameter.main_grad.double().cpu()) for name, parameter in trainer.gpt.named_parameters())
+    # Transformer Engine's norm before attention is part of the projection after it.
+    gradients = {
+        name.replace("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"): gradient
+        for name, gradient in in_whole_model(trainer.gpt, config, held)
+    }
+    trainer.optimizer.prepare_grads()
+    norm = training.clip_gradients(trainer.optimizer, math.inf, device)
+    return {"loss": training.mean_loss(loss_sum, tokens), "norm": float(norm), "gradients": gradients}
 
 
 def outputs(variables: Variables) -> dict[str, Any]:
@@ -144,12 +175,18 @@ def outputs(variables: Variables) -> dict[str, Any]:
 
 
 def compiled(variables: Variables) -> dict[str, Any]:
-    """Losses of three steps and an evaluation, with compiled layers and without, and how many graphs that made."""
+    """Losses of three steps and an evaluation, with compiled layers and without, and how many graphs that made.
+
+    Also how often the table of rotations was asked for and how often it was made.
+    """
     from torch._dynamo.utils import counters
+
+    from gptoss20b.model.rotary import rotation
 
     outcomes: dict[str, Any] = {}
     with layouts([variables | {"COMPILE": what} for what in ("kernels", "layers")]) as configs:
         for config in configs:
+            rotation.__wrapped__.cache_clear()
             trainer, feed = Trainer(config, "torch", CPU, 1), make_feed(config)
             losses = [trainer.step(feed.training(step)).loss() for step in range(3)]
             names = [name for name, _ in trainer.model.named_parameters()]
@@ -157,5 +194,7 @@ def compiled(variables: Variables) -> dict[str, Any]:
             outcomes.setdefault("names", names)
             assert outcomes["names"] == names
             outcomes[f"{config.execution.compiled} graphs"] = counters["stats"]["unique_graphs"]
+            cache = rotation.__wrapped__.cache_info()
+            outcomes[f"{config.execution.compiled} tables"] = (cache.hits + cache.misses, cache.misses)
             feed.close()
     return outcomes

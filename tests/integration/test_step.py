@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.transformer import transformer_config as megatron_config
+from megatron.core.transformer.moe import experts as megatron_experts
+from megatron.core.transformer.moe import moe_utils
 from ranks import run_ranks
 
 from gptoss20b.config import resolve
-from gptoss20b.model.build import BackendError, choose_backend, transformer_config
+from gptoss20b.model import build
+from gptoss20b.model.build import Backend, BackendError, choose_backend, fusions, transformer_config
+from gptoss20b.model.experts import weighted_activation
 
 TWO = {"DGXNGPU": "2", "EXPERT_PARALLEL": "1"}
 
@@ -47,7 +52,7 @@ def test_fused_adamw_is_adamw_and_goes_on_from_a_checkpoint(tiny: dict[str, str]
 @pytest.mark.parametrize("variant", [{}, {"like openai": "yes"}])
 def test_recomputation_keeps_less_and_changes_no_gradient(tiny: dict[str, str], variant: dict[str, str]) -> None:
     levels = ["none", "moe_act", "moe", "layers"]
-    found = run_ranks("step_jobs.recomputed", 1, variables=tiny | variant, levels=levels)[0]
+    found = run_ranks("step_jobs.recomputed", 2, variables=tiny | TWO | variant, levels=levels)[0]
     kept = [found[level]["bytes"] for level in levels]
     # In fp32, of 2 layers x 64 tokens x 4 experts with 64 features within and without: the activation, and beside it
     # the rows that come in, gates and ups.
@@ -60,7 +65,8 @@ def test_recomputation_keeps_less_and_changes_no_gradient(tiny: dict[str, str], 
     for level in levels[1:]:
         # Megatron-Core's checkpoint runs forward without gradients, where operators may round otherwise.
         tolerance = 0.0 if level == "moe_act" else 1e-6
-        assert found[level]["loss"] == pytest.approx(plain["loss"], rel=tolerance, abs=0)
+        assert found[level]["losses"] == pytest.approx(plain["losses"], rel=tolerance, abs=0)
+        assert found[level]["gathered"], "nothing was left to gather: the test sees no overlap"
         for name, gradient in plain["gradients"].items():
             differing = np.abs(found[level]["gradients"][name] - gradient).max()
             assert differing <= tolerance * np.abs(gradient).max(), f"{level}: {name}"
@@ -81,10 +87,75 @@ def test_compiled_layers_train_alike(tiny: dict[str, str]) -> None:
     found = run_ranks("step_jobs.compiled", 1, limit_s=600, variables=tiny)[0]
     assert found["layers"] == pytest.approx(found["kernels"], rel=1e-5)
     assert found["kernels graphs"] == 0 < found["layers graphs"]
+    # Every layer asks, and gets one table from the cache.
+    assert found["layers tables"] == found["kernels tables"]
+    assert found["layers tables"][0] > 8 * found["layers tables"][1]
 
 
-def _megatrons(**settings: str) -> Any:
-    return transformer_config(resolve(settings), on_gpu=False)
+def _megatrons(backend: Backend = "torch", **settings: str) -> Any:
+    config = resolve(settings)
+    return transformer_config(config, on_gpu=False, **fusions(config, backend))
+
+
+FUSIONS = ("bias_activation_fusion", "moe_permute_fusion", "apply_rope_fusion", "moe_router_fusion")
+
+
+@pytest.fixture
+def transformer_engine(monkeypatch: pytest.MonkeyPatch) -> str:
+    """All that Megatron-Core asks of Transformer Engine before it accepts a configuration is there."""
+    for module in (megatron_config, build):
+        monkeypatch.setattr(module, "is_te_min_version", lambda *_, **__: True)
+    kernels = ("permute", "permute_with_probs", "sort_chunks_by_index", "sort_chunks_by_index_with_probs", "unpermute")
+    for name in kernels:
+        monkeypatch.setattr(moe_utils, f"fused_{name}", print, raising=False)
+    monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", print)
+    return "transformer_engine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "unfused"),
+    [
+        ({}, set()),
+        ({"DETERMINISTIC": "1", "RECOMPUTE": "moe_act"}, set()),
+        ({"PRECISION": "fp8", "RECOMPUTE": "moe_act"}, set()),
+        ({"EXPERT_BIAS_RATE": "0.001"}, set()),
+        ({"AUX_LOSS_COEFF": "0.01"}, {"moe_router_fusion"}),
+        ({"MODEL_VARIANT": "openai"}, {"apply_rope_fusion"}),
+    ],
+)
+def test_transformer_engines_fusions_are_on_where_they_compute_the_same(
+    settings: dict[str, str], unfused: set[str], transformer_engine: Backend
+) -> None:
+    settings = {"SUBMISSION_DIVISION": "open"} | settings
+    found = _megatrons(transformer_engine, **settings)
+    assert {name for name in FUSIONS if not getattr(found, name)} == unfused
+    assert not found.gradient_accumulation_fusion
+    settings["PRECISION"] = "bf16"
+    for other in ("torch", "megatron_local"):
+        found = _megatrons(other, **settings)
+        assert not any(getattr(found, name) for name in (*FUSIONS, "gradient_accumulation_fusion"))
+
+
+def test_an_older_transformer_engine_routes_unfused(
+    transformer_engine: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "is_te_min_version", lambda version: version != "2.7.0")
+    found = _megatrons(transformer_engine)
+    assert [name for name in FUSIONS if not getattr(found, name)] == ["moe_router_fusion"]
+
+
+def test_the_fused_clamped_activation_is_the_experts_own(transformer_engine: Backend) -> None:
+    from megatron.core.fusions.fused_bias_geglu import weighted_bias_quick_geglu_impl
+
+    found = _megatrons(transformer_engine, MODEL_VARIANT="openai", SUBMISSION_DIVISION="open")
+    assert found.activation_func is megatron_experts.quick_gelu, "which Megatron-Core compares by identity"
+    gate_up = 8 * torch.randn(6, 2 * 4, generator=torch.Generator().manual_seed(1))
+    weights = torch.rand(6, 1)
+    with torch.compiler.set_stance("force_eager"):
+        theirs = weighted_bias_quick_geglu_impl(
+            gate_up, None, weights, False, found.glu_linear_offset, found.activation_func_clamp_value
+        )
+    torch.testing.assert_close(weighted_activation(gate_up, weights[:, 0], None, None, True), theirs)
 
 
 def test_recomputation_is_named_as_megatron_core_names_it() -> None:
@@ -100,9 +171,8 @@ def test_recomputation_is_named_as_megatron_core_names_it() -> None:
     )
 
 
-def test_eight_bit_layers_keep_bf16_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Megatron-Core refuses them without Transformer Engine, whose version is all that it asks for.
-    monkeypatch.setattr(megatron_config, "is_te_min_version", lambda *_, **__: True)
+@pytest.mark.usefixtures("transformer_engine")
+def test_eight_bit_layers_keep_bf16_weights() -> None:
     for precision, formats in {"fp8": ("hybrid", "tensorwise"), "mxfp8": ("e4m3", "mxfp8")}.items():
         config = _megatrons(PRECISION=precision)
         assert (config.fp8, config.fp8_recipe) == formats
@@ -117,3 +187,20 @@ def test_a_machine_whose_own_back_end_cannot_do_it_is_told(monkeypatch: pytest.M
         monkeypatch.setattr(importlib.util, "find_spec", lambda _, found=found: found)
         with pytest.raises(BackendError, match=f"^{next(iter(settings))}: got .* Set "):
             choose_backend(resolve(settings))
+
+
+def test_mxfp8_is_refused_on_an_nvidia_gpu_that_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    settings = {"PRECISION": "mxfp8", "SUBMISSION_DIVISION": "open"}
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(BackendError, match=r"^PRECISION: got mxfp8, but NVIDIA H200 .* 9\.0, .* Set PRECISION=fp8"):
+        choose_backend(resolve(settings))
+    assert choose_backend(resolve(settings | {"PRECISION": "fp8"})) == "transformer_engine"
+    monkeypatch.setattr(torch.version, "hip", "7.1")  # AMD's numbers mean something else
+    assert choose_backend(resolve(settings)) == "transformer_engine"
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert choose_backend(resolve(settings)) == "transformer_engine"

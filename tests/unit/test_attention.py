@@ -140,7 +140,8 @@ def test_the_way_on_a_gpu(
 
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", sdpa)
     monkeypatch.setattr(attention, "flex", flex)
-    with FakeTensorMode():  # tensors of a GPU that is not there
+    # Tensors of a GPU that is not there; a test before this one may have told torch to read it as the CPU.
+    with FakeTensorMode(), torch._C.DisableTorchFunction():
         query, key = (torch.empty(1, n, 4096, 64, dtype=dtype, device="cuda") for n in (8, 2))
         attend(query, key, key, 0.25, past, torch.empty(8, device="cuda") if with_sink else None)
     assert taken == [way]

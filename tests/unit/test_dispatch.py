@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from dispatch_cases import alone, check, routed
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.config import resolve
 from gptoss20b.model.dispatch import Exchange, SortingDispatcher, sort_by_expert
+from gptoss20b.model.fused import Fused
 from gptoss20b.process_groups import single_process
 
 
@@ -27,10 +28,28 @@ def test_one_rank(dtype: torch.dtype, tolerance: float, tokens: int, experts: in
     check("cpu", dtype, tolerance, tokens, experts, top_k, lean)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @settings(max_examples=30)
 @given(tokens=st.integers(1, 40), experts=st.integers(1, 12), data=st.data(), lean=st.sampled_from([0.0, 0.3, 9.0]))
-def test_one_rank_at_random(tokens: int, experts: int, data: Any, lean: float) -> None:
-    check("cpu", torch.float32, 1e-5, tokens, experts, data.draw(st.integers(1, experts), label="top k"), lean)
+def test_one_rank_at_random(
+    dtype: torch.dtype, tolerance: float, tokens: int, experts: int, data: Any, lean: float
+) -> None:
+    top_k = data.draw(st.integers(1, experts), label="top k")
+    # The gradient of one probability is a sum that may cancel: in bf16 a hundredth is kept by many rows only.
+    assume(dtype == torch.float32 or tokens * top_k >= 16)
+    check("cpu", dtype, tolerance, tokens, experts, top_k, lean)
+
+
+def test_kernels_are_given_what_requires_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    requiring = []
+
+    def watched(function: Fused[..., Any], x: torch.Tensor, index: torch.Tensor) -> Any:
+        requiring.append(x.requires_grad)
+        return function.eager(x, index)
+
+    monkeypatch.setattr(Fused, "__call__", watched)
+    check("cpu", torch.float32, 1e-5, 8, 4, 2, 0.0)
+    assert requiring == [False, False]
 
 
 def test_the_order_says_where_each_choice_went() -> None:

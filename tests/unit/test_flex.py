@@ -96,10 +96,24 @@ def test_blocks_visited_are_proportional_to_the_window() -> None:
 
 def test_making_the_mask_tries_no_pairs_of_positions() -> None:
     length = 128 * 128
-    mask = block_mask.__wrapped__(length, 128, CPU)
+    mask = block_mask.__wrapped__.__wrapped__(length, 128, CPU)  # behind the compiler's fence and the cache
     largest = max(x.numel() for x in mask.as_tuple() if isinstance(x, Tensor))
     assert largest <= math.ceil(length / BLOCK) ** 2
     assert block_mask(length, 128, CPU) is block_mask(length, 128, CPU)
+
+
+def test_a_compiled_layer_takes_the_mask_that_was_made_once() -> None:
+    @torch.compile(backend="eager")
+    def layer(x: Tensor) -> Tensor:
+        visited: Tensor = block_mask(300, 77, x.device).kv_num_blocks
+        return x + visited.sum()
+
+    cached = block_mask.__wrapped__
+    before = cached.cache_info()
+    for _ in range(3):
+        layer(torch.zeros(2))
+    after = cached.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
 
 
 @pytest.mark.slow

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import settings
+
+# A shell's background jobs ignore Ctrl-C, and so would what they start: tests send it, to themselves and to others.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Other tests run beside each, on a machine that may be busy: no example is wrong because it took long.
 settings.register_profile("shared machine", deadline=None)

@@ -66,7 +66,7 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
         return [pickle.loads(path.read_bytes()) for path in results]  # written by this test's own processes
 
 
-def start_ranks(job: str, world: int, folder: Path, **arguments: Any) -> list[BaseProcess]:
+def start_ranks(job: str, world: int, folder: Path, /, **arguments: Any) -> list[BaseProcess]:
     """The same, only begun: each leaves ``result<rank>`` (pickled) and ``output<rank>`` in the folder, however it ends.
 
     Each leads a process group of its own, which whoever starts it has to end.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # A shell's background jobs ignore Ctrl-C, and so would what they start: tests send it, to themselves and to others.
@@ -13,3 +15,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Other tests run beside each, on a machine that may be busy: no example is wrong because it took long.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on PATH, with nothing in it but what a test makes."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder

@@ -107,9 +107,8 @@ class Checkpoints:
         none of this step then.
         """
         if not self.finish(self.config.execution.timeout_seconds):
-            return self._warn(
-                f"warning: no checkpoint after step {position.step}: the one before is still being written"
-            )
+            self._warn(f"warning: no checkpoint after step {position.step}: the one before is still being written")
+            return
         self._last_save = time.monotonic()
         trainer.synchronize()
         try:
@@ -124,7 +123,6 @@ class Checkpoints:
             self._failed(position, error)
         if not self.config.checkpoints.asynchronous:
             self.finish(None)
-        return None
 
     def finish(self, limit_s: float | None) -> bool:
         """Complete the checkpoint that is being written, if there is one.

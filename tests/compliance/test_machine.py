@@ -61,15 +61,6 @@ BY_AMD_SMI = MI355X | {
 BY_ROCM_SMI = MI355X | {"accelerator_interconnect_topology": "every pair: XGMI (rocm-smi --showtopotype)"}
 
 
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on PATH."""
-    folder = tmp_path / "tools"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
-
-
 # Processors and memory
 
 

@@ -45,14 +45,6 @@ def written(path: Path, found: Description) -> Path:
     return path
 
 
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "tools"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
-
-
 def test_every_required_field_has_words_for_people() -> None:
     assert list(EXPECTED) == list(REQUIRED_FIELDS)
     assert not [name for name in TEXT_FIELDS if "," in EXPECTED[name]]

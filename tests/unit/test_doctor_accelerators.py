@@ -27,15 +27,6 @@ B200 = Device("NVIDIA B200", 180 * GIB, 178 * GIB)
 NAMES = ["GPU driver", "GPU processes", "GPU health"]
 
 
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH with nothing on it but what a test makes."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
-
-
 def nvidia_xml(count: int = 2, **of_last: str) -> str:
     """What `nvidia-smi -q -x` prints of the fields that are read; those of the last GPU can be changed."""
     healthy = {

@@ -230,15 +230,6 @@ def test_each_rank_without_a_gpu_has_a_processor(tmp_path: Path) -> None:
 # The clock.
 
 
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH with nothing on it but what a test makes."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
-
-
 def clock(synchronised: bool | None, offset: float = 0.0) -> Finding:
     (found,) = look_at_clock(1.7e9, lambda: synchronised, lambda: time.time() + offset)
     return found

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from commands import command
-from made_logs import compliant_log, compliant_set, system_description, write_set, write_tree
 
 import compliance
 from compliance import cli
 from compliance.cli import ExitCode
+from tests.support.commands import command
+from tests.support.made_logs import compliant_log, compliant_set, system_description, write_set, write_tree
+from tests.support.paths import ROOT
 
-ROOT = Path(compliance.__file__).resolve().parents[1]
 CHECKS = ("check-run", "check-set", "check-package")
 Capture = pytest.CaptureFixture[str]
 

@@ -17,12 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
-from judging import judged
-from made_logs import MadeLog, compliant_log, event, write_set
 from scipy import stats  # type: ignore[import-untyped]
 
 import compliance
@@ -32,10 +29,13 @@ from compliance.findings import Spread
 from compliance.render.comparison import comparison_json, comparison_text
 from compliance.score import spread
 from compliance.welch import Measure, Outcome, Welch, measure, welch
+from tests.support.commands import command
+from tests.support.judging import judged
+from tests.support.made_logs import MadeLog, compliant_log, event, write_set
+from tests.support.paths import REFERENCE_LOGS
 
 PACKAGE = Path(compliance.__file__).parent
 SCHEMA = json.loads((PACKAGE / "comparison.schema.json").read_text(encoding="utf-8"))
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "rcp_logs" / "gbs32"
 STEP = 12_288
 Capture = pytest.CaptureFixture[str]
 
@@ -607,9 +607,9 @@ def test_scipy_is_imported_by_no_other_command() -> None:
 # Ten published reference runs
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the published reference logs are not beside this checkout")
+@pytest.mark.skipif(not REFERENCE_LOGS.is_dir(), reason="the published reference logs are not beside this checkout")
 def test_halves_of_the_reference_runs(tmp_path: Path, capsys: Capture) -> None:
-    logs = sorted(REAL.glob("*.gz"))
+    logs = sorted(REFERENCE_LOGS.glob("*.gz"))
     for name, half in (("a", logs[:5]), ("b", logs[5:])):
         (tmp_path / name).mkdir()
         for log in half:
@@ -624,7 +624,7 @@ def test_halves_of_the_reference_runs(tmp_path: Path, capsys: Capture) -> None:
     samples = [made["samples"][side] for side in ("a", "b")]
     # One run of the first half needs an evaluation more; the others all meet the target at the same one.
     assert [each["mean"] for each in samples] == [235_929.6, 233_472.0] and samples[1]["sd"] == 0
-    whole = command(capsys, "compare", REAL, tmp_path / "a", "--format", "json")
+    whole = command(capsys, "compare", REFERENCE_LOGS, tmp_path / "a", "--format", "json")
     made = json.loads(whole.out)
     assert made["samples"]["olympic_a"] == 233_472
     assert made["minutes"]["olympic_a"] == pytest.approx(359.973, abs=5e-4)

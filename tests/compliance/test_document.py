@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
@@ -53,8 +52,8 @@ from compliance.findings import (
 from compliance.render import document as document_module
 from compliance.render import figures, panels
 from compliance.render.document import document
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS: tuple[Literal["html", "md"], ...] = ("html", "md")
 INTERVAL, GBS, TARGET = 12_288, 32, 3.34
 START_MS = 1_771_600_000_000.0
@@ -548,7 +547,7 @@ def test_the_same_report_makes_the_same_bytes_whatever_the_settings() -> None:
 
 def test_another_process_makes_the_same_bytes_without_pyplot() -> None:
     code = (
-        "import sys, hashlib; sys.path[:0] = ['tests/compliance']; from test_document import *;"
+        "import sys, hashlib; from tests.compliance.test_document import *;"
         "text = document(made_report(mixed_set()), 'html');"
         "loaded = {'matplotlib.pyplot', 'torch', 'megatron', 'pandas', 'scipy'} & set(sys.modules);"
         "print(hashlib.sha256(text.encode()).hexdigest(), sorted(loaded))"

@@ -10,10 +10,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from commands import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_logs import MadeLog, compliant_log, compliant_set, write_set
 
 import compliance
 from compliance.check import Options, check_run, check_set
@@ -22,6 +20,8 @@ from compliance.render.document import document
 from compliance.render.json_report import json_report
 from compliance.render.junit_report import junit_report
 from compliance.render.text_report import text_report
+from tests.support.commands import command
+from tests.support.made_logs import MadeLog, compliant_log, compliant_set, write_set
 
 BASE = compliant_log(64, steps_between_train_loss=96)
 TEXT = BASE.text().encode()

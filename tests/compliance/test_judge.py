@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import command
-from judging import fired, judged, judged_set
-from made_logs import MadeLog, compliant_log, compliant_set, system_description, write_set, write_tree
 
 from compliance import check, cli
 from compliance.check import Options, check_package, check_run, check_set, unreadable
@@ -29,6 +26,9 @@ from compliance.rules.rule import NOTHING, Problem, Rule, rule, show
 from compliance.run import Machine, Run, eval_step, finite, whole
 from compliance.source import InputError, find_logs
 from compliance.submission import read_submission
+from tests.support.commands import command
+from tests.support.judging import fired, judged, judged_set
+from tests.support.made_logs import MadeLog, compliant_log, compliant_set, system_description, write_set, write_tree
 
 Capture = pytest.CaptureFixture[str]
 

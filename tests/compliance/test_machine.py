@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_machines import (
+
+from compliance.machine.accelerators import accelerator_fields
+from compliance.machine.amd import amd_fields
+from compliance.machine.devices import has_accelerator, network_fields, storage_fields, system_fields
+from compliance.machine.nvidia import nvidia_fields
+from compliance.machine.processors import machine_notes, memory_fields, processor_fields
+from compliance.machine.software import software_fields
+from compliance.machine.sources import output
+from tests.support.made_machines import (
     MODULES,
     add_accelerators,
     add_disk,
@@ -25,14 +33,6 @@ from made_machines import (
     rocm_smi,
     write,
 )
-
-from compliance.machine.accelerators import accelerator_fields
-from compliance.machine.amd import amd_fields
-from compliance.machine.devices import has_accelerator, network_fields, storage_fields, system_fields
-from compliance.machine.nvidia import nvidia_fields
-from compliance.machine.processors import machine_notes, memory_fields, processor_fields
-from compliance.machine.software import software_fields
-from compliance.machine.sources import output
 
 LIMIT_S = 20.0
 GPUS = {

@@ -14,7 +14,14 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
-from made_logs import (
+from mlperf_logging.compliance_checker import mlp_compliance
+from mlperf_logging.mllog.mllog import MLLogger
+from mlperf_logging.package_checker import package_checker
+from mlperf_logging.rcp_checker import rcp_checker
+
+from gptoss20b import mlperf_log
+from gptoss20b.config import resolve, settings
+from tests.support.made_logs import (
     DISCLOSURES,
     END,
     RCP_MEANS,
@@ -31,17 +38,11 @@ from made_logs import (
     write_set,
     write_tree,
 )
-from mlperf_logging.compliance_checker import mlp_compliance
-from mlperf_logging.mllog.mllog import MLLogger
-from mlperf_logging.package_checker import package_checker
-from mlperf_logging.rcp_checker import rcp_checker
-
-from gptoss20b import mlperf_log
-from gptoss20b.config import resolve, settings
+from tests.support.paths import REFERENCE_LOGS
 
 SIZES = (16, 24, 32, 48, 64)
 RULESETS = ("6.0.0", "6.1.0")
-PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "rcp_logs" / "gbs32" / "run_3.log.gz"
+PUBLISHED = REFERENCE_LOGS / "run_3.log.gz"
 every_size = pytest.mark.parametrize("gbs", SIZES)
 every_ruleset = pytest.mark.parametrize("ruleset", RULESETS)
 

@@ -23,14 +23,23 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_logs import PLATFORM, compliant_log, compliant_set, event, line, system_description, write_set, write_tree
 
 from compliance.findings import OfficialResult
 from compliance.official import OfficialTools, OfficialToolsError, messages, plain_copy, staging, version
 from compliance.official.guard import RefusedError
 from compliance.official.messages import shorten, shorten_all
+from tests.support.made_logs import (
+    PLATFORM,
+    compliant_log,
+    compliant_set,
+    event,
+    line,
+    system_description,
+    write_set,
+    write_tree,
+)
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RULE_FILES = Path(mlperf_logging.__file__).parent / "compliance_checker" / "training_6.1.0"
 # The official parser takes minutes for one long line.
 SLOW = ":::MLLOG run_stop " + "x" * 400_000 + "\n"

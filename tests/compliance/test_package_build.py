@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_logs import compliant_set, system_description, write_set
 
 from compliance import package
 from compliance.check import Options, check_set
 from compliance.findings import Finding, Official, Report, Severity, Verdict
 from compliance.package import BuiltPackage, PackageRefusedError, build
 from compliance.source import InputError
+from tests.support.made_logs import compliant_set, system_description, write_set
 
 GBS_16_MEAN = 194_560.0
 # Olympic mean 190,464: less than the reference's mean, more than its minimum of 188,719.

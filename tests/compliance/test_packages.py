@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_logs import DESCRIPTION_FIELDS, MadeLog, system_description, write_tree
 from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
 
 from compliance.findings import Finding, Severity
 from compliance.rules.packages import RULES, LoggedIdentity, PackageSubject, organisation_agreement
 from compliance.rules.rule import show
 from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, read_submission
+from tests.support.made_logs import DESCRIPTION_FIELDS, MadeLog, system_description, write_tree
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 SYSTEM = "sys_1x8"

@@ -10,13 +10,13 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from judging import fired, judged
-from made_logs import MadeLog, compliant_log, event
 
 from compliance import parse as parsing
 from compliance.findings import Severity
 from compliance.parse import parse
 from compliance.records import Log
+from tests.support.judging import fired, judged
+from tests.support.made_logs import MadeLog, compliant_log, event
 
 
 def parsed(content: bytes | str) -> Log:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from mlperf_logging.rcp_checker.rcp_checker import RCP_Checker, check_directory
 
 from compliance import rcp
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RULESETS = ("6.0.0", "6.1.0")
 # GBS: (full mean, full minimum), (pruned mean, pruned minimum).
 GOLDEN = {

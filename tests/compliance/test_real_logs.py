@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from judging import fired
 
 from compliance.check import Options, check_set
 from compliance.findings import Report, Severity, Status
@@ -14,14 +11,15 @@ from compliance.rules.evaluations import logged_schedule
 from compliance.run import Run
 from compliance.schedule import Comparison
 from compliance.source import read_log
+from tests.support.judging import fired
+from tests.support.paths import REFERENCE_LOGS
 
-LOGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "rcp_logs" / "gbs32"
-pytestmark = pytest.mark.skipif(not LOGS.is_dir(), reason="the published reference logs are not beside this checkout")
+pytestmark = pytest.mark.skipif(not REFERENCE_LOGS.is_dir(), reason="the published reference logs are not here")
 
 
 @pytest.fixture(scope="module", params=["6.0.0", "6.1.0"])
 def report(request: pytest.FixtureRequest) -> Report:
-    return check_set([LOGS], Options(ruleset=request.param, official=False))
+    return check_set([REFERENCE_LOGS], Options(ruleset=request.param, official=False))
 
 
 def test_what_is_wrong_with_every_one_of_them(report: Report) -> None:
@@ -54,7 +52,7 @@ def test_the_first_passing_evaluations(report: Report) -> None:
 
 
 def test_their_learning_rates_are_the_schedule_to_the_last_bit() -> None:
-    for path in sorted(LOGS.glob("*.gz")):
+    for path in sorted(REFERENCE_LOGS.glob("*.gz")):
         run = Run(read_log(path), "6.0.0")
         schedule = logged_schedule(run)
         assert schedule is not None

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judging import fired, judged
-from made_logs import Event, MadeLog, compliant_log, event
 
 from compliance.findings import Severity, Status
 from compliance.official import OfficialTools
+from tests.support.judging import fired, judged
+from tests.support.made_logs import Event, MadeLog, compliant_log, event
 
 GAP_MS = 90_000
 # The checkpoint follows this one of the made log's losses, a few after the second evaluation.

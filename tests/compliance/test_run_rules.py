@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from judging import fired, judged
-from made_logs import END, MadeLog, compliant_log, event, learning_rate, line
 
 from compliance.findings import Finding, Severity, Status
 from compliance.rules import ALONE_RULES, RUN_RULES, clock
 from compliance.run import Machine
+from tests.support.judging import fired, judged
+from tests.support.made_logs import END, MadeLog, compliant_log, event, learning_rate, line
 
 Break = Callable[[MadeLog], object]
 HUNDRED_MINUTES = 6_000_000

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_logs import learning_rate
 from numpy.typing import NDArray
 
 from compliance import schedule as scheduling
 from compliance.schedule import TOLERANCE, Comparison, Schedule
+from tests.support.made_logs import learning_rate
 
 BASE, END, WARMUP, LAST, BATCH = 4e-4, 4e-5, 128, 1_200_000, 16
 PLAN = Schedule(BASE, END, WARMUP, LAST - WARMUP, LAST)

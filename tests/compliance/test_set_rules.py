@@ -6,11 +6,11 @@ import json
 import math
 
 import pytest
-from judging import fired, judged_set
-from made_logs import MadeLog, compliant_log, compliant_set
 
 from compliance.findings import Severity, Status
 from compliance.rules import SET_RULES
+from tests.support.judging import fired, judged_set
+from tests.support.made_logs import MadeLog, compliant_log, compliant_set
 
 ERROR, INFO = Severity.ERROR, Severity.INFO
 

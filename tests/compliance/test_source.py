@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from made_logs import compliant_log
 
 from compliance.source import InputError, find_logs, read_log
+from tests.support.made_logs import compliant_log
 
 LOG = compliant_log(64, steps_between_train_loss=96).text().encode()
 

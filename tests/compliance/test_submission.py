@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_logs import MadeLog, system_description, write_tree
 
 from compliance import listing
 from compliance.listing import Link, TreeFile, displayed, is_awkward, is_binary, is_source, list_tree
 from compliance.records import Defect
 from compliance.submission import LARGEST_DESCRIPTION, SystemDescription, read_submission, read_system
+from tests.support.made_logs import MadeLog, system_description, write_tree
 
 RESULTS = "results/sys_1x8/gpt_oss_20b"
 CODE = "benchmarks/gpt_oss_20b/implementations/sys_1x8"

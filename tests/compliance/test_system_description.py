@@ -9,17 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_logs import compliant_set, write_tree
-from made_machines import add_accelerators, add_disk, amd_smi, made_host, made_tool, nvidia
 from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
 
-import compliance
 from compliance.check import Options, check_package
 from compliance.machine.description import DEFAULTS, EXPECTED, Description, describe
 from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, SystemDescription, read_system
 from compliance.system_description import left_to_do
+from tests.support.made_logs import compliant_set, write_tree
+from tests.support.made_machines import add_accelerators, add_disk, amd_smi, made_host, made_tool, nvidia
+from tests.support.paths import ROOT
 
-ROOT = Path(compliance.__file__).resolve().parents[1]
 COMMAND = "import typer; from compliance.system_description import main; typer.run(main)"
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_sets import FILES, LENGTH, SEQUENCES, VALIDATION_DOCUMENTS, flip, write_by_us, write_set
 
 from data_scripts.checking import reading
 from data_scripts.checking.checks import verify
@@ -16,6 +15,7 @@ from data_scripts.checking.expectations import Expectations
 from data_scripts.checking.report import Scope, Verification
 from gptoss20b.data import index as index_module
 from gptoss20b.data.sequences import VALIDATION_PREFIX
+from tests.support.small_sets import FILES, LENGTH, SEQUENCES, VALIDATION_DOCUMENTS, flip, write_by_us, write_set
 
 TRAIN_BIN, TRAIN_IDX, VALIDATION_BIN, VALIDATION_IDX = FILES
 EXPECTED = Expectations(

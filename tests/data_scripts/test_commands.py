@@ -11,8 +11,7 @@ import typer
 
 from data_scripts.commands import CommandError, ExitCode, told
 from gptoss20b.data.files import DataError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(

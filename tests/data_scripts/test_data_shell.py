@@ -10,8 +10,8 @@ import pytest
 
 from data_scripts.make_sample_data import Document, make
 from data_scripts.published import PREFIXES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("download", "verify")
 GIVEN = ["my data", "--streams", "3", "--source=https://x/y.uri", "--report", "a b.json", ""]
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from download_runs import BIG, LIMIT, ROOT, SEGMENT, TRAIN, VALIDATION, Runs, ended, small_set
-from faulty_server import BASE, LIST, NAME, URI, Hold, serving
 
 from data_scripts import published
+from tests.support.download_runs import BIG, LIMIT, SEGMENT, TRAIN, VALIDATION, Runs, ended, small_set
+from tests.support.faulty_server import BASE, LIST, NAME, URI, Hold, serving
+from tests.support.paths import ROOT
 
 FILES = small_set()
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from download_runs import BIG, LIMIT, ROOT, SEGMENT, Runs, small_set
-from faulty_server import (
+
+from tests.support.download_runs import BIG, LIMIT, SEGMENT, Runs, small_set
+from tests.support.faulty_server import (
     BASE,
     LIST,
     URI,
@@ -26,6 +27,7 @@ from faulty_server import (
     whole,
     with_headers,
 )
+from tests.support.paths import ROOT
 
 FILES = small_set()
 BIG_PATH = f"{BASE}/{BIG}"

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from small_sets import FILES, LIST, list_files, write_set
-from verify_runs import findings
 
 from data_scripts.checking.findings import Finding
 from data_scripts.checking.lists import read_lists
+from tests.support.small_sets import FILES, LIST, list_files, write_set
+from tests.support.verify_runs import findings
 
 TRAIN_BIN = FILES[0]
 GOOD = "0123456789abcdef0123456789ABCDEF"

@@ -24,7 +24,6 @@ import torch
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama3_files import model_file, write_json
 from llama_models.llama3.tokenizer import Tokenizer as Theirs
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from tokenizers import Tokenizer, models
@@ -41,8 +40,9 @@ from data_scripts.tokenization.shards import Flaw, Kind
 from data_scripts.tokenization.tokenizer import load_tokenizer
 from data_scripts.tokenization.workers import in_order, read_ahead
 from gptoss20b.data.indexed import TokenFile
+from tests.support.llama3_files import model_file, write_json
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".bin", ".idx", ".md5")
 ODD = [
     "é, e\u0301, \u1100\u1161\u11a8",

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama3_files import model_file, write_json
 from llama_models.llama3.tokenizer import Tokenizer as Theirs
 
 from data_scripts.tokenization.tokenizer import Tokenizer, fingerprint, load_tokenizer
 from gptoss20b.data.files import DataError
+from tests.support.llama3_files import model_file, write_json
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ODD = [
     "",
     "a",

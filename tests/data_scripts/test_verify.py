@@ -16,7 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_sets import (
+from typer.testing import CliRunner
+
+from data_scripts import meter
+from data_scripts.checking.report import write
+from data_scripts.make_sample_data import collect_documents, make
+from gptoss20b.config.resolve import resolve
+from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.feed import Share, open_feed
+from gptoss20b.mlperf_log import RunClock
+from tests.support.paths import ROOT
+from tests.support.small_sets import (
     FILES,
     HEADER,
     LIST,
@@ -30,18 +40,8 @@ from small_sets import (
     write_by_us,
     write_set,
 )
-from typer.testing import CliRunner
-from verify_runs import app, report, verify
+from tests.support.verify_runs import app, report, verify
 
-from data_scripts import meter
-from data_scripts.checking.report import write
-from data_scripts.make_sample_data import collect_documents, make
-from gptoss20b.config.resolve import resolve
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
-from gptoss20b.feed import Share, open_feed
-from gptoss20b.mlperf_log import RunClock
-
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "data_scripts" / "verify_dataset.sh"
 TRAIN_BIN, TRAIN_IDX, VALIDATION_BIN, VALIDATION_IDX = FILES
 

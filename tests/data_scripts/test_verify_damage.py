@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_sets import (
+from typer.testing import CliRunner
+
+from gptoss20b.data.sequences import TRAIN_PREFIX
+from tests.support.small_sets import (
     FILES,
     HEADER,
     LIST,
@@ -21,10 +24,7 @@ from small_sets import (
     write_by_megatron,
     write_set,
 )
-from typer.testing import CliRunner
-from verify_runs import app, findings, report, verify
-
-from gptoss20b.data.sequences import TRAIN_PREFIX
+from tests.support.verify_runs import app, findings, report, verify
 
 TRAIN_BIN, TRAIN_IDX, VALIDATION_BIN, VALIDATION_IDX = FILES
 LENGTHS, POINTERS, BORDERS = tables_at(TRAIN_DOCUMENTS)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from small_sets import HEADER, OPTIONS, documents, write_by_megatron, write_by_us
 from typer.testing import CliRunner
-from verify_runs import app
 
 from gptoss20b.data.indexed import TokenFile
 from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from tests.support.small_sets import HEADER, OPTIONS, documents, write_by_megatron, write_by_us
+from tests.support.verify_runs import app
 
 fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOKENS = 60

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_sets import write_set
-from verify_runs import OPTIONS, verify
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+from tests.support.small_sets import write_set
+from tests.support.verify_runs import OPTIONS, verify
 
 
 @pytest.fixture

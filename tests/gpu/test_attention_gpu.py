@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_reference import compare_attention, compare_rotation
 
 from gptoss20b.model.attention import attend
 from gptoss20b.model.rotary import split_rotate
+from tests.support.attention_reference import compare_attention, compare_rotation
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import dispatch_cases
-import expert_cases
 import pytest
 import torch
 
 from gptoss20b.config import resolve
 from gptoss20b.process_groups import single_process
+from tests.support import dispatch_cases, expert_cases
 
 pytestmark = [
     pytest.mark.gpu,

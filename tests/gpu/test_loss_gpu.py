@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loss_cases import check, inputs
 
 from gptoss20b.model.loss import LOGITS_BYTES, linear_cross_entropy
+from tests.support.loss_cases import check, inputs
 
 pytestmark = [
     pytest.mark.gpu,

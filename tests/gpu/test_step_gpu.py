@@ -8,13 +8,13 @@ import math
 
 import pytest
 import torch
-from jobs import configure
-from step_jobs import differentiated
 
 from gptoss20b.feed import synthetic
 from gptoss20b.model.build import Backend
 from gptoss20b.process_groups import Rank, joined
 from gptoss20b.training import Trainer, optimizer_parts
+from tests.support.jobs import configure
+from tests.support.step_jobs import differentiated
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
 

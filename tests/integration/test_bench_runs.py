@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import NO_GPU, ROOT, run_ranks
 
 from benchmarks.gpu.results import read
 from gptoss20b.bench.norms import KINDS
 from gptoss20b.bench.result import BenchResult, Parts, from_json
+from tests.support.paths import ROOT
+from tests.support.ranks import NO_GPU, run_ranks
 
 PARTS = list(Parts.model_fields)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import mounted, records, values
-from ranks import run_ranks
 
 from gptoss20b.checkpoint import checkpoints
 from gptoss20b.config import resolve
+from tests.support.launched import mounted, records, values
+from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 

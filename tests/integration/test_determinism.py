@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launched import values
-from ranks import run_ranks
+
+from tests.support.launched import values
+from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 

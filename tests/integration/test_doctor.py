@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import NO_GPU, ROOT
 
 from gptoss20b.doctor.finding import Finding, Verdict
 from gptoss20b.doctor.network import look_at_collectives
+from tests.support.paths import ROOT
+from tests.support.ranks import NO_GPU
 
 
 def doctor(variables: dict[str, str], *options: str, limit_s: float = 150.0) -> subprocess.CompletedProcess[str]:

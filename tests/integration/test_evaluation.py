@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks import run_ranks
 
 from gptoss20b.config import resolve
 from gptoss20b.data.indexed import TokenFile
 from gptoss20b.data.sequences import VALIDATION_PREFIX
+from tests.support.ranks import run_ranks
 
 # GBS, micro batch, ranks: neither divides the ten sequences in most of them.
 SHAPES = [(8, 4, 2), (12, 3, 2), (24, 2, 2), (50, 5, 2), (8, 8, 1), (12, 1, 1)]

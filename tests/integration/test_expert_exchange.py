@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ranks import run_ranks
+
+from tests.support.ranks import run_ranks
 
 
 @pytest.mark.parametrize(("lean", "tokens"), [(0.2, [30, 1, 17, 64]), (9.0, [8, 40, 3, 5])])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ranks import run_ranks
+
+from tests.support.ranks import run_ranks
 
 # Strong enough that a wrong scale would show in every comparison.
 AUX = {"AUX_LOSS_COEFF": "2.5"}

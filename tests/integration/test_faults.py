@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import records, until, values
-from ranks import NO_GPU, ROOT, start_ranks
 
 from compliance.judge import judge_run
 from compliance.parse import parse
 from gptoss20b.data.sequences import TRAIN_PREFIX
+from tests.support.launched import records, until, values
+from tests.support.paths import ROOT
+from tests.support.ranks import NO_GPU, start_ranks
 
 
 class Ranks:

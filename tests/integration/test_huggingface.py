@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 
 from gptoss20b.exchange.convert import from_hugging_face, to_hugging_face
 from gptoss20b.exchange.mxfp4 import dequantize
-from tests.unit.exchange_folders import EXPERTS, SMALL, read, their_tensors, write
+from tests.support.exchange_folders import EXPERTS, SMALL, read, their_tensors, write
+from tests.support.ranks import run_ranks
 
 NO_SCALING = {"rope_type": "default", "rope_theta": 150_000.0}
 # What is left out is transformers' default, which is the released model's: top-4, head dimension 64, window 128, YaRN.
@@ -125,8 +125,9 @@ def test_mxfp4_is_dequantized_as_transformers_does() -> None:
 
 
 def test_a_converted_folder_is_read_by_transformers(tmp_path: Path) -> None:
-    from huggingface_jobs import make_peer
     from transformers import AutoModelForCausalLM
+
+    from tests.support.huggingface_jobs import make_peer
 
     architecture = {name: value for name, value in CASES["yarn at work"].items() if name != "sequence"}
     peer = make_peer(architecture)

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from ranks import run_ranks
 
 from gptoss20b.model.initialise import draw, rule
+from tests.support.ranks import run_ranks
 
 STD, LAYERS, HIDDEN, VOCABULARY = 0.04, 2, 64, 256
 

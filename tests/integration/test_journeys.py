@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from journeys import Journey, change, make_clone, read_steps, travel
-from launched import NO_COMPILER, values
-from ranks import ROOT
+
+from tests.support.journeys import Journey, change, make_clone, read_steps, travel
+from tests.support.launched import NO_COMPILER, values
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINK_PACKAGES = Path(__file__).with_name("linked_packages.py")
+LINK_PACKAGES = ROOT / "tests" / "support" / "linked_packages.py"
 LIMIT_S = 600.0
 
 # --- what is not done here as the README has it; everything else is

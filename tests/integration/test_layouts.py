@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks import run_ranks
+
+from tests.support.ranks import run_ranks
 
 STEPS = 5
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import ROOT
+
+from tests.support.paths import ROOT
 
 
 @pytest.mark.slow

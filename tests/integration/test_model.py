@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 import pytest
-from ranks import run_ranks
+
+from tests.support.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")

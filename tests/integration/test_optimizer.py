@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from ranks import run_ranks
 
 from gptoss20b.config import Config, resolve
+from tests.support.ranks import run_ranks
 
 
 def test_clipping_equals_megatrons_own(tiny: dict[str, str]) -> None:

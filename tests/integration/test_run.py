@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import NO_COMPILER
-from ranks import NO_GPU, ROOT, run_ranks
+
+from tests.support.launched import NO_COMPILER
+from tests.support.paths import ROOT
+from tests.support.ranks import NO_GPU, run_ranks
 
 
 def launch(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:

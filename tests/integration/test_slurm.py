@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launched import NO_COMPILER, records, values
-from ranks import NO_GPU, ROOT, run_ranks
-from slurm_cluster import Slurm, cluster, unavailable
+
+from tests.support.launched import NO_COMPILER, records, values
+from tests.support.paths import ROOT
+from tests.support.ranks import NO_GPU, run_ranks
+from tests.support.slurm_cluster import Slurm, cluster, unavailable
 
 pytestmark = [
     pytest.mark.slow,

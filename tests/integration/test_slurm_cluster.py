@@ -12,8 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import slurm_cluster
-from slurm_cluster import Ended, Slurm, cluster, unavailable
+
+from tests.support import slurm_cluster
+from tests.support.paths import ROOT
+from tests.support.slurm_cluster import Ended, Slurm, cluster, unavailable
 
 needs_slurm = pytest.mark.skipif(unavailable() is not None, reason=f"no Slurm: {unavailable()}")
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--output=output"]
@@ -178,14 +180,14 @@ def test_nothing_is_left_of_a_cluster_whose_test_failed(folder: Path, tmp_path: 
 @needs_slurm
 def test_nothing_is_left_of_a_cluster_whose_tests_were_killed(folder: Path, tmp_path: Path) -> None:
     lines = [
-        "import sys, time, slurm_cluster, pathlib",
+        "import sys, time, pathlib; from tests.support import slurm_cluster",
         "with slurm_cluster.cluster(pathlib.Path(sys.argv[1])) as slurm:",
         "    print(*slurm.daemons, flush=True)",
         "    time.sleep(60)",
     ]
     with subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines), str(folder)],
-        cwd=Path(__file__).parent,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     ) as tests:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 
 def test_weights_that_are_split_say_so(tiny: dict[str, str]) -> None:

@@ -13,12 +13,12 @@ from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.transformer import transformer_config as megatron_config
 from megatron.core.transformer.moe import experts as megatron_experts
 from megatron.core.transformer.moe import moe_utils
-from ranks import run_ranks
 
 from gptoss20b.config import resolve
 from gptoss20b.model import build
 from gptoss20b.model.build import Backend, BackendError, choose_backend, fusions, transformer_config
 from gptoss20b.model.experts import weighted_activation
+from tests.support.ranks import run_ranks
 
 TWO = {"DGXNGPU": "2", "EXPERT_PARALLEL": "1"}
 

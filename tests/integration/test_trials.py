@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launched import Launch, launched, mounted, records, until, values
+
+from tests.support.launched import Launch, launched, mounted, records, until, values
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import launched, records, values
-from ranks import ROOT, free_port, run_ranks
+
+from tests.support.launched import launched, records, values
+from tests.support.paths import ROOT
+from tests.support.ranks import free_port, run_ranks
 
 # Both nodes, their ranks and whatever else runs share the cores.
 LIMIT_S = 150.0

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from attention_reference import compare_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.model import attention
 from gptoss20b.model.attention import attend
+from tests.support.attention_reference import compare_attention
 
 EDGES = [0, 1, 127, 128, 129, None]
 

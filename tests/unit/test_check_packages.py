@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.image_recipe import ROOT
+from tests.support.paths import ROOT
 
 
 class MadeImage:

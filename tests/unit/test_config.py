@@ -23,8 +23,8 @@ from gptoss20b.config import Config, ConfigError, Problem, disagreements, fixed_
 from gptoss20b.config.environment import read_settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Rules
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PREFIXES = ("", "MLPERF_", "MLLOG_")
 
 # What users, launchers and other submissions' scripts already use.

@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sourced import BARE, CONFIGS, ROOT, dry_run, load
 
 from compliance.rcp import full_points
 from gptoss20b.config import settings
+from tests.support.paths import ROOT
+from tests.support.sourced import BARE, CONFIGS, dry_run, load
 
 # What configurations may export beside settings: for run_and_time.sh, and for the libraries below.
 OTHER_NAMES = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from dispatch_cases import alone, check, routed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +16,7 @@ from gptoss20b.config import resolve
 from gptoss20b.model.dispatch import Exchange, SortingDispatcher, sort_by_expert
 from gptoss20b.model.fused import Fused
 from gptoss20b.process_groups import single_process
+from tests.support.dispatch_cases import alone, check, routed
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "compliance"))
-
-from made_machines import amd_smi, made_tool, rocm_smi
-from sourced import ROOT
-
 from gptoss20b.config import resolve
 from gptoss20b.doctor.accelerators import Device, judge_devices, judge_memory, judge_tool, visible_devices
 from gptoss20b.doctor.finding import Finding, Verdict
 from gptoss20b.doctor.model_memory import activation_bytes
 from gptoss20b.doctor.vendor_tools import ToolReport, ask_vendor_tool
+from tests.support.made_machines import amd_smi, made_tool, rocm_smi
+from tests.support.paths import ROOT
 
 GIB = 2**30
 B200 = Device("NVIDIA B200", 180 * GIB, 178 * GIB)

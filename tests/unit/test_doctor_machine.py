@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,17 +15,14 @@ from types import SimpleNamespace
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "compliance"))
-
-from made_machines import made_host, made_tool, write
-from sourced import ROOT
-
 from gptoss20b.config import resolve
 from gptoss20b.doctor import examination, model_memory
 from gptoss20b.doctor.clock import code_date, kernel_says_synchronised, look_at_clock
 from gptoss20b.doctor.finding import Finding, Verdict
 from gptoss20b.doctor.machine import look_at_host_memory, look_at_limits, look_at_processors
 from gptoss20b.doctor.software import look_at_caches, look_at_code, look_at_packages
+from tests.support.made_machines import made_host, made_tool, write
+from tests.support.paths import ROOT
 
 GIB = 2**30
 LIMITS = ["shared memory", "open files", "locked memory", "processor frequency"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,8 @@ from compliance.rules import ALL_RULES
 from gptoss20b import determinism
 from gptoss20b.config import resolve, settings
 from gptoss20b.stopping import ExitCode, NonFiniteLossError, exit_code_of, received
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "endurance.md").read_text(encoding="utf-8")
 FAULTS = (
     "SIGKILL of a rank",

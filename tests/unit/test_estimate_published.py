@@ -30,10 +30,10 @@ from gptoss20b.estimate.scaling import estimate, step_time
 from gptoss20b.estimate.systems import SYSTEMS
 from gptoss20b.model.size import count_parameters
 from gptoss20b.process_groups import single_process
+from tests.support.paths import REFERENCE_LOGS
 
 RUNS = {run.name: run for run in PUBLISHED}
 EVERY = tuple(predictions())
-LOGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "rcp_logs" / "gbs32"
 
 
 def worst(chosen: Iterator[Prediction]) -> float:
@@ -132,9 +132,9 @@ def test_the_counts_are_those_of_the_modules() -> None:
         assert count_parameters(resolve({})) == COUNTS
 
 
-@pytest.mark.skipif(not LOGS.is_dir(), reason="the published reference logs are not beside this checkout")
+@pytest.mark.skipif(not REFERENCE_LOGS.is_dir(), reason="the published reference logs are not beside this checkout")
 def test_the_reference_at_gbs_32_is_what_its_logs_say() -> None:
-    steps, evaluations = zip(*map(medians, sorted(LOGS.glob("*.log.gz"))), strict=True)
+    steps, evaluations = zip(*map(medians, sorted(REFERENCE_LOGS.glob("*.log.gz"))), strict=True)
     run = RUNS["reference, GBS 32"]
     assert len(steps) == 10
     assert round(statistics.median(steps), 3) == run.step_seconds

@@ -23,7 +23,7 @@ from gptoss20b.exchange import folder as folder_module
 from gptoss20b.exchange.convert import from_hugging_face, to_hugging_face
 from gptoss20b.exchange.mxfp4 import dequantize
 from gptoss20b.exchange.problems import ExchangeError
-from tests.unit.exchange_folders import (
+from tests.support.exchange_folders import (
     EXPERTS,
     FFN,
     GROUPS,
@@ -37,8 +37,7 @@ from tests.unit.exchange_folders import (
     their_tensors,
     write,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(autouse=True)

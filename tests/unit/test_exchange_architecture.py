@@ -14,7 +14,7 @@ from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Yarn
 from gptoss20b.exchange.architecture import model_from, model_in, settings_of
 from gptoss20b.exchange.names import shards
-from tests.unit.exchange_folders import RELEASED, SMALL
+from tests.support.exchange_folders import RELEASED, SMALL
 
 
 def preset(name: str) -> Model:

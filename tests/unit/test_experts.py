@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from expert_cases import FFN, HIDDEN, compare, gradients, inputs, make
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.model.experts import weighted_activation, weighted_activation_backward
 from gptoss20b.model.fused import Fused
+from tests.support.expert_cases import FFN, HIDDEN, compare, gradients, inputs, make
 
 
 @pytest.mark.parametrize("openai", [False, True])

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from attention_reference import compare_attention
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gptoss20b.model import flex as module
 from gptoss20b.model.flex import BLOCK, block_mask, flex
+from tests.support.attention_reference import compare_attention
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.image_recipe import ROOT
+from tests.support.paths import ROOT
 
 SCRIPTS = sorted((ROOT / "docker").glob("*.sh"))
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from launch_stubs import Place
+
+from tests.support.launch_stubs import Place
 
 
 @pytest.fixture

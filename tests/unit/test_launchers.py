@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from launch_stubs import ROOT, Place
-from sourced import load
 
 from gptoss20b.config import settings
+from tests.support.launch_stubs import Place
+from tests.support.paths import ROOT
+from tests.support.sourced import load
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from loss_cases import check, inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.model import loss as module
 from gptoss20b.model.loss import chunk_rows, linear_cross_entropy
+from tests.support.loss_cases import check, inputs
 
 CPU = torch.device("cpu")
 

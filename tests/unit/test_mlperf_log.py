@@ -21,8 +21,8 @@ from mlperf_logging.compliance_checker import mlp_compliance, mlp_parser
 
 from gptoss20b.config import Config, resolve, settings
 from gptoss20b.mlperf_log import RunClock, RunLog, hyperparameters
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 THIS_FILE = "tests/unit/test_mlperf_log.py"
 RULES = Path(mlp_compliance.__file__).parent
 SHA = "0" * 64

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +24,8 @@ from gptoss20b.config import Config, resolve, settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Model, Parallel, Yarn
 from gptoss20b.model.size import flops_per_token
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
 FLAT = " ".join(GUIDE.split())
 LOGS = ROOT.parent / "shared" / "data" / "rcp_logs" / "gbs32"

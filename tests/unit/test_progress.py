@@ -8,15 +8,13 @@ import pty
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from gptoss20b import progress
 from gptoss20b.config import Config, resolve, settings
 from gptoss20b.progress import Display, Progress, Silent, samples_to_target
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
 
 # What makes rich take a pipe for a terminal, or a terminal for a pipe.
 FOR_RICH = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")

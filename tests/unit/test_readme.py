@@ -9,7 +9,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -21,8 +20,8 @@ from data_scripts.commands import ExitCode as DataExitCode
 from gptoss20b.config import resolve, settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.stopping import ExitCode
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 

@@ -14,8 +14,8 @@ from gptoss20b.config import resolve, settings
 from gptoss20b.mlperf_log import RunLog
 from gptoss20b.result import Result, read_result
 from gptoss20b.stopping import ExitCode, exit_code_of, target_not_reached
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 START = 1_700_000_000_000
 
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from attention_reference import compare_rotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss20b.model.rotary import norm_rotate, rotation, split_rotate
+from tests.support.attention_reference import compare_rotation
 
 BOTH = st.sampled_from([torch.float32, torch.bfloat16])
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launch_stubs import copy_scripts, make_tools, start_bash
-from sourced import load
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.launch_stubs import copy_scripts, make_tools, start_bash
+from tests.support.paths import ROOT
+from tests.support.sourced import load
+
 SCRIPTS = [*sorted(ROOT.glob("*.sh")), *sorted(ROOT.glob("*/*.sh")), ROOT / "run.sub", ROOT / ".ci" / "run"]
 SOURCED = {"checks.sh", "supervise.sh", "trials.sh"}
 

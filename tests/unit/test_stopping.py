@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gptoss20b.stopping import ExitCode, on_signal
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 IN_TIME = 2.0
 
 PREAMBLE = """

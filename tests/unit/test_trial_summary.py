@@ -10,8 +10,8 @@ import pytest
 
 from gptoss20b.stopping import ExitCode
 from gptoss20b.trials import exit_code_of_set, read_trials
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LOG = (
     ':::MLLOG {"key": "run_start", "value": null, "time_ms": 60000, "metadata": {}}\n'
     ':::MLLOG {"key": "eval_accuracy", "value": 3.3, "time_ms": 119000, "metadata": {"samples_count": 12288}}\n'

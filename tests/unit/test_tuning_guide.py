@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sourced import BARE, ROOT, dry_run, load
 
 from compliance import benchmark
 from compliance.check import Options, check_set
@@ -31,6 +30,8 @@ from gptoss20b.config import resolve, settings
 from gptoss20b.config.tree import Rules, Tuning
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 from gptoss20b.progress import samples_to_target
+from tests.support.paths import ROOT
+from tests.support.sourced import BARE, dry_run, load
 
 GUIDE = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
 FLAT = " ".join(GUIDE.split())

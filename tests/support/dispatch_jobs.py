@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jobs import Variables, layouts
 from torch import Tensor
+
+from tests.support.jobs import Variables, layouts
 
 
 def beside_megatrons(variables: list[Variables], tokens: list[int], lean: float) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from ranks import ROOT
+
+from tests.support.paths import ROOT
 
 # Megatron's decorators load torch's compiler, which nothing on a CPU uses: a second of each rank's start.
 NO_COMPILER = {"TORCH_COMPILE_DISABLE": "1"}

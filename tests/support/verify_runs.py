@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 from click.testing import Result
-from small_sets import OPTIONS
 from typer.testing import CliRunner
 
 from data_scripts.verify import main
+from tests.support.small_sets import OPTIONS
 
 app = typer.Typer()
 app.command()(main)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 
-from made_logs import MadeLog
-
 from compliance.findings import Finding, SetResult, Severity
 from compliance.judge import JudgedRun, judge_run, judge_set
 from compliance.parse import parse
 from compliance.run import Machine
+from tests.support.made_logs import MadeLog
 
 WEIGHTY = (Severity.ERROR, Severity.WARNING)
 

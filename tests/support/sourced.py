@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 CONFIGS = sorted(path.name for path in ROOT.glob("config_*.sh") if path.name != "config_common.sh")
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launched import end_all
-from ranks import ROOT
+from tests.support.launched import end_all
+from tests.support.paths import ROOT
 
 SHOWS = "# -> "
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from jobs import Variables, in_whole_model, layouts, make_trainer
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -24,6 +23,7 @@ from gptoss20b.exchange.problems import ExchangeError
 from gptoss20b.model import build as build_module
 from gptoss20b.model.build import transformer_config
 from gptoss20b.training import DeviceBatch
+from tests.support.jobs import Variables, in_whole_model, layouts, make_trainer
 
 BATCH = 2
 

@@ -6,10 +6,10 @@ import traceback
 from typing import Any
 
 import torch
-from jobs import Variables, layouts, make_feed, make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.feed import synthetic
+from tests.support.jobs import Variables, layouts, make_feed, make_trainer
 
 
 def initial_statistics(variables: Variables) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from typing import Any
 # These tests are about the CPU, also on a machine that has more.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
 
-ROOT = Path(__file__).resolve().parents[2]
 
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["gptoss20b.train"])
@@ -104,7 +103,7 @@ def _rank(environment: dict[str, str], folder: Path, rank: int, job: str, argume
     warnings.simplefilter("ignore")  # Megatron's, which would fill the outputs shown on failure
     try:
         module, _, function = job.rpartition(".")
-        value = getattr(importlib.import_module(module or "jobs"), function)(**arguments)
+        value = getattr(importlib.import_module(f"tests.support.{module or 'jobs'}"), function)(**arguments)
         temporary = folder / f"result{rank}.tmp"
         temporary.write_bytes(pickle.dumps(value))
         temporary.rename(folder / f"result{rank}")

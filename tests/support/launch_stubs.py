@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 _NOTE = '{ printf "%s\\x1f" "${0##*/}" "$@"; echo; } >> "$STUB/calls"\n'
 
 _TRIAL = """#!/usr/bin/env bash

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import pytest
 import typer
-from faulty_server import LIST, NAME, FaultyServer
 from typer.testing import CliRunner
 
 from data_scripts import download, meter
 from data_scripts.fetching import parts, transfer
 from data_scripts.published import PREFIXES
+from tests.support.faulty_server import LIST, NAME, FaultyServer
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SEGMENT = 1 << 16
 TRAIN, VALIDATION = PREFIXES
 BIG = f"{TRAIN}.bin"

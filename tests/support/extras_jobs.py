@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jobs import Variables, layouts, make_feed, make_trainer
 
 from gptoss20b.config import Config
+from tests.support.jobs import Variables, layouts, make_feed, make_trainer
 
 Call = tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]
 

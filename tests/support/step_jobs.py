@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 import torch
-from jobs import Variables, digests, in_whole_model, layouts, make_feed
 
 from gptoss20b import training
 from gptoss20b.config import Config
 from gptoss20b.feed import synthetic
 from gptoss20b.model.build import Backend
 from gptoss20b.training import Trainer, fuse_adam, optimizer_parts
+from tests.support.jobs import Variables, digests, in_whole_model, layouts, make_feed
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""Fixtures, builders and fakes that several test modules share."""

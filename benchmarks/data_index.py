@@ -32,10 +32,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data_scripts.pair import TOKEN, PairWriter, Written
+from data_scripts.dataset_writer import TOKEN, IndexedDatasetWriter, Written
 from gptoss20b.config import resolve
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import TRAIN_PREFIX, TrainingSequences, Windows
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import TRAIN_PREFIX, TrainingSamples, Windows
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = 45_600_000
@@ -70,7 +70,7 @@ def make_pair(prefix: Path, documents: int) -> int:
     """Write an index of that many documents and a sparse token file of zeros; the number of tokens."""
     rng = np.random.default_rng(0)
     lengths_file = prefix.with_name("lengths")
-    writer = PairWriter(Path(f"{prefix}.bin"), lengths_file)
+    writer = IndexedDatasetWriter(Path(f"{prefix}.bin"), lengths_file)
     total = 0
     with lengths_file.open("wb") as stream:
         for first in range(0, documents, 1_000_000):
@@ -160,8 +160,8 @@ def _measure(open_set: Callable[[], Callable[[int], Any]], count: int, samples: 
 
 def _ours(folder: Path, samples: int) -> dict[str, Any]:
     def open_set() -> Callable[[int], Any]:
-        tokens = TokenFile.open(folder / TRAIN_PREFIX)
-        return TrainingSequences(Windows(tokens, SEQUENCE_LENGTH, 128_256), SEED).at
+        tokens = IndexedDataset.open(folder / TRAIN_PREFIX)
+        return TrainingSamples(Windows(tokens, SEQUENCE_LENGTH, 128_256), SEED).sample
 
     before = sorted(folder.iterdir())
     figures = _measure(open_set, samples, 1000, folder / "none")

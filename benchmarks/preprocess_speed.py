@@ -42,7 +42,7 @@ import numpy as np
 import typer
 
 from data_scripts.make_sample_data import collect_documents
-from gptoss20b.data.indexed import TokenFile
+from gptoss20b.data.indexed_dataset import IndexedDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0))
@@ -130,7 +130,7 @@ def measure(folder: Path, shards: list[Path], tokenizer: Path, repeats: int) -> 
     for turn in range(repeats):
         for name in commands if turn % 2 == 0 else reversed(commands):
             costs[name].append(run(commands[name]))
-            with TokenFile.open(out) as pair:
+            with IndexedDataset.open(out) as pair:
                 tokens = pair.token_count
             made.add(_remove(out))
             if len(made) > 1:

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from data_scripts.commands import CommandError
+from data_scripts.c4 import SOURCE
+from data_scripts.errors import CommandError
 from data_scripts.fetching.web import shown
-from data_scripts.published import SOURCE
 
 # The list is kept beside the data under the name it has on the server.
 LIST_NAME = PurePosixPath(urlsplit(SOURCE).path).with_suffix(".md5").name

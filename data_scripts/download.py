@@ -15,15 +15,15 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.filesize import decimal
 
+from data_scripts.c4 import PREFIXES, SOURCE
 from data_scripts.checksums import LIST_NAME, Listed, md5_of, parse_list
-from data_scripts.commands import CommandError, told
+from data_scripts.errors import CommandError, told
 from data_scripts.fetching.parts import Part, check_space, held
 from data_scripts.fetching.remote import Remote, fetch_list, probe
 from data_scripts.fetching.transfer import fetch
 from data_scripts.fetching.web import Patience, Web
 from data_scripts.fetching.work_folder import clear, locked, save
-from data_scripts.meter import Show, metered
-from data_scripts.published import PREFIXES, SOURCE
+from data_scripts.progress import Show, metered
 
 
 class Outcome(NamedTuple):

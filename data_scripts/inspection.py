@@ -13,13 +13,13 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from data_scripts.commands import CommandError, told
-from data_scripts.published import SEQUENCE_LENGTH
+from data_scripts.c4 import SEQUENCE_LENGTH
+from data_scripts.errors import CommandError, told
 from data_scripts.tokenization.tokenizer import load_tokenizer
 from gptoss20b.data.files import DataError, with_suffix
 from gptoss20b.data.index import Index
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import Windows, window_count
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import Windows, count_windows
 
 # Lengths from here on count as this one in the quantiles; C4's longest documents have some 100,000 tokens.
 _LONGEST = 1 << 22
@@ -92,7 +92,7 @@ def summarize(prefix: Path, sequence_length: int = SEQUENCE_LENGTH) -> Summary:
     Raises:
         DataError: a file is missing or contradicts itself.
     """
-    with TokenFile.open(prefix) as tokens, Index.open(prefix) as index:
+    with IndexedDataset.open(prefix) as tokens, Index.open(prefix) as index:
         return Summary(
             name=prefix.name,
             token_type=tokens.dtype.name,
@@ -100,7 +100,7 @@ def summarize(prefix: Path, sequence_length: int = SEQUENCE_LENGTH) -> Summary:
             sequences=tokens.sequence_count,
             tokens=tokens.token_count,
             sequence_length=sequence_length,
-            windows=window_count(tokens.token_count, sequence_length),
+            windows=count_windows(tokens.token_count, sequence_length),
             data_bytes=tokens.path.stat().st_size,
             index_bytes=index.path.stat().st_size,
             lengths=_lengths(index),
@@ -133,7 +133,7 @@ def window_parts(prefix: Path, number: int, sequence_length: int = SEQUENCE_LENG
     Raises:
         DataError: no such window, or an unreadable file.
     """
-    with TokenFile.open(prefix) as tokens, Index.open(prefix) as index:
+    with IndexedDataset.open(prefix) as tokens, Index.open(prefix) as index:
         # of any id: what is beyond a vocabulary is to be seen here too
         ids = Windows(tokens, sequence_length, 1 << 31).window(number)
         start = number * sequence_length

@@ -22,11 +22,11 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from data_scripts.commands import CommandError, told
-from data_scripts.pair import PairWriter
+from data_scripts.dataset_writer import IndexedDatasetWriter
+from data_scripts.errors import CommandError, told
 from gptoss20b.data.files import with_suffix
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX, Windows
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, Windows
 
 VOCAB_SIZE = 256
 SEQUENCE_LENGTH = 8192
@@ -214,7 +214,7 @@ def _refuse_others(directory: Path, files: dict[str, dict[str, int | str]]) -> N
 def _write_pair(prefix: Path, documents: list[Document]) -> None:
     """Write `PREFIX.bin` and `PREFIX.idx` as int32, one sequence per document."""
     lengths = with_suffix(prefix, ".lengths")
-    with PairWriter(with_suffix(prefix, ".bin"), lengths) as pair:
+    with IndexedDatasetWriter(with_suffix(prefix, ".bin"), lengths) as pair:
         for document in documents:
             # no end-of-document token: the published set has none
             tokens = np.frombuffer(document.data(), np.uint8)
@@ -226,7 +226,7 @@ def _write_pair(prefix: Path, documents: list[Document]) -> None:
 def _summary(directory: Path) -> Iterator[str]:
     """One line per split, read back through the reader that a run uses."""
     for prefix in _PREFIXES:
-        with TokenFile.open(directory / prefix) as tokens:
+        with IndexedDataset.open(directory / prefix) as tokens:
             windows = Windows(tokens, SEQUENCE_LENGTH, VOCAB_SIZE)
             size = tokens.path.stat().st_size / 1e6
             yield (

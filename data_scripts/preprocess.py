@@ -20,9 +20,9 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from data_scripts.commands import CommandError, told
-from data_scripts.meter import Show, metered
-from data_scripts.pair import PairWriter
+from data_scripts.dataset_writer import IndexedDatasetWriter
+from data_scripts.errors import CommandError, told
+from data_scripts.progress import Show, metered
 from data_scripts.tokenization.blocks import NO_DOCUMENTS, Tokenized, block_tokenizer
 from data_scripts.tokenization.journal import Job, State, WorkFolder
 from data_scripts.tokenization.shards import BLOCK_BYTES, Piece, find_shards, read_shards
@@ -194,7 +194,7 @@ class _Run:
                 self._first_bad.append(message)
         self._lines += found.lines
 
-    def _finish(self, writer: PairWriter, digest: str) -> None:
+    def _finish(self, writer: IndexedDatasetWriter, digest: str) -> None:
         folder, prefix = self._folder, self._task.prefix
         if not writer.written.documents:
             raise CommandError(f"{prefix}: got no document; expected at least one. To fix: give other shards.")
@@ -214,9 +214,9 @@ def _submit(pool: Workers[Tokenized], piece: Piece) -> Future[Tokenized]:
     return done
 
 
-def _writer(folder: WorkFolder) -> PairWriter:
+def _writer(folder: WorkFolder) -> IndexedDatasetWriter:
     try:
-        return PairWriter(folder.tokens, folder.lengths, folder.state.written)
+        return IndexedDatasetWriter(folder.tokens, folder.lengths, folder.state.written)
     except ValueError as error:
         raise CommandError(f"{error} To fix: remove {folder.path} to start again.") from None
 

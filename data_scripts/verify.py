@@ -13,10 +13,10 @@ import typer
 from data_scripts.checking import report
 from data_scripts.checking.checks import verify
 from data_scripts.checking.expectations import Expectations, expected_in
-from data_scripts.commands import CommandError, ExitCode, told
+from data_scripts.errors import CommandError, ExitCode, told
 from data_scripts.make_sample_data import MANIFEST
-from data_scripts.meter import Show, metered
-from gptoss20b.data.sequences import VALIDATION_PREFIX
+from data_scripts.progress import Show, metered
+from gptoss20b.data.samples import VALIDATION_PREFIX
 
 # Reading is as fast as the storage or the one thread of MD5 long before; each thread holds one piece in memory.
 _THREADS = min(16, len(os.sched_getaffinity(0)))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file's content, or the names in a folder, are on the disk.
 
     Raises:

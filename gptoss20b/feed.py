@@ -11,15 +11,15 @@ import numpy.typing as npt
 import torch
 
 from .config import Config
-from .data.indexed import TokenFile
-from .data.sequences import (
+from .data.indexed_dataset import IndexedDataset
+from .data.samples import (
     TRAIN_PREFIX,
     VALIDATION_PREFIX,
     Batch,
-    TrainingSequences,
-    ValidationSequences,
+    TrainingSamples,
+    ValidationSamples,
     Windows,
-    batch,
+    collate,
 )
 from .mlperf_log import RunClock
 from .training import DeviceBatch
@@ -72,8 +72,8 @@ class Feed:
         config: Config,
         share: Share,
         device: torch.device,
-        train: TrainingSequences,
-        validation: ValidationSequences,
+        train: TrainingSamples,
+        validation: ValidationSamples,
     ) -> None:
         self._config, self._share, self._device = config, share, device
         self._train, self._validation = train, validation
@@ -101,7 +101,7 @@ class Feed:
     def evaluation(self) -> Iterator[DeviceBatch]:
         """This rank's micro batches of the validation set; rows that only fill up have an all-zero mask."""
         for numbers in self._share.evaluation(self._validation.samples):
-            host = self._batch([self._validation.at(0 if n is None else n) for n in numbers])
+            host = self._batch([self._validation.sample(0 if n is None else n) for n in numbers])
             for row, number in enumerate(numbers):
                 if number is None:
                     host.loss_mask[row] = 0.0
@@ -115,10 +115,10 @@ class Feed:
 
     def _read(self, step: int) -> list[Batch]:
         rows = self._share.training(step, self._config.tuning.global_batch_size)
-        return [self._batch([self._train.at(position) for position in row]) for row in rows]
+        return [self._batch([self._train.sample(position) for position in row]) for row in rows]
 
     def _batch(self, windows: Sequence[npt.NDArray[np.int64]]) -> Batch:
-        return batch(windows, self._config.data.eod_token)
+        return collate(windows, self._config.data.eod_token)
 
 
 def open_feed(clock: RunClock, config: Config, share: Share, device: torch.device, seed: int) -> Feed:
@@ -131,15 +131,15 @@ def open_feed(clock: RunClock, config: Config, share: Share, device: torch.devic
         raise TypeError("the data may be opened only after run_start, whose clock this takes")
 
     def windows(prefix: str) -> Windows:
-        tokens = TokenFile.open(config.data.directory / prefix)
+        tokens = IndexedDataset.open(config.data.directory / prefix)
         return Windows(tokens, config.rules.sequence_length, config.model.vocab_size)
 
     return Feed(
         config,
         share,
         device,
-        TrainingSequences(windows(TRAIN_PREFIX), seed),
-        ValidationSequences(windows(VALIDATION_PREFIX), config.rules.eval_samples),
+        TrainingSamples(windows(TRAIN_PREFIX), seed),
+        ValidationSamples(windows(VALIDATION_PREFIX), config.rules.eval_samples),
     )
 
 

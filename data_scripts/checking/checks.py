@@ -6,6 +6,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
 
+from data_scripts.c4 import PREFIXES
 from data_scripts.checking.expectations import FILES, Expectations
 from data_scripts.checking.findings import DOWNLOAD_AGAIN, Few, Finding
 from data_scripts.checking.lists import LIST_AGAIN, Listed, read_lists
@@ -13,12 +14,11 @@ from data_scripts.checking.reading import Reader, TokenRange
 from data_scripts.checking.report import Scope, Verification
 from data_scripts.checking.swap import Pair, Swap, find_swap, open_pair
 from data_scripts.checking.tables import check_tables, document_at
-from data_scripts.pair import TOKEN
-from data_scripts.published import PREFIXES
+from data_scripts.dataset_writer import TOKEN
 from gptoss20b.data.files import DataError
 from gptoss20b.data.index import Index
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSequences, Windows, window_count
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSamples, Windows, count_windows
 
 # where the type of a token stands in an index
 _DTYPE_OFFSET = 17
@@ -64,7 +64,7 @@ class _Check:
         self._reads: dict[str, tuple[list[str], bool]] = {}
         # prefixes of pairs whose tables tell where a document is
         self._located: set[str] = set()
-        self._evaluated: ValidationSequences | None = None
+        self._evaluated: ValidationSamples | None = None
 
     def open(self) -> None:
         """Open both pairs, and see whether they are in each other's place."""
@@ -204,11 +204,11 @@ class _Check:
             return
         length = self._expected.sequence_length
         try:
-            tokens = self._stack.enter_context(TokenFile.open(pair.prefix))
-            facts.tokens, facts.windows = tokens.token_count, window_count(tokens.token_count, length)
+            tokens = self._stack.enter_context(IndexedDataset.open(pair.prefix))
+            facts.tokens, facts.windows = tokens.token_count, count_windows(tokens.token_count, length)
             windows = Windows(tokens, length, self._expected.vocabulary)
             if prefix == VALIDATION_PREFIX:
-                self._evaluated = ValidationSequences(windows, self._expected.sequences)
+                self._evaluated = ValidationSamples(windows, self._expected.sequences)
         except DataError as error:
             self._refused(error)
 

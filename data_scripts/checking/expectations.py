@@ -6,17 +6,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from data_scripts.checking.lists import Listed
-from data_scripts.commands import CommandError
-from data_scripts.make_sample_data import MANIFEST
-from data_scripts.published import (
+from data_scripts.c4 import (
     EVALUATION_SEQUENCES,
     PREFIXES,
     SEQUENCE_LENGTH,
     VALIDATION_DOCUMENTS,
     VOCABULARY,
 )
-from gptoss20b.data.sequences import VALIDATION_PREFIX
+from data_scripts.checking.lists import Listed
+from data_scripts.errors import CommandError
+from data_scripts.make_sample_data import MANIFEST
+from gptoss20b.data.samples import VALIDATION_PREFIX
 
 FILES = tuple(f"{prefix}{suffix}" for prefix in PREFIXES for suffix in (".bin", ".idx"))
 # The sample's validation file holds a few dozen.

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from data_scripts.checking.findings import SHOWN
-from data_scripts.pair import TOKEN
+from data_scripts.dataset_writer import TOKEN
 from gptoss20b.data.files import open_binary, read_exactly
 
 # A whole number of tokens, large enough for a network file system. With as many pieces in memory as threads, this

@@ -8,9 +8,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from data_scripts.c4 import PREFIXES
 from data_scripts.checking.expectations import Expectations
 from data_scripts.checking.findings import Finding
-from data_scripts.published import PREFIXES
 from gptoss20b import __version__
 
 NAME = "verified.json"

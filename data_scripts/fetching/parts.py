@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from data_scripts.checksums import WORK, Listed
-from data_scripts.commands import CommandError
 from data_scripts.durable import sync_folder, write_whole
+from data_scripts.errors import CommandError
 from data_scripts.fetching.remote import Remote
 
 # bytes per segment: what one request fetches, and how often a state is written

@@ -9,7 +9,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from data_scripts.checksums import Listed, parse_list
-from data_scripts.commands import CommandError
+from data_scripts.errors import CommandError
 from data_scripts.fetching.web import PassingError, Patience, Web, cause, shown
 
 _LONGEST_ADDRESS = 4 << 10

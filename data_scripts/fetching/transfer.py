@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 
 from urllib3.exceptions import HTTPError
 
-from data_scripts.commands import CommandError
+from data_scripts.errors import CommandError
 from data_scripts.fetching.parts import Part
 from data_scripts.fetching.remote import Span, span_of
 from data_scripts.fetching.web import PassingError, Patience, Web, cause, shown

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
-from data_scripts.commands import CommandError
+from data_scripts.errors import CommandError
 
 _REDIRECTS = 3
 _LOGIN = "a set that needs a login cannot be fetched by this command: use MLCommons' own downloader"

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_scripts.checksums import WORK
-from data_scripts.commands import CommandError
 from data_scripts.durable import sync_folder, write_whole
+from data_scripts.errors import CommandError
 
 _LOCK = "lock"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
-from data_scripts.commands import CommandError
+from data_scripts.dataset_writer import NOTHING, Written
 from data_scripts.durable import sync_folder
-from data_scripts.pair import NOTHING, Written
+from data_scripts.errors import CommandError
 from gptoss20b.data.files import with_suffix
 
 Job = Mapping[str, object]

@@ -17,7 +17,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from ..config import Config
-from ..durable import to_disk
+from ..durable import fsync_path
 from ..result import read_result
 from ..stopping import ExitCode
 
@@ -186,9 +186,9 @@ def publish(part: Path, saved: Saved) -> None:
     state = {"format": FORMAT, "position": asdict(saved.position), "run": saved.run, "files": saved.files}
     (part / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     for path in (*part.iterdir(), part):
-        to_disk(path)
+        fsync_path(path)
     part.rename(saved.folder)
-    to_disk(saved.folder.parent)
+    fsync_path(saved.folder.parent)
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..config import Config
 from ..data.files import DataError
-from ..data.indexed import TokenFile
-from ..data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSequences, Windows
+from ..data.indexed_dataset import IndexedDataset
+from ..data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSamples, Windows
 from .finding import Finding, failed, passed, skipped, warned
 
 # data_scripts/checking/report.py writes it; `gptoss20b` does not import what imports it.
@@ -34,10 +34,10 @@ def look_at_data(config: Config) -> list[Finding]:
     with ExitStack() as stack:
         try:
             opened = {
-                prefix: Windows(stack.enter_context(TokenFile.open(folder / prefix)), length, vocabulary)
+                prefix: Windows(stack.enter_context(IndexedDataset.open(folder / prefix)), length, vocabulary)
                 for prefix in (TRAIN_PREFIX, VALIDATION_PREFIX)
             }
-            validation = ValidationSequences(opened[VALIDATION_PREFIX], config.rules.eval_samples)
+            validation = ValidationSamples(opened[VALIDATION_PREFIX], config.rules.eval_samples)
             eval_hash = validation.sha256()
             speed = _speed(opened[TRAIN_PREFIX], config.parallel.gpus_per_node)
         except DataError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..checkpoint.files import CheckpointError, complete, goes_on
 from ..config import Config
-from ..durable import to_disk
+from ..durable import fsync_path
 from ..record import save_directory
 from .finding import Finding, failed, gib, passed, skipped
 from .model_memory import checkpoint_bytes
@@ -107,7 +107,7 @@ def _try_files(there: Path) -> None:
                 step = "fsync"
                 os.fsync(stream.fileno())
             step = "fsync of a folder"
-            to_disk(Path(name))
+            fsync_path(Path(name))
             step = "rename over a file"
             new.replace(old)
             if old.read_bytes() != b"new" * 2**16 or new.exists():

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..durable import to_disk
+from ..durable import fsync_path
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -141,7 +141,7 @@ class NewFolder:
         for name, value in ((INDEX, index), (CONFIG, settings)):
             (self._path / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         for path in (*self._path.iterdir(), self._path):
-            to_disk(path)
+            fsync_path(path)
 
 
 @contextmanager
@@ -161,4 +161,4 @@ def new_folder(path: Path, files: int) -> Iterator[NewFolder]:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    to_disk(path.parent)
+    fsync_path(path.parent)

@@ -14,7 +14,7 @@ from data_scripts.checking.checks import verify
 from data_scripts.checking.expectations import Expectations
 from data_scripts.checking.report import Scope, Verification
 from gptoss20b.data import index as index_module
-from gptoss20b.data.sequences import VALIDATION_PREFIX
+from gptoss20b.data.samples import VALIDATION_PREFIX
 from tests.support.small_sets import FILES, LENGTH, SEQUENCES, VALIDATION_DOCUMENTS, flip, write_by_us, write_set
 
 TRAIN_BIN, TRAIN_IDX, VALIDATION_BIN, VALIDATION_IDX = FILES

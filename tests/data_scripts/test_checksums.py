@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_scripts.checksums import LIST_NAME, Listed, md5_of, parse_list
-from data_scripts.commands import CommandError
+from data_scripts.errors import CommandError
 
 SUM = "0123456789abcdef" * 2
 

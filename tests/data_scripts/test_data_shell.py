@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from data_scripts.c4 import PREFIXES
 from data_scripts.make_sample_data import Document, make
-from data_scripts.published import PREFIXES
 from tests.support.paths import ROOT
 
 COMMANDS = ("download", "verify")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_scripts import published
+from data_scripts import c4
 from tests.support.download_runs import BIG, LIMIT, SEGMENT, TRAIN, VALIDATION, Runs, ended, small_set
 from tests.support.faulty_server import BASE, LIST, NAME, URI, Hold, serving
 from tests.support.paths import ROOT
@@ -445,11 +445,11 @@ def test_a_server_without_tags_is_fine(runs: Runs) -> None:
 
 
 def test_the_pinned_address_is_https_and_in_one_place() -> None:
-    assert re.fullmatch(rf"https://[a-z.-]+/metadata/{NAME}\.uri", published.SOURCE)
-    host = published.SOURCE.split("/")[2]
+    assert re.fullmatch(rf"https://[a-z.-]+/metadata/{NAME}\.uri", c4.SOURCE)
+    host = c4.SOURCE.split("/")[2]
     sources = [
         path
         for path in [*ROOT.rglob("*.py"), *ROOT.rglob("*.sh")]
         if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
     ]
-    assert [path.name for path in sources if host in path.read_text(encoding="utf-8")] == ["published.py"]
+    assert [path.name for path in sources if host in path.read_text(encoding="utf-8")] == ["c4.py"]

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_scripts import inspection
-from data_scripts.commands import CommandError
+from data_scripts.dataset_writer import IndexedDatasetWriter
+from data_scripts.errors import CommandError
 from data_scripts.inspection import find_pairs, summarize, window_parts
 from data_scripts.make_sample_data import Document, make
-from data_scripts.pair import PairWriter
 from gptoss20b.data.files import DataError
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 
 TEXTS = [Document(f"m{number}", f"Text {number} é. " * (number + 1)) for number in range(60)]
 
 
 def pair(folder: Path, lengths: list[int], name: str = "set.en_6") -> Path:
     """Tokens 0, 1, 2, ... in documents of these lengths."""
-    with PairWriter(folder / f"{name}.bin", folder / "lengths") as writer:
+    with IndexedDatasetWriter(folder / f"{name}.bin", folder / "lengths") as writer:
         writer.add(np.arange(sum(lengths)), np.array(lengths))
         writer.write_index(folder / f"{name}.idx")
     (folder / "lengths").unlink()
@@ -175,7 +175,7 @@ def test_without_a_tokenizer_the_ids_are_shown(tmp_path: Path) -> None:
 
 
 def test_an_id_beyond_any_vocabulary_is_shown(tmp_path: Path) -> None:
-    with PairWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
+    with IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
         writer.add(np.array([7, 2_000_000, 8]), np.array([3]))
         writer.write_index(tmp_path / "x.idx")
     status, output = run(tmp_path / "x", "--sample", 0, "--sequence-length", 2)
@@ -183,7 +183,7 @@ def test_an_id_beyond_any_vocabulary_is_shown(tmp_path: Path) -> None:
 
 
 def test_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
-    with PairWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
+    with IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
         raw = np.frombuffer("a\x1b[31mb\x07\tc\u202e\n".encode(), np.uint8)
         writer.add(raw, np.array([raw.size]))
         writer.write_index(tmp_path / "x.idx")

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from data_scripts import make_sample_data
 from data_scripts.make_sample_data import Document, SampleError, collect_documents, make, split_documents
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX, TrainingSequences, ValidationSequences, Windows
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, TrainingSamples, ValidationSamples, Windows
 
 FEW = [Document(f"module:m{number}", f"Text number {number}, with an accent: é.") for number in range(40)]
 FILES = sorted(f"{prefix}{suffix}" for prefix in (TRAIN_PREFIX, VALIDATION_PREFIX) for suffix in (".bin", ".idx"))
@@ -94,20 +94,20 @@ def test_documents_are_bytes_with_a_blank_line() -> None:
 
 
 def test_is_large_enough_for_a_tiny_run(sample: Path) -> None:
-    with TokenFile.open(sample / TRAIN_PREFIX) as tokens:
+    with IndexedDataset.open(sample / TRAIN_PREFIX) as tokens:
         windows = Windows(tokens, 8192, 256)
         assert windows.count >= 120
         assert tokens.dtype == "int32"
-        TrainingSequences(windows, 1).at(0)
-    with TokenFile.open(sample / VALIDATION_PREFIX) as tokens:
+        TrainingSamples(windows, 1).sample(0)
+    with IndexedDataset.open(sample / VALIDATION_PREFIX) as tokens:
         windows = Windows(tokens, 8192, 256)
         assert windows.count >= 16
-        assert len(ValidationSequences(windows, 16).sha256()) == 64
+        assert len(ValidationSamples(windows, 16).sha256()) == 64
 
 
 def test_files_hold_the_documents_in_order(sample: Path, documents: list[Document]) -> None:
     for prefix, chosen in split_documents(documents).items():
-        with TokenFile.open(sample / prefix) as tokens:
+        with IndexedDataset.open(sample / prefix) as tokens:
             assert tokens.document_count == len(chosen)
             assert bytes(tokens.read(0, tokens.token_count).tolist()) == b"".join(one.data() for one in chosen)
 
@@ -120,7 +120,7 @@ def test_manifest_describes_the_files_and_not_the_machine(sample: Path) -> None:
     for name, entry in manifest["files"].items():
         data = (sample / name).read_bytes()
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    with TokenFile.open(sample / TRAIN_PREFIX) as tokens:
+    with IndexedDataset.open(sample / TRAIN_PREFIX) as tokens:
         assert manifest["splits"][TRAIN_PREFIX] == {
             "documents": tokens.document_count,
             "tokens": tokens.token_count,

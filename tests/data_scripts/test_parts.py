@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_scripts.checksums import Listed
-from data_scripts.commands import CommandError
+from data_scripts.errors import CommandError
 from data_scripts.fetching import parts
 from data_scripts.fetching.parts import Part
 from data_scripts.fetching.remote import Remote

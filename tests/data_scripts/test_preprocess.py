@@ -25,13 +25,14 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_models.llama3.tokenizer import Tokenizer as Theirs
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import IndexedDataset as MegatronDataset
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from tokenizers import Tokenizer, models
 from typer.testing import CliRunner, Result
 
 from data_scripts import preprocess
-from data_scripts.commands import CommandError
-from data_scripts.pair import PairWriter
+from data_scripts.dataset_writer import IndexedDatasetWriter
+from data_scripts.errors import CommandError
 from data_scripts.preprocess import Outcome, Task
 from data_scripts.tokenization import shards
 from data_scripts.tokenization.blocks import block_tokenizer
@@ -39,7 +40,7 @@ from data_scripts.tokenization.journal import WorkFolder
 from data_scripts.tokenization.shards import Flaw, Kind
 from data_scripts.tokenization.tokenizer import load_tokenizer
 from data_scripts.tokenization.workers import in_order, read_ahead
-from gptoss20b.data.indexed import TokenFile
+from gptoss20b.data.indexed_dataset import IndexedDataset
 from tests.support.llama3_files import model_file, write_json
 from tests.support.paths import ROOT
 
@@ -76,7 +77,7 @@ def files(prefix: Path) -> dict[str, bytes]:
 
 
 def documents(prefix: Path) -> list[list[int]]:
-    theirs = IndexedDataset(str(prefix))
+    theirs = MegatronDataset(str(prefix))
     return [theirs[number].tolist() for number in range(len(theirs))]
 
 
@@ -177,7 +178,7 @@ def test_token_for_token_what_metas_tokenizer_gives(tmp_path: Path, texts: list[
     theirs = Theirs(model_file())
     expected = [theirs.encode(text, bos=False, eos=False, allowed_special=set()) for text in texts]
     assert documents(out) == expected
-    with TokenFile.open(out) as read:
+    with IndexedDataset.open(out) as read:
         assert (read.document_count, read.sequence_count, read.dtype) == (len(texts), len(texts), np.int32)
         assert read.read(0, read.token_count).tolist() == [token for ids in expected for token in ids]
     builder = IndexedDatasetBuilder(f"{tmp_path / 'theirs'}.bin", dtype=np.int32)
@@ -546,11 +547,11 @@ def test_half_a_line_at_the_end_of_the_journal_is_no_harm(tmp_path: Path, monkey
     with Path(f"{task.prefix}.partial/journal.jsonl").open("ab") as journal:
         journal.write(b'{"shards": 2, "wri')
 
-    def interrupt(writer: PairWriter, path: Path) -> None:
+    def interrupt(writer: IndexedDatasetWriter, path: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(PairWriter, "write_index", interrupt)
+        patched.setattr(IndexedDatasetWriter, "write_index", interrupt)
         make(task)
     assert [entry["shards"] for entry in notes(task.prefix)] == [1, 2]
     made = make(task)
@@ -810,7 +811,7 @@ def test_no_torch_and_no_megatron_at_run_time(tmp_path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
-from data_scripts.pair import PairWriter
+from data_scripts.dataset_writer import IndexedDatasetWriter
 from data_scripts.preprocess import Task, preprocess
 preprocess(Task([Path({str(shard)!r})], Path("bytes"), Path({str(tmp_path / "o")!r})), 1, lambda *_: None, print)
 assert not {{"torch", "megatron"}} & sys.modules.keys()

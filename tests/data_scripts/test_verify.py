@@ -18,11 +18,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from data_scripts import meter
+from data_scripts import progress
 from data_scripts.checking.report import write
 from data_scripts.make_sample_data import collect_documents, make
 from gptoss20b.config.resolve import resolve
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from gptoss20b.feed import Share, open_feed
 from gptoss20b.mlperf_log import RunClock
 from tests.support.paths import ROOT
@@ -320,7 +320,7 @@ def test_wrong_use(ours: Path) -> None:
 
 def test_plain_progress_lines_go_to_stderr(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert verify(ours).stderr == "", "nothing in the first ten seconds"
-    monkeypatch.setattr(meter, "INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
     lines = verify(ours).stderr.splitlines()
     # two parts of each index, then each file
     assert len(lines) == 8

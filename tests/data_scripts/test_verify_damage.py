@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gptoss20b.data.sequences import TRAIN_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX
 from tests.support.small_sets import (
     FILES,
     HEADER,

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from tests.support.small_sets import HEADER, OPTIONS, documents, write_by_megatron, write_by_us
 from tests.support.verify_runs import app
 
@@ -49,11 +49,11 @@ def read_by_both(folder: Path) -> None:
     """Every sequence by Megatron, and the same stretch by the reader of a run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
+        from megatron.core.datasets.indexed_dataset import IndexedDataset as MegatronDataset
 
     prefix = folder / VALIDATION_PREFIX
-    theirs = IndexedDataset(str(prefix))
-    with TokenFile.open(prefix) as ours:
+    theirs = MegatronDataset(str(prefix))
+    with IndexedDataset.open(prefix) as ours:
         assert ours.sequence_count == len(theirs)
         assert ours.document_count == len(theirs.document_indices) - 1
         assert ours.token_count == TOKENS

@@ -6,7 +6,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from data_scripts.commands import CommandError
+from data_scripts.errors import CommandError
 from data_scripts.fetching.web import PassingError, Patience, StoppedError, Web, seconds_asked, shown
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 
 SEQUENCE = 64
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gptoss20b.config import resolve
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import VALIDATION_PREFIX
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import VALIDATION_PREFIX
 from tests.support.ranks import run_ranks
 
 # GBS, micro batch, ranks: neither divides the ten sequences in most of them.
@@ -34,7 +34,7 @@ def outcomes(tiny: dict[str, str]) -> list[tuple[list[tuple[int, ...]], float, s
 
 
 def test_every_sequence_is_counted_exactly_once(outcomes: list[tuple[list[Any], float, str]], data: Any) -> None:
-    file = TokenFile.open(data / VALIDATION_PREFIX)
+    file = IndexedDataset.open(data / VALIDATION_PREFIX)
     expected = sorted(tuple(file.read(number * 64, 64).tolist()) for number in range(10))
     for seen, _, _ in outcomes:
         assert sorted(seen) == expected

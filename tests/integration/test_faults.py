@@ -23,7 +23,7 @@ import pytest
 
 from compliance.judge import judge_run
 from compliance.parse import parse
-from gptoss20b.data.sequences import TRAIN_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX
 from tests.support.launched import records, until, values
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, start_ranks

@@ -15,9 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from data_scripts import download, meter
+from data_scripts import download, progress
+from data_scripts.c4 import PREFIXES
 from data_scripts.fetching import parts, transfer
-from data_scripts.published import PREFIXES
 from tests.support.faulty_server import LIST, NAME, FaultyServer
 from tests.support.paths import ROOT
 
@@ -29,10 +29,10 @@ LIMIT = 60
 # the real command with segments that suit files of a few hundred KiB
 _DRIVER = """
 import sys, typer
-from data_scripts import download, meter
+from data_scripts import download, progress
 from data_scripts.fetching import parts, transfer
 parts.SEGMENT = int(sys.argv.pop(1))
-meter.INTERVAL, transfer._NOTING = float(sys.argv.pop(1)), float(sys.argv.pop(1))
+progress.INTERVAL, transfer._NOTING = float(sys.argv.pop(1)), float(sys.argv.pop(1))
 typer.run(download.main)
 """
 
@@ -97,7 +97,7 @@ class Runs:
         app.command()(download.main)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parts, "SEGMENT", SEGMENT)
-            patch.setattr(meter, "INTERVAL", self.interval)
+            patch.setattr(progress, "INTERVAL", self.interval)
             patch.setattr(transfer, "_NOTING", self.noting)
             for name in set(os.environ) - set(self.environment()):
                 patch.delenv(name)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from gptoss20b.config import resolve
-from gptoss20b.data.sequences import TRAIN_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX
 from gptoss20b.stopping import leave
 from gptoss20b.train import StepHook, run
 from gptoss20b.training import Trainer

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_scripts.pair import PairWriter
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from data_scripts.dataset_writer import IndexedDatasetWriter
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 
 HEADER = 34
 LENGTH = 16
@@ -50,7 +50,7 @@ def write_by_megatron(prefix: Path, contents: Documents, dtype: type[np.integer]
 def write_by_us(prefix: Path, contents: Documents) -> None:
     """Write a pair with the writer of `preprocess`."""
     lengths = Path(f"{prefix}.lengths")
-    with PairWriter(Path(f"{prefix}.bin"), lengths) as writer:
+    with IndexedDatasetWriter(Path(f"{prefix}.bin"), lengths) as writer:
         for document in contents:
             writer.add(document, np.array([document.size]))
         writer.write_index(Path(f"{prefix}.idx"))

@@ -21,9 +21,9 @@ import pytest
 from data_scripts.checking import report
 from data_scripts.checking.checks import verify
 from data_scripts.checking.expectations import Expectations
-from data_scripts.pair import PairWriter
+from data_scripts.dataset_writer import IndexedDatasetWriter
 from gptoss20b.config import resolve
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from gptoss20b.doctor import data_set
 from gptoss20b.doctor import results as results_module
 from gptoss20b.doctor.data_set import look_at_data
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     place.mkdir()
     random = np.random.default_rng(3)
     for prefix, windows in ((TRAIN_PREFIX, 50), (VALIDATION_PREFIX, 12)):
-        with PairWriter(place / f"{prefix}.bin", tmp_path / "lengths") as writer:
+        with IndexedDatasetWriter(place / f"{prefix}.bin", tmp_path / "lengths") as writer:
             lengths = np.full(windows * 2, LENGTH // 2 + 1)
             writer.add(random.integers(0, 256, lengths.sum()), lengths)
             writer.write_index(place / f"{prefix}.idx")

@@ -282,7 +282,7 @@ from pathlib import Path
 from gptoss20b.exchange import convert, folder
 def killed(path):  # when all is written and nothing has its name yet
     os.kill(os.getpid(), signal.SIGKILL)
-folder.to_disk = killed
+folder.fsync_path = killed
 convert.from_hugging_face(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

@@ -15,8 +15,8 @@ import pytest
 from compliance.cli import ExitCode as JudgingExitCode
 from compliance.cli import rules_table
 from compliance.rules import ALL_RULES
-from data_scripts import published
-from data_scripts.commands import ExitCode as DataExitCode
+from data_scripts import c4
+from data_scripts.errors import ExitCode as DataExitCode
 from gptoss20b.config import resolve, settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.stopping import ExitCode
@@ -92,7 +92,7 @@ def test_the_data_s_commands_of_the_shell_exist() -> None:
     named = set(re.findall(r"data_scripts/\w+\.sh", README))
     assert named == {"data_scripts/download_dataset.sh", "data_scripts/verify_dataset.sh"}
     assert all((ROOT / name).is_file() for name in named)
-    documents = f"{published.EVALUATION_SEQUENCES:,} evaluation sequences"
+    documents = f"{c4.EVALUATION_SEQUENCES:,} evaluation sequences"
     assert documents in README
 
 

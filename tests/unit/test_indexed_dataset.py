@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss20b.data.files import DataError
-from gptoss20b.data.indexed import TokenFile
+from gptoss20b.data.indexed_dataset import IndexedDataset
 
 HEADER = 34
 DTYPES: dict[int, type[np.integer]] = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
@@ -50,7 +50,7 @@ def small_pair(folder: Path) -> Path:
 
 
 def test_reads_tokens_in_file_order_across_documents(tmp_path: Path) -> None:
-    with TokenFile.open(small_pair(tmp_path)) as tokens:
+    with IndexedDataset.open(small_pair(tmp_path)) as tokens:
         assert (tokens.token_count, tokens.sequence_count, tokens.document_count) == (10, 3, 3)
         assert tokens.dtype == np.int32
         assert tokens.prefix == tmp_path / "set.en_6_text"
@@ -68,7 +68,7 @@ def test_every_integer_type_keeps_its_extremes(tmp_path: Path, code: int) -> Non
     limits = np.iinfo(DTYPES[code])
     values = [int(limits.min), int(limits.max), 0]
     prefix = write_pair(tmp_path, index_bytes([3], [0, 1], code), np.array(values, DTYPES[code]).tobytes())
-    with TokenFile.open(prefix) as tokens:
+    with IndexedDataset.open(prefix) as tokens:
         assert tokens.read(0, 3).tolist() == values
 
 
@@ -80,7 +80,8 @@ def test_every_integer_type_keeps_its_extremes(tmp_path: Path, code: int) -> Non
 def test_agrees_with_megatron(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], dtype: type[np.integer]
 ) -> None:
-    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+    from megatron.core.datasets.indexed_dataset import IndexedDataset as MegatronDataset
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     prefix = tmp_path_factory.mktemp("megatron") / "c4-train.en_6_text_document"
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
@@ -89,8 +90,8 @@ def test_agrees_with_megatron(
         builder.end_document()
     builder.finalize(f"{prefix}.idx")
 
-    theirs = IndexedDataset(str(prefix))
-    with TokenFile.open(prefix) as ours:
+    theirs = MegatronDataset(str(prefix))
+    with IndexedDataset.open(prefix) as ours:
         assert ours.sequence_count == len(theirs)
         assert ours.document_count == len(documents)
         assert ours.dtype == dtype
@@ -125,7 +126,7 @@ def test_agrees_with_megatron(
 def test_refuses_a_wrong_index(tmp_path: Path, index: bytes, words: list[str]) -> None:
     prefix = write_pair(tmp_path, index, np.arange(10, dtype="<i4").tobytes())
     with pytest.raises(DataError) as caught:
-        TokenFile.open(prefix)
+        IndexedDataset.open(prefix)
     message = str(caught.value)
     for word in [f"{prefix}.idx", "got", "expected", "To fix: download", *words]:
         assert word in message
@@ -136,7 +137,7 @@ def test_refuses_a_bin_of_another_size(tmp_path: Path, size: int, words: str) ->
     prefix = small_pair(tmp_path)
     os.truncate(f"{prefix}.bin", size)
     with pytest.raises(DataError, match=words) as caught:
-        TokenFile.open(prefix)
+        IndexedDataset.open(prefix)
     assert f"{prefix}.bin" in str(caught.value)
 
 
@@ -145,28 +146,28 @@ def test_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
     prefix = small_pair(tmp_path)
     Path(f"{prefix}{suffix}").unlink()
     with pytest.raises(DataError, match="no such file") as caught:
-        TokenFile.open(prefix)
+        IndexedDataset.open(prefix)
     assert f"{prefix}{suffix}" in str(caught.value)
     Path(f"{prefix}{suffix}").mkdir()
     with pytest.raises(DataError):
-        TokenFile.open(prefix)
+        IndexedDataset.open(prefix)
 
 
 def test_prefix_given_with_suffix_gets_a_hint(tmp_path: Path) -> None:
     prefix = small_pair(tmp_path)
     with pytest.raises(DataError, match=r"prefix without \.bin or \.idx"):
-        TokenFile.open(Path(f"{prefix}.bin"))
+        IndexedDataset.open(Path(f"{prefix}.bin"))
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 11), (10, 1), (-1, 1), (3, -1), (1 << 70, 1)])
 def test_read_outside_the_file(tmp_path: Path, start: int, count: int) -> None:
-    with TokenFile.open(small_pair(tmp_path)) as tokens, pytest.raises(DataError, match="inside its 10 tokens"):
+    with IndexedDataset.open(small_pair(tmp_path)) as tokens, pytest.raises(DataError, match="inside its 10 tokens"):
         tokens.read(start, count)
 
 
 def test_file_cut_while_open_is_an_error_not_a_crash(tmp_path: Path) -> None:
     prefix = small_pair(tmp_path)
-    with TokenFile.open(prefix) as tokens:
+    with IndexedDataset.open(prefix) as tokens:
         os.truncate(f"{prefix}.bin", 18)
         assert tokens.read(0, 4).tolist() == [0, 10, 20, 30]
         with pytest.raises(DataError, match="cut while it was in use"):
@@ -178,7 +179,7 @@ def test_file_cut_while_open_is_an_error_not_a_crash(tmp_path: Path) -> None:
 def test_short_reads_of_the_system_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pread
     monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: real(descriptor, min(size, 7), offset))
-    with TokenFile.open(small_pair(tmp_path)) as tokens:
+    with IndexedDataset.open(small_pair(tmp_path)) as tokens:
         assert tokens.read(0, 10).tolist() == list(range(0, 100, 10))
 
 
@@ -186,7 +187,7 @@ def test_failing_disk_is_a_data_error(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(descriptor: int, size: int, offset: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    with TokenFile.open(small_pair(tmp_path)) as tokens:
+    with IndexedDataset.open(small_pair(tmp_path)) as tokens:
         monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(DataError, match="Input/output error"):
             tokens.read(0, 1)
@@ -195,7 +196,7 @@ def test_failing_disk_is_a_data_error(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_closed_file_and_failed_open_leave_no_descriptor(tmp_path: Path) -> None:
     prefix = small_pair(tmp_path)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    tokens = TokenFile.open(prefix)
+    tokens = IndexedDataset.open(prefix)
     tokens.close()
     tokens.close()
     with pytest.raises(DataError, match="close"):
@@ -203,13 +204,13 @@ def test_closed_file_and_failed_open_leave_no_descriptor(tmp_path: Path) -> None
     os.truncate(f"{prefix}.bin", 36)
     for _ in range(5):
         with pytest.raises(DataError):
-            TokenFile.open(prefix)
+            IndexedDataset.open(prefix)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
     values = np.arange(100_000, dtype="<i4")
-    with TokenFile.open(write_pair(tmp_path, index_bytes([100_000], [0, 1]), values.tobytes())) as tokens:
+    with IndexedDataset.open(write_pair(tmp_path, index_bytes([100_000], [0, 1]), values.tobytes())) as tokens:
         starts = [37 * number % 99_000 for number in range(800)]
         with ThreadPoolExecutor(4) as pool:
             for start, part in zip(starts, pool.map(lambda start: tokens.read(start, 1000), starts), strict=True):
@@ -217,7 +218,7 @@ def test_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 
 def test_forked_processes_do_not_disturb_each_other(tmp_path: Path) -> None:
-    with TokenFile.open(small_pair(tmp_path)) as tokens:
+    with IndexedDataset.open(small_pair(tmp_path)) as tokens:
         child = os.fork()
         if child == 0:
             os._exit(0 if tokens.read(7, 2).tolist() == [70, 80] else 1)
@@ -242,7 +243,7 @@ def test_opening_a_huge_index_is_immediate_and_small(tmp_path: Path) -> None:
         data.truncate(count * 440 * 4)
     tracemalloc.start()
     started = time.perf_counter()
-    with TokenFile.open(prefix) as tokens:
+    with IndexedDataset.open(prefix) as tokens:
         seconds = time.perf_counter() - started
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -256,7 +257,7 @@ def test_opening_a_huge_index_is_immediate_and_small(tmp_path: Path) -> None:
 def open_and_read(folder: Path, index: bytes, data: bytes) -> None:
     """Open and read everything; only a DataError may come out."""
     try:
-        with TokenFile.open(write_pair(folder, index, data)) as tokens:
+        with IndexedDataset.open(write_pair(folder, index, data)) as tokens:
             assert tokens.token_count * tokens.dtype.itemsize == len(data)
             assert tokens.read(0, tokens.token_count).shape == (tokens.token_count,)
     except DataError as error:
@@ -294,9 +295,9 @@ def test_arbitrary_tables_raise_nothing_else(tmp_path: Path, rest: bytes, code: 
 def test_every_truncation_and_changed_header_byte_is_refused(tmp_path: Path) -> None:
     for size in range(len(GOOD_INDEX)):
         with pytest.raises(DataError):
-            TokenFile.open(write_pair(tmp_path, GOOD_INDEX[:size], GOOD_DATA))
+            IndexedDataset.open(write_pair(tmp_path, GOOD_INDEX[:size], GOOD_DATA))
     for place in range(HEADER):
         for value in {0, 1, 7, 127, 255} - {GOOD_INDEX[place]}:
             index = GOOD_INDEX[:place] + bytes([value]) + GOOD_INDEX[place + 1 :]
             with pytest.raises(DataError):
-                TokenFile.open(write_pair(tmp_path, index, GOOD_DATA))
+                IndexedDataset.open(write_pair(tmp_path, index, GOOD_DATA))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from data_scripts.commands import CommandError, ExitCode, told
+from data_scripts.errors import CommandError, ExitCode, told
 from gptoss20b.data.files import DataError
 from tests.support.paths import ROOT
 
@@ -57,7 +57,7 @@ def test_a_signal_unwinds_and_gives_its_status(
 def test_a_reader_that_has_gone_is_no_traceback() -> None:
     script = """
 import typer
-from data_scripts.commands import told
+from data_scripts.errors import told
 def main() -> None:
     with told():
         for number in range(100_000):

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import IndexedDataset as MegatronDataset
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from data_scripts import pair
-from data_scripts.pair import PairWriter, Written
+from data_scripts import dataset_writer
+from data_scripts.dataset_writer import IndexedDatasetWriter, Written
 from gptoss20b.data.index import Index
-from gptoss20b.data.indexed import TokenFile
+from gptoss20b.data.indexed_dataset import IndexedDataset
 
 Documents = list[list[int]]
 tokens = st.integers(0, 2**31 - 1)
@@ -29,7 +30,7 @@ def written_by_megatron(prefix: Path, texts: Documents) -> None:
     builder.finalize(f"{prefix}.idx")
 
 
-def add(writer: PairWriter, texts: Documents) -> None:
+def add(writer: IndexedDatasetWriter, texts: Documents) -> None:
     writer.add(np.array([token for text in texts for token in text], np.int64), np.array([*map(len, texts)], np.int64))
 
 
@@ -44,8 +45,8 @@ def test_the_same_bytes_as_megatron_s_own_writer(
 ) -> None:
     folder = tmp_path_factory.mktemp("pair")
     written_by_megatron(folder / "theirs", texts)
-    with pytest.MonkeyPatch.context() as patch, PairWriter(folder / "ours.bin", folder / "lengths") as writer:
-        patch.setattr(pair, "_BLOCK", block)
+    with pytest.MonkeyPatch.context() as patch, IndexedDatasetWriter(folder / "ours.bin", folder / "lengths") as writer:
+        patch.setattr(dataset_writer, "_BLOCK", block)
         add(writer, texts[:cut])
         add(writer, texts[cut:])
         assert writer.flush() == Written(len(texts), sum(map(len, texts)))
@@ -60,11 +61,11 @@ def test_what_was_written_after_the_noted_state_is_cut_off(
 ) -> None:
     folder = tmp_path_factory.mktemp("pair")
     written_by_megatron(folder / "theirs", texts)
-    with PairWriter(folder / "ours.bin", folder / "lengths") as writer:
+    with IndexedDatasetWriter(folder / "ours.bin", folder / "lengths") as writer:
         add(writer, texts[:kept])
         noted = writer.flush()
         add(writer, lost)
-    with PairWriter(folder / "ours.bin", folder / "lengths", noted) as writer:
+    with IndexedDatasetWriter(folder / "ours.bin", folder / "lengths", noted) as writer:
         assert writer.written == noted
         add(writer, texts[kept:])
         writer.write_index(folder / "ours.idx")
@@ -72,19 +73,19 @@ def test_what_was_written_after_the_noted_state_is_cut_off(
 
 
 def test_empty_documents_stay_documents(tmp_path: Path) -> None:
-    with PairWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
+    with IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
         add(writer, [[1, 2], [], [3]])
         writer.write_index(tmp_path / "x.idx")
-    theirs = IndexedDataset(str(tmp_path / "x"))
+    theirs = MegatronDataset(str(tmp_path / "x"))
     assert [theirs[number].tolist() for number in range(3)] == [[1, 2], [], [3]]
-    with TokenFile.open(tmp_path / "x") as ours:
+    with IndexedDataset.open(tmp_path / "x") as ours:
         assert (ours.document_count, ours.read(0, 3).tolist()) == (3, [1, 2, 3])
 
 
 def test_pointers_beyond_two_gigabytes(tmp_path: Path) -> None:
     """Lengths that add up to more than an int32 of bytes, or of tokens, holds; the token file is not needed."""
     lengths = np.array([2**31 - 1, 2**31 - 1, 5], "<i4")
-    writer = PairWriter(tmp_path / "x.bin", tmp_path / "lengths")
+    writer = IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths")
     (tmp_path / "lengths").write_bytes(lengths.tobytes())
     writer.written = Written(3, int(lengths.sum(dtype=np.int64)))
     writer.write_index(tmp_path / "x.idx")
@@ -95,21 +96,21 @@ def test_pointers_beyond_two_gigabytes(tmp_path: Path) -> None:
 
 
 def test_lengths_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
-    with PairWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
+    with IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
         with pytest.raises(ValueError, match="sum of 3; expected 2"):
             writer.add(np.array([1, 2]), np.array([3]))
-        assert writer.written == pair.NOTHING
+        assert writer.written == dataset_writer.NOTHING
 
 
 @pytest.mark.parametrize("short", ["x.bin", "lengths"])
 def test_a_file_shorter_than_the_noted_state_is_refused_and_untouched(tmp_path: Path, short: str) -> None:
-    with PairWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
+    with IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
         add(writer, [[1, 2, 3], [4]])
         noted = writer.flush()
     content = (tmp_path / short).read_bytes()[:-1]
     (tmp_path / short).write_bytes(content)
     with pytest.raises(ValueError, match=f"{short}: got {len(content)} bytes; expected at least {len(content) + 1}"):
-        PairWriter(tmp_path / "x.bin", tmp_path / "lengths", noted)
+        IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths", noted)
     assert (tmp_path / short).read_bytes() == content
 
 
@@ -119,9 +120,9 @@ def test_the_index_of_many_documents_needs_little_memory(tmp_path: Path) -> None
 import resource, sys
 from pathlib import Path
 import numpy as np
-from data_scripts.pair import PairWriter, Written
+from data_scripts.dataset_writer import IndexedDatasetWriter, Written
 folder = Path(sys.argv[1])
-writer = PairWriter(folder / "x.bin", folder / "lengths")
+writer = IndexedDatasetWriter(folder / "x.bin", folder / "lengths")
 (folder / "lengths").write_bytes(np.full(8_000_000, 400, "<i4").tobytes())
 writer.written = Written(8_000_000, 3_200_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

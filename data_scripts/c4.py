@@ -6,7 +6,7 @@ The layout is that of MLCommons' own R2 downloader: a metadata file `NAME.uri` h
 
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Rules
-from gptoss20b.data.sequences import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 
 # The one place where the host is named: everything is fetched from it, over https, and from nowhere else.
 SOURCE = "https://training.mlcommons-storage.org/metadata/llama-3-1-8b-preprocessed-c4-dataset.uri"

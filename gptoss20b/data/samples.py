@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptoss20b.data.files import DataError
-from gptoss20b.data.indexed import TokenFile
+from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.order import windows_at
 
 # The published names (MLCommons, C4 en 3.0.1 tokenized for Llama 3.1).
@@ -19,10 +19,10 @@ VALIDATION_PREFIX = "c4-validation-91205-samples.en_text_document"
 _LARGEST_VOCABULARY = 1 << 31
 
 
-def window_count(tokens: int, sequence_length: int) -> int:
+def count_windows(tokens: int, sequence_length: int) -> int:
     """How many windows so many tokens make; the last one needs its label too.
 
-    >>> window_count(17, 8), window_count(16, 8), window_count(0, 8)
+    >>> count_windows(17, 8), count_windows(16, 8), count_windows(0, 8)
     (2, 1, 0)
     """
     return max(0, tokens - 1) // sequence_length
@@ -38,10 +38,10 @@ class Windows:
         tokens: the file.
         sequence_length: inputs per window, in tokens.
         vocab_size: token ids must be below it.
-        count: number of windows, as `window_count` has it.
+        count: number of windows, as `count_windows` returns it.
     """
 
-    def __init__(self, tokens: TokenFile, sequence_length: int, vocab_size: int) -> None:
+    def __init__(self, tokens: IndexedDataset, sequence_length: int, vocab_size: int) -> None:
         """Cut the file.
 
         Raises:
@@ -57,7 +57,7 @@ class Windows:
         self.tokens = tokens
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
-        self.count = window_count(tokens.token_count, sequence_length)
+        self.count = count_windows(tokens.token_count, sequence_length)
         if self.count == 0:
             raise DataError.about(
                 tokens.path,
@@ -95,7 +95,7 @@ class Windows:
         return ids
 
 
-class TrainingSequences:
+class TrainingSamples:
     """The windows of a training file in the order that `seed` gives, epoch after epoch, without end."""
 
     def __init__(self, windows: Windows, seed: int) -> None:
@@ -103,7 +103,7 @@ class TrainingSequences:
         self.windows = windows
         self.seed = seed
 
-    def at(self, position: int) -> npt.NDArray[np.int64]:
+    def sample(self, position: int) -> npt.NDArray[np.int64]:
         """Sample number `position` of the run (from 0), int64, shape [sequence_length + 1].
 
         Raises:
@@ -113,7 +113,7 @@ class TrainingSequences:
         return self.windows.window(int(windows_at(position, self.seed, self.windows.count)))
 
 
-class ValidationSequences:
+class ValidationSamples:
     """The first `samples` windows of a validation file in file order: the same tokens for every seed and layout."""
 
     def __init__(self, windows: Windows, samples: int) -> None:
@@ -135,7 +135,7 @@ class ValidationSequences:
         self.windows = windows
         self.samples = samples
 
-    def at(self, number: int) -> npt.NDArray[np.int64]:
+    def sample(self, number: int) -> npt.NDArray[np.int64]:
         """Validation sequence `number` (0 to samples - 1), int64, shape [sequence_length + 1].
 
         Raises:
@@ -160,7 +160,7 @@ class ValidationSequences:
         """
         digest = hashlib.sha256()
         for number in range(self.samples):
-            digest.update(self.at(number).astype("<i4").tobytes())
+            digest.update(self.sample(number).astype("<i4").tobytes())
         return digest.hexdigest()
 
 
@@ -179,7 +179,7 @@ class Batch:
     loss_mask: npt.NDArray[np.float32]
 
 
-def batch(windows: Sequence[npt.NDArray[np.int64]], eod_token: int | None) -> Batch:
+def collate(windows: Sequence[npt.NDArray[np.int64]], eod_token: int | None) -> Batch:
     """Stack windows of shape [S + 1] into inputs, labels and loss mask; `eod_token` None masks nothing.
 
     Raises:
@@ -188,7 +188,7 @@ def batch(windows: Sequence[npt.NDArray[np.int64]], eod_token: int | None) -> Ba
     shapes = {window.shape for window in windows}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or shape[0] < 2:
         raise ValueError(
-            f"batch: got windows of shapes {[window.shape for window in windows]}; expected one or more of one shape "
+            f"collate: got windows of shapes {[window.shape for window in windows]}; expected one or more of one shape "
             "[S + 1], S >= 1. To fix: take them from one Windows object."
         )
     stacked = np.stack(windows).astype(np.int64, copy=False)

@@ -27,7 +27,7 @@ class Written(NamedTuple):
 NOTHING = Written(0, 0)
 
 
-class PairWriter:
+class IndexedDatasetWriter:
     """Appends documents to a token file; the lengths wait in a file of their own until the index is written.
 
     Every document is one sequence, in the order added. Nothing depends on the number of documents but the size of the

@@ -12,7 +12,7 @@ from gptoss20b.data.files import DataError, open_binary, read_exactly, with_suff
 from gptoss20b.data.index import Index
 
 
-class TokenFile:
+class IndexedDataset:
     """The tokens of one indexed dataset in file order, across sequence and document borders.
 
     Opening costs the same for one document as for 45.6 million: it reads the header and the ends of the three
@@ -27,7 +27,7 @@ class TokenFile:
     """
 
     def __init__(self, prefix: Path, index: Index, stream: BinaryIO, token_count: int) -> None:
-        """Take over an opened, checked pair; use `TokenFile.open`."""
+        """Take over an opened, checked pair; use `IndexedDataset.open`."""
         self.prefix = prefix
         self.dtype = index.dtype
         self.token_count = token_count
@@ -36,7 +36,7 @@ class TokenFile:
         self._stream = stream
 
     @classmethod
-    def open(cls, prefix: Path) -> "TokenFile":
+    def open(cls, prefix: Path) -> "IndexedDataset":
         """Open and check `PREFIX.bin` and `PREFIX.idx`.
 
         Raises:
@@ -83,7 +83,7 @@ class TokenFile:
         """Close the file; safe to call twice."""
         self._stream.close()
 
-    def __enter__(self) -> "TokenFile":
+    def __enter__(self) -> "IndexedDataset":
         """Return the file itself."""
         return self
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss20b.data.files import DataError
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import Batch, TrainingSequences, ValidationSequences, Windows, batch
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import Batch, TrainingSamples, ValidationSamples, Windows, collate
 
 LENGTH = 16
 VOCABULARY = 500
@@ -35,13 +35,13 @@ def write_stream(prefix: Path, stream: np.ndarray, documents: int = 7) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenFile]:
-    with TokenFile.open(write_stream(tmp_path_factory.mktemp("data") / "c4.en_text", STREAM)) as opened:
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IndexedDataset]:
+    with IndexedDataset.open(write_stream(tmp_path_factory.mktemp("data") / "c4.en_text", STREAM)) as opened:
         yield opened
 
 
 @pytest.fixture
-def windows(tokens: TokenFile) -> Windows:
+def windows(tokens: IndexedDataset) -> Windows:
     return Windows(tokens, LENGTH, VOCABULARY)
 
 
@@ -55,7 +55,7 @@ def test_windows_cut_the_stream_in_file_order(windows: Windows) -> None:
 
 @pytest.mark.parametrize(("size", "count"), [(17, 1), (32, 1), (33, 2), (48, 2), (49, 3)])
 def test_a_window_needs_its_last_label(tmp_path: Path, size: int, count: int) -> None:
-    with TokenFile.open(write_stream(tmp_path / "few", np.arange(size), 1)) as few:
+    with IndexedDataset.open(write_stream(tmp_path / "few", np.arange(size), 1)) as few:
         windows = Windows(few, LENGTH, VOCABULARY)
         assert windows.count == count
         assert windows.window(count - 1).shape == (LENGTH + 1,)
@@ -63,7 +63,7 @@ def test_a_window_needs_its_last_label(tmp_path: Path, size: int, count: int) ->
 
 @pytest.mark.parametrize("size", [0, 1, 16])
 def test_a_file_without_one_window_is_refused(tmp_path: Path, size: int) -> None:
-    with TokenFile.open(write_stream(tmp_path / "short", np.arange(size), 1)) as short:
+    with IndexedDataset.open(write_stream(tmp_path / "short", np.arange(size), 1)) as short:
         with pytest.raises(DataError, match=f"got {size} tokens; expected at least 17") as caught:
             Windows(short, LENGTH, VOCABULARY)
         assert str(short.path) in str(caught.value)
@@ -76,7 +76,7 @@ def test_no_such_window(windows: Windows, number: int) -> None:
 
 
 @pytest.mark.parametrize(("length", "vocabulary"), [(0, 10), (-1, 10), (8, 0), (8, (1 << 31) + 1)])
-def test_windows_refuse_sizes(tokens: TokenFile, length: int, vocabulary: int) -> None:
+def test_windows_refuse_sizes(tokens: IndexedDataset, length: int, vocabulary: int) -> None:
     with pytest.raises(ValueError, match="To fix"):
         Windows(tokens, length, vocabulary)
 
@@ -85,7 +85,7 @@ def test_windows_refuse_sizes(tokens: TokenFile, length: int, vocabulary: int) -
 def test_token_ids_outside_the_vocabulary_are_named(tmp_path: Path, place: int, value: int) -> None:
     stream = np.full(49, VOCABULARY - 1)
     stream[place] = value
-    with TokenFile.open(write_stream(tmp_path / "bad", stream, 1)) as bad:
+    with IndexedDataset.open(write_stream(tmp_path / "bad", stream, 1)) as bad:
         windows = Windows(bad, LENGTH, VOCABULARY)
         touched = {number for number in range(3) if number * LENGTH <= place <= (number + 1) * LENGTH}
         for number in range(3):
@@ -97,22 +97,22 @@ def test_token_ids_outside_the_vocabulary_are_named(tmp_path: Path, place: int, 
             else:
                 windows.window(number)
         with pytest.raises(DataError, match=rf"token {place} \(byte {4 * place}\);"):
-            ValidationSequences(windows, 3).sha256()
+            ValidationSamples(windows, 3).sha256()
         with pytest.raises(DataError, match=rf"token {place} \(byte {4 * place}\);"):
-            [TrainingSequences(windows, 0).at(position) for position in range(3)]
+            [TrainingSamples(windows, 0).sample(position) for position in range(3)]
 
 
 def test_an_epoch_shows_every_window_once(windows: Windows) -> None:
-    training = TrainingSequences(windows, seed=3)
+    training = TrainingSamples(windows, seed=3)
     for epoch in range(2):
-        shown = [training.at(position).tobytes() for position in range(epoch * 40, epoch * 40 + 40)]
+        shown = [training.sample(position).tobytes() for position in range(epoch * 40, epoch * 40 + 40)]
         assert len(set(shown)) == 40
         assert set(shown) == {windows.window(number).tobytes() for number in range(40)}
 
 
 def test_training_order_follows_the_seed(windows: Windows) -> None:
     def order(seed: int, start: int = 0) -> list[bytes]:
-        return [TrainingSequences(windows, seed).at(position).tobytes() for position in range(start, start + 40)]
+        return [TrainingSamples(windows, seed).sample(position).tobytes() for position in range(start, start + 40)]
 
     assert order(1) == order(1)
     assert order(1) != order(2)
@@ -123,56 +123,56 @@ def test_training_order_follows_the_seed(windows: Windows) -> None:
 @settings(max_examples=30, deadline=None)
 @given(ranks=st.sampled_from([1, 2, 4, 8]), micro=st.integers(1, 4), accumulation=st.integers(1, 3))
 def test_layout_does_not_change_the_samples_of_a_step(
-    tokens: TokenFile, ranks: int, micro: int, accumulation: int
+    tokens: IndexedDataset, ranks: int, micro: int, accumulation: int
 ) -> None:
     """However a global batch is dealt to ranks and micro batches, step by step it holds the same windows."""
-    training = TrainingSequences(Windows(tokens, LENGTH, VOCABULARY), seed=9)
+    training = TrainingSamples(Windows(tokens, LENGTH, VOCABULARY), seed=9)
     size = ranks * micro * accumulation
     for step in range(2):
         dealt = []
         for rank in range(ranks):
             first = step * size + rank * micro * accumulation
-            dealt += [training.at(first + number) for number in range(micro * accumulation)]
-        expected = [training.at(step * size + number) for number in range(size)]
+            dealt += [training.sample(first + number) for number in range(micro * accumulation)]
+        expected = [training.sample(step * size + number) for number in range(size)]
         assert np.array_equal(np.stack(dealt), np.stack(expected))
 
 
 def test_negative_position(windows: Windows) -> None:
     with pytest.raises(ValueError, match="got -1"):
-        TrainingSequences(windows, 0).at(-1)
+        TrainingSamples(windows, 0).sample(-1)
 
 
 def test_validation_is_the_start_of_the_file(windows: Windows) -> None:
-    validation = ValidationSequences(windows, 11)
+    validation = ValidationSamples(windows, 11)
     for number in range(11):
-        assert np.array_equal(validation.at(number), STREAM[number * LENGTH : number * LENGTH + LENGTH + 1])
+        assert np.array_equal(validation.sample(number), STREAM[number * LENGTH : number * LENGTH + LENGTH + 1])
     for number in (-1, 11):
         with pytest.raises(DataError, match="expected 0 to 10"):
-            validation.at(number)
+            validation.sample(number)
 
 
 def test_validation_needs_enough_sequences(windows: Windows) -> None:
-    ValidationSequences(windows, 40)
+    ValidationSamples(windows, 40)
     with pytest.raises(DataError, match="got 40 sequences of 16 tokens; expected at least 41") as caught:
-        ValidationSequences(windows, 41)
+        ValidationSamples(windows, 41)
     assert str(windows.path) in str(caught.value)
     with pytest.raises(ValueError, match="got 0"):
-        ValidationSequences(windows, 0)
+        ValidationSamples(windows, 0)
 
 
 def test_validation_hash_is_over_the_windows_as_int32(windows: Windows) -> None:
     flat = [int(token) for number in range(5) for token in STREAM[number * LENGTH : number * LENGTH + LENGTH + 1]]
     expected = hashlib.sha256(struct.pack(f"<{len(flat)}i", *flat)).hexdigest()
-    assert ValidationSequences(windows, 5).sha256() == expected
-    assert ValidationSequences(windows, 6).sha256() != expected
+    assert ValidationSamples(windows, 5).sha256() == expected
+    assert ValidationSamples(windows, 6).sha256() != expected
 
 
 def test_validation_hash_sees_each_token_and_nothing_behind(tmp_path: Path) -> None:
     prefix = write_stream(tmp_path / "held_out", STREAM)
 
     def digest() -> str:
-        with TokenFile.open(prefix) as opened:
-            return ValidationSequences(Windows(opened, LENGTH, VOCABULARY), 5).sha256()
+        with IndexedDataset.open(prefix) as opened:
+            return ValidationSamples(Windows(opened, LENGTH, VOCABULARY), 5).sha256()
 
     def replace(place: int, token: int) -> None:
         with Path(f"{prefix}.bin").open("r+b") as stream:
@@ -196,22 +196,22 @@ def test_validation_hash_does_not_depend_on_the_stored_type(tmp_path: Path, wind
     builder.add_item(torch.from_numpy(STREAM))
     builder.end_document()
     builder.finalize(f"{tmp_path}/narrow.idx")
-    with TokenFile.open(tmp_path / "narrow") as narrow:
-        narrow_hash = ValidationSequences(Windows(narrow, LENGTH, VOCABULARY), 8).sha256()
-    assert narrow_hash == ValidationSequences(windows, 8).sha256()
+    with IndexedDataset.open(tmp_path / "narrow") as narrow:
+        narrow_hash = ValidationSamples(Windows(narrow, LENGTH, VOCABULARY), 8).sha256()
+    assert narrow_hash == ValidationSamples(windows, 8).sha256()
 
 
 # What one rank reads when it starts: the hash of its validation sequences and of its first training samples.
 STARTING_RANK = """
 import hashlib, sys
 from pathlib import Path
-from gptoss20b.data.indexed import TokenFile
-from gptoss20b.data.sequences import TrainingSequences, ValidationSequences, Windows
-with TokenFile.open(Path(sys.argv[1])) as opened:
+from gptoss20b.data.indexed_dataset import IndexedDataset
+from gptoss20b.data.samples import TrainingSamples, ValidationSamples, Windows
+with IndexedDataset.open(Path(sys.argv[1])) as opened:
     cut = Windows(opened, 16, 500)
-    training = TrainingSequences(cut, seed=3)
-    shown = hashlib.sha256(b"".join(training.at(position).tobytes() for position in range(50)))
-    print(ValidationSequences(cut, 8).sha256(), shown.hexdigest())
+    training = TrainingSamples(cut, seed=3)
+    shown = hashlib.sha256(b"".join(training.sample(position).tobytes() for position in range(50)))
+    print(ValidationSamples(cut, 8).sha256(), shown.hexdigest())
 """
 
 
@@ -233,23 +233,23 @@ def test_eight_ranks_start_together_on_a_read_only_mount_and_write_nothing(tmp_p
     finally:
         if mounted != data:
             subprocess.run(["umount", mounted], check=True)
-    training = TrainingSequences(windows, seed=3)
-    shown = hashlib.sha256(b"".join(training.at(position).tobytes() for position in range(50)))
-    assert read == [[ValidationSequences(windows, 8).sha256(), shown.hexdigest()]] * 8
+    training = TrainingSamples(windows, seed=3)
+    shown = hashlib.sha256(b"".join(training.sample(position).tobytes() for position in range(50)))
+    assert read == [[ValidationSamples(windows, 8).sha256(), shown.hexdigest()]] * 8
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_file_cut_during_training_is_reported(tmp_path: Path) -> None:
     prefix = write_stream(tmp_path / "cut", STREAM)
-    with TokenFile.open(prefix) as opened:
-        training = TrainingSequences(Windows(opened, LENGTH, VOCABULARY), 0)
+    with IndexedDataset.open(prefix) as opened:
+        training = TrainingSamples(Windows(opened, LENGTH, VOCABULARY), 0)
         os.truncate(f"{prefix}.bin", 4)
         with pytest.raises(DataError, match="cut while it was in use"):
-            training.at(0)
+            training.sample(0)
 
 
 def test_batch_shifts_labels_by_one(windows: Windows) -> None:
-    made = batch([windows.window(2), windows.window(5)], eod_token=None)
+    made = collate([windows.window(2), windows.window(5)], eod_token=None)
     assert isinstance(made, Batch)
     assert made.tokens.dtype == made.labels.dtype == np.int64
     assert made.loss_mask.dtype == np.float32
@@ -263,18 +263,18 @@ def test_batch_shifts_labels_by_one(windows: Windows) -> None:
 
 
 def test_batch_masks_where_the_input_ends_a_document() -> None:
-    made = batch([np.array([9, 1, 9, 2, 9]), np.array([1, 2, 3, 4, 9])], eod_token=9)
+    made = collate([np.array([9, 1, 9, 2, 9]), np.array([1, 2, 3, 4, 9])], eod_token=9)
     assert made.loss_mask.tolist() == [[0, 1, 0, 1], [1, 1, 1, 1]]
     assert made.labels.tolist() == [[1, 9, 2, 9], [2, 3, 4, 9]]
 
 
 def test_batch_masks_token_zero_only_if_asked() -> None:
     row = [np.array([0, 1, 0])]
-    assert batch(row, eod_token=0).loss_mask.tolist() == [[0, 1]]
-    assert batch(row, eod_token=None).loss_mask.tolist() == [[1, 1]]
+    assert collate(row, eod_token=0).loss_mask.tolist() == [[0, 1]]
+    assert collate(row, eod_token=None).loss_mask.tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize("rows", [[], [[1, 2], [1, 2, 3]], [[1]], [[[1, 2]]]])
 def test_batch_refuses_other_shapes(rows: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="expected one or more of one shape"):
-        batch([np.array(row) for row in rows], None)
+        collate([np.array(row) for row in rows], None)

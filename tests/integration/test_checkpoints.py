@@ -11,7 +11,7 @@ import pytest
 
 from gptoss20b.checkpoint import checkpoints
 from gptoss20b.config import resolve
-from tests.support.launched import mounted, records, values
+from tests.support.local_runs import mounted, records, values
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow

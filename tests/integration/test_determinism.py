@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launched import values
+from tests.support.local_runs import values
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow

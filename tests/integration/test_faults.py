@@ -24,7 +24,7 @@ import pytest
 from compliance.judge import judge_run
 from compliance.parse import parse
 from gptoss20b.data.samples import TRAIN_PREFIX
-from tests.support.launched import records, until, values
+from tests.support.local_runs import records, values, wait_until
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, start_ranks
 
@@ -186,7 +186,7 @@ def test_a_second_run_never_touches_the_log_of_one_that_runs(
     own = alone | {"SAVE_INTERVAL": "4", "LOGDIR": str(tmp_path)}
     with started(tmp_path / "first", own, fault="stop") as first:
         process = first.processes[0]
-        until(lambda: is_stopped(process), 120, "the first run's third step")
+        wait_until(lambda: is_stopped(process), 120, "the first run's third step")
         before = (tmp_path / "result_0.txt").read_bytes()
         ((code, shown),) = ended(tmp_path / "second", own | {"RESUME": resume})
         assert (tmp_path / "result_0.txt").read_bytes() == before
@@ -206,7 +206,7 @@ def is_stopped(process: BaseProcess) -> bool:
 def test_a_port_that_an_earlier_run_left_taken_is_named(endless: dict[str, str], tmp_path: Path) -> None:
     with started(tmp_path / "left", endless | {"DGXNGPU": "1"}, job="leftover"):
         said = tmp_path / "left" / "output0"
-        until(lambda: said.exists() and said.read_text().endswith("\n"), 120, "the port of what was left")
+        wait_until(lambda: said.exists() and said.read_text().endswith("\n"), 120, "the port of what was left")
         port = int(said.read_text().split()[-1])
         found = ended(tmp_path / "log", endless | {"COLLECTIVE_TIMEOUT": "5"}, port=port)
     for rank, (code, shown) in enumerate(found):

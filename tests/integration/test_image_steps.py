@@ -23,7 +23,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.image_recipe import Ignored, assignments, instructions, sent, substitute
+from tests.support.dockerfile import Ignored, assignments, instructions, sent, substitute
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow

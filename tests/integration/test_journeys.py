@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.journeys import Journey, change, make_clone, read_steps, travel
-from tests.support.launched import NO_COMPILER, values
+from tests.support.local_runs import NO_COMPILER, values
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINK_PACKAGES = ROOT / "tests" / "support" / "linked_packages.py"
+FAKE_PIP = ROOT / "tests" / "support" / "fake_pip.py"
 LIMIT_S = 600.0
 
 # --- what is not done here as the README has it; everything else is
 
-# `pip` is linked_packages.py, which links what the requirements pin in place of fetching it, and needs no pip inside.
+# `pip` is fake_pip.py, which links what the requirements pin in place of fetching it, and needs no pip inside.
 ENVIRONMENT = {"python3 -m venv": f"{sys.executable} -m venv --without-pip"}
 # The CPU configuration with half its batch, which meets the open division's 3.34 at the first evaluation. Seeds are
 # given, so that every time the same runs are made.
@@ -88,7 +88,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
     (folder / "bin").mkdir()
     for name in RECORDED:
         (folder / "bin" / name).write_text(RECORDER)
-    (folder / "bin" / "pip").write_text(f'#!/bin/bash\nexec "{sys.executable}" "{LINK_PACKAGES}" "$@"\n')
+    (folder / "bin" / "pip").write_text(f'#!/bin/bash\nexec "{sys.executable}" "{FAKE_PIP}" "$@"\n')
     for stub in (folder / "bin").iterdir():
         stub.chmod(0o755)
     return Road(folder)

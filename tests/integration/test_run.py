@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.launched import NO_COMPILER
+from tests.support.local_runs import NO_COMPILER
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, run_ranks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launched import NO_COMPILER, records, values
+from tests.support.local_runs import NO_COMPILER, records, values
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, run_ranks
 from tests.support.slurm_cluster import Slurm, cluster, unavailable

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launched import Launch, launched, mounted, records, until, values
+from tests.support.local_runs import Launch, launched, mounted, records, values, wait_until
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def trial(tiny: dict[str, str], tmp_path: Path) -> dict[str, str]:
 
 def until_it_trains(launch: Launch) -> None:
     log = launch.logdir / "trial_1" / "result_0.txt"
-    until(lambda: log.exists() and '"train_loss"' in log.read_text(), 90, "a first step")
+    wait_until(lambda: log.exists() and '"train_loss"' in log.read_text(), 90, "a first step")
 
 
 def attempts(logdir: Path) -> list[tuple[str, str]]:
@@ -102,9 +102,9 @@ def test_a_killed_launcher_leaves_nothing_behind_and_a_second_start_repeats_the_
     trial["SAVE_INTERVAL"] = "160"
     with launched(trial | {"RESUME": "1"}) as launch:
         checkpoint = launch.logdir / "trial_1" / "checkpoints" / "step_00000040"
-        until(checkpoint.exists, 90, "a first checkpoint")
+        wait_until(checkpoint.exists, 90, "a first checkpoint")
         launch.process.kill()
-        until(lambda: launch.left() == [], 30, "the end of all that the launcher started")
+        wait_until(lambda: launch.left() == [], 30, "the end of all that the launcher started")
     assert attempts(launch.logdir) == []
     assert not (launch.logdir / "result_1.txt").exists()
     shutil.copytree(launch.logdir, tmp_path / "resumed")

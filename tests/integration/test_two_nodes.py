@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.launched import launched, records, values
+from tests.support.local_runs import launched, records, values
 from tests.support.paths import ROOT
 from tests.support.ranks import free_port, run_ranks
 

@@ -27,7 +27,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, past: int | None, sink:
 
 
 def norm_rotate(x: Tensor, weight: Tensor | None, angles: Tensor, magnitude: float, eps: float) -> Tensor:
-    """x [sequence, batch, heads, head_dim], angles [sequence, head_dim / 2]: complex numbers turned by their angle."""
+    """X [sequence, batch, heads, head_dim], angles [sequence, head_dim / 2]: complex numbers turned by their angle."""
     if weight is not None:
         x = x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * weight
     turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.full_like(angles, magnitude), angles)[:, None, None]

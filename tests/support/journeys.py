@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.launched import end_all
+from tests.support.local_runs import end_all
 from tests.support.paths import ROOT
 
 SHOWS = "# -> "

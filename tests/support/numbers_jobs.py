@@ -14,7 +14,6 @@ from tests.support.jobs import Variables, layouts, make_feed, make_trainer
 
 def initial_statistics(variables: Variables) -> dict[str, Any]:
     """Mean, deviation and count of every weight, and the loss on uniformly random tokens before any step."""
-
     with layouts([variables]) as configs:
         config = next(configs)
         trainer = make_trainer(config)

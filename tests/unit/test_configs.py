@@ -10,8 +10,8 @@ import pytest
 
 from compliance.rcp import full_points
 from gptoss20b.config import settings
+from tests.support.configs import BARE, CONFIGS, dry_run, load_config
 from tests.support.paths import ROOT
-from tests.support.sourced import BARE, CONFIGS, dry_run, load
 
 # What configurations may export beside settings: for run_and_time.sh, and for the libraries below.
 OTHER_NAMES = {
@@ -42,12 +42,12 @@ def test_the_promised_configurations_exist() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_loads_in_an_empty_environment_and_validates(name: str, tmp_path: Path) -> None:
-    loaded = load(name)
+    loaded = load_config(name)
     assert set(loaded) <= set(settings()) | OTHER_NAMES
     assert loaded["CONFIG_FILENAME"] == name
     assert loaded["DGXSYSTEM"] == re.fullmatch(r"config_(.*)\.sh", name)[1]  # type: ignore[index]
     assert loaded["DGXSYSTEM"].endswith(f"_{loaded['DGXNNODES']}x{loaded['DGXNGPU']}")
-    assert load(name, cwd=tmp_path) == loaded  # sourced from anywhere
+    assert load_config(name, cwd=tmp_path) == loaded  # sourced from anywhere
     done = dry_run(loaded)
     assert (done.returncode, done.stderr) == (0, "")
     shown = shown_by(done)
@@ -75,16 +75,16 @@ def test_a_configuration_leaves_no_variable_unexported(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_repeats_nothing_that_all_share(name: str, tmp_path: Path) -> None:
     (tmp_path / "config_EMPTY_0x0.sh").write_text(f"source {ROOT}/config_common.sh\n")
-    shared = load("config_EMPTY_0x0.sh", folder=tmp_path)
+    shared = load_config("config_EMPTY_0x0.sh", folder=tmp_path)
     assert shared["SUBMISSION_DIVISION"] == "closed"
     own = re.findall(r"^export (\w+)=", (ROOT / name).read_text(), re.MULTILINE)
-    loaded = load(name)
+    loaded = load_config(name)
     assert [variable for variable in own if shared.get(variable) == loaded[variable]] == []
 
 
 @pytest.mark.parametrize(("name", "own"), GPU_NODES.items(), ids=GPU_NODES)
 def test_gpu_nodes_run_the_closed_division_in_the_reference_layout(name: str, own: dict[str, str]) -> None:
-    done = dry_run(load(name))
+    done = dry_run(load_config(name))
     shown = shown_by(done)
     expected = {
         "SUBMISSION_DIVISION": "closed",
@@ -106,13 +106,13 @@ def test_gpu_nodes_run_the_closed_division_in_the_reference_layout(name: str, ow
 
 @pytest.mark.parametrize("name", GPU_NODES)
 def test_gpu_nodes_start_from_a_point_at_which_the_reference_converged(name: str) -> None:
-    shown = shown_by(dry_run(load(name)))
+    shown = shown_by(dry_run(load_config(name)))
     tuning = (int(shown["GLOBAL_BATCH_SIZE"]), float(shown["LEARNING_RATE"]), int(shown["WARMUP_STEPS"]))
     assert tuning in {(point.gbs, point.learning_rate, point.warmup_steps) for point in full_points("6.1.0")}
 
 
 def test_the_cpu_run_is_an_open_run_of_the_small_model() -> None:
-    loaded = load("config_CPU_1x2.sh")
+    loaded = load_config("config_CPU_1x2.sh")
     assert (loaded["SUBMISSION_DIVISION"], loaded["MODEL_VARIANT"], loaded["EXPERT_PARALLEL"]) == ("open", "tiny", "2")
     done = dry_run(loaded)
     assert "  SEQUENCE_LENGTH = 8192\n" in done.stdout
@@ -123,22 +123,22 @@ def test_the_cpu_run_is_an_open_run_of_the_small_model() -> None:
 
 @pytest.mark.parametrize("name", GPU_NODES)
 def test_gpu_nodes_keep_the_user_s_data_folder(name: str) -> None:
-    assert load(name, DATADIR="/scratch/c4").get("DATADIR", "/scratch/c4") == "/scratch/c4"
-    assert load(name)["DATADIR"] == "/data"
+    assert load_config(name, DATADIR="/scratch/c4").get("DATADIR", "/scratch/c4") == "/scratch/c4"
+    assert load_config(name)["DATADIR"] == "/data"
 
 
 def test_the_cpu_configuration_hides_gpus_and_the_others_bring_them_back() -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
-    assert hidden.items() <= load("config_CPU_1x2.sh").items()
-    after = load("config_CPU_1x2.sh", "config_B200_1x8.sh")
+    assert hidden.items() <= load_config("config_CPU_1x2.sh").items()
+    after = load_config("config_CPU_1x2.sh", "config_B200_1x8.sh")
     assert not hidden.keys() & after.keys()
-    chosen = load("config_B200_1x8.sh", CUDA_VISIBLE_DEVICES="4,5,6,7")
+    chosen = load_config("config_B200_1x8.sh", CUDA_VISIBLE_DEVICES="4,5,6,7")
     assert "CUDA_VISIBLE_DEVICES" not in chosen, "a choice among GPUs stays as the user made it"
 
 
 @pytest.mark.parametrize("second", CONFIGS)
 @pytest.mark.parametrize("first", CONFIGS)
 def test_a_configuration_forgets_the_one_sourced_before(first: str, second: str) -> None:
-    both, alone = load(first, second), load(second)
+    both, alone = load_config(first, second), load_config(second)
     both["DATADIR"] = alone["DATADIR"]  # the user's, if set before
     assert both == alone

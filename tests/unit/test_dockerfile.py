@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.image_recipe import Ignored, assignments, instructions, sent, substitute
+from tests.support.dockerfile import Ignored, assignments, instructions, sent, substitute
 from tests.support.paths import ROOT
 
 STEPS = instructions((ROOT / "Dockerfile").read_text())

@@ -19,8 +19,8 @@ from gptoss20b.doctor import as_document, as_table, last_line, read_place
 from gptoss20b.doctor.finding import Finding, Verdict, failed, passed, skipped, verdict_of, warned
 from gptoss20b.doctor.limits import Check, run_all
 from gptoss20b.doctor.place import Place, runs_on_gpus
+from tests.support.configs import BARE
 from tests.support.paths import ROOT
-from tests.support.sourced import BARE
 
 FINDINGS = [
     passed("clock", "right"),

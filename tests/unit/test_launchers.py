@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from gptoss20b.config import settings
+from tests.support.configs import load_config
 from tests.support.launch_stubs import Place
 from tests.support.paths import ROOT
-from tests.support.sourced import load
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def passed_on() -> list[str]:
 
 def environment_flags(config: str, *more: str) -> list[str]:
     """One --env for each variable that the configuration sets or the test gives, in the script's order."""
-    names = {*load(config), "CHECK_COMPLIANCE", "DATADIR", "LOGDIR", "MASTER_PORT", *more}
+    names = {*load_config(config), "CHECK_COMPLIANCE", "DATADIR", "LOGDIR", "MASTER_PORT", *more}
     return [f"--env={name}" for name in passed_on() if name in names]
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.configs import load_config
 from tests.support.launch_stubs import copy_scripts, make_tools, start_bash
 from tests.support.paths import ROOT
-from tests.support.sourced import load
 
 SCRIPTS = [*sorted(ROOT.glob("*.sh")), *sorted(ROOT.glob("*/*.sh")), ROOT / "run.sub", ROOT / ".ci" / "run"]
 SOURCED = {"checks.sh", "supervise.sh", "trials.sh"}
@@ -179,7 +179,7 @@ def test_another_node_has_no_log_and_passes_the_launchers_status_on(place: Place
 
 def test_the_run_sees_the_configuration_that_was_checked(place: Place) -> None:
     place.run(STUB_LOG="1", SEED="7")
-    for name, value in load("config_CPU_1x2.sh").items():
+    for name, value in load_config("config_CPU_1x2.sh").items():
         assert place.launched_with(name) == value
     assert place.launched_with("SEED") == "7"
 
@@ -457,7 +457,7 @@ def test_make_run_is_the_users_two_commands() -> None:
     assert "data_scripts.make_sample_data data/sample" in commands
     # With the interpreter that make prepared, whatever PYTHON names the one to prepare it with.
     assert "source config_CPU_1x2.sh && PYTHON=.venv/bin/python ./run_and_time.sh" in commands
-    assert load("config_CPU_1x2.sh")["DATADIR"] == "data/sample"
+    assert load_config("config_CPU_1x2.sh")["DATADIR"] == "data/sample"
 
 
 def test_ci_runs_make_test(tmp_path: Path) -> None:

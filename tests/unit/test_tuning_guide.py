@@ -30,8 +30,8 @@ from gptoss20b.config import resolve, settings
 from gptoss20b.config.tree import Rules, Tuning
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 from gptoss20b.progress import samples_to_target
+from tests.support.configs import BARE, dry_run, load_config
 from tests.support.paths import ROOT
-from tests.support.sourced import BARE, dry_run, load
 
 GUIDE = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
 FLAT = " ".join(GUIDE.split())
@@ -109,7 +109,7 @@ def recipe() -> list[str]:
 
 
 def test_the_recipe_s_configuration_and_its_short_run_are_valid() -> None:
-    loaded = load("config_B200_1x8.sh")
+    loaded = load_config("config_B200_1x8.sh")
     assert dry_run(loaded).returncode == 0
     assert "source config_B200_1x8.sh && python -m gptoss20b train --dry-run" in recipe()
     short = next(line for line in recipe() if line.endswith("./run_and_time.sh"))
@@ -214,7 +214,7 @@ def test_what_the_grid_says_of_twice_the_gpus() -> None:
     assert says(f"less than {1 / pays[32]:.2f} of that one's")
     risks = [plan(gbs).bootstrap.pruned for gbs in (16, 32)]
     assert risks[0] is not None and risks[1] is not None and risks[1].probability < risks[0].probability
-    loaded = load("config_B200_2x8.sh")
+    loaded = load_config("config_B200_2x8.sh")
     assert (loaded["GLOBAL_BATCH_SIZE"], loaded["MICRO_BATCH_SIZE"]) == ("32", "2")
 
 
@@ -361,7 +361,7 @@ def test_each_node_takes_the_largest_micro_batch_that_keeps_memory_free(system: 
     free = [0.0 if cell == "-" else float(cell) for cell in rows("memory")[0][column].split(" / ")]
     needed = float(re.search(r"keep (\d+) GiB free", FLAT)[1])  # type: ignore[index]
     largest = max(micro for micro, left in zip((1, 2), free, strict=True) if left >= needed)
-    assert load(f"config_{system}_1x8.sh")["MICRO_BATCH_SIZE"] == str(largest)
+    assert load_config(f"config_{system}_1x8.sh")["MICRO_BATCH_SIZE"] == str(largest)
 
 
 def test_the_layouts_in_words(counted: dict[str, int]) -> None:

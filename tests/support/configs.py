@@ -13,7 +13,7 @@ CONFIGS = sorted(path.name for path in ROOT.glob("config_*.sh") if path.name != 
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
 
 
-def load(*names: str, folder: Path = ROOT, cwd: Path | None = None, **given: str) -> dict[str, str]:
+def load_config(*names: str, folder: Path = ROOT, cwd: Path | None = None, **given: str) -> dict[str, str]:
     """What sourcing configurations, one after the other, adds to an empty environment."""
     sources = "".join(f"source {folder}/{name}\n" for name in names)
     bash = ["bash", "--norc", "--noprofile", "-euo", "pipefail", "-c"]

@@ -89,7 +89,7 @@ def launched(settings: dict[str, str], scripts: Path = ROOT) -> Iterator[Launch]
         launch.kill()
 
 
-def until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, f"not within {limit_s:g} s: {what}"

@@ -1,86 +1,55 @@
-"""MD5 lists in md5sum's format, and the MD5 of a file."""
+"""The MD5 list of a download, and the MD5 of a file."""
+
+from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from data_scripts.c4 import SOURCE
-from data_scripts.errors import CommandError
-from data_scripts.fetching.web import shown
+from gptoss20b.data.md5_list import ListedFile, list_lines, parse_line
+
+from .c4 import SOURCE
+from .errors import CommandError
 
 # The list is kept beside the data under the name it has on the server.
 LIST_NAME = PurePosixPath(urlsplit(SOURCE).path).with_suffix(".md5").name
-# Where everything unfinished is; no listed file may be in it.
-WORK = ".download"
-_LINE = re.compile(r"([0-9a-fA-F]{32})[ \t]+\*?(.*)")
+# Folder of all unfinished files below the data; no listed file may be in it.
+WORK_FOLDER = ".download"
 _BLOCK = 1 << 20
 
 
-class Listed(NamedTuple):
-    """A file of the list: its path relative to the data's folder, with slashes, and its MD5 in lower case."""
-
-    path: str
-    md5: str
-
-
-def parse_list(data: bytes, name: str) -> tuple[Listed, ...]:
-    """The files of a list, in its order; blank lines are skipped.
+def parse_list(data: bytes, source: str) -> tuple[ListedFile, ...]:
+    """Parse a list in which every line must be right and every path must be unique.
 
     Args:
         data: the list as it was fetched or read.
-        name: where it is from, for messages.
+        source: address or path of the list, for messages.
 
     Raises:
-        CommandError: a line is not md5sum's, or its path is not one below the data's folder; the line is named.
+        CommandError: a line is malformed, or its path is not usable. The message names the line.
     """
-    files: dict[str, Listed] = {}
-    for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), start=1):
-        text = line.removesuffix("\r")
-        if text.strip(" \t"):
-            listed = _usable(text, f"{name}: line {number}")
-            if listed.path in files:
-                raise CommandError(f"{name}: line {number}: got {listed.path} again; expected each path once.")
-            files[listed.path] = listed
+    files: dict[str, ListedFile] = {}
+    for number, line in list_lines(data):
+        place = f"{source}: line {number}"
+        try:
+            listed = parse_line(line)
+        except ValueError as error:
+            raise CommandError(f"{place}: {error}.") from None
+        if listed.path == LIST_NAME or listed.path.split("/")[0] == WORK_FOLDER:
+            raise CommandError(
+                f"{place}: got the path '{listed.path}'; expected another name: the download itself uses this one."
+            )
+        if listed.path in files:
+            raise CommandError(f"{place}: got {listed.path} again; expected each path once.")
+        files[listed.path] = listed
     if not files:
-        raise CommandError(f"{name}: got no file; expected lines of an MD5 and a path. To fix: check --source.")
+        raise CommandError(f"{source}: got no file; expected lines of an MD5 and a path. To fix: check --source.")
     return tuple(files.values())
 
 
-def _usable(text: str, where: str) -> Listed:
-    try:
-        listed = parse_line(text)
-    except ValueError as error:
-        raise CommandError(f"{where}: {error}.") from None
-    if listed.path == LIST_NAME or listed.path.split("/")[0] == WORK:
-        raise CommandError(
-            f"{where}: got the path '{listed.path}'; expected another name: this one is kept for the download."
-        )
-    return listed
-
-
-def parse_line(text: str) -> Listed:
-    """One line of a list: 32 hexadecimal digits, blanks, maybe `*`, and a path, maybe from `./` on.
-
-    Raises:
-        ValueError: it is none, or the path is not one below the data's folder; the message is got and expected.
-    """
-    match = _LINE.fullmatch(text)
-    if match is None:
-        raise ValueError(f"got {shown(text)!r}; expected 32 hexadecimal digits, a space and a path")
-    path = match[2].removeprefix("./")
-    if not path.isprintable() or "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
-        raise ValueError(
-            f"got the path '{shown(path)}'; expected a relative one of plain names, without '..', backslashes and "
-            "control characters"
-        )
-    return Listed(path, match[1].lower())
-
-
-def md5_of(path: Path, watch: Callable[[int], None]) -> str:
-    """The MD5 of a file, 32 lower-case digits; `watch` is called with the bytes read so far.
+def file_md5(path: Path, on_progress: Callable[[int], None]) -> str:
+    """Return the MD5 of a file as 32 lower-case digits; call `on_progress` with the bytes read so far.
 
     Raises:
         OSError: the file cannot be read.
@@ -92,5 +61,5 @@ def md5_of(path: Path, watch: Callable[[int], None]) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
             done += len(block)
-            watch(done)
+            on_progress(done)
     return digest.hexdigest()

@@ -16,7 +16,7 @@ import typer
 from rich.filesize import decimal
 
 from data_scripts.c4 import PREFIXES, SOURCE
-from data_scripts.checksums import LIST_NAME, Listed, md5_of, parse_list
+from data_scripts.checksums import LIST_NAME, file_md5, parse_list
 from data_scripts.errors import CommandError, told
 from data_scripts.fetching.parts import Part, check_space, held
 from data_scripts.fetching.remote import Remote, fetch_list, probe
@@ -24,6 +24,7 @@ from data_scripts.fetching.transfer import fetch
 from data_scripts.fetching.web import Patience, Web
 from data_scripts.fetching.work_folder import clear, locked, save
 from data_scripts.progress import Show, metered
+from gptoss20b.data.md5_list import ListedFile
 
 
 class Outcome(NamedTuple):
@@ -89,7 +90,7 @@ class Job:
             clear(work)
         return Outcome(len(published.files), len(published.files) - len(wanted), received)
 
-    def _wanted(self, remotes: dict[Listed, Remote], replace: bool) -> list[Listed]:
+    def _wanted(self, remotes: dict[ListedFile, Remote], replace: bool) -> list[ListedFile]:
         """The files to fetch: those that are not there, and those of another content if they may be replaced."""
         paths = {listed: self.directory / listed.path for listed in remotes}
         there = [listed for listed in remotes if os.path.lexists(paths[listed])]
@@ -102,14 +103,14 @@ class Job:
                 raise CommandError(f"{message}. To fix: pass --replace to fetch it anew, or move it away.")
         return [listed for listed in remotes if wrong.get(listed, "missing")]
 
-    def _wrong_sums(self, files: list[Listed]) -> dict[Listed, str]:
+    def _wrong_sums(self, files: list[ListedFile]) -> dict[ListedFile, str]:
         """What is wrong with the MD5 of files that are there; empty for each that is right."""
-        wrong: dict[Listed, str] = {}
+        wrong: dict[ListedFile, str] = {}
         sizes = [(self.directory / listed.path).stat().st_size for listed in files]
         with metered("checking", sum(sizes)) as show:
             for number, listed in enumerate(files):
                 path = self.directory / listed.path
-                got = md5_of(path, _from(show, sum(sizes[:number])))
+                got = file_md5(path, _from(show, sum(sizes[:number])))
                 wrong[listed] = "" if got == listed.md5 else f"{path}: got MD5 {got}; expected {listed.md5}"
         return wrong
 
@@ -124,7 +125,7 @@ class Job:
         with metered("verifying", total) as show:
             done = 0
             for part in parts:
-                got = md5_of(part.path, _from(show, done))
+                got = file_md5(part.path, _from(show, done))
                 done += part.remote.size
                 if got != part.listed.md5:
                     wrong[part] = got
@@ -181,7 +182,7 @@ def look(directory: Path) -> dict[str, str]:
             if not md5:
                 states[path] = "present (no checksum known)"
                 continue
-            got = md5_of(found[path], _from(show, done))
+            got = file_md5(found[path], _from(show, done))
             done += found[path].stat().st_size
             states[path] = "verified" if got == md5 else f"wrong MD5, {got} instead of {md5}"
     return states

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from data_scripts.checking import report
 from data_scripts.checking.checks import verify
 from data_scripts.checking.expectations import Expectations, expected_in
+from data_scripts.checking.report import Scope, Verification, report_content, write_report
 from data_scripts.errors import CommandError, ExitCode, told
 from data_scripts.make_sample_data import MANIFEST
 from data_scripts.progress import Show, metered
 from gptoss20b.data.samples import VALIDATION_PREFIX
+from gptoss20b.data.verification_report import REPORT_NAME, load_report
 
 # Reading is as fast as the storage or the one thread of MD5 long before; each thread holds one piece in memory.
 _THREADS = min(16, len(os.sched_getaffinity(0)))
@@ -64,12 +65,12 @@ def main(
             fix = "run data_scripts/download_dataset.sh, or name the folder of the data"
             raise CommandError(f"{directory}: got no folder; expected one with the data set. To fix: {fix}.")
         expected = _expected(directory, vocab_size, validation_documents, sequences, sequence_length)
-        scope = report.Scope(checksums=not (quick or no_md5), tokens=not quick, threads=threads)
+        scope = Scope(checksums=not (quick or no_md5), tokens=not quick, threads=threads)
         started = time.monotonic()
         with ExitStack() as stack:
             result = verify(directory, expected, scope, _Progress(stack))
         # The report first: whoever reads the rest may leave before its end.
-        _keep(report_file, directory / report.NAME, result)
+        _keep(report_file, directory / REPORT_NAME, result)
         _show(directory, result, time.monotonic() - started)
         if result.findings:
             raise typer.Exit(ExitCode.FAILED)
@@ -116,20 +117,20 @@ def _check_report(path: Path) -> None:
     except OSError as error:
         reason = f"{path.parent}: {error.strerror}"
         raise typer.BadParameter(f"{path}: cannot be written ({reason})", param_hint="--report") from None
-    if path.exists() and report.saved(path) is None:
+    if path.exists() and load_report(path) is None:
         raise typer.BadParameter(f"{path}: exists, and is no report of this command", param_hint="--report")
 
 
-def _keep(asked: Path | None, usual: Path, result: report.Verification) -> None:
+def _keep(asked: Path | None, usual: Path, result: Verification) -> None:
     """Write the report where it was asked for, or beside the data if that harms nothing."""
-    found = report.document(result)
+    found = report_content(result)
     if asked is not None:
-        report.write(asked, found)
+        write_report(asked, found)
         return
     try:
         why_not = _why_not(usual, found)
         if not why_not:
-            report.write(usual, found)
+            write_report(usual, found)
     except OSError as error:
         why_not = error.strerror or str(error)
     if why_not:
@@ -138,7 +139,7 @@ def _keep(asked: Path | None, usual: Path, result: report.Verification) -> None:
 
 def _why_not(usual: Path, found: dict[str, Any]) -> str:
     """What would be lost if a report were written over what is there; empty if nothing."""
-    before = report.saved(usual)
+    before = load_report(usual)
     if before is None:
         return "another file has this name" if usual.exists() else ""
     left_out = before.get("not_checked")
@@ -148,7 +149,7 @@ def _why_not(usual: Path, found: dict[str, Any]) -> str:
     return ""
 
 
-def _show(directory: Path, result: report.Verification, seconds: float) -> None:
+def _show(directory: Path, result: Verification, seconds: float) -> None:
     """A table per pair, the hash to compare, every finding, and the verdict."""
     length = result.expected.sequence_length
     for prefix, facts in result.pairs.items():
@@ -179,7 +180,7 @@ def _show(directory: Path, result: report.Verification, seconds: float) -> None:
     typer.echo(f"{directory}: {_verdict(result)}, {seconds:.1f} s")
 
 
-def _verdict(result: report.Verification) -> str:
+def _verdict(result: Verification) -> str:
     if result.findings:
         number = len(result.findings)
         return "FAIL, 1 finding" if number == 1 else f"FAIL, {number} findings"

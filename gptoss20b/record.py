@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, fixed_by_rules
+from .durable import atomic_write
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "mlperf-logging", "numpy", "pydantic", "pydantic-settings")
@@ -66,10 +67,7 @@ def make_record(config: Config) -> dict[str, Any]:
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:
     """Write `config.json`, whole or not at all."""
-    path = directory / "config.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    atomic_write(directory / "config.json", json.dumps(record, indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -13,6 +12,7 @@ from benchmarks.gpu.contestants import CONTESTANTS
 from benchmarks.gpu.records import Record, Turn
 from gptoss20b.bench.result import BenchResult, speed
 from gptoss20b.bench.scenarios import Name
+from gptoss20b.durable import atomic_write
 
 RESULTS = "results.json"
 Timed = Literal["step_seconds", "step_without_optimizer_seconds"]
@@ -109,9 +109,7 @@ class Comparison(Record):
 
 def write(folder: Path, comparison: Comparison) -> None:
     """Replace the folder's results."""
-    temporary = folder / f".{RESULTS}"
-    temporary.write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / RESULTS)  # noqa: PTH105 - the one that replaces
+    atomic_write(folder / RESULTS, comparison.model_dump_json(indent=2) + "\n")
 
 
 def read(folder: Path) -> Comparison:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_scripts.checking.findings import DOWNLOAD_AGAIN, Few, Finding
-from data_scripts.checksums import parse_line
 from gptoss20b.data.files import DataError, open_binary
+from gptoss20b.data.md5_list import list_lines, parse_line
 
 LIST_AGAIN = "download the list again"
 
@@ -42,24 +42,22 @@ def read_lists(directory: Path) -> tuple[list[Listed], list[Finding]]:
     for path in sorted(path for path in directory.glob("*.md5") if not path.name.startswith(".")):
         try:
             with open_binary(path) as stream:
-                text = stream.read().decode("utf-8", "backslashreplace")
+                data = stream.read()
         except DataError as error:
             findings.append(Finding.of(error, directory))
         except OSError as error:
             findings.append(Finding.about(path.name, f"{error.strerror}", "a readable file", LIST_AGAIN))
         else:
-            findings += _read_list(path.name, text, listed)
+            findings += _read_list(path.name, data, listed)
     return list(listed.values()), findings
 
 
-def _read_list(name: str, text: str, listed: dict[str, Listed]) -> list[Finding]:
+def _read_list(name: str, data: bytes, listed: dict[str, Listed]) -> list[Finding]:
     """Add a list's entries to `listed`, by file; returns what is wrong with its lines."""
     malformed = Few(name, "lines that are no entries", LIST_AGAIN)
     conflicts = Few(name, "entries that contradict others", LIST_AGAIN)
-    lines = [(number, line.rstrip()) for number, line in enumerate(text.split("\n"), start=1)]
+    lines = list_lines(data)
     for number, line in lines:
-        if not line:
-            continue
         try:
             file, digest = parse_line(line)
         except ValueError as error:
@@ -69,6 +67,6 @@ def _read_list(name: str, text: str, listed: dict[str, Listed]) -> list[Finding]
         if known.digest != digest:
             got = f"MD5 {digest} for {file} in line {number}"
             conflicts.add([Finding.about(name, got, f"{known.digest}, as in {known.source}", LIST_AGAIN)])
-    if not any(line for _, line in lines):
+    if not lines:
         malformed.add([Finding.about(name, "no line", "one for every file of the set", LIST_AGAIN)])
     return malformed.findings() + conflicts.findings()

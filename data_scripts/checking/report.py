@@ -5,16 +5,14 @@ import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from data_scripts.c4 import PREFIXES
 from data_scripts.checking.expectations import Expectations
 from data_scripts.checking.findings import Finding
 from gptoss20b import __version__
-
-NAME = "verified.json"
-_KIND = "data verification"
+from gptoss20b.data.verification_report import REPORT_KIND
+from gptoss20b.durable import atomic_write
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,11 @@ class Verification:
         return not self.scope.checksums and not self.scope.tokens
 
 
-def document(verification: Verification) -> dict[str, Any]:
+def report_content(verification: Verification) -> dict[str, Any]:
     """The report: the same for the same data whatever the machine, the folder and the hour, so that two compare."""
     expected = verification.expected
     return {
-        "kind": _KIND,
+        "kind": REPORT_KIND,
         "format": 1,
         "verdict": "fail" if verification.findings else "pass",
         "quick": verification.quick,
@@ -112,32 +110,10 @@ def document(verification: Verification) -> dict[str, Any]:
     }
 
 
-def saved(path: Path) -> dict[str, Any] | None:
-    """The report in a file; None if there is another thing, or nothing, in it.
-
-    Raises:
-        OSError: there is something that cannot be read.
-    """
-    try:
-        # A report is small: whatever is longer is none, and may be a set's 80 GB.
-        found = json.loads(path.read_bytes()) if path.stat().st_size < 1 << 24 else None
-    # deep nesting is a RecursionError
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and found.get("kind") == _KIND else None
-
-
-def write(path: Path, report: dict[str, Any]) -> None:
-    """Write a report, whole or not at all.
+def write_report(path: Path, content: dict[str, Any]) -> None:
+    """Write a report atomically.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    # A name of its own: others may verify the same folder at the same time.
-    temporary = path.with_name(f".{path.name}-{token_hex(4)}")
-    try:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    atomic_write(path, json.dumps(content, indent=2) + "\n")

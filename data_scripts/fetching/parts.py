@@ -13,10 +13,11 @@ import threading
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from data_scripts.checksums import WORK, Listed
-from data_scripts.durable import sync_folder, write_whole
+from data_scripts.checksums import WORK_FOLDER
 from data_scripts.errors import CommandError
 from data_scripts.fetching.remote import Remote
+from gptoss20b.data.md5_list import ListedFile
+from gptoss20b.durable import atomic_write, fsync_path
 
 # bytes per segment: what one request fetches, and how often a state is written
 SEGMENT = 64 << 20
@@ -42,7 +43,7 @@ class Part:
         restarted: a part of another version was there, and was thrown away.
     """
 
-    def __init__(self, work: Path, listed: Listed, remote: Remote) -> None:
+    def __init__(self, work: Path, listed: ListedFile, remote: Remote) -> None:
         """Open the part, with what an earlier download left of the same version.
 
         Raises:
@@ -138,7 +139,7 @@ class Part:
             state = self._state._replace(received=list(self._state.received))
             try:
                 os.fdatasync(self._descriptor)
-                write_whole(self._state_path, json.dumps(state._asdict()).encode())
+                atomic_write(self._state_path, json.dumps(state._asdict()).encode())
             except OSError as error:
                 raise self._failed(error) from error
 
@@ -162,7 +163,7 @@ class Part:
         os.fsync(self._descriptor)
         final.parent.mkdir(parents=True, exist_ok=True)
         self._path.replace(final)
-        sync_folder(final.parent)
+        fsync_path(final.parent)
         self._state_path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -195,7 +196,7 @@ def check_space(directory: Path, parts: list[Part]) -> None:
 
 def held(directory: Path, path: str) -> tuple[int, int] | None:
     """How many bytes an unfinished file has, and of how many; None if there is no part of it."""
-    part, state_path = _paths(directory / WORK, path)
+    part, state_path = _paths(directory / WORK_FOLDER, path)
     state = _load(state_path)
     return (sum(state.received), state.size) if state is not None and part.is_file() else None
 

@@ -8,9 +8,11 @@ from urllib.parse import quote, urlsplit
 import requests
 from urllib3.exceptions import HTTPError
 
-from data_scripts.checksums import Listed, parse_list
+from data_scripts.checksums import parse_list
 from data_scripts.errors import CommandError
-from data_scripts.fetching.web import PassingError, Patience, Web, cause, shown
+from data_scripts.fetching.web import PassingError, Patience, Web, cause
+from gptoss20b.data.files import printable
+from gptoss20b.data.md5_list import ListedFile
 
 _LONGEST_ADDRESS = 4 << 10
 _LONGEST_LIST = 1 << 20
@@ -22,7 +24,7 @@ class Published(NamedTuple):
     """The list of a set: the address all its files are below, the files, and the list's own bytes."""
 
     base: str
-    files: tuple[Listed, ...]
+    files: tuple[ListedFile, ...]
     text: bytes
 
 
@@ -57,7 +59,7 @@ def fetch_list(web: Web, source: str, patience: Patience, stop: threading.Event)
     """
     if not urlsplit(source).path.endswith(_SUFFIX):
         raise CommandError(
-            f"{shown(source)}: got no name that ends in {_SUFFIX}; expected the metadata file. To fix: check --source."
+            f"{printable(source)}: got no name that ends in {_SUFFIX}; expected the metadata file. To fix: check --source."
         )
     text = patience.persist(lambda: _read(web, source, _LONGEST_ADDRESS), stop)
     base = web.check(text.decode("utf-8", "replace").strip(), f"{source}: base address")
@@ -98,7 +100,7 @@ def span_of(response: requests.Response, url: str) -> Span:
         match = _CONTENT_RANGE.fullmatch(got)
         if match is not None:
             return Span(int(match[1]), int(match[3]))
-        raise CommandError(f"{url}: got the content-range '{shown(got)}'; expected bytes FIRST-LAST/SIZE.")
+        raise CommandError(f"{url}: got the content-range '{printable(got)}'; expected bytes FIRST-LAST/SIZE.")
     length = response.headers.get("content-length", "")
     if not re.fullmatch("[0-9]{1,15}", length):
         raise CommandError(f"{url}: got no content-length; expected the file's size. To fix: use another --source.")

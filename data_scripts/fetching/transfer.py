@@ -11,7 +11,8 @@ from urllib3.exceptions import HTTPError
 from data_scripts.errors import CommandError
 from data_scripts.fetching.parts import Part
 from data_scripts.fetching.remote import Span, span_of
-from data_scripts.fetching.web import PassingError, Patience, Web, cause, shown
+from data_scripts.fetching.web import PassingError, Patience, Web, cause
+from gptoss20b.data.files import printable
 
 # bytes asked for at a time; TLS gives 16 KiB at most
 _BLOCK = 1 << 18
@@ -115,7 +116,7 @@ def _attempt(web: Web, part: Part, segment: int) -> None:
 def _check_version(part: Part, got: Span, etag: str, first: int) -> None:
     remote = part.remote
     if got.size != remote.size or etag != remote.etag:
-        now, before = (f"{size} bytes, tag {shown(tag) or 'none'}" for size, tag in ((got.size, etag), remote[1:3]))
+        now, before = (f"{size} bytes, tag {printable(tag) or 'none'}" for size, tag in ((got.size, etag), remote[1:3]))
         raise CommandError(
             f"{remote.url}: got another version ({now}); expected that of the start ({before}). "
             "To fix: start the same command again."

@@ -14,6 +14,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from data_scripts.errors import CommandError
+from gptoss20b.data.files import printable
 
 _REDIRECTS = 3
 _LOGIN = "a set that needs a login cannot be fetched by this command: use MLCommons' own downloader"
@@ -99,7 +100,7 @@ class Web:
         self._pinned = _authority(source)
         if self._pinned is None:
             raise CommandError(
-                f"{shown(source)}: got no https address; expected https://HOST/PATH. To fix: correct it."
+                f"{printable(source)}: got no https address; expected https://HOST/PATH. To fix: correct it."
             )
 
     def check(self, url: str, where: str) -> str:
@@ -110,7 +111,7 @@ class Web:
         """
         if _authority(url) != self._pinned:
             raise CommandError(
-                f"{where}: got the address {shown(url)}; expected https://{self._pinned}/, the only host that is "
+                f"{where}: got the address {printable(url)}; expected https://{self._pinned}/, the only host that is "
                 f"fetched from. To fix: if it is a login page, {_LOGIN}; else check --source."
             )
         return url
@@ -156,7 +157,7 @@ class Web:
         # Requests itself takes a redirect's address apart, and lets a ValueError through.
         except (requests.RequestException, ValueError) as error:
             raise CommandError(
-                f"{shown(url)}: cannot be asked for ({shown(str(error))}). To fix: check --source."
+                f"{printable(url)}: cannot be asked for ({printable(str(error))}). To fix: check --source."
             ) from error
         return response
 
@@ -165,12 +166,7 @@ def cause(error: BaseException) -> str:
     """What lies under an error of the HTTP libraries, in the words of the operating system or of TLS."""
     while error.__context__ is not None:
         error = error.__context__
-    return shown(str(error) or type(error).__name__)
-
-
-def shown(text: str) -> str:
-    """Foreign text as one printable line of at most 200 characters."""
-    return ascii(text)[1:-1][:200]
+    return printable(str(error) or type(error).__name__)
 
 
 def _authority(url: str) -> str | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_scripts.checksums import WORK
-from data_scripts.durable import sync_folder, write_whole
+from data_scripts.checksums import WORK_FOLDER
 from data_scripts.errors import CommandError
+from gptoss20b.durable import atomic_write, fsync_path
 
 _LOCK = "lock"
 
@@ -23,7 +23,7 @@ def locked(directory: Path) -> Iterator[Path]:
     Raises:
         CommandError: another process has it, or the folder cannot be made.
     """
-    work = directory / WORK
+    work = directory / WORK_FOLDER
     try:
         descriptor = _lock(work)
     except BlockingIOError:
@@ -78,6 +78,6 @@ def save(work: Path, data: bytes, final: Path) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    write_whole(work / final.name, data)
+    atomic_write(work / final.name, data)
     (work / final.name).replace(final)
-    sync_folder(final.parent)
+    fsync_path(final.parent)

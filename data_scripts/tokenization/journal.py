@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
 from data_scripts.dataset_writer import NOTHING, Written
-from data_scripts.durable import sync_folder
 from data_scripts.errors import CommandError
 from gptoss20b.data.files import with_suffix
+from gptoss20b.durable import fsync_path
 
 Job = Mapping[str, object]
 # raise when what is written for the same job changes
@@ -125,7 +125,7 @@ class WorkFolder:
                 source.rename(name)
             elif not name.exists():
                 raise CommandError(f"{source}: got no file; expected one. To fix: {self._start_again()}.")
-        sync_folder(self.path.parent)
+        fsync_path(self.path.parent)
         self._remove()
         return list(self._names.values())
 
@@ -135,8 +135,8 @@ class WorkFolder:
         if not lines:
             self._journal.truncate(0)
             self._append(described)
-            sync_folder(self.path)
-            sync_folder(self.path.parent)
+            fsync_path(self.path)
+            fsync_path(self.path.parent)
             return
         # A process that was killed, or a full disk, may have left half a line: that shard is not done.
         self._journal.truncate(self._journal.tell() - len(torn))

@@ -58,6 +58,11 @@ def read_exactly(path: Path, descriptor: int, size: int, offset: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def printable(text: str) -> str:
+    """Return foreign text as one line of ASCII, escaped and cut to 200 characters, for use in a message."""
+    return ascii(text)[1:-1][:200]
+
+
 def with_suffix(prefix: Path, suffix: str) -> Path:
     """The file of a pair: `PREFIX` and `.bin` or `.idx`."""
     # Path.with_suffix would cut the published name "c4-train.en_6_text_document" at its dot.

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_scripts.checksums import LIST_NAME, Listed, md5_of, parse_list
+from data_scripts.checksums import LIST_NAME, file_md5, parse_list
 from data_scripts.errors import CommandError
+from gptoss20b.data.md5_list import ListedFile
 
 SUM = "0123456789abcdef" * 2
 
@@ -21,11 +22,11 @@ def test_reads_what_md5sum_writes(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     for option in ("--binary", "--text"):
         listed = subprocess.run(["md5sum", option, *files], cwd=tmp_path, capture_output=True, check=True).stdout
-        expected = tuple(Listed(name, hashlib.md5(data).hexdigest()) for name, data in files.items())
+        expected = tuple(ListedFile(name, hashlib.md5(data).hexdigest()) for name, data in files.items())
         assert parse_list(listed, "x") == expected
     seen: list[int] = []
     for name, md5 in expected:
-        assert md5_of(tmp_path / name, seen.append) == md5
+        assert file_md5(tmp_path / name, seen.append) == md5
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (1, 5_000_000)
 
@@ -41,7 +42,7 @@ def test_reads_what_md5sum_writes(tmp_path: Path) -> None:
     ],
 )
 def test_accepts(line: str, path: str) -> None:
-    assert parse_list(f"\n{line}\n \n".encode(), "x") == (Listed(path, SUM),)
+    assert parse_list(f"\n{line}\n \n".encode(), "x") == (ListedFile(path, SUM),)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from data_scripts.checksums import Listed
 from data_scripts.errors import CommandError
 from data_scripts.fetching import parts
 from data_scripts.fetching.parts import Part
 from data_scripts.fetching.remote import Remote
 from data_scripts.fetching.work_folder import locked
+from gptoss20b.data.md5_list import ListedFile
 
-LISTED = Listed("sub/a.bin", "0" * 32)
+LISTED = ListedFile("sub/a.bin", "0" * 32)
 REMOTE = Remote("https://x/a.bin", 25, '"tag"', ranges=True)
 
 
@@ -63,7 +63,7 @@ def test_what_was_not_noted_does_not_count(tmp_path: Path) -> None:
     ],
     ids=["md5", "tag", "no tag", "size", "ranges"],
 )
-def test_a_part_of_another_version_is_thrown_away(tmp_path: Path, listed: Listed, remote: Remote) -> None:
+def test_a_part_of_another_version_is_thrown_away(tmp_path: Path, listed: ListedFile, remote: Remote) -> None:
     begun(tmp_path)
     with Part(tmp_path, listed, remote) as part:
         assert (part.received, part.restarted, part.path.stat().st_size) == (0, True, 0)

@@ -19,7 +19,7 @@ import torch
 from typer.testing import CliRunner
 
 from data_scripts import progress
-from data_scripts.checking.report import write
+from data_scripts.checking.report import write_report
 from data_scripts.make_sample_data import collect_documents, make
 from gptoss20b.config.resolve import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
@@ -268,7 +268,7 @@ def test_what_lies_there_changes_no_outcome_and_another_file_is_kept(ours: Path,
 def test_a_report_that_cannot_take_its_name_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "verified.json").mkdir()
     with pytest.raises(IsADirectoryError):
-        write(tmp_path / "verified.json", {})
+        write_report(tmp_path / "verified.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["verified.json"]
 
 

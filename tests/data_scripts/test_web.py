@@ -7,7 +7,8 @@ from email.utils import format_datetime
 import pytest
 
 from data_scripts.errors import CommandError
-from data_scripts.fetching.web import PassingError, Patience, StoppedError, Web, seconds_asked, shown
+from data_scripts.fetching.web import PassingError, Patience, StoppedError, Web, seconds_asked
+from gptoss20b.data.files import printable
 
 
 def waits(patience: Patience, *failures: PassingError) -> list[float]:
@@ -128,4 +129,4 @@ def test_another_host_is_refused(other: str) -> None:
 
 
 def test_foreign_text_is_one_short_line() -> None:
-    assert shown("a\n\x1b[31mä" + "x" * 1000) == r"a\n\x1b[31m\xe4" + "x" * 185
+    assert printable("a\n\x1b[31mä" + "x" * 1000) == r"a\n\x1b[31m\xe4" + "x" * 185

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_scripts.checking import report
 from data_scripts.checking.checks import verify
 from data_scripts.checking.expectations import Expectations
+from data_scripts.checking.report import Scope, report_content, write_report
 from data_scripts.dataset_writer import IndexedDatasetWriter
 from gptoss20b.config import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.verification_report import REPORT_NAME
 from gptoss20b.doctor import data_set
 from gptoss20b.doctor import results as results_module
 from gptoss20b.doctor.data_set import look_at_data
@@ -64,9 +65,9 @@ def folder(tmp_path: Path) -> Path:
 
 def verified(folder: Path, expected: Expectations = EXPECTED, **scope: bool) -> dict[str, Any]:
     """Verify the folder and leave the report there, as `python -m data_scripts verify` does."""
-    asked = report.Scope(**{"checksums": False, "tokens": True, "threads": 1, **scope})
-    written = report.document(verify(folder, expected, asked, Quiet()))
-    report.write(folder / report.NAME, written)
+    asked = Scope(**{"checksums": False, "tokens": True, "threads": 1, **scope})
+    written = report_content(verify(folder, expected, asked, Quiet()))
+    write_report(folder / REPORT_NAME, written)
     return written
 
 
@@ -75,7 +76,7 @@ def whole(folder: Path, **changes: Any) -> None:
     written = verified(folder)
     assert written["verdict"] == "pass"
     written["not_checked"]["checksums"] = []
-    report.write(folder / report.NAME, {**written, **changes})
+    write_report(folder / REPORT_NAME, {**written, **changes})
 
 
 def look(folder: Path, **options: str) -> dict[str, Finding]:
@@ -144,7 +145,7 @@ def test_data_that_nobody_verified_or_not_wholly_are_a_warning(folder: Path) -> 
         assert part.verdict is Verdict.WARN
         assert part.found.endswith(f"not checked: {left_out}")
     for text in ("", "{", "[]", '{"kind": "menu"}', "[" * 100_000):
-        (folder / report.NAME).write_text(text)
+        (folder / REPORT_NAME).write_text(text)
         assert look(folder)["data verified"].verdict is Verdict.WARN
 
 
@@ -174,7 +175,7 @@ def test_data_that_changed_since_they_were_verified_fail(folder: Path) -> None:
 def test_a_file_of_another_size_than_the_report_says_fails(folder: Path) -> None:
     whole(folder)
     name = f"{TRAIN_PREFIX}.bin"
-    files = json.loads((folder / report.NAME).read_text())["files"]
+    files = json.loads((folder / REPORT_NAME).read_text())["files"]
     whole(folder, files={**files, name: {"bytes": 17}})
     found = look(folder)["data verified"]
     assert (found.verdict, f"{name}: 13,200 bytes, expected 17" in found.found) == (Verdict.FAIL, True)

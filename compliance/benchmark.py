@@ -63,10 +63,10 @@ JUDGED_KEYS = frozenset(
 )
 
 
-def eval_interval(global_batch_size: int) -> int:
+def eval_interval_samples(global_batch_size: int) -> int:
     """Training samples between evaluations: CEIL(12288 / GBS) whole steps.
 
-    >>> eval_interval(32), eval_interval(48), eval_interval(100)
+    >>> eval_interval_samples(32), eval_interval_samples(48), eval_interval_samples(100)
     (12288, 12288, 12300)
     """
     return -(-EVAL_INTERVAL_SAMPLES // global_batch_size) * global_batch_size

@@ -15,15 +15,15 @@ from pathlib import Path
 from . import __version__
 from .benchmark import RULESETS, RUNS
 from .findings import Finding, Official, OfficialResult, Report, SetResult, Severity, Status, Verdict
-from .judge import JudgedRun, judge_run, judge_set, unverifiable
-from .official import TIMEOUT_S, OfficialTools, Ours, divergences
+from .judge import JudgedRun, judge_run, judge_set, unverifiable_findings
+from .log_files import InputError, find_logs, read_log
+from .official import TIMEOUT_S, OfficialTools, OwnVerdict, find_divergences
 from .official import version as official_version
-from .records import Defect
+from .records import ParseError
 from .rules import PACKAGE_RULES
-from .rules.packages import LoggedIdentity, PackageSubject
-from .run import Machine, eval_step
-from .source import InputError, find_logs, read_log
-from .submission import ResultFolder, Submission, SystemDescription, read_submission, read_system
+from .rules.packages import LoggedIdentity, PackageContext
+from .run import Machine, common_eval_interval
+from .submission import ResultFolder, Submission, SystemDescription, read_submission, read_system_description
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def check_run(log: Path, options: Options = DEFAULTS) -> Report:
             tools.check_files({str(path): path})
         judged = judge_run(read_log(path), options.ruleset, _machine_of(options.system), in_set=False)
         official = _beside(tools, _ours_of_files([judged]))
-    result = SetResult("", (judged.summary,), None, None, None, eval_step([judged.run]))
-    return _report("check-run", options, [*judged.findings, *unverifiable()], [result], official)
+    result = SetResult("", (judged.summary,), None, None, None, common_eval_interval([judged.run]))
+    return _report("check-run", options, [*judged.findings, *unverifiable_findings()], [result], official)
 
 
 def check_set(paths: Sequence[Path], options: Options = DEFAULTS) -> Report:
@@ -90,10 +90,10 @@ def check_set(paths: Sequence[Path], options: Options = DEFAULTS) -> Report:
             tools.check_set(logs)  # takes longest
             tools.check_files(logs)
         judged = [judge_run(read_log(path), options.ruleset, machine) for path in logs.values()]
-        result, found = judge_set(judged, options.ruleset, wanted=options.runs, cv_limit=options.cv_limit)
+        result, found = judge_set(judged, options.ruleset, required_runs=options.runs, cv_limit=options.cv_limit)
         findings = [*_of(judged), *found]
         official = _beside(tools, _ours_of_files(judged) | _ours_of_set(result, findings))
-    return _report("check-set", options, [*findings, *unverifiable()], [result], official)
+    return _report("check-set", options, [*findings, *unverifiable_findings()], [result], official)
 
 
 def check_package(root: Path, options: Options = DEFAULTS) -> Report:
@@ -112,7 +112,7 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
     findings: list[Finding] = []
     results: list[SetResult] = []
     identities: dict[str, tuple[LoggedIdentity, ...]] = {}
-    ours: dict[tuple[str, str], Ours] = {}
+    ours: dict[tuple[str, str], OwnVerdict] = {}
     with _official(options) as tools:
         if tools:
             _start_on_tree(tools, tree)
@@ -120,7 +120,7 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
             machine = _machine_in(tree, folder)
             judged = [judge_run(read_log(log), options.ruleset, machine, folder.system) for log in folder.logs]
             result, found = judge_set(
-                judged, options.ruleset, wanted=options.runs, cv_limit=options.cv_limit, name=folder.path
+                judged, options.ruleset, required_runs=options.runs, cv_limit=options.cv_limit, name=folder.path
             )
             results.append(result)
             identities[folder.system] = tuple(_identity(each) for each in judged)
@@ -128,14 +128,14 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
             in_folder = [*_of(judged), *(replace(each, file=each.file or folder.path) for each in found)]
             ours |= _ours_of_files(judged) | _ours_of_set(result, in_folder)
             findings += [each for each in in_folder if not _said_by_package(each)]
-        subject = PackageSubject(tree, identities, options.runs)
+        subject = PackageContext(tree, identities, options.runs)
         findings += [finding for rule in PACKAGE_RULES for finding in rule.judge(subject)]
         ours |= _ours_of_tree(tree, findings)
         official = _beside(tools, ours)
-    return _report("check-package", options, [*findings, *unverifiable()], results, official)
+    return _report("check-package", options, [*findings, *unverifiable_findings()], results, official)
 
 
-def unreadable(command: str, options: Options, message: str) -> Report:
+def unreadable_report(command: str, options: Options, message: str) -> Report:
     """The report of an input that could not be read."""
     finding = Finding("input", Severity.ERROR, message, None, None, None, None, "this project")
     return Report(command, options.ruleset, Verdict.ERROR, (finding,), (), None, _tools(), _shown(options))
@@ -174,8 +174,8 @@ def _machine_of(path: Path | None) -> Machine | None:
     """
     if path is None:
         return None
-    system = read_system(path)
-    if isinstance(system, Defect):
+    system = read_system_description(path)
+    if isinstance(system, ParseError):
         raise InputError(f"{path}{'' if system.line is None else f':{system.line}'}: {system.message}")
     machine = _machine(system)
     if machine is None:
@@ -184,7 +184,9 @@ def _machine_of(path: Path | None) -> Machine | None:
 
 
 def _machine(system: SystemDescription | None) -> Machine | None:
-    return None if system is None or system.world is None else Machine(system.world, system.path)
+    return (
+        None if system is None or system.total_accelerators is None else Machine(system.total_accelerators, system.path)
+    )
 
 
 def _machine_in(tree: Submission, folder: ResultFolder) -> Machine | None:
@@ -216,43 +218,43 @@ def _start_on_tree(tools: OfficialTools, tree: Submission) -> None:
         logs = {str(log): log for log in folder.logs}
         tools.check_set(logs, folder.path)
         tools.check_files(logs)
-    for name in tree.described:
+    for name in tree.system_names:
         file = tree.root / "systems" / f"{name}.json"
         tools.check_system(tree.path(f"systems/{name}.json"), file)
 
 
-def _beside(tools: OfficialTools | None, ours: Mapping[tuple[str, str], Ours]) -> Official | None:
+def _beside(tools: OfficialTools | None, ours: Mapping[tuple[str, str], OwnVerdict]) -> Official | None:
     """The official verdicts, with what differs from ours. Tests that ours skips in the open division are left out."""
     if tools is None:
         return None
     results = tuple(each for each in tools.collect() if not _closed_only(each) or (each.tool, each.subject) in ours)
-    return Official(official_version(), results, divergences(ours, results))
+    return Official(official_version(), results, find_divergences(ours, results))
 
 
 def _closed_only(result: OfficialResult) -> bool:
     return result.tool in ("rcp_checker", "seed_checker")
 
 
-def _ours_of_files(judged: Iterable[JudgedRun]) -> dict[tuple[str, str], Ours]:
+def _ours_of_files(judged: Iterable[JudgedRun]) -> dict[tuple[str, str], OwnVerdict]:
     """Our verdict on each log alone, where a run has to converge to pass."""
     return {
-        ("compliance_checker", each.summary.file): Ours(
+        ("compliance_checker", each.summary.file): OwnVerdict(
             "pass" if each.summary.status is Status.CONVERGED else "fail", each.findings
         )
         for each in judged
     }
 
 
-def _ours_of_set(result: SetResult, findings: Sequence[Finding]) -> dict[tuple[str, str], Ours]:
+def _ours_of_set(result: SetResult, findings: Sequence[Finding]) -> dict[tuple[str, str], OwnVerdict]:
     """Our verdict on what the official RCP and seed checkers judge, which is for the closed division."""
     if result.rcp is None:
         return {}
 
-    def about(part: str, *rules: str, passed: bool | None = None) -> tuple[tuple[str, str], Ours]:
+    def about(part: str, *rules: str, passed: bool | None = None) -> tuple[tuple[str, str], OwnVerdict]:
         found = tuple(each for each in findings if each.rule in rules and each.severity is Severity.ERROR)
         tool = "seed_checker" if part == "seeds" else "rcp_checker"
         verdict = "fail" if found or passed is False else "pass"
-        return (tool, f"{result.name} {part}".strip()), Ours(verdict, found)
+        return (tool, f"{result.name} {part}".strip()), OwnVerdict(verdict, found)
 
     converged = ("set-not-converged", "rcp-missing")
     return dict(
@@ -264,11 +266,11 @@ def _ours_of_set(result: SetResult, findings: Sequence[Finding]) -> dict[tuple[s
     )
 
 
-def _ours_of_tree(tree: Submission, findings: Sequence[Finding]) -> dict[tuple[str, str], Ours]:
+def _ours_of_tree(tree: Submission, findings: Sequence[Finding]) -> dict[tuple[str, str], OwnVerdict]:
     errors = tuple(each for each in findings if each.severity is Severity.ERROR)
-    ours = {("package_checker", str(tree.root)): Ours("fail" if errors else "pass", errors)}
-    for name in tree.described:
+    ours = {("package_checker", str(tree.root)): OwnVerdict("fail" if errors else "pass", errors)}
+    for name in tree.system_names:
         file = tree.path(f"systems/{name}.json")
         found = tuple(each for each in errors if each.file == file)
-        ours["system_desc_checker", file] = Ours("fail" if found else "pass", found)
+        ours["system_desc_checker", file] = OwnVerdict("fail" if found else "pass", found)
     return ours

@@ -19,11 +19,11 @@ import typer
 
 from . import system_description
 from .benchmark import RULESETS, RUNS
-from .check import DEFAULTS, Options, check_package, check_run, check_set, unreadable
+from .check import DEFAULTS, Options, check_package, check_run, check_set, unreadable_report
 from .findings import Report, Verdict
+from .log_files import InputError
 from .official import OfficialToolsError
 from .rcp import RcpDataError
-from .source import InputError
 from .welch import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ def compare_command(
     """Say whether B meets the target in fewer samples, or minutes, than A, beyond noise (Welch's t test)."""
     from .compare import NotComparableError, compare
     from .judge import judge_run
+    from .log_files import find_logs, read_log
     from .render.comparison import comparison_json, comparison_text
-    from .source import find_logs, read_log
 
     runs_a, runs_b = ([judge_run(read_log(log), str(ruleset)) for log in find_logs([path])] for path in (a, b))
     try:
@@ -284,7 +284,7 @@ def _answer(command: str, options: Options, form: Format, check: Callable[[], Re
     except InputError as error:
         if form is Format.TEXT:
             raise
-        _write(_rendered(unreadable(command, options, str(error)), form))
+        _write(_rendered(unreadable_report(command, options, str(error)), form))
         raise typer.Exit(ExitCode.UNREADABLE) from error
     _write(_rendered(found, form))
     raise typer.Exit(_status(found))

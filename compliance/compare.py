@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from .benchmark import DESCRIPTION, DISCLOSURE, OPTIONAL, RUNS
 from .findings import RunSummary, Severity, Spread, Status
 from .judge import JudgedRun, judge_set
-from .rules.rule import show
-from .run import ABSURD, Run, comparable
+from .rules.rule import quote_json
+from .run import MAX_PLAUSIBLE, Run, comparison_key
 from .welch import CONFIDENCE, Measure, in_percent, measure, plain
 
 CONFIDENCES = (0.5, 0.9999)
@@ -142,7 +142,7 @@ def compare(
 def _met_target(run: RunSummary) -> bool:
     """As for a set's score: an aborted run did not converge, and an evaluation at no samples or less is nonsense."""
     samples = run.samples_to_target
-    return samples is not None and 0 < samples < ABSURD and run.status is not Status.NOT_CONVERGED
+    return samples is not None and 0 < samples < MAX_PLAUSIBLE and run.status is not Status.NOT_CONVERGED
 
 
 def _samples(runs: Sequence[RunSummary]) -> list[float]:
@@ -153,7 +153,7 @@ def _samples(runs: Sequence[RunSummary]) -> list[float]:
 def _minutes(runs: Sequence[RunSummary]) -> list[float]:
     """Minutes to target, infinite where it was not met, and where the clock is missing or runs back."""
     known = [run.minutes_to_target or 0.0 if _met_target(run) else 0.0 for run in runs]
-    return [minutes if 0 < minutes < ABSURD else math.inf for minutes in known]
+    return [minutes if 0 < minutes < MAX_PLAUSIBLE else math.inf for minutes in known]
 
 
 def _float(step: int | None) -> float | None:
@@ -162,7 +162,7 @@ def _float(step: int | None) -> float | None:
 
 def _side(name: str, judged: Sequence[JudgedRun], ruleset: str) -> Side:
     # A comparison is of as many runs as there are: none are missing, and none outside a window.
-    result, of_set = judge_set(judged, ruleset, wanted=len(judged))
+    result, of_set = judge_set(judged, ruleset, required_runs=len(judged))
     files: dict[str, list[str]] = {}
     for finding in (*(each for run in judged for each in run.findings), *of_set):
         if finding.severity is Severity.ERROR and (len(judged) == RUNS or not finding.rule.startswith("rcp-")):
@@ -174,7 +174,7 @@ def _side(name: str, judged: Sequence[JudgedRun], ruleset: str) -> Side:
         converged=len(judged) - len(left_out),
         left_out=left_out,
         broken=tuple(Broken(rule, tuple(dict.fromkeys(found))) for rule, found in files.items()),
-        step=result.eval_step,
+        step=result.eval_interval_samples,
     )
 
 
@@ -197,7 +197,7 @@ def _announced(run: Run) -> Iterator[str]:
 def _values(key: str, runs: Sequence[Run]) -> dict[str, str]:
     """Distinct values of a setting as people read them, by what makes them distinct."""
     records = [record for run in runs if (record := run.first(key)) is not None]
-    return {comparable(record.value): show(record.value) for record in records}
+    return {comparison_key(record.value): quote_json(record.value) for record in records}
 
 
 def _left_out(a: Side, b: Side) -> Iterator[str]:

@@ -269,7 +269,7 @@ class SetResult:
         name: of the set.
         runs: as judged.
         score, variance, rcp: None without the runs, the division or the batch size that they take.
-        eval_step: samples between evaluations, None if the runs have no single such number (`compliance.run`).
+        eval_interval_samples: samples between evaluations; None if the runs do not share one (`compliance.run`).
     """
 
     name: str
@@ -277,7 +277,7 @@ class SetResult:
     score: Score | None
     variance: Variance | None
     rcp: Rcp | None
-    eval_step: int | None = None
+    eval_interval_samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from .records import Log
 from .rules import RUN_RULES, SET_RULES, UNVERIFIABLE
 from .rules.evaluations import logged_schedule, run_not_converged
 from .rules.sets import RunSet
-from .run import Machine, Run, eval_step, whole
+from .run import Machine, Run, common_eval_interval, whole_number
 from .schedule import Comparison
 
 # Points of a curve that a picture can show.
@@ -58,19 +58,19 @@ def judge_run(
 def _status(run: Run, findings: Iterable[Finding]) -> Status:
     if any(finding.severity is Severity.ERROR for finding in findings):
         return Status.INVALID
-    converged = run.passing is not None and run.run_status == "success"
+    converged = run.passing_evaluation is not None and run.run_status == "success"
     return Status.CONVERGED if converged else Status.NOT_CONVERGED
 
 
 def judge_set(
-    judged: Sequence[JudgedRun], ruleset: str, *, wanted: int = RUNS, cv_limit: float = 5.0, name: str = ""
+    judged: Sequence[JudgedRun], ruleset: str, *, required_runs: int = RUNS, cv_limit: float = 5.0, name: str = ""
 ) -> tuple[SetResult, tuple[Finding, ...]]:
     """Judges what only several runs together show.
 
     Args:
         judged: the runs, each already judged.
         ruleset: "6.0.0" or "6.1.0".
-        wanted: runs of a result: 10 by the rules.
+        required_runs: runs of a result: 10 by the rules.
         cv_limit: limit of the coefficient of variation in percent, of this project.
         name: of the set, in messages.
 
@@ -78,16 +78,16 @@ def judge_set(
         The set's figures, and the findings of the rules on sets.
     """
     runs = [each.summary for each in judged]
-    window = _window(runs, wanted)
+    window = _window(runs, required_runs)
     batch = _batch(runs)
     samples = [_samples(run) for run in window]
     olympic_samples = score.olympic_mean(samples) if len(samples) >= 3 else None
     tested = None
     if batch is not None and all(run.division != "open" for run in runs):
         tested = rcp.test(batch, olympic_samples, ruleset)
-    step = eval_step([each.run for each in judged])
+    step = common_eval_interval([each.run for each in judged])
     variance = _variance(window, step, batch, cv_limit)
-    subject = RunSet(judged=tuple(each.run for each in judged), runs=tuple(runs), window=tuple(window), wanted=wanted,
+    subject = RunSet(judged=tuple(each.run for each in judged), runs=tuple(runs), window=tuple(window), required_runs=required_runs,
                      variance=variance, rcp=tested, olympic_samples=olympic_samples)  # fmt: skip
     findings = tuple(finding for rule in SET_RULES for finding in rule.judge(subject))
     errors = any(finding.severity is Severity.ERROR for finding in [*findings, *_all(judged)])
@@ -96,7 +96,7 @@ def judge_set(
     return SetResult(name, tuple(runs), scored, variance, tested, step), findings
 
 
-def unverifiable() -> tuple[Finding, ...]:
+def unverifiable_findings() -> tuple[Finding, ...]:
     """What no log proves, said once per report."""
     return tuple(finding for rule in UNVERIFIABLE for finding in rule.judge(None))
 
@@ -123,13 +123,13 @@ def _batch(runs: Sequence[RunSummary]) -> int | None:
     return sizes.most_common(1)[0][0] if sizes else None
 
 
-def _window(runs: Sequence[RunSummary], wanted: int) -> list[RunSummary]:
-    """The runs that count: all of them, or of more than wanted the median window."""
+def _window(runs: Sequence[RunSummary], required_runs: int) -> list[RunSummary]:
+    """The runs that count: all of them, or of more than required_runs the median window."""
     started = [run for run in runs if run.start_ms is not None]
-    if len(started) < max(wanted, 3) or len(runs) <= wanted:
+    if len(started) < max(required_runs, 3) or len(runs) <= required_runs:
         return sorted(runs, key=lambda run: math.inf if run.start_ms is None else run.start_ms)
     starts = [run.start_ms for run in started if run.start_ms is not None]
-    return [started[index] for index in score.median_window(starts, [_minutes(run) for run in started], wanted)]
+    return [started[index] for index in score.median_window(starts, [_minutes(run) for run in started], required_runs)]
 
 
 def _variance(window: Sequence[RunSummary], step: int | None, batch: int | None, limit: float) -> Variance | None:
@@ -159,13 +159,13 @@ def _score(window: Sequence[RunSummary], *, valid: bool, normalization: float | 
 
 
 def _summary(run: Run, status: Status, system: str | None) -> RunSummary:
-    passing, evaluations = run.passing, run.evaluations
+    passing, evaluations = run.passing_evaluation, run.evaluations
     organisation, platform, division = map(run.value, ("submission_org", "submission_platform", "submission_division"))
     losses, rates, expected = _curves(run)
     return RunSummary(
         file=run.log.name,
         status=status,
-        seed=whole(run.value("seed")),
+        seed=whole_number(run.value("seed")),
         global_batch_size=run.count("global_batch_size"),
         learning_rate=run.number("opt_base_learning_rate"),
         warmup_steps=run.count("opt_learning_rate_warmup_steps"),

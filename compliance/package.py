@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from .benchmark import NAME, RUNS
+from .file_tree import is_binary, is_source, list_tree, printable_path
 from .findings import Finding, Report, RunSummary, Severity, Verdict
-from .listing import displayed, is_binary, is_source, list_tree
+from .log_files import InputError
 from .package_readme import failing, package_readme
-from .records import Defect
-from .rules.packages import RULES, LoggedIdentity, PackageSubject
-from .source import InputError
-from .submission import CODE_FOLDER, SystemDescription, read_submission, read_system
+from .records import ParseError
+from .rules.packages import RULES, LoggedIdentity, PackageContext
+from .submission import CODE_FOLDER, SystemDescription, read_submission, read_system_description
 
 # Source code is a few megabytes; more is data or a model that was named by mistake.
 LARGEST_CODE = 100 << 20
@@ -102,10 +102,10 @@ def build(
     if report.verdict is not Verdict.PASS and not force:
         raise PackageRefusedError("The logs fail", failing(report))
     chosen = _chosen(logs, report, runs)
-    description = read_system(system)
-    if isinstance(description, Defect):
+    description = read_system_description(system)
+    if isinstance(description, ParseError):
         line = "" if description.line is None else f":{description.line}"
-        raise InputError(f"{displayed(system)}{line}: {description.message}")
+        raise InputError(f"{printable_path(system)}{line}: {description.message}")
     name = _name(description)
     files, left_out = _code_files(code)
     names = {run.file: f"result_{index}.txt" for index, (_, run) in enumerate(chosen)}
@@ -138,9 +138,9 @@ def _place_for(out: Path) -> Iterator[Path]:
     """
     parent = out.absolute().parent
     if not parent.is_dir():
-        raise InputError(f"{displayed(parent)}: no such folder; the package is made in it")
+        raise InputError(f"{printable_path(parent)}: no such folder; the package is made in it")
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise FileExistsError(f"{displayed(out)}: exists; a package is built in a new or an empty folder")
+        raise FileExistsError(f"{printable_path(out)}: exists; a package is built in a new or an empty folder")
     try:
         # Beside its place, so that moving it there is one step.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as folder:
@@ -149,7 +149,7 @@ def _place_for(out: Path) -> Iterator[Path]:
             yield tree
             tree.rename(out)
     except OSError as error:
-        raise InputError(f"{displayed(str(error.filename or out))}: {error.strerror or error}") from error
+        raise InputError(f"{printable_path(str(error.filename or out))}: {error.strerror or error}") from error
 
 
 def _chosen(logs: Sequence[Path], report: Report, runs: int) -> list[tuple[Path, RunSummary]]:
@@ -201,10 +201,10 @@ def _code_files(code: Path) -> tuple[list[str], tuple[str, ...]]:
         InputError: no folder, no source code, or too much of it.
     """
     if not code.is_dir():
-        raise InputError(f"{displayed(code)}: no such folder; expected the one with the source code")
+        raise InputError(f"{printable_path(code)}: no such folder; expected the one with the source code")
     listing = list_tree(code, partial(_holds_code, code))
     for name, why in listing.unlisted:
-        raise InputError(f"{displayed(code / name)}: {why}")
+        raise InputError(f"{printable_path(code / name)}: {why}")
     kept = {file.name: file.size for file in listing.files if not (_hidden(file.name) or is_binary(file.name))}
     real = Path(os.path.realpath(code))
     # A link within the folder is copied as a file, unless it leads to one that is left out.
@@ -212,15 +212,15 @@ def _code_files(code: Path) -> tuple[list[str], tuple[str, ...]]:
     files = [name for name, aim in aims.items() if aim in kept]
     size = sum(kept[name] for name in files)
     if not any(map(is_source, files)):
-        raise InputError(f"{displayed(code)}: no source code in this folder; give the one with the source code")
+        raise InputError(f"{printable_path(code)}: no source code in this folder; give the one with the source code")
     if size > LARGEST_CODE:
-        largest = displayed(max(files, key=kept.__getitem__))
+        largest = printable_path(max(files, key=kept.__getitem__))
         message = f"{size >> 20} MiB of code, expected at most {LARGEST_CODE >> 20}; remove what is no code"
-        raise InputError(f"{displayed(code)}: {message}. The largest file is {largest}")
+        raise InputError(f"{printable_path(code)}: {message}. The largest file is {largest}")
     left_out = {file.name for file in listing.files} - set(files)
     left_out |= {f"{name}/" for name in listing.folders if not _holds_code(code, name)}
     left_out |= {link.name for link in listing.links}
-    return files, tuple(sorted(map(displayed, left_out)))
+    return files, tuple(sorted(map(printable_path, left_out)))
 
 
 def _holds_code(code: Path, folder: str) -> bool:
@@ -250,9 +250,9 @@ def _copy_log(log: Path, copy: Path) -> None:
                 while chunk := cast("BinaryIO", stream).read(_CHUNK):
                     size += file.write(chunk)
                     if size > LARGEST_LOG:
-                        raise InputError(f"{displayed(log)}: a log of more than {LARGEST_LOG >> 20} MiB")
+                        raise InputError(f"{printable_path(log)}: a log of more than {LARGEST_LOG >> 20} MiB")
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(f"{displayed(log)}: damaged gzip file ({error}); copy it again") from error
+                raise InputError(f"{printable_path(log)}: damaged gzip file ({error}); copy it again") from error
 
 
 def _copy_code(code: Path, files: Sequence[str], folder: Path) -> None:
@@ -265,5 +265,5 @@ def _copy_code(code: Path, files: Sequence[str], folder: Path) -> None:
 def _judge(tree: Path, out: Path, system: str, runs: Sequence[RunSummary], wanted: int) -> tuple[Finding, ...]:
     """What the rules on packages say of a tree that is to be at `out`."""
     said = tuple(LoggedIdentity(run.file, run.division, run.organisation, run.platform) for run in runs)
-    subject = PackageSubject(read_submission(tree, out), {system: said}, wanted)
+    subject = PackageContext(read_submission(tree, out), {system: said}, wanted)
     return tuple(finding for rule in RULES for finding in rule.judge(subject))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
+from .file_tree import printable_path
 from .findings import Finding, Report, RunSummary, Score, Severity, Verdict
-from .listing import displayed
 from .submission import SystemDescription
 
 _TEMPLATE = Path(__file__).parent / "templates" / "package_readme.md"
@@ -43,7 +43,7 @@ def package_readme(
         hardware=f"{machine}, {_cell(system.raw.get('accelerator_model_name'))}",
         software=f"{_cell(system.raw.get('framework'))} on {_cell(system.raw.get('operating_system'))}",
         count=len(runs),
-        command="TODO: the command" if script is None else f"`{displayed(script)}`",
+        command="TODO: the command" if script is None else f"`{printable_path(script)}`",
         ruleset=report.ruleset,
         findings=_findings(report.findings, logs),
     )
@@ -117,4 +117,4 @@ def _cell(value: object) -> str:
     """A value in Markdown, on one line and without markup of its own; what is not known is left to a person."""
     if not isinstance(value, str | int | float):
         return "TODO"
-    return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", displayed(str(value))[:300]) or "TODO"
+    return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", printable_path(str(value))[:300]) or "TODO"

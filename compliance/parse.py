@@ -2,7 +2,7 @@
 
 What a log may look like: records with a rank's prefix (`0: :::MLLOG {...}`), several on one line, the same line from
 several ranks, any other text around, CRLF, bytes that are not UTF-8, lines of any length, hundreds of megabytes. What
-cannot be read becomes a `Defect`.
+cannot be read becomes a `ParseError`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import repeat
 from typing import Any, BinaryIO
 
 from .benchmark import JUDGED_KEYS
-from .records import Defect, Log, Record
-from .shape import LossShape, learn
+from .fast_path import LineTemplate, infer
+from .records import Log, ParseError, Record
 
 _TOKEN = b":::MLLOG"
 _CHUNK = 1 << 20
@@ -59,15 +59,15 @@ def parse(stream: BinaryIO, name: str) -> Log:
     for lines in _lines(stream, log):
         if log.lines == 0 and (encoding := _wide_encoding(lines)):
             message = f"the file is {encoding}; a log is ASCII or UTF-8. Convert it, e.g. with iconv -t UTF-8"
-            log.defects.append(Defect("file-encoding", None, message))
+            log.parse_errors.append(ParseError("file-encoding", None, message))
             return log
         head = head or lines[0]
         reader.read(lines)
     if log.size == 0:
-        log.defects.append(Defect("file-empty", None, "the file is empty; a log holds :::MLLOG records"))
-    elif not log.records and not log.train_losses and not log.defects:
+        log.parse_errors.append(ParseError("file-empty", None, "the file is empty; a log holds :::MLLOG records"))
+    elif not log.records and not log.train_losses and not log.parse_errors:
         message = "no :::MLLOG record in the file; is this the output of a run?"
-        log.defects.append(Defect("file-empty", None, message, _quote(head)))
+        log.parse_errors.append(ParseError("file-empty", None, message, _quote(head)))
     reader.finish()
     return log
 
@@ -83,7 +83,7 @@ def _lines(stream: BinaryIO, log: Log) -> Iterator[list[bytes]]:
         if len(rest) > _LONGEST_LINE:
             # Its end is still to come, and becomes a line of its own: what is cut is searched for records nevertheless.
             message = f"a line longer than {_LONGEST_LINE:,} bytes; a record across the cut is lost"
-            log.defects.append(Defect("record-corrupt", number + len(lines), message, _quote(rest)))
+            log.parse_errors.append(ParseError("record-corrupt", number + len(lines), message, _quote(rest)))
             lines.append(rest)
             rest = b""
         number += len(lines)
@@ -99,7 +99,7 @@ class _Reader:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._room = {"losses": _MOST_LOSSES, "judged": _MOST_JUDGED, "others": _MOST_OTHERS, "defects": _MOST_DEFECTS}
-        self._shape = LossShape(re.compile(rb"(?!)"), ())  # matches nothing
+        self._shape = LineTemplate(re.compile(rb"(?!)"), ())  # matches nothing
         self._lessons = _MOST_SHAPES
 
     def read(self, lines: list[bytes]) -> None:
@@ -144,7 +144,7 @@ class _Reader:
         for kind, what in limits.items():
             if self._room[kind] < 0:
                 message = f"{-self._room[kind]:,} {what} were not judged; the log of one run is shorter"
-                self._log.defects.append(Defect("record-corrupt", None, message))
+                self._log.parse_errors.append(ParseError("record-corrupt", None, message))
 
     def _take(self, kind: str) -> bool:
         """Whether there is room for one more of a kind."""
@@ -164,12 +164,12 @@ class _Reader:
                 if self._take("defects"):
                     reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
                     message = f"unreadable record ({reason}); is the line cut short or overwritten?"
-                    self._log.defects.append(Defect("record-corrupt", number, message, _quote(piece)))
+                    self._log.parse_errors.append(ParseError("record-corrupt", number, message, _quote(piece)))
                 continue
             self._keep(record)
             if record.key == "train_loss" and self._lessons and len(pieces) == 1:
                 self._lessons -= 1
-                self._shape = learn(piece) or self._shape
+                self._shape = infer(piece) or self._shape
 
     def _keep(self, record: Record) -> None:
         if record.key != "train_loss":

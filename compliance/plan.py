@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .benchmark import RUNS, eval_interval
+from .benchmark import RUNS, eval_interval_samples
 from .findings import Rcp, RcpTest
 from .rcp import ReferencePoint, full_points
 from .rcp import test as rcp_test
@@ -148,8 +148,8 @@ def make_plan(
     return Plan(
         gbs=gbs,
         ruleset=ruleset,
-        eval_interval_samples=eval_interval(gbs),
-        eval_interval_steps=eval_interval(gbs) // gbs,
+        eval_interval_samples=eval_interval_samples(gbs),
+        eval_interval_steps=eval_interval_samples(gbs) // gbs,
         layouts=layouts(gbs, micro_batch, data_parallel),
         rcp=rcp,
         suggested=suggestions(gbs, points),
@@ -235,7 +235,7 @@ def lowest_passing(gbs: int, minimum: float | None) -> float | None:
     """
     if minimum is None:
         return None
-    step = eval_interval(gbs) / (RUNS - 2)
+    step = eval_interval_samples(gbs) / (RUNS - 2)
     return math.ceil(minimum / step) * step
 
 
@@ -296,9 +296,11 @@ def draw_runs(
         note += "." if above.gbs == gbs else f", the smallest there are: there are none at GBS {gbs}."
         return np.array(above.samples, dtype=np.float64)[rank], note
     fraction = generator.random(shape)
-    early, late = (np.array(point.samples)[rank] - fraction * eval_interval(point.gbs) for point in (below, above))
+    early, late = (
+        np.array(point.samples)[rank] - fraction * eval_interval_samples(point.gbs) for point in (below, above)
+    )
     moment = early + (late - early) * (gbs - below.gbs) / (above.gbs - below.gbs)
-    interval = eval_interval(gbs)
+    interval = eval_interval_samples(gbs)
     note = (
         f"There are no reference runs at GBS {gbs}: they are interpolated between the runs of equal rank at GBS "
         f"{below.gbs} and {above.gbs}, each with its target met anywhere in its last evaluation interval, and end at "

@@ -53,7 +53,7 @@ class TrainLosses:
 
 
 @dataclass(frozen=True, slots=True)
-class Defect:
+class ParseError:
     """Something that could not be read.
 
     Attributes:
@@ -85,6 +85,6 @@ class Log:
     name: str
     records: list[Record] = field(default_factory=list)
     train_losses: TrainLosses = field(default_factory=TrainLosses)
-    defects: list[Defect] = field(default_factory=list)
+    parse_errors: list[ParseError] = field(default_factory=list)
     size: int = 0
     lines: int = 0

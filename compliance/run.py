@@ -17,7 +17,7 @@ JITTER_MS = 1000.0
 # Times below are seconds: as milliseconds they would lie before March 1973.
 EARLIEST_MS = 1e11
 # More samples or minutes than any run takes: what a broken log claims.
-ABSURD = 1e12
+MAX_PLAUSIBLE = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class Run:
 
     def number(self, key: str) -> float | None:
         """The value of a key if it is a finite number."""
-        return finite(self.value(key))
+        return finite_float(self.value(key))
 
     def count(self, key: str) -> int | None:
         """The value of a key if it is a whole number."""
-        return whole(self.value(key))
+        return whole_number(self.value(key))
 
     @cached_property
     def division(self) -> str:
@@ -79,7 +79,7 @@ class Run:
         return benchmark.TARGET_LOSS if declared is None else declared
 
     @cached_property
-    def timed(self) -> bool:
+    def times_in_ms(self) -> bool:
         """Whether the times are in milliseconds, so that clock rules make sense."""
         times = [record.time_ms for record in self.log.records]
         return all(time > EARLIEST_MS for time in [*times, *self.log.train_losses.times_ms[:1]])
@@ -104,30 +104,30 @@ class Run:
         """Evaluations with a finite loss and a whole number of samples, in file order."""
         found = []
         for record in self.all("eval_accuracy"):
-            samples, loss = whole(record.samples), finite(record.value)
+            samples, loss = whole_number(record.samples), finite_float(record.value)
             if samples is not None and loss is not None:
                 found.append(Evaluation(samples, loss, record.time_ms, record.line))
         return found
 
     @cached_property
-    def passing(self) -> Evaluation | None:
+    def passing_evaluation(self) -> Evaluation | None:
         """The first evaluation that meets the target."""
         return next((each for each in self.evaluations if 0 < each.loss <= self.target), None)
 
     @cached_property
-    def eval_interval(self) -> int | None:
+    def eval_interval_samples(self) -> int | None:
         """Training samples between evaluations: by the rules in the closed division, as it began in the open one."""
         if self.division == "open":
             return self.evaluations[0].samples if self.evaluations and self.evaluations[0].samples > 0 else None
         size = self.count("global_batch_size")
-        return benchmark.eval_interval(size) if size is not None and size > 0 else None
+        return benchmark.eval_interval_samples(size) if size is not None and size > 0 else None
 
     @cached_property
     def trained_samples(self) -> int | None:
         """The most training samples that any record of training counts."""
         blocks = [*self.all("block_stop"), *self.all("epoch_stop"), *self.all("run_stop")]
         counts = [record.samples for record in blocks] + list(self.log.train_losses.samples[-1:])
-        return max((count for count in map(whole, counts) if count is not None), default=None)
+        return max((count for count in map(whole_number, counts) if count is not None), default=None)
 
     @cached_property
     def data_parallel(self) -> int | None:
@@ -151,7 +151,7 @@ class Run:
 
     def minutes(self, stop_ms: float | None) -> float | None:
         """Minutes from run_start to a time."""
-        if self.run_start is None or stop_ms is None or not self.timed:
+        if self.run_start is None or stop_ms is None or not self.times_in_ms:
             return None
         return (stop_ms - self.run_start.time_ms) / 60_000
 
@@ -161,21 +161,21 @@ class Run:
         return self.minutes(None if self.run_stop is None else self.run_stop.time_ms)
 
 
-def eval_step(runs: Sequence[Run]) -> int | None:
+def common_eval_interval(runs: Sequence[Run]) -> int | None:
     """Samples between evaluations, the least that samples to target can move by; None if the runs have no such number.
 
     All must have the same, but for a run that never evaluated, which says nothing of it. In the closed division it is
     that of the rules, whatever `eval-cadence` finds; in the open one the evaluations must show it: all on its grid.
     """
-    intervals = {run.eval_interval for run in runs if run.eval_interval is not None}
+    intervals = {run.eval_interval_samples for run in runs if run.eval_interval_samples is not None}
     step = intervals.pop() if len(intervals) == 1 else None
-    if step is None or step >= ABSURD:
+    if step is None or step >= MAX_PLAUSIBLE:
         return None
     shown = (each.samples for run in runs if run.division == "open" for each in run.evaluations)
     return None if any(samples % step for samples in shown) else step
 
 
-def finite(value: object) -> float | None:
+def finite_float(value: object) -> float | None:
     """A JSON number as a float; None for anything else, NaN and infinities among it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -186,22 +186,22 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def whole(value: object) -> int | None:
+def whole_number(value: object) -> int | None:
     """A JSON number as an integer (16 and 16.0 alike); None for anything else."""
-    number = finite(value)
+    number = finite_float(value)
     if number is None or not number.is_integer():
         return None
     # An integer is kept as it is: a seed of 64 bits is no float.
     return value if isinstance(value, int) else int(number)
 
 
-def comparable(value: object) -> str:
+def comparison_key(value: object) -> str:
     """Equal for equal JSON values: numbers by what they are worth, however they are written.
 
-    >>> comparable(1) == comparable(1.0), comparable(1) == comparable(True), comparable("1") == comparable(1)
+    >>> comparison_key(1) == comparison_key(1.0), comparison_key(1) == comparison_key(True), comparison_key("1") == comparison_key(1)
     (True, False, False)
     """
-    number = whole(value)
+    number = whole_number(value)
     return repr(value if number is None else number)
 
 

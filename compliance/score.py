@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .benchmark import EVAL_INTERVAL_SAMPLES, RUNS, eval_interval
+from .benchmark import EVAL_INTERVAL_SAMPLES, RUNS, eval_interval_samples
 from .findings import Spread, Variance
 
 
@@ -129,7 +129,7 @@ def variance(
     ]
     if of_samples is not None and of_samples.quantum is not None:
         steps = f"{of_samples.quantum:,}, the evaluation interval of these logs"
-        if gbs is not None and step == eval_interval(gbs):
+        if gbs is not None and step == eval_interval_samples(gbs):
             steps = f"CEIL({EVAL_INTERVAL_SAMPLES}/GBS) x GBS = {of_samples.quantum:,}"
         percent = f"{of_samples.quantum_percent:.1f} % of their mean"
         sentences.append(f"Samples move in steps of {steps}, which is {percent}: their CV is quantised.")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from . import benchmark
-from .listing import Link, Listing, TreeFile, displayed, list_tree
-from .records import Defect
+from .file_tree import FileTree, Link, TreeFile, list_tree, printable_path
+from .records import ParseError
 
-LARGEST_DESCRIPTION = 1 << 20
+MAX_DESCRIPTION_BYTES = 1 << 20
 CODE_FOLDER = f"benchmarks/{benchmark.NAME}"
 DIVISIONS = ("closed", "open")
 # What mlperf-logging's system_desc_checker wants of a system description.
@@ -66,7 +66,7 @@ class SystemDescription:
     raw: dict[str, Any]
 
     @property
-    def world(self) -> int | None:
+    def total_accelerators(self) -> int | None:
         """Accelerators of the whole system, None unless both counts are known."""
         if self.nodes is None or self.accelerators_per_node is None:
             return None
@@ -97,7 +97,7 @@ class Submission:
     Attributes:
         root: as the user named it.
         systems: readable system descriptions by name.
-        described: names of all system files, the unreadable ones among them.
+        system_names: names of all system files, the unreadable ones among them.
         results: the folders of this benchmark.
         files, folders, links: everything listed, names below the root.
         problems: what could not be listed or read, each with the file as messages name it.
@@ -105,12 +105,12 @@ class Submission:
 
     root: Path
     systems: dict[str, SystemDescription]
-    described: tuple[str, ...]
+    system_names: tuple[str, ...]
     results: tuple[ResultFolder, ...]
     files: tuple[TreeFile, ...]
     folders: frozenset[str]
     links: tuple[Link, ...]
-    problems: tuple[tuple[str, Defect], ...]
+    problems: tuple[tuple[str, ParseError], ...]
 
     @property
     def code(self) -> tuple[TreeFile, ...]:
@@ -118,7 +118,7 @@ class Submission:
         return tuple(file for file in self.files if file.name.startswith(f"{CODE_FOLDER}/"))
 
     @property
-    def directory_division(self) -> str | None:
+    def folder_division(self) -> str | None:
         """The division that the root, or the nearest folder above it, is named after; None without one."""
         parts = [part.lower() for part in Path(os.path.normpath(self.root.absolute())).parts]
         return next((part for part in reversed(parts) if part in DIVISIONS), None)
@@ -129,7 +129,7 @@ class Submission:
 
     def path(self, name: str) -> str:
         """A file or folder of the tree as messages name it."""
-        return displayed(self.root / name)
+        return printable_path(self.root / name)
 
 
 def read_submission(root: Path, named: Path | None = None) -> Submission:
@@ -143,25 +143,27 @@ def read_submission(root: Path, named: Path | None = None) -> Submission:
         NotADirectoryError: root is missing or no folder.
     """
     if not root.is_dir():
-        raise NotADirectoryError(f"{displayed(root)}: no such folder; expected one with systems and results")
+        raise NotADirectoryError(f"{printable_path(root)}: no such folder; expected one with systems and results")
     named = named or root
     listing = list_tree(root, _belongs)
-    problems = [(displayed(named / name), Defect("package-structure", None, why)) for name, why in listing.unlisted]
+    problems = [
+        (printable_path(named / name), ParseError("package-structure", None, why)) for name, why in listing.unlisted
+    ]
     files = _names_in("systems", (file.name for file in listing.files))
     described = [name.removesuffix(".json") for name in files if name.endswith(".json")]
     systems = {}
     for name in described:
         file = Path("systems", f"{name}.json")
-        system = read_system(root / file, displayed(named / file))
-        if isinstance(system, Defect):
-            problems.append((displayed(named / file), system))
+        system = read_system_description(root / file, printable_path(named / file))
+        if isinstance(system, ParseError):
+            problems.append((printable_path(named / file), system))
         else:
             systems[name] = system
     folders = [f"results/{name}/{benchmark.NAME}" for name in _names_in("results", listing.folders)]
     return Submission(
         root=named,
         systems=systems,
-        described=tuple(described),
+        system_names=tuple(described),
         results=tuple(_results(root, named, each, listing) for each in folders if each in listing.folders),
         files=tuple(listing.files),
         folders=frozenset(listing.folders),
@@ -170,7 +172,7 @@ def read_submission(root: Path, named: Path | None = None) -> Submission:
     )
 
 
-def read_system(path: Path, named: str | None = None) -> SystemDescription | Defect:
+def read_system_description(path: Path, named: str | None = None) -> SystemDescription | ParseError:
     """Reads a system description; whatever the file holds, no exception.
 
     Args:
@@ -181,12 +183,12 @@ def read_system(path: Path, named: str | None = None) -> SystemDescription | Def
         The description, or why there is none, as a defect for the rule `package-system-description`.
     """
     raw = _read_object(path)
-    if isinstance(raw, Defect):
+    if isinstance(raw, ParseError):
         return raw
     text = {key: value for key, value in raw.items() if isinstance(value, str)}
     return SystemDescription(
         name=path.stem,
-        path=named or displayed(path),
+        path=named or printable_path(path),
         division=text.get("division"),
         submitter=text.get("submitter"),
         status=text.get("status"),
@@ -197,16 +199,16 @@ def read_system(path: Path, named: str | None = None) -> SystemDescription | Def
     )
 
 
-def _read_object(path: Path) -> dict[str, Any] | Defect:
+def _read_object(path: Path) -> dict[str, Any] | ParseError:
     """The JSON object in a file."""
     line, got = None, None
     try:
         if not path.is_file():
             raise ValueError("no such file, or not a regular one; give the system's JSON file")
         with path.open("rb") as file:
-            data = file.read(LARGEST_DESCRIPTION + 1)
-        if len(data) > LARGEST_DESCRIPTION:
-            raise ValueError(f"larger than {LARGEST_DESCRIPTION:,} bytes; expected a short JSON file")
+            data = file.read(MAX_DESCRIPTION_BYTES + 1)
+        if len(data) > MAX_DESCRIPTION_BYTES:
+            raise ValueError(f"larger than {MAX_DESCRIPTION_BYTES:,} bytes; expected a short JSON file")
         raw = json.loads(data.decode("utf-8"))
         if isinstance(raw, dict):
             return raw
@@ -222,7 +224,7 @@ def _read_object(path: Path) -> dict[str, Any] | Defect:
         message = str(error)
     except RecursionError:
         message = "not JSON that can be read: nested too deeply"
-    return Defect("package-system-description", line, message, got)
+    return ParseError("package-system-description", line, message, got)
 
 
 def _belongs(folder: str) -> bool:
@@ -233,13 +235,13 @@ def _belongs(folder: str) -> bool:
     return parts[-1] != ".git" and not other
 
 
-def _results(root: Path, named: Path, folder: str, listing: Listing) -> ResultFolder:
+def _results(root: Path, named: Path, folder: str, listing: FileTree) -> ResultFolder:
     files = _names_in(folder, (file.name for file in listing.files))
     numbered = sorted((int(match[1]), name) for name in files if (match := _RESULT.fullmatch(name)))
     logs = [name for _, name in numbered]
     others = sorted({*files, *_names_in(folder, listing.folders)} - set(logs))
     paths = tuple(root / folder / name for name in logs)
-    return ResultFolder(folder.split("/")[1], displayed(named / folder), paths, tuple(others))
+    return ResultFolder(folder.split("/")[1], printable_path(named / folder), paths, tuple(others))
 
 
 def _names_in(folder: str, names: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .listing import displayed
+from .file_tree import printable_path
 from .machine.description import DEFAULTS, EXPECTED, Description, describe, refused
 from .submission import DIVISIONS, STATUSES
 
@@ -80,9 +80,9 @@ def _given(options: dict[str, str], values: list[str]) -> dict[str, str]:
 def _may_be_made(out: Path) -> None:
     """Refuses a file that cannot be made before the machine is looked at, which may take a while."""
     if out.exists() or out.is_symlink():
-        raise typer.BadParameter(f"{displayed(out)} exists; name a new file", param_hint="--out")
+        raise typer.BadParameter(f"{printable_path(out)} exists; name a new file", param_hint="--out")
     if not out.parent.is_dir():
-        raise typer.BadParameter(f"{displayed(out.parent)}: no such folder; make it first", param_hint="--out")
+        raise typer.BadParameter(f"{printable_path(out.parent)}: no such folder; make it first", param_hint="--out")
 
 
 def _make(out: Path, text: str) -> None:
@@ -90,4 +90,4 @@ def _make(out: Path, text: str) -> None:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise typer.BadParameter(f"{displayed(out)}: {error.strerror}", param_hint="--out") from error
+        raise typer.BadParameter(f"{printable_path(out)}: {error.strerror}", param_hint="--out") from error

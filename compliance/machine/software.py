@@ -24,7 +24,7 @@ _STACK = {
 def software_fields(
     root: Path = Path("/"), site: Sequence[str] | None = None, driver: str | None = None
 ) -> dict[str, str]:
-    """framework and other_software_stack, as far as they are known.
+    """Framework and other_software_stack, as far as they are known.
 
     Args:
         root: folder that holds `usr/local/cuda` and `opt/rocm`, where they are installed.

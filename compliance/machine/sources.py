@@ -54,7 +54,8 @@ def entries(folder: Path) -> list[Path]:
 
 def counted(names: Iterable[str]) -> str:
     """`2 x A + 1 x B`: each name with its number, in order of first appearance. A comma would split the official
-    summary, which is a line of comma-separated values."""
+    summary, which is a line of comma-separated values.
+    """
     return " + ".join(f"{count} x {name}" for name, count in Counter(names).items())
 
 

@@ -15,7 +15,7 @@ _ACCEPTED = ": 1 file does not comply, accepting this under olympic scoring"
 
 
 @dataclass(frozen=True, slots=True)
-class Ours:
+class OwnVerdict:
     """Our judgement of what one official tool judged.
 
     Attributes:
@@ -32,7 +32,9 @@ class Ours:
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
 
 
-def divergences(ours: Mapping[tuple[str, str], Ours], results: Sequence[OfficialResult]) -> tuple[Divergence, ...]:
+def find_divergences(
+    ours: Mapping[tuple[str, str], OwnVerdict], results: Sequence[OfficialResult]
+) -> tuple[Divergence, ...]:
     """Every difference, in the order of the results.
 
     Args:
@@ -41,13 +43,13 @@ def divergences(ours: Mapping[tuple[str, str], Ours], results: Sequence[Official
     """
     found = []
     for result in results:
-        own = ours.get((result.tool, result.subject), Ours("not judged"))
+        own = ours.get((result.tool, result.subject), OwnVerdict("not judged"))
         if reason := _reason(own, result, results):
             found.append(Divergence(result.tool, result.subject, own.verdict, result.verdict, reason))
     return tuple(found)
 
 
-def _reason(own: Ours, result: OfficialResult, results: Sequence[OfficialResult]) -> str | None:
+def _reason(own: OwnVerdict, result: OfficialResult, results: Sequence[OfficialResult]) -> str | None:
     if result.verdict in _NO_VERDICT:
         return f"no official verdict, {result.verdict}: {_quoted(result.messages)}"
     if result.verdict == "fail":

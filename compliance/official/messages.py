@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 
-MOST_MESSAGES, LONGEST_MESSAGE = 20, 300
+MAX_MESSAGES, MAX_MESSAGE_LENGTH = 20, 300
 _SEPARATOR = "\n" + "-" * 30 + "\n"
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _FOLDER, _FILE = "Running compliance checks in dir ", "Running compliance on file: "
@@ -70,16 +70,16 @@ def shorten(message: str) -> str:
     # "Failed executing CHECK code:" is followed by the code.
     more = tests[:1] or (rest[:1] if first.endswith(":") else [])
     # Some messages hold a line of the log, and those may be megabytes.
-    text = " ".join(part[: 10 * LONGEST_MESSAGE] for part in (first, *more))
+    text = " ".join(part[: 10 * MAX_MESSAGE_LENGTH] for part in (first, *more))
     text = " ".join(_TERMINAL_CODES.sub("", text).split())
     text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + "..."
+    return text if len(text) <= MAX_MESSAGE_LENGTH else text[: MAX_MESSAGE_LENGTH - 3] + "..."
 
 
 def shorten_all(messages: Iterable[str]) -> list[str]:
     """At most 20 short messages, each once; the last says how many more there are."""
     short = list(dict.fromkeys(shorten(message) for message in messages))
-    if len(short) > MOST_MESSAGES:
-        left = len(short) - MOST_MESSAGES + 1
-        short[MOST_MESSAGES - 1 :] = [f"{left} more messages are not shown"]
+    if len(short) > MAX_MESSAGES:
+        left = len(short) - MAX_MESSAGES + 1
+        short[MAX_MESSAGES - 1 :] = [f"{left} more messages are not shown"]
     return short

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import mlperf_logging
 
 from .guard import RefusedError, refuse_unsafe, refuse_unsafe_benchmark
-from .messages import MOST_MESSAGES, Complaints, shorten_all
+from .messages import MAX_MESSAGES, Complaints, shorten_all
 from .staging import RCP_WORDS, SET_FOLDER, TREE_FOLDER, plain_copy, stage_set, stage_tree, staged_name
 
 PASSED = {True: "pass", False: "fail"}
@@ -59,7 +59,7 @@ def _compliance(path: Path, ruleset: str) -> Said:
     except Exception as error:  # whatever the checker fails on, what it said before is worth having
         crash.append(_ending(error))
     messages = [*crash, *checker.not_overwritable, *checker.overwritable.values()]
-    messages += [f"parsing error: {error}: {line}" for line, error in errors[:MOST_MESSAGES]]
+    messages += [f"parsing error: {error}: {line}" for line, error in errors[:MAX_MESSAGES]]
     messages += [f"warning: {warning}" for warning in checker.warnings.values()]
     return Said("crashed" if crash else PASSED[not checker.has_messages()], messages)
 

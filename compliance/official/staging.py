@@ -15,7 +15,7 @@ from .guard import RefusedError
 # Unlike anything in a message, in which they are replaced by the user's own names.
 SET_FOLDER, TREE_FOLDER = Path("staged_set"), Path("staged_tree")
 # Ten times a log of 200 MB; the official checker needs six times a log's size in memory.
-LARGEST_PLAIN_BYTES = 2_000_000_000
+MAX_DECOMPRESSED_BYTES = 2_000_000_000
 # What the official package checker would write over, or take as leave to skip a check.
 NOT_CARRIED = frozenset({"scaling.json", "package_checker_params"})
 # The RCP checker takes most of its time to find the record in each line, and then looks at it only if it holds one of
@@ -37,12 +37,12 @@ def plain_copy(path: Path, folder: Path) -> Path:
     if path.suffix.lower() != ".gz":
         return path
     copy = folder / f"plain_{len(list(folder.iterdir()))}.txt"
-    left = LARGEST_PLAIN_BYTES
+    left = MAX_DECOMPRESSED_BYTES
     with gzip.open(path) as source, copy.open("xb") as target:
         while chunk := source.read(1 << 20):
             left -= len(chunk)
             if left < 0:
-                raise RefusedError(f"{path.name} is larger than {LARGEST_PLAIN_BYTES:,} bytes decompressed")
+                raise RefusedError(f"{path.name} is larger than {MAX_DECOMPRESSED_BYTES:,} bytes decompressed")
             target.write(chunk)
     return copy
 

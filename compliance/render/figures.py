@@ -96,7 +96,7 @@ def drawable(result: SetResult) -> SetResult:
         )
 
     runs = tuple(clean(run) for run in start_order(result.runs))
-    return replace(result, runs=runs, eval_step=_sane(result.eval_step, MOST_SAMPLES))
+    return replace(result, runs=runs, eval_interval_samples=_sane(result.eval_interval_samples, MOST_SAMPLES))
 
 
 def losses(figure: Figure, result: SetResult) -> str:
@@ -162,7 +162,7 @@ def samples(figure: Figure, result: SetResult) -> str:
     title = "samples to target, one dot per run with its number" + ("; square: not valid" if squares else "")
     dots.set(ylim=(0.3, tallest + 0.7), yticks=[], title=title)
     dots.spines["left"].set_visible(False)
-    every = f" (an evaluation every {result.eval_step:,})" if result.eval_step else ""
+    every = f" (an evaluation every {result.eval_interval_samples:,})" if result.eval_interval_samples else ""
     rows.set(xlim=(low, high), xlabel=f"training samples{every}")
     columns = (high - low) / step
     rows.xaxis.set_major_locator(MultipleLocator(math.ceil(columns / 7) * step))

@@ -151,7 +151,7 @@ def near_target(
 
 def grid(result: SetResult) -> int:
     """Samples between evaluations, to lay out a picture by; those of the rules where they are unknown."""
-    return result.eval_step or benchmark.EVAL_INTERVAL_SAMPLES
+    return result.eval_interval_samples or benchmark.EVAL_INTERVAL_SAMPLES
 
 
 def samples_range(step: int, shown: Sequence[float]) -> tuple[float, float]:

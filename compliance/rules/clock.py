@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import benchmark
 from ..findings import Severity
 from ..run import JITTER_MS, Run
-from .rule import MOST_FINDINGS, Problem, Rule, rule
+from .rule import MAX_FINDINGS, Problem, Rule, rule
 
 _RUN_RESULTS = "training rules, Run Results"
 _COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml"
@@ -41,7 +41,7 @@ def cache_clear(run: Run) -> Iterator[Problem]:
             message = "the caches were not cleared before the run"
             yield Problem(message, record.line, expected="true", got=record.value, severity=severity)
         start = run.run_start
-        late = start is not None and run.timed and record.time_ms > start.time_ms + JITTER_MS
+        late = start is not None and run.times_in_ms and record.time_ms > start.time_ms + JITTER_MS
         if start is not None and (late or record.line > start.line):
             message = f"cache_clear after run_start (line {start.line})"
             yield Problem(message, record.line, expected="before run_start")
@@ -65,7 +65,7 @@ def clock_init_limit(run: Run) -> Iterator[Problem]:
     The official checker looks at init_stop alone, so that time between init_stop and run_start would be free.
     """
     start, limit = run.run_start, benchmark.INIT_LIMIT_MINUTES[run.division]
-    if start is None or not run.all("init_start") or not run.timed:
+    if start is None or not run.all("init_start") or not run.times_in_ms:
         return
     minutes = (start.time_ms - min(record.time_ms for record in run.all("init_start"))) / _MINUTE_MS
     if minutes > limit:
@@ -102,7 +102,7 @@ def _before(line: int, time_ms: float, run: Run) -> bool:
 @rule("clock-run-stop", Severity.ERROR, _RUN_RESULTS)
 def clock_run_stop(run: Run) -> Iterator[Problem]:
     """The clock stops once, not before run_start, nor before the evaluation that passes, or what else came before."""
-    start, stop, passing = run.run_start, run.run_stop, run.passing
+    start, stop, passing = run.run_start, run.run_stop, run.passing_evaluation
     if stop is None:
         return
     for again in run.all("run_stop")[1:]:
@@ -140,8 +140,8 @@ def clock_after_stop(run: Run) -> Iterator[Problem]:
 @rule("clock-stop-late", Severity.WARNING, "this project")
 def clock_stop_late(run: Run) -> Iterator[Problem]:
     """run_stop follows the last evaluation of a run that converged within 60 seconds; all of it is in the score."""
-    stop, passing = run.run_stop, run.passing
-    if stop is None or passing is None or not run.timed:
+    stop, passing = run.run_stop, run.passing_evaluation
+    if stop is None or passing is None or not run.times_in_ms:
         return
     # A run that trains on stops late after its last evaluation, which is another rule's business.
     last = max(run.evaluations[-1].time_ms, passing.time_ms)
@@ -157,7 +157,7 @@ def clock_backwards(run: Run) -> Iterator[Problem]:
 
     Where run_start and run_stop may stand is the business of rules of their own.
     """
-    if not run.timed:
+    if not run.times_in_ms:
         return
     latest, early = -math.inf, False
     for lines, times in _in_file_order(run):
@@ -165,7 +165,7 @@ def clock_backwards(run: Run) -> Iterator[Problem]:
         before = np.maximum.accumulate(np.concatenate([[latest], times]))
         back = (before[:-1] - times) > JITTER_MS
         # One jump makes every later record early: the first of each stretch is named.
-        for index in np.flatnonzero(back & ~np.concatenate([[early], back[:-1]]))[: MOST_FINDINGS + 1]:
+        for index in np.flatnonzero(back & ~np.concatenate([[early], back[:-1]]))[: MAX_FINDINGS + 1]:
             seconds = (before[index] - times[index]) / 1000
             yield Problem(f"the clock runs back by {seconds:,.1f} s", int(lines[index]), got=f"{seconds:.1f} s")
         latest, early = before[-1], bool(back[-1])

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .. import benchmark
 from ..findings import Severity
-from ..run import Run, finite, whole
+from ..run import Run, finite_float, whole_number
 from .rule import Problem, Rule, rule
 
 _CLOSED = ("closed",)
@@ -73,13 +73,13 @@ def hyperparameter_number(run: Run) -> Iterator[Problem]:
     """
     for key, least in _COUNTS.items():
         for record in run.all(key):
-            number = whole(record.value)
+            number = whole_number(record.value)
             if number is None or number < least:
                 message = f"{key} is not a whole number of at least {least}"
                 yield Problem(message, record.line, expected=f"a whole number >= {least}", got=record.value)
     for key in (*_POSITIVE, *_NOT_NEGATIVE):
         for record in run.all(key):
-            real = finite(record.value)
+            real = finite_float(record.value)
             if real is None or real < 0 or (real == 0 and key in _POSITIVE):
                 sign = "positive" if key in _POSITIVE else "non-negative"
                 message = f"{key} is not a {sign} finite number"
@@ -98,7 +98,7 @@ def hyperparameter_fixed(run: Run) -> Iterator[Problem]:
         expected["opt_learning_rate_decay_steps"] = benchmark.MAX_STEPS - warmup
     for key, wanted in expected.items():
         for record in run.all(key):
-            number = finite(record.value)
+            number = finite_float(record.value)
             wrong = record.value != wanted if isinstance(wanted, str) else number is not None and number != wanted
             if wrong:
                 message = f"{key} is fixed in the closed division"
@@ -127,7 +127,7 @@ def hyperparameter_warmup(run: Run) -> Iterator[Problem]:
     """opt_learning_rate_warmup_steps is a whole number from 0 to max_steps."""
     last = run.count("max_steps")
     for record in run.all("opt_learning_rate_warmup_steps"):
-        steps = whole(record.value)
+        steps = whole_number(record.value)
         if steps is None or steps < 0 or (last is not None and steps > last):
             message = "the warm-up is not a whole number of steps within the run"
             yield Problem(message, record.line, expected=f"0 to {last or benchmark.MAX_STEPS}", got=record.value)
@@ -137,7 +137,7 @@ def hyperparameter_warmup(run: Run) -> Iterator[Problem]:
 def init_checkpoint(run: Run) -> Iterator[Problem]:
     """init_checkpoint_step is 0: training starts from random weights."""
     for record in run.all("init_checkpoint_step"):
-        step = whole(record.value)
+        step = whole_number(record.value)
         if step is not None and step > 0:
             message = "the run does not start from random weights"
             yield Problem(message, record.line, expected="0", got=record.value)

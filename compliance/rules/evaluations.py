@@ -9,9 +9,9 @@ import numpy as np
 
 from .. import benchmark
 from ..findings import Severity
-from ..run import Run, finite, whole
+from ..run import Run, finite_float, whole_number
 from ..schedule import Comparison, Schedule
-from .rule import MOST_FINDINGS, NOTHING, Problem, Rule, rule
+from .rule import ABSENT, MAX_FINDINGS, Problem, Rule, rule
 
 _QUALITY = "training rules, Quality measure"
 _CADENCE = f"{_QUALITY}; gpt_oss_20b: every CEIL(12288 / GBS) steps"
@@ -26,7 +26,7 @@ def samples_count(run: Run) -> Iterator[Problem]:
     """
     last: int | None = None
     for record in run.all("eval_accuracy"):
-        samples = whole(record.samples)
+        samples = whole_number(record.samples)
         if "samples_count" not in record.metadata:
             continue  # record-metadata says so
         if samples is None or samples < 0:
@@ -43,7 +43,7 @@ def samples_count(run: Run) -> Iterator[Problem]:
     if "samples_count" not in stop.metadata:
         message = "run_stop has no samples_count to compare with the last evaluation"
         yield Problem(message, stop.line, expected=str(last), severity=Severity.WARNING)
-    elif whole(stop.samples) is None or (run.run_status == "success" and whole(stop.samples) != last):
+    elif whole_number(stop.samples) is None or (run.run_status == "success" and whole_number(stop.samples) != last):
         message = "samples_count of run_stop is not that of the last evaluation"
         yield Problem(message, stop.line, expected=str(last), got=stop.samples)
 
@@ -55,7 +55,7 @@ def _interval_counts(run: Run) -> Iterator[Problem]:
         for record in run.all(key):
             if "samples_count" not in record.metadata:
                 continue
-            samples = whole(record.samples)
+            samples = whole_number(record.samples)
             if samples is None or samples < last:
                 message = f"samples_count of {key} is not a whole number of at least {last}"
                 yield Problem(message, record.line, expected=f">= {last}", got=record.samples)
@@ -68,8 +68,8 @@ def eval_cadence(run: Run) -> Iterator[Problem]:
 
     In the open division the first evaluation sets the interval.
     """
-    interval = run.eval_interval
-    counts = [whole(record.samples) for record in run.all("eval_accuracy")]
+    interval = run.eval_interval_samples
+    counts = [whole_number(record.samples) for record in run.all("eval_accuracy")]
     known = [count for count in counts if count is not None]
     grows = all(before < after for before, after in pairwise(known))
     if interval is None or len(known) < len(counts) or not grows:
@@ -86,9 +86,9 @@ def eval_cadence(run: Run) -> Iterator[Problem]:
                 yield Problem(message, record.line, expected=str(due), got=count)
             due = count + interval
     trained = run.trained_samples
-    if run.passing is None and trained is not None and trained > due:
+    if run.passing_evaluation is None and trained is not None and trained > due:
         message = f"an evaluation is missing at the end: training went on to {trained:,} samples"
-        yield Problem(message, expected=str(due), got=known[-1] if known else NOTHING)
+        yield Problem(message, expected=str(due), got=known[-1] if known else ABSENT)
 
 
 @rule("eval-size", Severity.ERROR, f"{_QUALITY}; {_YAML}")
@@ -99,14 +99,14 @@ def eval_size(run: Run) -> Iterator[Problem]:
     if wanted is None:
         return
     for record in run.all("eval_samples"):
-        if whole(record.value) not in (None, wanted):
+        if whole_number(record.value) not in (None, wanted):
             message = "eval_samples is not what every evaluation must take"
             yield Problem(message, record.line, expected=str(wanted), got=record.value)
     for key in ("eval_start", "eval_accuracy", "eval_stop"):
         for record in run.all(key):
             # Where an evaluation says how many sequences it took, it must be as many.
             count = record.metadata.get("eval_samples")
-            if count is not None and whole(count) != wanted:
+            if count is not None and whole_number(count) != wanted:
                 yield Problem(f"{key} of another number of sequences", record.line, expected=str(wanted), got=count)
 
 
@@ -142,7 +142,7 @@ def eval_balance(run: Run) -> Iterator[Problem]:
 def eval_loss(run: Run) -> Iterator[Problem]:
     """The loss of every evaluation is a positive finite number."""
     for record in run.all("eval_accuracy"):
-        loss = finite(record.value)
+        loss = finite_float(record.value)
         if loss is None or loss <= 0:
             message = "eval_accuracy is no possible loss"
             yield Problem(message, record.line, expected="a positive finite number", got=record.value)
@@ -151,12 +151,12 @@ def eval_loss(run: Run) -> Iterator[Problem]:
 @rule("eval-after-target", Severity.ERROR, "training rules, Run Results; gpt_oss_20b: stop at the first that passes")
 def eval_after_target(run: Run) -> Iterator[Problem]:
     """The run ends at the first evaluation that meets the target; it neither trains nor evaluates on."""
-    passing = run.passing
+    passing = run.passing_evaluation
     if passing is None:
         return
     keys = (*benchmark.INTERVALS, *benchmark.INTERVALS.values(), "eval_accuracy")
     after = [record for key in keys for record in run.all(key) if record.line > passing.line]
-    later = [(record.line, whole(record.samples) or 0) for record in after]
+    later = [(record.line, whole_number(record.samples) or 0) for record in after]
     later = [(line, samples) for line, samples in later if samples > passing.samples]
     losses = run.log.train_losses
     lines, samples = np.asarray(losses.lines), np.asarray(losses.samples)
@@ -188,7 +188,7 @@ def run_not_converged(run: Run) -> Iterator[Problem]:
         stop = run.run_stop
         message = "the run was aborted: it counts as not converged, and a set may hold one such run"
         expected = f"status success, loss <= {run.target}"
-        yield Problem(message, stop.line if stop else None, expected=expected, got=losses[-1] if losses else NOTHING)
+        yield Problem(message, stop.line if stop else None, expected=expected, got=losses[-1] if losses else ABSENT)
 
 
 @rule("schedule-rate", Severity.ERROR, "training rules, Hyperparameters; Megatron-Core's OptimizerParamScheduler")
@@ -212,7 +212,7 @@ def schedule_rate(run: Run) -> Iterator[Problem]:
     if places is not None:
         samples, rates = samples[places], rates[places]
     comparison = Comparison(schedule, batch, samples, rates)
-    for index in comparison.wrong()[: MOST_FINDINGS + 1]:
+    for index in comparison.wrong()[: MAX_FINDINGS + 1]:
         message = f"the learning rate at {int(samples[index]):,} samples contradicts the logged schedule"
         expected = f"{float(comparison.expected(index)):.10g}"
         line = losses.lines[index if places is None else places[index]]

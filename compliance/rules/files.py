@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from .. import benchmark
 from ..findings import Severity
-from ..run import EARLIEST_MS, Run, comparable, whole
-from .rule import MOST_FINDINGS, NOTHING, Problem, Rule, rule, show
+from ..run import EARLIEST_MS, Run, comparison_key, whole_number
+from .rule import ABSENT, MAX_FINDINGS, Problem, Rule, quote_json, rule
 
 _PARSER = "mlperf-logging 4.1.68, compliance_checker/mlp_parser"
 _COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml and closed_gpt_oss_20b.yaml"
@@ -18,9 +18,9 @@ _OWN = "this project"
 
 
 def _defects(run: Run, rule_id: str) -> Iterator[Problem]:
-    for defect in run.log.defects:
+    for defect in run.log.parse_errors:
         if defect.rule == rule_id:
-            yield Problem(defect.message, defect.line, got=NOTHING if defect.got is None else defect.got)
+            yield Problem(defect.message, defect.line, got=ABSENT if defect.got is None else defect.got)
 
 
 @rule("file-empty", Severity.ERROR, _PARSER)
@@ -69,9 +69,9 @@ def record_conflict(run: Run) -> Iterator[Problem]:
         records = run.all(key)
         severity = Severity.WARNING if key == "seed" else None
         for record in records[1:]:
-            if comparable(record.value) != comparable(records[0].value):
+            if comparison_key(record.value) != comparison_key(records[0].value):
                 message = f"{key} is logged with another value than in line {records[0].line}"
-                expected = show(records[0].value)
+                expected = quote_json(records[0].value)
                 yield Problem(message, record.line, expected=expected, got=record.value, severity=severity)
 
 
@@ -111,7 +111,7 @@ def train_loss_value(run: Run) -> Iterator[Problem]:
         ("lr of a train_loss is not a learning rate", losses.rates, _no_amount),
     )
     for message, column, wrong in checks:
-        for index in np.flatnonzero(wrong(np.asarray(column)))[: MOST_FINDINGS + 1]:
+        for index in np.flatnonzero(wrong(np.asarray(column)))[: MAX_FINDINGS + 1]:
             yield Problem(message, losses.lines[index], expected="a finite number", got=column[index])
 
 
@@ -123,7 +123,7 @@ def _no_amount(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
 def seed(run: Run) -> Iterator[Problem]:
     """The seed is an integer. The same one may be logged by several ranks."""
     for record in run.all("seed"):
-        if whole(record.value) is None:
+        if whole_number(record.value) is None:
             yield Problem("the seed is not an integer", record.line, expected="an integer", got=record.value)
 
 

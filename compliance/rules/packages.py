@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..benchmark import NAME, RUNS
+from ..file_tree import has_rejected_name, is_binary, is_source, printable_path
 from ..findings import Severity
-from ..listing import displayed, is_awkward, is_binary, is_source
 from ..submission import (
     CODE_FOLDER,
     DIVISIONS,
@@ -19,14 +19,14 @@ from ..submission import (
     Submission,
     SystemDescription,
 )
-from .rule import Problem, Rule, rule, show
+from .rule import Problem, Rule, quote_json, rule
 
 _LAYOUT = "MLPerf submission rules, Directory structure (Training)"
 _CHECKER = "mlperf-logging 4.1.68, package_checker"
 _DESCRIBER = "mlperf-logging 4.1.68, system_desc_checker"
 _OWN = "this project"
 
-LARGEST_FILE = 50 << 20  # the limit of mlperf-logging's repo_checker
+MAX_FILE_BYTES = 50 << 20  # the limit of mlperf-logging's repo_checker
 # Besides logs: what official tools read or write there, and power logs, which are optional.
 _KNOWN_BESIDE_LOGS = {"scaling.json", "package_checker_params", "power"}
 _MEANT_AS_LOG = re.compile(r"(result|run).*|.*\.(log|gz)", re.IGNORECASE)
@@ -49,7 +49,7 @@ class LoggedIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class PackageSubject:
+class PackageContext:
     """A submission tree, and what its logs say.
 
     Attributes:
@@ -70,9 +70,10 @@ class PackageSubject:
 
 
 @rule("package-structure", Severity.ERROR, _LAYOUT)
-def package_structure(subject: PackageSubject) -> Iterator[Problem]:
+def package_structure(subject: PackageContext) -> Iterator[Problem]:
     """The tree has systems/, benchmarks/ and results/; each results/<system> has its systems/<system>.json (the reverse
-    is a warning) and a folder gpt_oss_20b, spelled so. Other benchmarks are named and not judged."""
+    is a warning) and a folder gpt_oss_20b, spelled so. Other benchmarks are named and not judged.
+    """
     tree = subject.submission
     for file, defect in tree.problems:
         if defect.rule == "package-structure":
@@ -82,7 +83,7 @@ def package_structure(subject: PackageSubject) -> Iterator[Problem]:
             yield Problem(f"no folder {folder}/", file=tree.path(folder), expected=f"{folder}/")
     systems = tree.subfolders("results")
     for system in systems:
-        if system not in tree.described:
+        if system not in tree.system_names:
             message = f"no {_file_of(system)} describes this system; add it"
             yield Problem(message, file=tree.path(f"results/{system}"), expected=_file_of(system))
         if not tree.subfolders(f"results/{system}"):
@@ -91,8 +92,8 @@ def package_structure(subject: PackageSubject) -> Iterator[Problem]:
     if "results" in tree.folders and not tree.results:
         message = f"no results of {NAME}: nothing was judged"
         yield Problem(message, file=tree.path("results"), expected=f"results/<system>/{NAME}/")
-    for system in sorted(set(tree.described) - set(systems)) if "results" in tree.folders else ():
-        message = f"a system without results/{displayed(system)}; remove it, or is the folder misnamed?"
+    for system in sorted(set(tree.system_names) - set(systems)) if "results" in tree.folders else ():
+        message = f"a system without results/{printable_path(system)}; remove it, or is the folder misnamed?"
         yield Problem(message, file=tree.path(f"systems/{system}.json"), severity=Severity.WARNING)
     yield from _benchmarks(tree, ["benchmarks", *(f"results/{system}" for system in systems)])
 
@@ -112,9 +113,10 @@ def _benchmarks(tree: Submission, parents: list[str]) -> Iterator[Problem]:
 
 
 @rule("package-result-count", Severity.ERROR, _CHECKER)
-def package_result_count(subject: PackageSubject) -> Iterator[Problem]:
+def package_result_count(subject: PackageContext) -> Iterator[Problem]:
     """Each gpt_oss_20b folder has exactly ten logs, named result_<i>.txt and not compressed. Anything else in it but
-    scaling.json, package_checker_params and power/ is a warning."""
+    scaling.json, package_checker_params and power/ is a warning.
+    """
     for folder in subject.submission.results:
         stray = [name for name in folder.others if _COUNTED_AS_LOG.fullmatch(name)]
         packed = [name for name in folder.others if name.lower().endswith(".gz")]
@@ -137,10 +139,11 @@ def package_result_count(subject: PackageSubject) -> Iterator[Problem]:
 
 
 @rule("package-system-description", Severity.ERROR, _DESCRIBER)
-def package_system_description(subject: PackageSubject) -> Iterator[Problem]:
+def package_system_description(subject: PackageContext) -> Iterator[Problem]:
     """A system description is a JSON object with the 33 required fields, texts where the official checker wants texts,
     a status of the official list, a division spelled closed or open (the official checker tests seeds and convergence
-    only where it reads exactly "closed"), and counts of nodes and accelerators that are positive whole numbers."""
+    only where it reads exactly "closed"), and counts of nodes and accelerators that are positive whole numbers.
+    """
     for file, defect in subject.submission.problems:
         if defect.rule == "package-system-description":
             yield Problem(defect.message, defect.line, got=defect.got, file=file)
@@ -172,11 +175,12 @@ def _description(system: SystemDescription) -> Iterator[Problem]:
 
 
 @rule("division-agreement", Severity.ERROR, _OWN)
-def division_agreement(subject: PackageSubject) -> Iterator[Problem]:
+def division_agreement(subject: PackageContext) -> Iterator[Problem]:
     """The logs' submission_division, the system description's division and the folder named closed or open that the
-    tree lies in (the nearest one) agree, as far as each of them says one."""
+    tree lies in (the nearest one) agree, as far as each of them says one.
+    """
     tree = subject.submission
-    folder = tree.directory_division
+    folder = tree.folder_division
     for system in tree.systems.values():
         described = _folded(system.division)
         if folder is not None and described is not None and described != folder:
@@ -188,34 +192,36 @@ def division_agreement(subject: PackageSubject) -> Iterator[Problem]:
         for value, count, file in _values(identities, "division"):
             if wanted is not None and _folded(value) != wanted:
                 message = f"{_logs(count)} with another submission_division than {source} says"
-                yield Problem(message, file=file, expected=show(wanted), got=value)
+                yield Problem(message, file=file, expected=quote_json(wanted), got=value)
 
 
 @rule("organisation-agreement", Severity.ERROR, _OWN)
-def organisation_agreement(subject: PackageSubject) -> Iterator[Problem]:
+def organisation_agreement(subject: PackageContext) -> Iterator[Problem]:
     """submission_org in the logs is the system description's submitter, letter for letter. submission_platform has no
     prescribed spelling: it is a warning only if it shares no word (letters and digits, of three or more, a leading
-    node count like 2x aside) with the system's folder, system_name or accelerator_model_name."""
+    node count like 2x aside) with the system's folder, system_name or accelerator_model_name.
+    """
     for name, system, identities in subject.logged:
         if system is None:
             continue
         for value, count, file in _values(identities, "organisation"):
             if system.submitter is not None and value != system.submitter:
                 message = f"{_logs(count)} with another submission_org than the submitter of {_file_of(name)}"
-                yield Problem(message, file=file, expected=show(system.submitter), got=value)
+                yield Problem(message, file=file, expected=quote_json(system.submitter), got=value)
         names = [name, system.system_name, system.raw.get("accelerator_model_name")]
         known = set[str]().union(*(_words(each) for each in names if isinstance(each, str)))
         for value, count, file in _values(identities, "platform"):
             if known and _words(value) and known.isdisjoint(_words(value)):
                 message = f"{_logs(count)} with a submission_platform that looks like another system's"
-                yield Problem(message, file=file, expected=show(name), got=value, severity=Severity.WARNING)
+                yield Problem(message, file=file, expected=quote_json(name), got=value, severity=Severity.WARNING)
 
 
 @rule("package-code", Severity.ERROR, _LAYOUT)
-def package_code(subject: PackageSubject) -> Iterator[Problem]:
+def package_code(subject: PackageContext) -> Iterator[Problem]:
     """benchmarks/gpt_oss_20b holds source code and a README; without run_and_time.sh it is a warning. The tree has no
     binaries or archives outside results/; files over 50 MB and names that git tools stumble on (a leading dot, a blank)
-    are warnings."""
+    are warnings.
+    """
     tree = subject.submission
     names = [file.name.rpartition("/")[2].lower() for file in tree.code]
     folder = tree.path(CODE_FOLDER)
@@ -231,33 +237,35 @@ def package_code(subject: PackageSubject) -> Iterator[Problem]:
         if is_binary(file.name) and not file.name.startswith("results/"):
             message = "a binary or an archive; a submission holds what it is built from instead"
             yield Problem(message, file=tree.path(file.name))
-        if file.size > LARGEST_FILE:
+        if file.size > MAX_FILE_BYTES:
             message = "larger than the 50 MB that the official repo_checker allows"
             size = f"{file.size:,} bytes"
             yield Problem(message, file=tree.path(file.name), got=size, severity=Severity.WARNING)
     names = sorted([*tree.folders, *(file.name for file in tree.files)])
-    awkward = [name for name in names if is_awkward(name) and not name.endswith(".git")]
+    awkward = [name for name in names if has_rejected_name(name) and not name.endswith(".git")]
     if awkward:
         message = f"names that the official repo_checker refuses: {_listed(awkward)}; no leading dot, no blank"
         yield Problem(message, file=tree.path("."), severity=Severity.WARNING)
 
 
 @rule("package-scaling", Severity.INFO, _OWN)
-def package_scaling(subject: PackageSubject) -> Iterator[Problem]:
+def package_scaling(subject: PackageContext) -> Iterator[Problem]:
     """A scaling.json in results/, by which the official summarizer multiplies the score, is never read here: the
-    normalisation is computed from the logs."""
+    normalisation is computed from the logs.
+    """
     yield from _named(subject, "scaling.json", "present, not read: the normalisation is computed from the logs")
 
 
 @rule("package-bypass", Severity.WARNING, _CHECKER)
-def package_bypass(subject: PackageSubject) -> Iterator[Problem]:
+def package_bypass(subject: PackageContext) -> Iterator[Problem]:
     """A package_checker_params file tells the official checker to let failed tests of convergence or seeds pass; here
-    no bypass is honoured."""
+    no bypass is honoured.
+    """
     message = "can tell the official checker to let failed tests pass; here no bypass is honoured. Remove it"
     yield from _named(subject, "package_checker_params", message)
 
 
-def _named(subject: PackageSubject, name: str, message: str) -> Iterator[Problem]:
+def _named(subject: PackageContext, name: str, message: str) -> Iterator[Problem]:
     tree = subject.submission
     for file in tree.files:
         if file.name.startswith("results/") and file.name.endswith(f"/{name}"):
@@ -265,9 +273,10 @@ def _named(subject: PackageSubject, name: str, message: str) -> Iterator[Problem
 
 
 @rule("package-link", Severity.ERROR, _OWN)
-def package_link(subject: PackageSubject) -> Iterator[Problem]:
+def package_link(subject: PackageContext) -> Iterator[Problem]:
     """No link leads out of the tree, and no folder of systems/ or results/ is a link, because links to folders are not
-    followed. A link to nothing is a warning."""
+    followed. A link to nothing is a warning.
+    """
     tree = subject.submission
     for link in tree.links:
         file = tree.path(link.name)
@@ -295,7 +304,7 @@ def _words(text: str) -> set[str]:
 
 
 def _file_of(system: str) -> str:
-    return f"systems/{displayed(system)}.json"
+    return f"systems/{printable_path(system)}.json"
 
 
 def _said(value: object) -> object:
@@ -314,11 +323,11 @@ def _folded(division: str | None) -> str | None:
 
 def _listed(names: list[str]) -> str:
     """The first few of some names."""
-    shown = ", ".join(displayed(name) for name in names[:5])
+    shown = ", ".join(printable_path(name) for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-RULES: tuple[Rule[PackageSubject], ...] = (
+RULES: tuple[Rule[PackageContext], ...] = (
     package_structure,
     package_result_count,
     package_system_description,

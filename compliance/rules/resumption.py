@@ -12,7 +12,7 @@ import numpy as np
 
 from ..findings import Severity
 from ..records import Record
-from ..run import Run, whole
+from ..run import Run, whole_number
 from .rule import Problem, Rule, rule
 
 
@@ -24,8 +24,8 @@ def run_resumed(run: Run) -> Iterator[Problem]:
     training after it repeats them: what came after the checkpoint stands in the log once.
     """
     for record in run.all("resumed"):
-        samples = whole(record.value)
-        if samples is None or samples < 0 or whole(record.metadata.get("samples_count", samples)) != samples:
+        samples = whole_number(record.value)
+        if samples is None or samples < 0 or whole_number(record.metadata.get("samples_count", samples)) != samples:
             message = "resumed does not say from how many samples the run went on"
             expected = "a whole number, samples_count alike"
             yield Problem(message, record.line, expected=expected, got=record.value, severity=Severity.ERROR)
@@ -52,7 +52,7 @@ def _order(run: Run, resumed: Record, samples: int) -> Iterator[Problem]:
     lines, counts = np.asarray(losses.lines), np.asarray(losses.samples)
     trained = counts[(lines < resumed.line) & np.isfinite(counts)]
     evaluations = [record.samples for record in run.all("eval_accuracy") if record.line < resumed.line]
-    reached = max([0, *trained, *(count for count in map(whole, evaluations) if count is not None)])
+    reached = max([0, *trained, *(count for count in map(whole_number, evaluations) if count is not None)])
     if reached > samples:
         message = f"training went on from {samples:,} samples, but stands in the log to {int(reached):,} before that"
         yield Problem(message, resumed.line, expected=f"<= {samples}", got=int(reached), severity=Severity.ERROR)

@@ -12,10 +12,10 @@ from ..findings import Finding, Severity
 
 BOTH_DIVISIONS = frozenset({"closed", "open"})
 # A file with a hundred thousand corrupt records would bury everything else.
-MOST_FINDINGS = 20
+MAX_FINDINGS = 20
 
 # For `Problem.got`, where None is a value: the null of a log.
-NOTHING = object()
+ABSENT = object()
 
 Subject = TypeVar("Subject")
 
@@ -36,7 +36,7 @@ class Problem:
     message: str
     line: int | None = None
     expected: object = None
-    got: object = NOTHING
+    got: object = ABSENT
     file: str | None = None
     severity: Severity | None = None
 
@@ -65,12 +65,12 @@ class Rule(Generic[Subject]):
         return " ".join((inspect.getdoc(self.check) or "").split())
 
     def judge(self, subject: Subject, file: str | None = None) -> Iterator[Finding]:
-        """The findings of this rule; past `MOST_FINDINGS` the rest is counted in a last one."""
+        """The findings of this rule; past `MAX_FINDINGS` the rest is counted in a last one."""
         problems = list(self.check(subject))
-        for problem in problems[:MOST_FINDINGS]:
+        for problem in problems[:MAX_FINDINGS]:
             yield self._finding(problem, file)
-        if len(problems) > MOST_FINDINGS:
-            more = Problem(f"{len(problems) - MOST_FINDINGS} more findings of this kind are not listed", file=file)
+        if len(problems) > MAX_FINDINGS:
+            more = Problem(f"{len(problems) - MAX_FINDINGS} more findings of this kind are not listed", file=file)
             yield self._finding(more, file)
 
     def _finding(self, problem: Problem, file: str | None) -> Finding:
@@ -81,7 +81,7 @@ class Rule(Generic[Subject]):
             file=problem.file or file,
             line=problem.line,
             expected=None if problem.expected is None else str(problem.expected),
-            got=None if problem.got is NOTHING else show(problem.got),
+            got=None if problem.got is ABSENT else quote_json(problem.got),
             citation=self.citation,
         )
 
@@ -97,10 +97,10 @@ def rule(
     return declare
 
 
-def show(value: object) -> str:
+def quote_json(value: object) -> str:
     """A value of a log as a finding quotes it: as JSON, on one line, never long.
 
-    >>> show("x"), show(3.34), show(None), show("y" * 200)[-5:]
+    >>> quote_json("x"), quote_json(3.34), quote_json(None), quote_json("y" * 200)[-5:]
     ('"x"', '3.34', 'null', 'yy...')
     """
     text = json.dumps(value, default=repr)

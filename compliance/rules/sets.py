@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from .. import benchmark
 from ..findings import Rcp, RunSummary, Severity, Status, Variance
-from ..run import Run, comparable, whole
-from .rule import Problem, Rule, rule, show
+from ..run import Run, comparison_key, whole_number
+from .rule import Problem, Rule, quote_json, rule
 
 _BENCHMARK_RESULTS = "training rules, Benchmark Results"
 _RCP = "training rules, Reference Convergence Points; mlperf-logging 4.1.68, rcp_checker"
@@ -30,7 +30,7 @@ class RunSet:
         judged: the runs.
         runs: their summaries, in the same order.
         window: the runs that count, by start.
-        wanted: runs that make a result.
+        required_runs: runs that make a result.
         variance: of the window.
         rcp: the convergence tests; None in the open division or without a batch size.
         olympic_samples: olympic mean of samples to target, None if too few runs converged.
@@ -39,7 +39,7 @@ class RunSet:
     judged: tuple[Run, ...]
     runs: tuple[RunSummary, ...]
     window: tuple[RunSummary, ...]
-    wanted: int
+    required_runs: int
     variance: Variance | None
     rcp: Rcp | None
     olympic_samples: float | None
@@ -48,7 +48,7 @@ class RunSet:
 @rule("set-count", Severity.ERROR, _BENCHMARK_RESULTS)
 def set_count(subject: RunSet) -> Iterator[Problem]:
     """A result is 10 runs. Of more, the window of 10 consecutive ones whose score is the median counts."""
-    found, wanted = len(subject.runs), subject.wanted
+    found, wanted = len(subject.runs), subject.required_runs
     if found < wanted:
         yield Problem("too few runs for a result", expected=str(wanted), got=found)
     elif found > wanted:
@@ -68,11 +68,11 @@ def set_alike(subject: RunSet) -> Iterator[Problem]:
         logged = [(run, record) for run, record in records if record is not None]
         if not logged:
             continue
-        values = {comparable(record.value): record.value for _, record in logged}
-        usual = Counter(comparable(record.value) for _, record in logged).most_common(1)[0][0]
+        values = {comparison_key(record.value): record.value for _, record in logged}
+        usual = Counter(comparison_key(record.value) for _, record in logged).most_common(1)[0][0]
         for run, record in logged:
-            if comparable(record.value) != usual:
-                message, expected = f"{key} differs from the other runs", show(values[usual])
+            if comparison_key(record.value) != usual:
+                message, expected = f"{key} differs from the other runs", quote_json(values[usual])
                 yield Problem(message, record.line, expected=expected, got=record.value, file=run.log.name)
 
 
@@ -81,7 +81,7 @@ def set_seed(subject: RunSet) -> Iterator[Problem]:
     """No two runs have the same seed."""
     owner: dict[int, str] = {}
     for run in subject.judged:
-        for value in dict.fromkeys(whole(record.value) for record in run.all("seed")):
+        for value in dict.fromkeys(whole_number(record.value) for record in run.all("seed")):
             if value is None:
                 continue
             if value in owner:

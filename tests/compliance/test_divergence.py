@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compliance.findings import Divergence, Finding, OfficialResult, Severity
-from compliance.official import Ours, divergences
+from compliance.official import OwnVerdict, find_divergences
 
 
 def finding(rule: str, severity: Severity = Severity.ERROR, file: str | None = "a.txt") -> Finding:
@@ -16,17 +16,17 @@ def said(verdict: str, *messages: str, tool: str = "compliance_checker", subject
     return OfficialResult(tool, subject, verdict, messages, 0.1)
 
 
-def ours(verdict: str, *rules: str) -> dict[tuple[str, str], Ours]:
-    return {("compliance_checker", "a.txt"): Ours(verdict, tuple(finding(rule) for rule in rules))}
+def ours(verdict: str, *rules: str) -> dict[tuple[str, str], OwnVerdict]:
+    return {("compliance_checker", "a.txt"): OwnVerdict(verdict, tuple(finding(rule) for rule in rules))}
 
 
 def test_agreement_is_no_divergence() -> None:
-    assert divergences(ours("pass"), [said("pass", "warning: something")]) == ()
-    assert divergences(ours("fail", "eval-cadence"), [said("fail", "something else")]) == ()
+    assert find_divergences(ours("pass"), [said("pass", "warning: something")]) == ()
+    assert find_divergences(ours("fail", "eval-cadence"), [said("fail", "something else")]) == ()
 
 
 def test_what_the_official_tool_does_not_check() -> None:
-    own = Ours(
+    own = OwnVerdict(
         "fail",
         (
             finding("eval-cadence"),
@@ -36,56 +36,56 @@ def test_what_the_official_tool_does_not_check() -> None:
             finding("dropout", Severity.UNVERIFIABLE),
         ),
     )
-    (divergence,) = divergences({("compliance_checker", "a.txt"): own}, [said("pass")])
+    (divergence,) = find_divergences({("compliance_checker", "a.txt"): own}, [said("pass")])
     reason = "official does not check: eval-cadence, clock-init-limit"
     assert divergence == Divergence("compliance_checker", "a.txt", "fail", "pass", reason)
 
 
 def test_a_failure_of_ours_without_errors_still_diverges() -> None:
-    (divergence,) = divergences(ours("fail"), [said("pass")])
+    (divergence,) = find_divergences(ours("fail"), [said("pass")])
     assert divergence.reason == "official passes what fails here without an error of its own"
 
 
 def test_what_only_the_official_tool_complains_about() -> None:
-    (divergence,) = divergences(ours("pass"), [said("fail", "one", "two", "three")])
+    (divergence,) = find_divergences(ours("pass"), [said("fail", "one", "two", "three")])
     assert (divergence.ours, divergence.official, divergence.reason) == (
         "pass",
         "fail",
         "official says: one; two; three",
     )
-    (divergence,) = divergences(ours("pass"), [said("fail", "one", "two", "three", "four", "five")])
+    (divergence,) = find_divergences(ours("pass"), [said("fail", "one", "two", "three", "four", "five")])
     assert divergence.reason == "official says: one; two; three; and 2 more"
-    (divergence,) = divergences(ours("pass"), [said("fail")])
+    (divergence,) = find_divergences(ours("pass"), [said("fail")])
     assert divergence.reason == "official says: no message"
 
 
 @pytest.mark.parametrize("verdict", ["refused", "crashed", "timeout"])
 @pytest.mark.parametrize("own", ["pass", "fail"])
 def test_no_official_verdict_is_a_divergence_whatever_ours(own: str, verdict: str) -> None:
-    (divergence,) = divergences(ours(own, "eval-cadence"), [said(verdict, "why")])
+    (divergence,) = find_divergences(ours(own, "eval-cadence"), [said(verdict, "why")])
     reason = f"no official verdict, {verdict}: why"
     assert divergence == Divergence("compliance_checker", "a.txt", own, verdict, reason)
 
 
 def test_what_we_did_not_judge() -> None:
-    assert divergences({}, [said("pass"), said("fail", "why")]) == ()
-    (divergence,) = divergences({}, [said("crashed", "why")])
+    assert find_divergences({}, [said("pass"), said("fail", "why")]) == ()
+    (divergence,) = find_divergences({}, [said("crashed", "why")])
     assert divergence.ours == "not judged"
 
 
 def test_tools_and_subjects_are_kept_apart_and_in_order() -> None:
     own = {
-        ("rcp_checker", "pruned"): Ours("fail", (finding("rcp-pruned", file=None),)),
-        ("rcp_checker", "full"): Ours("pass"),
-        ("seed_checker", "seeds"): Ours("fail", (finding("seed-missing", file="b.txt"),)),
-        ("compliance_checker", "pruned"): Ours("pass"),
+        ("rcp_checker", "pruned"): OwnVerdict("fail", (finding("rcp-pruned", file=None),)),
+        ("rcp_checker", "full"): OwnVerdict("pass"),
+        ("seed_checker", "seeds"): OwnVerdict("fail", (finding("seed-missing", file="b.txt"),)),
+        ("compliance_checker", "pruned"): OwnVerdict("pass"),
     }
     results = [
         said("fail", "Duplicate", tool="seed_checker", subject="seeds"),
         said("fail", "RCP test failed: RCP found", tool="rcp_checker", subject="full"),
         said("pass", tool="rcp_checker", subject="pruned"),
     ]
-    full, pruned = divergences(own, results)
+    full, pruned = find_divergences(own, results)
     assert full == Divergence("rcp_checker", "full", "pass", "fail", "official says: RCP test failed: RCP found")
     assert pruned.reason == "official does not check: rcp-pruned"
 
@@ -111,8 +111,8 @@ def package(verdict: str, *messages: str) -> OfficialResult:
 
 
 def test_a_set_with_one_log_that_breaks_the_rules_is_accepted() -> None:
-    own = Ours("fail", (finding("fixed-value", file=f"tree/{FOLDER}/result_4.txt"),))
-    (divergence,) = divergences({("package_checker", "tree"): own}, tree_results(package("pass", ACCEPTED)))
+    own = OwnVerdict("fail", (finding("fixed-value", file=f"tree/{FOLDER}/result_4.txt"),))
+    (divergence,) = find_divergences({("package_checker", "tree"): own}, tree_results(package("pass", ACCEPTED)))
     assert divergence == Divergence("package_checker", "tree", "fail", "pass", f"{SLOWEST}: tree/{FOLDER}/result_4.txt")
 
 
@@ -121,20 +121,22 @@ def test_what_else_is_wrong_with_such_a_set() -> None:
         finding("fixed-value", file=f"tree/{FOLDER}/result_4.txt"),
         finding("eval-cadence", file=f"tree/{FOLDER}/result_1.txt"),
     )
-    own = {("package_checker", "tree"): Ours("fail", errors)}
-    (divergence,) = divergences(own, tree_results(package("pass", ACCEPTED)))
+    own = {("package_checker", "tree"): OwnVerdict("fail", errors)}
+    (divergence,) = find_divergences(own, tree_results(package("pass", ACCEPTED)))
     assert divergence.reason == f"{SLOWEST}: tree/{FOLDER}/result_4.txt; official does not check: eval-cadence"
 
 
 def test_the_accepted_log_is_named_even_if_we_pass_or_know_only_its_folder() -> None:
-    own = {("package_checker", "tree"): Ours("pass")}
-    (divergence,) = divergences(own, tree_results(package("pass", "s: a warning", ACCEPTED)))
+    own = {("package_checker", "tree"): OwnVerdict("pass")}
+    (divergence,) = find_divergences(own, tree_results(package("pass", "s: a warning", ACCEPTED)))
     assert (divergence.ours, divergence.official) == ("pass", "pass")
     assert divergence.reason == f"{SLOWEST}: tree/{FOLDER}/result_4.txt"
-    (divergence,) = divergences(own, [package("pass", ACCEPTED)])
+    (divergence,) = find_divergences(own, [package("pass", ACCEPTED)])
     assert divergence.reason == f"{SLOWEST}: one in {FOLDER}"
 
 
 def test_a_failing_package_accepts_nothing() -> None:
-    own = {("package_checker", "tree"): Ours("fail", (finding("rcp-pruned"),))}
-    assert [found.tool for found in divergences(own, tree_results(package("fail", ACCEPTED, "RCP Test Failed")))] == []
+    own = {("package_checker", "tree"): OwnVerdict("fail", (finding("rcp-pruned"),))}
+    assert [
+        found.tool for found in find_divergences(own, tree_results(package("fail", ACCEPTED, "RCP Test Failed")))
+    ] == []

@@ -647,7 +647,7 @@ def shrunk(result: SetResult, by: int, step: int | None) -> SetResult:
         at = tuple(replace(each, samples=each.samples // by) for each in whole.evaluations)
         return replace(whole, evaluations=at, samples_to_target=at[-1].samples, division="open")
 
-    return replace(result, runs=tuple(map(run, result.runs)), rcp=None, score=None, eval_step=step)
+    return replace(result, runs=tuple(map(run, result.runs)), rcp=None, score=None, eval_interval_samples=step)
 
 
 def test_pictures_are_laid_out_by_the_interval_of_the_logs() -> None:
@@ -661,14 +661,14 @@ def test_pictures_are_laid_out_by_the_interval_of_the_logs() -> None:
     _, near = drawn(figures.losses, small).axes
     assert near.get_xlim() == (13 * 96, 22.5 * 96)
     for step in (INTERVAL, 12_320, 2 * INTERVAL):
-        large = replace(made_set(), eval_step=step)
+        large = replace(made_set(), eval_interval_samples=step)
         assert drawn(figures.losses, large).axes[1].get_xlim() == (13 * INTERVAL, 22.5 * INTERVAL)
         assert f"(an evaluation every {step:,})" in drawn(figures.samples, large).axes[1].get_xlabel()
 
 
 @pytest.mark.parametrize("step", [None, 10**11])
 def test_an_interval_that_no_log_shows_is_on_no_picture(step: int | None) -> None:
-    for result in (shrunk(made_set(), 128, step), replace(made_set(), eval_step=step)):
+    for result in (shrunk(made_set(), 128, step), replace(made_set(), eval_interval_samples=step)):
         _, rows = drawn(figures.samples, result).axes
         assert rows.get_xlabel() == "training samples"
         _, near = drawn(figures.losses, result).axes

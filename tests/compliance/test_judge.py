@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from compliance import check, cli
-from compliance.check import Options, check_package, check_run, check_set, unreadable
+from compliance.check import Options, check_package, check_run, check_set, unreadable_report
 from compliance.cli import ExitCode
 from compliance.findings import Finding, OfficialResult, Severity, Status, Verdict
-from compliance.judge import judge_set, unverifiable
+from compliance.judge import judge_set, unverifiable_findings
+from compliance.log_files import InputError, find_logs
 from compliance.official import OfficialToolsError
 from compliance.rcp import RcpDataError
 from compliance.records import Log, Record
-from compliance.rules.rule import NOTHING, Problem, Rule, rule, show
-from compliance.run import Machine, Run, eval_step, finite, whole
-from compliance.source import InputError, find_logs
+from compliance.rules.rule import ABSENT, Problem, Rule, quote_json, rule
+from compliance.run import Machine, Run, common_eval_interval, finite_float, whole_number
 from compliance.submission import read_submission
 from tests.support.commands import command
 from tests.support.judging import fired, judged, judged_set
@@ -77,13 +77,13 @@ def test_past_twenty_problems_the_rest_is_counted(count: int, more: int | None) 
     ],
 )  # fmt: skip
 def test_a_value_is_quoted_as_json_on_one_line(value: object, shown: str) -> None:
-    assert show(value) == shown
+    assert quote_json(value) == shown
     assert found_by(Problem("message", got=value))[0].got == shown
-    assert found_by(Problem("message", got=NOTHING))[0].got is None
+    assert found_by(Problem("message", got=ABSENT))[0].got is None
 
 
 def test_what_no_log_proves_is_said_and_never_fails() -> None:
-    found = unverifiable()
+    found = unverifiable_findings()
     assert [finding.rule for finding in found] == [
         "unverifiable-model", "unverifiable-data", "unverifiable-cache", "unverifiable-optimizer",
     ]  # fmt: skip
@@ -103,8 +103,8 @@ def test_what_no_log_proves_is_said_and_never_fails() -> None:
     ids=lambda value: str(value)[:8],
 )  # fmt: skip
 def test_numbers_are_those_of_json(value: object, real: float | None, integer: int | None) -> None:
-    assert finite(value) == real
-    assert whole(value) == integer and type(whole(value)) in (int, type(None))
+    assert finite_float(value) == real
+    assert whole_number(value) == integer and type(whole_number(value)) in (int, type(None))
 
 
 def run_of(*records: tuple[float, str, str, object, int | None, dict[str, Any]]) -> Run:
@@ -173,7 +173,7 @@ def test_evaluations_are_those_that_can_be_read() -> None:
     log.set("eval_accuracy", -1.0, 5)
     found = judged(log)
     assert [each.samples // 12_288 for each in found.summary.evaluations] == [1, 2, *range(6, 26)]
-    assert found.run.passing is not None and found.run.passing.samples == 25 * 12_288
+    assert found.run.passing_evaluation is not None and found.run.passing_evaluation.samples == 25 * 12_288
     assert [each.line for each in found.summary.evaluations][:2] == [log.index("eval_accuracy", n) + 1 for n in (0, 1)]
 
 
@@ -396,8 +396,8 @@ def stated_step(logs: Sequence[MadeLog]) -> tuple[int | None, str]:
     """The step that a judged set states, everywhere the same; and the sentence that says so, "" without one."""
     result, _ = judged_set(logs)
     assert result.variance is not None and result.variance.samples is not None
-    assert result.variance.samples.quantum == result.eval_step
-    return result.eval_step, result.variance.definition.partition("MLPerf has none.")[2].strip()
+    assert result.variance.samples.quantum == result.eval_interval_samples
+    return result.eval_interval_samples, result.variance.definition.partition("MLPerf has none.")[2].strip()
 
 
 @pytest.mark.parametrize(("gbs", "step"), [(16, 12_288), (24, 12_288), (40, 12_320), (64, 12_288), (72, 12_312)])
@@ -455,14 +455,14 @@ def test_a_run_that_never_evaluated_leaves_the_step_known() -> None:
     without_evaluations(logs[0])
     assert stated_step(logs)[0] == 96
     result, _ = judged_set([without_evaluations(log) for log in logs])
-    assert result.eval_step is None and result.variance is not None and result.variance.samples is None
-    assert eval_step([]) is None
+    assert result.eval_interval_samples is None and result.variance is not None and result.variance.samples is None
+    assert common_eval_interval([]) is None
 
 
 @pytest.mark.parametrize(("log", "step"), [(open_set(96, steps=[20])[0], 96), (compliant_log(40), 12_320)])
 def test_one_run_alone_has_a_step(tmp_path: Path, log: MadeLog, step: int) -> None:
     (found,) = check_run(log.write(tmp_path / "result_0.txt"), Options(official=False)).sets
-    assert found.eval_step == step
+    assert found.eval_interval_samples == step
 
 
 def test_a_run_that_passes_at_no_samples_has_no_samples_to_target() -> None:
@@ -595,7 +595,7 @@ def test_a_system_description_is_that_of_every_log(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_a_report_as_well() -> None:
-    report = unreadable("check-set", with_ours(ruleset="6.0.0"), "x: no such file")
+    report = unreadable_report("check-set", with_ours(ruleset="6.0.0"), "x: no such file")
     assert (report.command, report.ruleset, report.verdict) == ("check-set", "6.0.0", Verdict.ERROR)
     assert [(each.rule, each.severity, each.message) for each in report.findings] == [
         ("input", Severity.ERROR, "x: no such file")

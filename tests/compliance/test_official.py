@@ -585,7 +585,7 @@ def test_a_copy_has_a_name_of_our_own_and_a_limited_size(tmp_path: Path, monkeyp
     copies = [plain_copy(packed, folder), plain_copy(packed, folder)]
     assert [copy.name for copy in copies] == ["plain_0.txt", "plain_1.txt"]
     assert all(copy.parent == folder and copy.read_bytes() == b"x" * 3_000_000 for copy in copies)
-    monkeypatch.setattr(staging, "LARGEST_PLAIN_BYTES", 2_999_999)
+    monkeypatch.setattr(staging, "MAX_DECOMPRESSED_BYTES", 2_999_999)
     with pytest.raises(RefusedError, match=r"a.txt.gz is larger than 2,999,999 bytes decompressed"):
         plain_copy(packed, folder)
 
@@ -929,5 +929,5 @@ def test_the_shown_limit_is_twenty(tmp_path: Path) -> None:
         log.drop(key)
     (tmp_path / "a.txt").write_text(log.text() + "".join(f":::MLLOG {number}x\n" for number in range(40)))
     result = check_file(tmp_path / "a.txt")
-    assert len(result.messages) == messages.MOST_MESSAGES == 20
+    assert len(result.messages) == messages.MAX_MESSAGES == 20
     assert re.fullmatch(r"\d+ more messages are not shown", result.messages[-1])

@@ -18,8 +18,8 @@ import pytest
 from compliance import package
 from compliance.check import Options, check_set
 from compliance.findings import Finding, Official, Report, Severity, Verdict
+from compliance.log_files import InputError
 from compliance.package import BuiltPackage, PackageRefusedError, build
-from compliance.source import InputError
 from tests.support.made_logs import compliant_set, system_description, write_set
 
 GBS_16_MEAN = 194_560.0

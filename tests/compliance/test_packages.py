@@ -14,8 +14,8 @@ import pytest
 from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
 
 from compliance.findings import Finding, Severity
-from compliance.rules.packages import RULES, LoggedIdentity, PackageSubject, organisation_agreement
-from compliance.rules.rule import show
+from compliance.rules.packages import RULES, LoggedIdentity, PackageContext, organisation_agreement
+from compliance.rules.rule import quote_json
 from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, read_submission
 from tests.support.made_logs import DESCRIPTION_FIELDS, MadeLog, system_description, write_tree
 
@@ -53,7 +53,7 @@ class Tree:
         if path.is_file() and not path.is_symlink():
             text = self.description
             path.write_text(text if isinstance(text, str) else json.dumps(text))
-        subject = PackageSubject(read_submission(self.root), {SYSTEM: tuple(self.identities)}, self.runs)
+        subject = PackageContext(read_submission(self.root), {SYSTEM: tuple(self.identities)}, self.runs)
         return [finding for rule in RULES for finding in rule.judge(subject)]
 
 
@@ -232,8 +232,8 @@ def test_a_finding_says_where_what_and_what_was_wanted(tree: Tree) -> None:
     count, other_count, bad, status = tree.judge()
     assert (count.file, count.expected, count.got) == (str(tree.root / "results/bad/gpt_oss_20b"), "10", "1")
     assert (other_count.file, other_count.got) == (str(tree.root / RESULTS), "9")
-    assert (bad.file, bad.line, bad.got) == (str(tree.root / "systems/bad.json"), 3, show("}"))
-    assert (status.file, status.got) == (str(tree.root / f"systems/{SYSTEM}.json"), show("onprem"))
+    assert (bad.file, bad.line, bad.got) == (str(tree.root / "systems/bad.json"), 3, quote_json("}"))
+    assert (status.file, status.got) == (str(tree.root / f"systems/{SYSTEM}.json"), quote_json("onprem"))
     assert status.expected == " | ".join(STATUSES)
     assert count.citation
 
@@ -258,9 +258,9 @@ def test_every_system_is_compared_with_its_logs(tree: Tree) -> None:
         tree.write(f"results/{name}/gpt_oss_20b/result_0.txt")
     tree.remove("systems/a.json")
     said = tuple(tree.identities)
-    subject = PackageSubject(read_submission(tree.root), {"a": said, "z": said, SYSTEM: said})
+    subject = PackageContext(read_submission(tree.root), {"a": said, "z": said, SYSTEM: said})
     (finding,) = organisation_agreement.judge(subject)
-    assert finding.expected == show("z")
+    assert finding.expected == quote_json("z")
 
 
 def test_what_belongs_beside_logs_is_no_warning(tree: Tree) -> None:
@@ -328,13 +328,13 @@ def test_each_other_value_is_named_once_with_its_first_log(tree: Tree) -> None:
     first, second = tree.judge()
     assert (first.file, first.got, first.message.partition(" with")[0]) == (
         f"{RESULTS}/result_3.txt",
-        show("B"),
+        quote_json("B"),
         "2 logs",
     )
     assert (second.file, second.got, second.expected) == (
         f"{RESULTS}/result_4.txt",
-        show("C"),
-        show("Example Laboratory"),
+        quote_json("C"),
+        quote_json("Example Laboratory"),
     )
 
 
@@ -377,7 +377,7 @@ def test_values_of_a_description_are_quoted_on_one_line_and_cut(tree: Tree) -> N
         "package-system-description", "division-agreement", "organisation-agreement",
     }  # fmt: skip
     # A value without end is named by its type.
-    assert show("list") in {finding.got for finding in findings}
+    assert quote_json("list") in {finding.got for finding in findings}
     for finding in findings:
         text = f"{finding.message}{finding.got}{finding.expected}"
         assert "\n" not in text

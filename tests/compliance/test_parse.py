@@ -111,15 +111,15 @@ def test_the_form_of_a_log_does_not_matter(form: str, convention: str) -> None:
 )  # fmt: skip
 def test_what_cannot_be_read_is_a_finding_with_its_line(line: str) -> None:
     log = parsed(f"hello\n{line}\n:::MLLOG {json.dumps(event('seed', 1, 1_790_000_000_000))}\n")
-    assert [(defect.rule, defect.line) for defect in log.defects] == [("record-corrupt", 2)]
+    assert [(defect.rule, defect.line) for defect in log.parse_errors] == [("record-corrupt", 2)]
     assert [record.key for record in log.records] == ["seed"]
     assert log.lines == 3
 
 
 def test_an_unreadable_record_is_quoted_by_its_beginning() -> None:
-    (defect,) = parsed(":::MLLOG   {" + "x" * 500 + "\n").defects
+    (defect,) = parsed(":::MLLOG   {" + "x" * 500 + "\n").parse_errors
     assert defect.got == "{" + "x" * 76  # 80 bytes with the blanks
-    (binary,) = parsed(b":::MLLOG {\xff\n").defects
+    (binary,) = parsed(b":::MLLOG {\xff\n").parse_errors
     assert binary.got == "{\\xff"
 
 
@@ -139,7 +139,7 @@ def test_an_unreadable_record_is_quoted_by_its_beginning() -> None:
 )
 def test_what_a_record_holds(changes: dict[str, Any], field: str, expected: object) -> None:
     log = parsed(f":::MLLOG\t{json.dumps({**event('seed', 1, 1_790_000_000_000), **changes})}\n")
-    assert log.defects == []
+    assert log.parse_errors == []
     assert getattr(log.records[0], field) == expected
     without = event("seed", 1, 1_790_000_000_000)
     del without["event_type"]
@@ -163,7 +163,7 @@ def test_the_rank_that_a_launcher_names(before: str, rank: int | None) -> None:
 def test_a_record_cut_by_another_costs_only_itself() -> None:
     whole = f":::MLLOG {json.dumps(event('seed', 1, 1_790_000_000_000))}"
     log = parsed(f"{whole[:40]}{whole}\n")
-    assert len(log.defects) == 1
+    assert len(log.parse_errors) == 1
     assert [record.value for record in log.records] == [1]
 
 
@@ -218,9 +218,9 @@ LOSS = f":::MLLOG {json.dumps(event('train_loss', 3.0, 1_790_000_000_000))}"
 )
 def test_a_file_without_records_is_empty(content: str, defects: list[tuple[str, int | None]]) -> None:
     log = parsed(content)
-    assert [(defect.rule, defect.line) for defect in log.defects] == defects
+    assert [(defect.rule, defect.line) for defect in log.parse_errors] == defects
     if content.startswith("Traceback"):
-        assert log.defects[0].got == "Traceback (most recent call last):"
+        assert log.parse_errors[0].got == "Traceback (most recent call last):"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_file_without_records_is_empty(content: str, defects: list[tuple[str, 
     ],
 )
 def test_a_wide_encoding_is_named(encoding: str, mark: bytes, name: str) -> None:
-    (defect,) = parsed(mark + f"{SEED}\n".encode(encoding)).defects
+    (defect,) = parsed(mark + f"{SEED}\n".encode(encoding)).parse_errors
     assert defect.rule == "file-encoding" and name in defect.message
 
 
@@ -244,22 +244,22 @@ def test_a_few_zeros_or_a_mark_further_on_are_other_text(line: bytes) -> None:
     """The second line reaches into the second chunk and is the first that comes with it."""
     content = b"ab\0" * 60 + b"\n" + line + b"x" * (1 << 20) + b"\n" + SEED.encode()
     log = parsed(content)
-    assert log.defects == []
+    assert log.parse_errors == []
     assert [(record.key, record.line) for record in log.records] == [("seed", 3)]
 
 
 def test_too_long_a_line_is_named_and_what_follows_is_read() -> None:
     text = "x" * (5 << 20)
     log = parsed(f"one\ntwo\n{SEED} {text}\n{SEED}\n")
-    assert {defect.rule for defect in log.defects} == {"record-corrupt"}
-    assert log.defects[0].line == 3 and "longer than 1,048,576 bytes" in log.defects[0].message
+    assert {defect.rule for defect in log.parse_errors} == {"record-corrupt"}
+    assert log.parse_errors[0].line == 3 and "longer than 1,048,576 bytes" in log.parse_errors[0].message
     assert [record.line for record in log.records][:1] == [3]
     assert len(log.records) == 2
 
 
 def test_a_line_of_a_megabyte_is_not_too_long() -> None:
     log = parsed(SEED.ljust(1 << 20) + f"\n{SEED}\n")
-    assert log.defects == []
+    assert log.parse_errors == []
     assert [record.line for record in log.records] == [1, 2]
     assert (log.lines, log.size) == (2, (1 << 20) + len(SEED) + 2)
 
@@ -267,12 +267,12 @@ def test_a_line_of_a_megabyte_is_not_too_long() -> None:
 def test_lines_are_counted_over_all_chunks() -> None:
     noise = "x" * 999 + "\n"
     log = parsed(noise * 3000 + ":::MLLOG {\n" + SEED + "\n" + LOSS)
-    assert [defect.line for defect in log.defects] == [3001]
+    assert [defect.line for defect in log.parse_errors] == [3001]
     assert [record.line for record in log.records] == [3002]
     assert list(log.train_losses.lines) == [3003]
     assert log.lines == 3003
     long = parsed(noise * 3000 + "x" * (3 << 20) + "\n")
-    assert [defect.line for defect in long.defects][:1] == [3001]
+    assert [defect.line for defect in long.parse_errors][:1] == [3001]
 
 
 def test_memory_is_bounded_whatever_the_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_memory_is_bounded_whatever_the_file_holds(monkeypatch: pytest.MonkeyPat
     log = parsed(content)
     assert len(log.train_losses) == 100
     assert len(log.records) == 200
-    messages = [defect.message for defect in log.defects[100:]]
+    messages = [defect.message for defect in log.parse_errors[100:]]
     assert len(messages) == 3 and all(message.startswith("50 ") for message in messages)
 
 
@@ -296,9 +296,9 @@ def test_what_fits_is_kept_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPat
     log = parsed("".join(f"{LOSS}\n{LOSS}\n:::MLLOG {{\n{SEED}\n" for _ in range(count)))
     kept = min(count, 100)
     assert (len(log.records), len(log.train_losses)) == (kept, min(2 * count, 100))
-    assert len([defect for defect in log.defects if defect.line is not None]) == kept
+    assert len([defect for defect in log.parse_errors if defect.line is not None]) == kept
     left_out = {"train_loss": 2 * count - 100, "records past": count - 100, "unreadable": count - 100}
-    said = [defect.message for defect in log.defects if defect.line is None]
+    said = [defect.message for defect in log.parse_errors if defect.line is None]
     expected = [(what, more) for what, more in left_out.items() if more > 0]
     for message, (what, more) in zip(said, expected, strict=True):
         assert message.startswith(f"{more} ") and what in message

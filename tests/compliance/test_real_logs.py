@@ -7,10 +7,10 @@ import pytest
 
 from compliance.check import Options, check_set
 from compliance.findings import Report, Severity, Status
+from compliance.log_files import read_log
 from compliance.rules.evaluations import logged_schedule
 from compliance.run import Run
 from compliance.schedule import Comparison
-from compliance.source import read_log
 from tests.support.judging import fired
 from tests.support.paths import REFERENCE_LOGS
 

@@ -1179,7 +1179,7 @@ def test_the_open_division_s_best_loss_is_a_loss_of_a_run_that_succeeded() -> No
 def test_an_evaluation_of_the_untrained_model_is_no_interval() -> None:
     log = compliant_log(division="open")
     evaluation_at_zero(log)
-    assert judged(log).run.eval_interval is None
+    assert judged(log).run.eval_interval_samples is None
 
 
 def test_rates_are_compared_where_there_are_any() -> None:

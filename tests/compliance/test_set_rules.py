@@ -38,7 +38,7 @@ def test_too_few_runs() -> None:
 
 
 def test_another_number_of_runs_may_be_asked_for() -> None:
-    result, findings = judged_set(compliant_set(16)[:5], wanted=5)
+    result, findings = judged_set(compliant_set(16)[:5], required_runs=5)
     assert findings == []
     assert result.score is not None and result.score.valid
 
@@ -84,7 +84,7 @@ def test_of_more_runs_those_of_the_window_must_converge(lost: tuple[int, ...], f
 
 
 def test_another_number_of_runs_has_windows_as_well() -> None:
-    result, findings = judged_set(compliant_set(64)[:7], wanted=5)
+    result, findings = judged_set(compliant_set(64)[:7], required_runs=5)
     assert fired(findings) == set() and fired(findings, INFO) == {"set-count"}
     assert result.score is not None and result.score.valid and len(result.score.window) == 5
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compliance import listing
-from compliance.listing import Link, TreeFile, displayed, is_awkward, is_binary, is_source, list_tree
-from compliance.records import Defect
-from compliance.submission import LARGEST_DESCRIPTION, SystemDescription, read_submission, read_system
+from compliance import file_tree
+from compliance.file_tree import Link, TreeFile, has_rejected_name, is_binary, is_source, list_tree, printable_path
+from compliance.records import ParseError
+from compliance.submission import MAX_DESCRIPTION_BYTES, SystemDescription, read_submission, read_system_description
 from tests.support.made_logs import MadeLog, system_description, write_tree
 
 RESULTS = "results/sys_1x8/gpt_oss_20b"
@@ -33,14 +33,14 @@ def system_file(tmp_path: Path, content: Any) -> Path:
 
 
 def described(tmp_path: Path, **changes: Any) -> SystemDescription:
-    system = read_system(system_file(tmp_path, system_description(**changes)))
+    system = read_system_description(system_file(tmp_path, system_description(**changes)))
     assert isinstance(system, SystemDescription)
     return system
 
 
-def refused(path: Path) -> Defect:
-    defect = read_system(path)
-    assert isinstance(defect, Defect)
+def refused(path: Path) -> ParseError:
+    defect = read_system_description(path)
+    assert isinstance(defect, ParseError)
     assert defect.rule == "package-system-description"
     return defect
 
@@ -49,7 +49,7 @@ def test_a_tree_is_listed(tmp_path: Path) -> None:
     root = tree(tmp_path, 11)
     submission = read_submission(root)
     assert submission.root == root
-    assert list(submission.systems) == list(submission.described) == ["sys_1x8"]
+    assert list(submission.systems) == list(submission.system_names) == ["sys_1x8"]
     (folder,) = submission.results
     assert (folder.system, folder.path, folder.others) == ("sys_1x8", str(root / RESULTS), ())
     # In order of their numbers: 2 comes before 10.
@@ -93,7 +93,7 @@ def test_messages_name_files_as_the_user_did(tmp_path: Path, monkeypatch: pytest
     assert submission.results[0].path == f"tree/{RESULTS}"
     assert submission.results[0].logs[0] == Path("tree", RESULTS, "result_0.txt")
     assert [file for file, _ in submission.problems] == ["tree/systems/bad.json"]
-    assert submission.described == ("bad", "sys_1x8")
+    assert submission.system_names == ("bad", "sys_1x8")
     # A tree that is to be moved is named by its later place; its logs are opened where they are.
     moved = read_submission(Path("tree"), Path("later"))
     assert moved.systems["sys_1x8"].path == "later/systems/sys_1x8.json"
@@ -126,9 +126,9 @@ def test_the_division_of_the_directory(
 ) -> None:
     (tmp_path / place.partition("/")[0]).mkdir()
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    assert read_submission(tmp_path / place).directory_division == expected
+    assert read_submission(tmp_path / place).folder_division == expected
     monkeypatch.chdir(tmp_path / place)
-    assert read_submission(Path()).directory_division == expected
+    assert read_submission(Path()).folder_division == expected
 
 
 def test_a_system_description(tmp_path: Path) -> None:
@@ -136,20 +136,20 @@ def test_a_system_description(tmp_path: Path) -> None:
     assert (system.name, system.path) == ("sys_1x8", str(tmp_path / "sys_1x8.json"))
     assert (system.division, system.submitter) == ("closed", "Example Laboratory")
     assert (system.status, system.system_name) == ("Available on-premise", "sys_1x8")
-    assert (system.nodes, system.accelerators_per_node, system.world) == (4, 8, 32)
+    assert (system.nodes, system.accelerators_per_node, system.total_accelerators) == (4, 8, 32)
     assert system.raw["cooling"] == "example"
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "8.0", "eight", "", "٣", "9" * 5000, 0, -2, 8.0, True, None, [8], {}])
 def test_counts_that_are_none(tmp_path: Path, count: object) -> None:
     system = described(tmp_path, number_of_nodes=count)
-    assert (system.nodes, system.accelerators_per_node, system.world) == (None, 8, None)
+    assert (system.nodes, system.accelerators_per_node, system.total_accelerators) == (None, 8, None)
     system = described(tmp_path, accelerators_per_node=count)
-    assert (system.nodes, system.accelerators_per_node, system.world) == (1, None, None)
+    assert (system.nodes, system.accelerators_per_node, system.total_accelerators) == (1, None, None)
 
 
 def test_a_count_may_be_a_number(tmp_path: Path) -> None:
-    assert described(tmp_path, number_of_nodes=3).world == 24
+    assert described(tmp_path, number_of_nodes=3).total_accelerators == 24
 
 
 @pytest.mark.parametrize("value", [None, 7, ["closed"], {"a": 1}, True])
@@ -187,8 +187,8 @@ def test_the_line_that_is_no_json_is_quoted(tmp_path: Path) -> None:
 
 
 def test_a_description_has_a_largest_size(tmp_path: Path) -> None:
-    largest = json.dumps(system_description()).encode().ljust(LARGEST_DESCRIPTION)
-    assert isinstance(read_system(system_file(tmp_path, largest)), SystemDescription)
+    largest = json.dumps(system_description()).encode().ljust(MAX_DESCRIPTION_BYTES)
+    assert isinstance(read_system_description(system_file(tmp_path, largest)), SystemDescription)
     assert "larger than 1,048,576 bytes" in refused(system_file(tmp_path, largest + b" ")).message
 
 
@@ -210,7 +210,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @given(st.binary(max_size=300) | st.from_regex(rb'\A\{("[a-z]{1,3}": ?[\[\]{}"0-9eE.+-]{1,9},?\n?){0,9}\}?\Z'))
 def test_no_bytes_raise(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
-    read_system(system_file(folder, content))
+    read_system_description(system_file(folder, content))
 
 
 def test_links_out_of_the_tree_are_named_and_not_followed(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_links_out_of_the_tree_are_named_and_not_followed(tmp_path: Path) -> Non
         Link(f"{RESULTS}/result_9.txt", "../../../../outside/result_9.txt", "outside"),
         Link("systems/out.json", str(outside / "secret.json"), "outside"),
     )
-    assert list(submission.described) == list(submission.systems) == ["sys_1x8"]
+    assert list(submission.system_names) == list(submission.systems) == ["sys_1x8"]
     assert [log.name for log in submission.results[0].logs] == ["result_0.txt", "result_1.txt"]
     assert not [file for file in submission.files if "secret" in file.name or "result_9" in file.name]
 
@@ -284,7 +284,7 @@ def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr("compliance.listing.os.scandir", deny)
+    monkeypatch.setattr("compliance.file_tree.os.scandir", deny)
     submission = read_submission(root)
     ((file, defect),) = submission.problems
     assert (file, defect.message) == (str(root / "systems"), "cannot be listed: Permission denied")
@@ -295,9 +295,9 @@ def test_a_listing_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "a").mkdir()
     for name in "bcd":
         (tmp_path / "a" / name).write_text("")
-    monkeypatch.setattr(listing, "MOST_ENTRIES", 4)
+    monkeypatch.setattr(file_tree, "MAX_ENTRIES", 4)
     assert list_tree(tmp_path, lambda _: True).unlisted == []
-    monkeypatch.setattr(listing, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(file_tree, "MAX_ENTRIES", 3)
     found = list_tree(tmp_path, lambda _: True)
     assert (found.folders, found.files) == (["a"], [])
     assert [name for name, _ in found.unlisted] == ["a"]
@@ -316,8 +316,8 @@ def test_a_listing_is_sorted_and_enters_what_it_is_told_to(tmp_path: Path) -> No
 
 
 def test_names_are_shown_on_one_printable_line(tmp_path: Path) -> None:
-    assert displayed(Path("a/é b")) == "a/é b"
-    assert displayed("a\n\x1b[31m\udcff") == "a\\n\\x1b[31m\\udcff"
+    assert printable_path(Path("a/é b")) == "a/é b"
+    assert printable_path("a\n\x1b[31m\udcff") == "a\\n\\x1b[31m\\udcff"
     root = tree(tmp_path)
     (root / "systems" / "a\nb.json").write_text("{}")
     submission = read_submission(root)
@@ -352,7 +352,7 @@ def test_kinds_of_files_by_name() -> None:
     assert is_source("K.CU")
     assert not is_source("py")
     assert not is_source("train.pyx.txt")
-    assert is_awkward("a/.env")
-    assert is_awkward("a b.py")
-    assert not is_awkward("a b/c.py")
-    assert not is_awkward("a.b")
+    assert has_rejected_name("a/.env")
+    assert has_rejected_name("a b.py")
+    assert not has_rejected_name("a b/c.py")
+    assert not has_rejected_name("a.b")

@@ -13,7 +13,7 @@ from mlperf_logging.system_desc_checker.system_desc_checker import check_system_
 
 from compliance.check import Options, check_package
 from compliance.machine.description import DEFAULTS, EXPECTED, Description, describe
-from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, SystemDescription, read_system
+from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, SystemDescription, read_system_description
 from compliance.system_description import left_to_do
 from tests.support.made_logs import compliant_set, write_tree
 from tests.support.made_machines import add_accelerators, add_disk, amd_smi, made_host, made_tool, nvidia
@@ -60,7 +60,7 @@ def test_this_machine_passes_the_official_checker_as_it_stands(tmp_path: Path) -
     valid, line = officially(out)
     assert valid
     assert line.count(",") == len(TEXT_FIELDS)
-    assert isinstance(read_system(out), SystemDescription)
+    assert isinstance(read_system_description(out), SystemDescription)
     assert fields["operating_system"].endswith(f", Linux {os.uname().release}")
 
 
@@ -105,9 +105,9 @@ def test_the_eight_of_a_described_node_are_counted(tmp_path: Path, tools: Path) 
     made_tool(tools, "nvidia-smi", nvidia())
     found = describe({"submitter": "Org", "number_of_nodes": "1"}, root, [])
     path = written(tmp_path / "system.json", found)
-    system = read_system(path)
+    system = read_system_description(path)
     assert isinstance(system, SystemDescription)
-    assert (system.nodes, system.accelerators_per_node, system.world) == (1, 8, 8)
+    assert (system.nodes, system.accelerators_per_node, system.total_accelerators) == (1, 8, 8)
     assert found.fields["host_networking_topology"] == "N/A (one node)"
     assert found.fields["other_software_stack"] == "NVIDIA driver 570.124.06"
     assert officially(path) == (

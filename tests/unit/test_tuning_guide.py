@@ -261,7 +261,7 @@ def test_what_a_fast_set_costs() -> None:
 @pytest.mark.parametrize("row", rows("power"), ids=lambda row: f"GBS {row[0]}")
 def test_what_ten_runs_can_show(row: list[str]) -> None:
     point = next(point for point in full_points("6.1.0") if point.gbs == int(row[0]))
-    found = spread([float(samples) for samples in point.samples], benchmark.eval_interval(point.gbs))
+    found = spread([float(samples) for samples in point.samples], benchmark.eval_interval_samples(point.gbs))
     assert found is not None and found.quantum_percent is not None
     test = welch(found, found)
     assert test is not None
@@ -320,7 +320,7 @@ def test_the_loss_near_the_target() -> None:
 
 
 def test_the_margin_in_intervals() -> None:
-    assert says(f"margin of 10,751.2 samples is {10_751.2 / benchmark.eval_interval(32):.2f} of an interval")
+    assert says(f"margin of 10,751.2 samples is {10_751.2 / benchmark.eval_interval_samples(32):.2f} of an interval")
 
 
 # --- memory
@@ -401,7 +401,7 @@ def test_what_is_computed_again_and_for_how_much() -> None:
 
 def test_intervals_kept_from_another_batch() -> None:
     assert says(f"every 512 steps at GBS 32 and 48, that is every {512 * 32:,} and {512 * 48:,} samples")
-    assert {512 * 32, 512 * 48}.isdisjoint({benchmark.eval_interval(32), benchmark.eval_interval(48)})
+    assert {512 * 32, 512 * 48}.isdisjoint({benchmark.eval_interval_samples(32), benchmark.eval_interval_samples(48)})
     assert says(f"floors 12,288 / 36 to {12_288 // 36}") and plan(36).eval_interval_steps == 12_288 // 36 + 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compliance.source import InputError, find_logs, read_log
+from compliance.log_files import InputError, find_logs, read_log
 from tests.support.made_logs import compliant_log
 
 LOG = compliant_log(64, steps_between_train_loss=96).text().encode()
@@ -88,7 +88,7 @@ def test_a_log_is_unpacked_by_its_bytes_not_by_its_name(tmp_path: Path, name: st
     path = tmp_path / name
     path.write_bytes(gzip.compress(LOG) if packed else LOG)
     log = read_log(path)
-    assert log.defects == [] and log.size == len(LOG)
+    assert log.parse_errors == [] and log.size == len(LOG)
     assert (log.name, read_log(path, "a name").name) == (str(path), "a name")
 
 
@@ -101,7 +101,7 @@ def test_several_archives_in_one_are_one_log(tmp_path: Path) -> None:
 def test_an_empty_file_is_read_and_is_empty(tmp_path: Path) -> None:
     for name, content in (("x", b""), ("y", gzip.compress(b"")), ("z", b"\x1f")):
         (tmp_path / name).write_bytes(content)
-        assert [defect.rule for defect in read_log(tmp_path / name).defects] == ["file-empty"]
+        assert [defect.rule for defect in read_log(tmp_path / name).parse_errors] == ["file-empty"]
 
 
 PACKED = gzip.compress(LOG)

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 # A submission has thousands of files; whoever names `/` by mistake must not wait for a listing of it.
-MOST_ENTRIES = 100_000
+MAX_ENTRIES = 100_000
 _SOURCE = re.compile(
     r".*\.(py|sh|sub|c|cc|cpp|cxx|h|hh|hpp|hxx|cu|cuh|hip|rs|go|java|js|ts|jl)", re.IGNORECASE | re.DOTALL
 )
@@ -46,7 +46,7 @@ class Link:
 
 
 @dataclass(slots=True)
-class Listing:
+class FileTree:
     """Everything below a root; names are relative to it, with `/`, in order. Unlisted: a name, and why not."""
 
     files: list[TreeFile] = field(default_factory=list)
@@ -55,16 +55,16 @@ class Listing:
     unlisted: list[tuple[str, str]] = field(default_factory=list)
 
 
-def list_tree(root: Path, enters: Callable[[str], bool]) -> Listing:
-    """Lists everything below a folder; it stops, and says so, after `MOST_ENTRIES` entries.
+def list_tree(root: Path, enters: Callable[[str], bool]) -> FileTree:
+    """Lists everything below a folder; it stops, and says so, after `MAX_ENTRIES` entries.
 
     Args:
         root: the folder.
         enters: whether to list what is in a folder, given its name below the root.
     """
     real = Path(os.path.realpath(root))
-    listing = Listing()
-    pending, room = [""], MOST_ENTRIES
+    listing = FileTree()
+    pending, room = [""], MAX_ENTRIES
     while pending:
         folder = pending.pop()
         try:
@@ -74,7 +74,7 @@ def list_tree(root: Path, enters: Callable[[str], bool]) -> Listing:
             listing.unlisted.append((folder, f"cannot be listed: {error.strerror}"))
             continue
         if len(entries) > room:
-            message = f"the tree has more than {MOST_ENTRIES:,} files and folders, and is not listed from here on"
+            message = f"the tree has more than {MAX_ENTRIES:,} files and folders, and is not listed from here on"
             listing.unlisted.append((folder, message))
             break
         room -= len(entries)
@@ -86,10 +86,10 @@ def list_tree(root: Path, enters: Callable[[str], bool]) -> Listing:
     return listing
 
 
-def displayed(path: Path | str) -> str:
+def printable_path(path: Path | str) -> str:
     r"""A path as messages show it: on one line, and printable whatever bytes the name holds.
 
-    >>> displayed(Path("a\nb"))
+    >>> printable_path(Path("a\nb"))
     'a\\nb'
     """
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
@@ -109,13 +109,13 @@ def is_binary(name: str) -> bool:
     return _BINARY.fullmatch(name) is not None
 
 
-def is_awkward(name: str) -> bool:
+def has_rejected_name(name: str) -> bool:
     """Whether mlperf-logging's repo_checker refuses the last part of a name: a leading dot, a blank."""
     last = name.rpartition("/")[2]
     return last.startswith(".") or " " in last
 
 
-def _sort_in(listing: Listing, real: Path, name: str) -> bool:
+def _sort_in(listing: FileTree, real: Path, name: str) -> bool:
     """Puts one entry where it belongs; whether it is a folder."""
     try:
         status = (real / name).lstat()

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compliance.fast_path import infer
 from compliance.parse import parse
 from compliance.records import Log
-from compliance.shape import learn
 
 NUMBER = (
     st.floats(allow_nan=False, allow_infinity=False) | st.integers(-10, 10**12) | st.sampled_from([0, 1e-300, 1e300])
@@ -39,8 +39,8 @@ def same_alone_and_together(*lines: bytes) -> None:
     together, alone = parsed(*lines), [parsed(line) for line in lines]
     assert columns(together) == [list(chain(*each)) for each in zip(*map(columns, alone), strict=True)]
     assert len(together.records) == sum(len(log.records) for log in alone)
-    unread = [defect.message for log in alone for defect in log.defects if defect.rule == "record-corrupt"]
-    assert [defect.message for defect in together.defects] == unread
+    unread = [defect.message for log in alone for defect in log.parse_errors if defect.rule == "record-corrupt"]
+    assert [defect.message for defect in together.parse_errors] == unread
 
 
 @st.composite
@@ -112,7 +112,7 @@ PLAIN = (
     ],
 )
 def test_what_a_shape_does_not_take(old: bytes, new: bytes) -> None:
-    shape = learn(PLAIN)
+    shape = infer(PLAIN)
     assert shape is not None
     assert shape.pattern.fullmatch(b":::MLLOG" + PLAIN)
     assert not shape.pattern.fullmatch(b":::MLLOG" + PLAIN.replace(old, new, 1))
@@ -134,7 +134,7 @@ def test_what_a_shape_does_not_take(old: bytes, new: bytes) -> None:
     ],
 )
 def test_what_is_left_to_the_decoder(record: bytes) -> None:
-    assert learn(record) is None
+    assert infer(record) is None
 
 
 def test_a_log_that_changes_its_form_is_read_to_the_end() -> None:

@@ -25,7 +25,7 @@ _FIELDS: dict[tuple[bytes, ...], bytes] = {
 
 
 @dataclass(frozen=True, slots=True)
-class LossShape:
+class LineTemplate:
     """How one log writes a `train_loss`.
 
     Attributes:
@@ -37,11 +37,11 @@ class LossShape:
     places: tuple[int | None, ...]
 
 
-def learn(record: bytes) -> LossShape | None:
+def infer(record: bytes) -> LineTemplate | None:
     """The shape of a line, from the text after its `:::MLLOG`; None for what only a JSON decoder can read.
 
     >>> line = b' {"key": "train_loss", "value": 3.5, "time_ms": 7, "metadata": {"lr": 0.1}}'
-    >>> shape = learn(line)
+    >>> shape = infer(line)
     >>> shape.pattern.fullmatch(b":::MLLOG" + line.replace(b"3.5", b"4")).groups()
     (b'4', b'7', b'0.1')
     >>> shape.places
@@ -74,7 +74,7 @@ def learn(record: bytes) -> LossShape | None:
     # What is no number in this line, or does not end it, is not the shape's.
     whole = shape.fullmatch(b":::MLLOG" + record)
     places = tuple(found.index(path) if path in found else None for path in _FIELDS)
-    return LossShape(shape, places) if whole else None
+    return LineTemplate(shape, places) if whole else None
 
 
 def _tokens(record: bytes) -> Iterator[tuple[tuple[bytes, ...] | None, bytes]]:

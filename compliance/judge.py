@@ -87,8 +87,10 @@ def judge_set(
         tested = rcp.test(batch, olympic_samples, ruleset)
     step = common_eval_interval([each.run for each in judged])
     variance = _variance(window, step, batch, cv_limit)
-    subject = RunSet(judged=tuple(each.run for each in judged), runs=tuple(runs), window=tuple(window), required_runs=required_runs,
-                     variance=variance, rcp=tested, olympic_samples=olympic_samples)  # fmt: skip
+    subject = RunSet(
+        judged=tuple(each.run for each in judged), runs=tuple(runs), window=tuple(window),
+        required_runs=required_runs, variance=variance, rcp=tested, olympic_samples=olympic_samples,
+    )  # fmt: skip
     findings = tuple(finding for rule in SET_RULES for finding in rule.judge(subject))
     errors = any(finding.severity is Severity.ERROR for finding in [*findings, *_all(judged)])
     normalization = tested.pruned.normalization if tested is not None else 1.0

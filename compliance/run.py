@@ -198,8 +198,8 @@ def whole_number(value: object) -> int | None:
 def comparison_key(value: object) -> str:
     """Equal for equal JSON values: numbers by what they are worth, however they are written.
 
-    >>> comparison_key(1) == comparison_key(1.0), comparison_key(1) == comparison_key(True), comparison_key("1") == comparison_key(1)
-    (True, False, False)
+    >>> comparison_key(1), comparison_key(1.0), comparison_key(True), comparison_key("1")
+    ('1', '1', 'True', "'1'")
     """
     number = whole_number(value)
     return repr(value if number is None else number)

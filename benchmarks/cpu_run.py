@@ -65,7 +65,7 @@ def main(
 
 def versions() -> dict[str, str | None]:
     """Of the packages that decide the figures."""
-    from gptoss20b.record import versions as all_versions
+    from gptoss20b.run_metadata import versions as all_versions
 
     return {name: all_versions()[name] for name in ("python", "torch", "megatron-core")}
 
@@ -102,16 +102,16 @@ def time_steps(output: Path, steps: int) -> None:
     import torch.distributed as dist
 
     from gptoss20b.config import resolve
-    from gptoss20b.feed import synthetic
+    from gptoss20b.dataloader import synthetic
     from gptoss20b.mlperf_log import RunLog
-    from gptoss20b.process_groups import joined, read_rank
+    from gptoss20b.process_groups import distributed_session, read_rank
     from gptoss20b.progress import Display
-    from gptoss20b.training import Trainer
+    from gptoss20b.trainer import Trainer
 
     config = resolve()
     rank = read_rank(config)
     seconds: dict[str, list[float]] = {"torch": [], "megatron_local": [], "logging": []}
-    with joined(config, rank):
+    with distributed_session(config, rank):
         batches = synthetic(config, torch.device("cpu"))
         trainers = {
             "torch": Trainer(config, "torch", rank.device, 1),

@@ -42,8 +42,8 @@ DOCUMENTS = 45_600_000
 # natural logarithm's mean and standard deviation of a document's tokens; the mean length is 436
 _LENGTH_LOG_MEAN, _LENGTH_LOG_SD = 5.58, 1.0
 _CONFIG = resolve({})
-SEQUENCE_LENGTH = _CONFIG.rules.sequence_length
-SAMPLES = _CONFIG.rules.max_steps * _CONFIG.tuning.global_batch_size
+SEQUENCE_LENGTH = _CONFIG.fixed.sequence_length
+SAMPLES = _CONFIG.fixed.max_steps * _CONFIG.free.global_batch_size
 SEED = 1
 
 

@@ -5,7 +5,7 @@ The layout is that of MLCommons' own R2 downloader: a metadata file `NAME.uri` h
 """
 
 from gptoss20b.config.presets import PRESETS
-from gptoss20b.config.tree import Rules
+from gptoss20b.config.tree import FixedHyperparameters
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 
 # The one place where the host is named: everything is fetched from it, over https, and from nowhere else.
@@ -14,4 +14,4 @@ PREFIXES = (TRAIN_PREFIX, VALIDATION_PREFIX)
 # The file's name says it: the first 91,205 documents of C4's validation split.
 VALIDATION_DOCUMENTS = 91_205
 VOCABULARY: int = PRESETS["reference"]["model"]["vocab_size"]
-SEQUENCE_LENGTH, EVALUATION_SEQUENCES = Rules().sequence_length, Rules().eval_samples
+SEQUENCE_LENGTH, EVALUATION_SEQUENCES = FixedHyperparameters().sequence_length, FixedHyperparameters().eval_samples

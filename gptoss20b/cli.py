@@ -19,9 +19,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .config import Config, ConfigError, fixed_by_rules, resolve, settings
-from .config.environment import read_settings, speaks_for_all
-from .stopping import ExitCode, leave
+from .config import Config, ConfigError, fixed_hyperparameter_overrides, resolve, settings
+from .config.environment import is_rank_zero, read_settings
+from .stopping import ExitCode, hard_exit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,7 +80,7 @@ def train(
 
     code = run(config)
     if code in (ExitCode.FAILED, ExitCode.DIVERGED):
-        leave(code)  # communicators whose peers are gone may not let the interpreter shut down
+        hard_exit(code)  # communicators whose peers are gone may not let the interpreter shut down
     raise typer.Exit(code)
 
 
@@ -107,7 +107,7 @@ def info(
     if as_json:
         print(json.dumps(size.as_dict(), indent=2))
         return
-    table = Table("figure", "value", title=f"{size.variant} at sequence length {config.rules.sequence_length}")
+    table = Table("figure", "value", title=f"{size.variant} at sequence length {config.fixed.sequence_length}")
     for name, value in size.as_dict().items():
         shown = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
         table.add_row(name.replace("_", " "), shown)
@@ -123,9 +123,9 @@ def doctor(
 ) -> None:
     """Check this node before a long run: say pass, or what to fix. It changes nothing and takes less than a minute."""
     config = _resolved(given)
-    from .doctor import Verdict, as_document, as_table, examine, last_line, read_place, verdict_of
+    from .tools.doctor import Verdict, as_document, as_table, examine, last_line, read_node_context, verdict_of
 
-    findings = examine(config, read_place(os.environ))
+    findings = examine(config, read_node_context(os.environ))
     if as_json:
         print(json.dumps(as_document(findings), indent=2))
     else:
@@ -156,7 +156,7 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate step time, time to train and memory of a layout on a system, with every assumption. Runs no model."""
-    from .estimate import EstimateError, Question, answer
+    from .tools.estimate import EstimateError, Question, answer
 
     by_hand = {
         "peak_tflops": peak_tflops,
@@ -203,10 +203,10 @@ def bench(
     _silence_dependencies()
     from torch import OutOfMemoryError
 
-    from .bench.measure import Timing, time_scenario
-    from .bench.result import as_table, to_json
     from .config.environment import LaunchError
     from .model.build import BackendError
+    from .tools.bench.measure import Timing, time_scenario
+    from .tools.bench.result import as_table, to_json
 
     try:
         found = time_scenario(scenario, backend, variant, Timing(warmup, steps, not no_optimizer), micro_batch)
@@ -252,8 +252,8 @@ def convert(
     """Convert weights from Hugging Face's GptOssForCausalLM, MXFP4 experts included, or to it: bit for bit in bf16 and
     fp32, a layer at a time. Everything is checked before anything is written; what exists is never overwritten.
     """
-    from .exchange.convert import from_hugging_face, to_hugging_face
-    from .exchange.problems import ExchangeError
+    from .hf.convert import from_hugging_face, to_hugging_face
+    from .hf.errors import ConversionError
 
     try:
         if from_hf and to and not (own or to_hf):
@@ -262,7 +262,7 @@ def convert(
             to_hugging_face(own, to_hf)
         else:
             _fail("convert takes --from-hf DIR --to DIR, or --from DIR --to-hf DIR")
-    except ExchangeError as error:
+    except ConversionError as error:
         _fail(str(error))
     except OSError as error:
         print(f"error: {error}; nothing is left of the new folder", file=sys.stderr)
@@ -294,7 +294,7 @@ def _silence_dependencies() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    if speaks_for_all():
+    if is_rank_zero():
         print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(ExitCode.BAD_CONFIGURATION)
 
@@ -303,7 +303,7 @@ def print_config(config: Config) -> None:
     """The resolved configuration on stdout: what differs from the closed division's rules first, then everything."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold what the terminal cannot show
-    differing = fixed_by_rules(config)
+    differing = fixed_hyperparameter_overrides(config)
     print(f"differs from the closed division's fixed values: {len(differing) or 'nothing'}")
     for _, variable, got, required in differing:
         print(f"  {variable} = {got} (rule: {required})")

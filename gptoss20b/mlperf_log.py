@@ -1,6 +1,6 @@
 """The log of one run: MLPerf's records, in the order of the benchmark's timeline, from rank 0 to stdout and the file.
 
-`RunLog.run_start` is the only maker of a `RunClock`, and opening the data takes one (`feed.open_feed`): the data cannot
+`RunLog.run_start` is the only maker of a `RunClock`, and opening the data takes one (`dataloader.build_dataloader`): the data cannot
 be touched before the clock runs.
 """
 
@@ -83,16 +83,16 @@ class RunLog:
     Args:
         path: the result file, which must not exist unless the run goes on; None for a rank that does not log.
         echo: shows each line on stdout; a display with a live line has its own way.
-        goes_on: the file is that of an interrupted run. Nothing is written before `resumed`.
+        resuming: the file is that of an interrupted run. Nothing is written before `resumed`.
 
     Raises:
         FileExistsError: the result file exists; results are never overwritten.
         BlockingIOError: another run is writing it.
     """
 
-    def __init__(self, path: Path | None, echo: Callable[[str], None] = print_line, *, goes_on: bool = False) -> None:
+    def __init__(self, path: Path | None, echo: Callable[[str], None] = print_line, *, resuming: bool = False) -> None:
         self.path = path
-        self.goes_on = goes_on
+        self.resuming = resuming
         self.samples = 0
         self.started = False
         self.stopped = False
@@ -100,8 +100,8 @@ class RunLog:
         self._file: TextIO | None = None
         if path is None:
             return
-        self._waits = goes_on
-        self._file = path.open("a" if goes_on else "x", encoding="utf-8")
+        self._waits = resuming
+        self._file = path.open("a" if resuming else "x", encoding="utf-8")
         _lock(self._file)
         sink = logging.Logger("gptoss20b.mllog")  # unregistered: nobody else's handlers or levels apply
         sink.addHandler(_Lines(self._write, echo))
@@ -141,7 +141,7 @@ class RunLog:
         self.started = True
         return RunClock(self)
 
-    def position(self) -> int:
+    def synced_bytes(self) -> int:
         """Length of the log in bytes, all of which is on the disk; 0 on a rank that does not log."""
         if self._file is None:
             return 0
@@ -251,7 +251,7 @@ def _keep_cut(log: Path, cut: bytes) -> None:
 
 def hyperparameters(config: Config, seed: int) -> dict[str, Any]:
     """The once-only records of ruleset 6.1.0, by key, in log order."""
-    rules, tuning, parallel, submission = config.rules, config.tuning, config.parallel, config.submission
+    fixed, free, parallel, submission = config.fixed, config.free, config.parallel, config.submission
     linear, attention, communication = _LOWEST_PRECISIONS[config.execution.precision]
     return {
         constants.SUBMISSION_BENCHMARK: "gpt_oss_20b",
@@ -260,26 +260,26 @@ def hyperparameters(config: Config, seed: int) -> dict[str, Any]:
         constants.SUBMISSION_PLATFORM: submission.platform,
         constants.SUBMISSION_STATUS: submission.status,
         constants.SEED: seed,
-        constants.GLOBAL_BATCH_SIZE: tuning.global_batch_size,
+        constants.GLOBAL_BATCH_SIZE: free.global_batch_size,
         constants.MICRO_BATCH_SIZE: config.execution.micro_batch_size,
         constants.GRADIENT_ACCUMULATION_STEPS: config.accumulation_steps,
-        constants.MAX_SEQUENCE_LENGTH: rules.sequence_length,
-        constants.TRAIN_SAMPLES: rules.max_steps * tuning.global_batch_size,
-        constants.EVAL_SAMPLES: rules.eval_samples,
-        "target_accuracy": rules.target_loss,
+        constants.MAX_SEQUENCE_LENGTH: fixed.sequence_length,
+        constants.TRAIN_SAMPLES: fixed.max_steps * free.global_batch_size,
+        constants.EVAL_SAMPLES: fixed.eval_samples,
+        "target_accuracy": fixed.target_loss,
         constants.INIT_CHECKPOINT_STEP: 0,
         constants.OPT_NAME: constants.ADAMW,
-        constants.OPT_BASE_LR: tuning.learning_rate,
+        constants.OPT_BASE_LR: free.learning_rate,
         constants.OPT_END_LR: config.end_learning_rate,
-        constants.OPT_LR_WARMUP_STEPS: tuning.warmup_steps,
+        constants.OPT_LR_WARMUP_STEPS: free.warmup_steps,
         constants.OPT_LR_DECAY_STEPS: config.decay_steps,
         constants.OPT_LR_DECAY_SCHEDULE: "cosine with linear warmup",
-        constants.OPT_ADAMW_BETA_1: rules.adam_beta1,
-        constants.OPT_ADAMW_BETA_2: rules.adam_beta2,
-        constants.OPT_ADAMW_EPSILON: rules.adam_epsilon,
-        constants.OPT_ADAMW_WEIGHT_DECAY: rules.weight_decay,
-        constants.OPT_GRADIENT_CLIP_NORM: rules.gradient_clip,
-        constants.MAX_STEPS: rules.max_steps,
+        constants.OPT_ADAMW_BETA_1: fixed.adam_beta1,
+        constants.OPT_ADAMW_BETA_2: fixed.adam_beta2,
+        constants.OPT_ADAMW_EPSILON: fixed.adam_epsilon,
+        constants.OPT_ADAMW_WEIGHT_DECAY: fixed.weight_decay,
+        constants.OPT_GRADIENT_CLIP_NORM: fixed.gradient_clip,
+        constants.MAX_STEPS: fixed.max_steps,
         constants.LOWEST_NUMERICAL_PRECISION_IN_LINEAR: linear,
         constants.LOWEST_NUMERICAL_PRECISION_IN_ATTN: attention,
         constants.LOWEST_NUMERICAL_PRECISION_IN_COMM: communication,

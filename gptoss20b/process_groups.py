@@ -23,7 +23,7 @@ class Rank:
     number: int
     world_size: int
     device: torch.device
-    alone: bool
+    standalone: bool
     under_torchrun: bool = False
 
     @property
@@ -46,11 +46,11 @@ def read_rank(config: Config) -> Rank:
             f"--nproc_per_node={config.parallel.gpus_per_node} -m gptoss20b train, or use run_and_time.sh."
         )
     device = torch.device("cuda", launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return Rank(launch.rank, launch.world_size, device, launch.alone, launch.under_torchrun)
+    return Rank(launch.rank, launch.world_size, device, launch.standalone, launch.under_torchrun)
 
 
 @contextmanager
-def joined(config: Config, rank: Rank) -> Iterator[None]:
+def distributed_session(config: Config, rank: Rank) -> Iterator[None]:
     """The life of the process groups: torch.distributed and Megatron-Core's on top, both gone at a good end.
 
     Raises:
@@ -67,7 +67,7 @@ def joined(config: Config, rank: Rank) -> Iterator[None]:
         megatron_cpu.enable()
         backend = "gloo"
     # A run of one process without a launcher needs no address to meet at.
-    store = HashStore() if rank.alone else None
+    store = HashStore() if rank.standalone else None
     try:
         dist.init_process_group(backend, timeout=timeout, rank=rank.number, world_size=rank.world_size, store=store)
     except (dist.DistNetworkError, dist.DistStoreError) as error:

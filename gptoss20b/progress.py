@@ -34,7 +34,7 @@ class Progress(Protocol):
         """The run is over."""
 
 
-class Silent:
+class NullProgress:
     """The progress of every rank but the first."""
 
     def trained(self, samples: int, loss: float) -> None:
@@ -64,9 +64,9 @@ class Display:
     """
 
     def __init__(self, config: Config) -> None:
-        self._tokens_per_sample = config.rules.sequence_length
-        self._interval = config.eval_interval_steps * config.tuning.global_batch_size
-        self._target = config.rules.target_loss
+        self._tokens_per_sample = config.fixed.sequence_length
+        self._interval = config.eval_interval_steps * config.free.global_batch_size
+        self._target = config.fixed.target_loss
         self._state = _State()
         self._recent: deque[tuple[float, int]] = deque(maxlen=32)
         self._evaluations: list[tuple[int, float]] = []

@@ -36,14 +36,14 @@ class ExitCode(enum.IntEnum):
 def exit_code_of(status: str, reason: str | None) -> ExitCode:
     """The exit status of a run whose log ends with this status and reason.
 
-    >>> exit_code_of("aborted", target_not_reached(3.34, 10)).name, exit_code_of("aborted", received("SIGTERM")).name
+    >>> exit_code_of("aborted", target_not_reached(3.34, 10)).name, exit_code_of("aborted", signal_reason("SIGTERM")).name
     ('NOT_CONVERGED', 'TERMINATED')
     """
     if status == "success":
         return ExitCode.CONVERGED
-    if reason in (received("SIGTERM"), received("SIGHUP")):
+    if reason in (signal_reason("SIGTERM"), signal_reason("SIGHUP")):
         return ExitCode.TERMINATED
-    if reason == received("SIGINT"):
+    if reason == signal_reason("SIGINT"):
         return ExitCode.INTERRUPTED
     if (reason or "").startswith(f"{NonFiniteLossError.__name__}: "):
         return ExitCode.DIVERGED
@@ -58,7 +58,7 @@ def target_not_reached(target: float, steps: int) -> str:
 _TARGET_NOT_REACHED = r"target \S+ not reached in \d+ steps"
 
 
-def received(signal_name: str) -> str:
+def signal_reason(signal_name: str) -> str:
     """The log's reason for a run that a signal ended."""
     return f"received {signal_name}"
 
@@ -70,7 +70,7 @@ class NonFiniteLossError(RuntimeError):
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent() -> None:
+def die_with_parent() -> None:
     """Have this process get SIGTERM when its parent ends first, however that ends: an orphan keeps its accelerator.
 
     Linux only (prctl(2)); elsewhere nothing happens.
@@ -87,8 +87,8 @@ _GRACE_SECONDS = 10.0
 
 
 @contextmanager
-def on_signal(last_words: Callable[[str], None]) -> Iterator[None]:
-    """While active, SIGTERM, SIGINT and SIGHUP call ``last_words("SIGTERM")`` from a thread and end the process.
+def on_signal(on_exit: Callable[[str], None]) -> Iterator[None]:
+    """While active, SIGTERM, SIGINT and SIGHUP call ``on_exit("SIGTERM")`` from a thread and end the process.
 
     The exit status is 130 for SIGINT, else 143. Must be entered on the main thread.
     """
@@ -101,7 +101,7 @@ def on_signal(last_words: Callable[[str], None]) -> Iterator[None]:
     def wait() -> None:
         while (received := os.read(reader, 1)[0]) != _NO_SIGNAL:
             if received in _SIGNALS:
-                _leave(signal.Signals(received), last_words)
+                _exit_on_signal(signal.Signals(received), on_exit)
 
     thread = threading.Thread(target=wait, name="signals", daemon=True)
     thread.start()
@@ -118,19 +118,19 @@ def on_signal(last_words: Callable[[str], None]) -> Iterator[None]:
         os.close(reader)
 
 
-def _leave(received: signal.Signals, last_words: Callable[[str], None]) -> None:
+def _exit_on_signal(received: signal.Signals, on_exit: Callable[[str], None]) -> None:
     status = ExitCode.INTERRUPTED if received is signal.SIGINT else ExitCode.TERMINATED
     escape = threading.Timer(_GRACE_SECONDS, os._exit, (status,))
     escape.daemon = True
     escape.start()
     try:
-        last_words(received.name)
+        on_exit(received.name)
     finally:
         # The main thread may be stuck in a collective for good.
-        leave(status)
+        hard_exit(status)
 
 
-def leave(status: int) -> NoReturn:
+def hard_exit(status: int) -> NoReturn:
     """End the process at once: no interpreter shutdown, no destructors."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()

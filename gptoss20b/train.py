@@ -15,19 +15,19 @@ import torch
 import torch.distributed as dist
 
 from .checkpoint.checkpoints import Checkpoints
-from .checkpoint.files import CheckpointError, Position, Saved, goes_on
-from .config import Config, disagreements
+from .checkpoint.files import CheckpointError, CheckpointMetadata, TrainState, should_resume
+from .config import Config, mismatched_settings
 from .config.environment import LaunchError
 from .data.files import DataError
-from .feed import Feed, Share, open_feed
+from .dataloader import DataLoader, DataShard, build_dataloader
 from .mlperf_log import CutLogError, RunClock, RunLog
 from .model.build import Backend, BackendError, choose_backend
-from .process_groups import Rank, joined, read_rank
-from .progress import Display, Progress, Silent
-from .record import make_record, point_latest, result_directory, save_directory, write_record
+from .process_groups import Rank, distributed_session, read_rank
+from .progress import Display, NullProgress, Progress
 from .result import read_result
-from .stopping import ExitCode, NonFiniteLossError, end_with_parent, on_signal, received, target_not_reached
-from .training import Trainer
+from .run_metadata import make_record, point_latest, result_directory, save_directory, write_record
+from .stopping import ExitCode, NonFiniteLossError, die_with_parent, on_signal, signal_reason, target_not_reached
+from .trainer import Trainer
 from .warmup import warm_up
 
 # Errors whose message is all that a person needs.
@@ -59,8 +59,8 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
         log = RunLog(None)
         if directory and display:
             path = directory / "result_0.txt"
-            resumes = goes_on(save_directory(config, directory), path, config.checkpoints.resume)
-            log = RunLog(path, display.echo, goes_on=resumes)
+            resumes = should_resume(save_directory(config, directory), path, config.checkpoints.resume)
+            log = RunLog(path, display.echo, resuming=resumes)
             point_latest(directory)
     except FileExistsError as error:
         return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
@@ -69,13 +69,13 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
     except (LaunchError, BackendError, CheckpointError) as error:
         return _refuse(str(error))
 
-    state = Run(config, rank, log, display or Silent(), backend, directory)
-    with on_signal(lambda name: _abort(state, received(name))):
+    state = Run(config, rank, log, display or NullProgress(), backend, directory)
+    with on_signal(lambda name: _abort(state, signal_reason(name))):
         if rank.under_torchrun:  # a run started from a shell may outlive it
-            end_with_parent()
+            die_with_parent()
         try:
             log.init_start(config)
-            with joined(config, rank):
+            with distributed_session(config, rank):
                 converged = _run_joined(state, before_step)
         except Exception as error:
             if not isinstance(error, _EXPLAINED):
@@ -109,9 +109,9 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
     config, rank, log = state.config, state.rank, state.log
     _agree_on_settings(state)
     folder = state.directory and save_directory(config, state.directory)
-    checkpoints = Checkpoints(config, folder, log.goes_on, state.progress.message)
+    checkpoints = Checkpoints(config, folder, log.resuming, state.progress.message)
     saved = checkpoints.newest()
-    seed = saved.position.seed if saved else _agree_on_seed(config)
+    seed = saved.train_state.seed if saved else _agree_on_seed(config)
     log.describe(config, seed)
     record = make_record(config) | {"seed": seed, "backend": state.backend}
     log.code(record["git_commit"])
@@ -126,9 +126,9 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
         checkpoints.load(trainer, saved)
     dist.barrier()
     clock = _resumed(log, saved, config) if saved else log.run_start()
-    feed = open_feed(clock, config, _share(config), rank.device, seed)
+    dataloader = build_dataloader(clock, config, _share(config), rank.device, seed)
     if state.directory is not None:
-        record["eval_tokens_sha256"] = _same_evaluation(feed.eval_tokens_sha256(), saved)
+        record["eval_tokens_sha256"] = _same_evaluation(dataloader.eval_tokens_sha256(), saved)
         write_record(state.directory, record)
         if not saved:
             log.data_opened(record["eval_tokens_sha256"])
@@ -137,19 +137,19 @@ def _run_joined(state: Run, before_step: StepHook | None) -> bool:
         if step % config.logging.interval == 0:  # where ranks wait for the device in any case
             checkpoints.finish(limit_s=0)
         if checkpoints.due(step):
-            checkpoints.save(trainer, Position(step, seed, log.position(), record.get("eval_tokens_sha256", "")))
+            checkpoints.save(trainer, TrainState(step, seed, log.synced_bytes(), record.get("eval_tokens_sha256", "")))
 
-    done = saved.position.step if saved else 0
-    converged = fit(state, trainer, feed, done, before_step, after_step)
+    done = saved.train_state.step if saved else 0
+    converged = fit(state, trainer, dataloader, done, before_step, after_step)
     checkpoints.end()  # after run_stop, which does not wait for a disk
-    feed.close()  # not after an error: it would wait for a read that storage may never answer
+    dataloader.close()  # not after an error: it would wait for a read that storage may never answer
     return converged
 
 
 def fit(
     state: Run,
     trainer: Trainer,
-    feed: Feed,
+    dataloader: DataLoader,
     done: int,
     before_step: StepHook | None,
     after_step: Callable[[int], None],
@@ -159,15 +159,15 @@ def fit(
     ``done`` steps came before, of a run that is gone on with: its block is open, or has just been opened.
     """
     config, log, progress = state.config, state.log, state.progress
-    batch_size = config.tuning.global_batch_size
+    batch_size = config.free.global_batch_size
     if done == 0:
         log.block_start(0)
     block_began, block_started = done, time.perf_counter()
-    for step in range(done + 1, config.rules.max_steps + 1):
+    for step in range(done + 1, config.fixed.max_steps + 1):
         samples = step * batch_size
         if before_step is not None:
             before_step(step, trainer)
-        result = trainer.step(feed.training(step - 1))
+        result = trainer.step(dataloader.train_batches(step - 1))
         if step % config.logging.interval == 0 or step == 1:
             loss = _finite(result.loss(), "training", step)
             log.train_loss(samples, loss, result.learning_rate)
@@ -177,19 +177,21 @@ def fit(
             seconds = time.perf_counter() - block_started
             log.block_stop(samples, (step - block_began) * batch_size / seconds)
             log.eval_start(samples)
-            loss = _finite(trainer.evaluate(feed.evaluation(), feed.eval_rounds), "evaluation", step)
+            loss = _finite(
+                trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches), "evaluation", step
+            )
             log.eval_stop(samples, loss)
-            if loss <= config.rules.target_loss:
+            if loss <= config.fixed.target_loss:
                 log.run_stop(success=True)
                 progress.evaluated(samples, loss)
                 return True
             progress.evaluated(samples, loss)
-            if step == config.rules.max_steps:
+            if step == config.fixed.max_steps:
                 break
             log.block_start(samples)
             block_began, block_started = step, time.perf_counter()
         after_step(step)
-    log.run_stop(success=False, reason=target_not_reached(config.rules.target_loss, config.rules.max_steps))
+    log.run_stop(success=False, reason=target_not_reached(config.fixed.target_loss, config.fixed.max_steps))
     return False
 
 
@@ -204,7 +206,7 @@ def _agree_on_settings(state: Run) -> None:
     """Nodes are started one by one: settings that differ between them would train a model that nobody asked for."""
     gathered: list[Config] = [state.config] * dist.get_world_size()
     dist.all_gather_object(gathered, state.config)
-    differing = disagreements(gathered)
+    differing = mismatched_settings(gathered)
     if differing:
         raise LaunchError("ranks were started with different settings: " + "; ".join(differing))
     cleared = [config.submission.cache_cleared for config in gathered]
@@ -214,15 +216,15 @@ def _agree_on_settings(state: Run) -> None:
         state.progress.message(f"warning: the page cache of rank {rank}'s node was not dropped; cache_clear is false")
 
 
-def _resumed(log: RunLog, saved: Saved, config: Config) -> RunClock:
-    return log.resumed(saved.position.log_bytes, saved.position.step * config.tuning.global_batch_size)
+def _resumed(log: RunLog, saved: CheckpointMetadata, config: Config) -> RunClock:
+    return log.resumed(saved.train_state.log_bytes, saved.train_state.step * config.free.global_batch_size)
 
 
-def _same_evaluation(sha256: str, saved: Saved | None) -> str:
+def _same_evaluation(sha256: str, saved: CheckpointMetadata | None) -> str:
     """The hash of the evaluated tokens, which a run that is gone on with had before."""
-    if saved and saved.position.eval_tokens_sha256 != sha256:
+    if saved and saved.train_state.eval_tokens_sha256 != sha256:
         raise DataError(
-            f"DATADIR: the evaluated tokens have SHA-256 {sha256}, and had {saved.position.eval_tokens_sha256} "
+            f"DATADIR: the evaluated tokens have SHA-256 {sha256}, and had {saved.train_state.eval_tokens_sha256} "
             "before the run was interrupted. Restore the data"
         )
     return sha256
@@ -237,10 +239,10 @@ def _agree_on_seed(config: Config) -> int:
     return drawn[0]
 
 
-def _share(config: Config) -> Share:
+def _share(config: Config) -> DataShard:
     from megatron.core import parallel_state
 
-    return Share(parallel_state.get_data_parallel_rank(), config.parallel.data, config.execution.micro_batch_size)
+    return DataShard(parallel_state.get_data_parallel_rank(), config.parallel.data, config.execution.micro_batch_size)
 
 
 def _opening_line(state: Run, seed: int) -> str:
@@ -248,5 +250,5 @@ def _opening_line(state: Run, seed: int) -> str:
     return (
         f"{config.model.variant} on {config.parallel.world_size} ranks ({state.rank.device.type}, EP "
         f"{config.parallel.expert}, {state.backend}, {config.execution.precision}), "
-        f"GBS {config.tuning.global_batch_size}, seed {seed}, torch {torch.__version__}; log: {state.log.path}"
+        f"GBS {config.free.global_batch_size}, seed {seed}, torch {torch.__version__}; log: {state.log.path}"
     )

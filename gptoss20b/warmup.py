@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .feed import synthetic
-from .training import Trainer, optimizer_parts
+from .dataloader import synthetic
+from .trainer import Trainer, optimizer_parts
 
 
 def warm_up(trainer: Trainer, passes: int) -> None:

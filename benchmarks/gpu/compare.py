@@ -22,7 +22,7 @@ from benchmarks.gpu.identity import IdentityError, doubtful, identity
 from benchmarks.gpu.records import Expected, Request, Turn
 from benchmarks.gpu.results import RESULTS, Comparison, ResultsError, read, write
 from benchmarks.gpu.table import markdown, rewrite
-from gptoss20b.bench.scenarios import SCENARIOS, Name
+from gptoss20b.tools.bench.scenarios import SCENARIOS, Name
 
 ROOT = Path(__file__).resolve().parents[2]
 README = Path(__file__).with_name("README.md")

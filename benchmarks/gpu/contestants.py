@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gptoss20b.bench.scenarios import SCENARIOS, Name, Variant
 from gptoss20b.config.presets import PRESETS
+from gptoss20b.tools.bench.scenarios import SCENARIOS, Name, Variant
 
 Backend = Literal["torch", "transformer_engine", "megatron_local"]
 
@@ -82,5 +82,5 @@ def kept_scores(scenario: Name, micro_batch_size: int) -> int:
     192.0
     """
     sizes: dict[str, int] = PRESETS["reference"]["model"] | SCENARIOS[scenario].sizes
-    scores = sizes["heads"] * SCENARIOS[scenario].sequence_length ** 2
-    return 2 * scores * micro_batch_size * sizes["layers"]
+    scores = sizes["num_attention_heads"] * SCENARIOS[scenario].sequence_length ** 2
+    return 2 * scores * micro_batch_size * sizes["num_layers"]

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from gptoss20b.bench.norms import norms_by_kind
-from gptoss20b.bench.subject import SEED, Outcome, gradient_norm, name_of
-from gptoss20b.bench.tokens import micro_batches
 from gptoss20b.config import Config
-from gptoss20b.exchange.architecture import settings_of
-from gptoss20b.exchange.names import Weight, shards
+from gptoss20b.hf.architecture import settings_of
+from gptoss20b.hf.names import Weight, shards
 from gptoss20b.model.build import params_dtype, scaled_std
 from gptoss20b.model.initialise import DRAWING_THREADS, draw, rule
+from gptoss20b.tools.bench.norms import norms_by_kind
+from gptoss20b.tools.bench.subject import SEED, Outcome, gradient_norm, name_of
+from gptoss20b.tools.bench.tokens import micro_batches
 
 
 class HuggingFace:
@@ -45,11 +45,11 @@ class HuggingFace:
         if compiled:
             for layer in self.model.model.layers:
                 layer.compile(dynamic=False)
-        rules = config.rules
+        rules = config.fixed
         self._clip = rules.gradient_clip
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),
-            lr=config.tuning.learning_rate,
+            lr=config.free.learning_rate,
             betas=(rules.adam_beta1, rules.adam_beta2),
             eps=rules.adam_epsilon,
             weight_decay=rules.weight_decay,
@@ -127,7 +127,7 @@ def _start(name: str, expert: int | None, shape: torch.Size, config: Config) -> 
     how = rule(name)
     if how in ("ones", "zeros"):
         return torch.full(shape, 1.0 if how == "ones" else 0.0)
-    return draw(SEED, name, expert, shape, scaled_std(config) if how == "scaled" else config.rules.init_method_std)
+    return draw(SEED, name, expert, shape, scaled_std(config) if how == "scaled" else config.fixed.init_method_std)
 
 
 def version() -> str:

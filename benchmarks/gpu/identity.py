@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 _ROOT = Path(__file__).resolve().parents[2]
-# Beside those of `record.versions`.
+# Beside those of `run_metadata.versions`.
 _PACKAGES = ("triton", "transformer-engine-torch", "transformers")
 
 
@@ -52,15 +52,15 @@ def doubtful(commit: str) -> str:
 def _find(scenario: str) -> dict[str, str]:
     import torch
 
-    from gptoss20b.bench.scenarios import configure
-    from gptoss20b.record import git_commit, versions
+    from gptoss20b.run_metadata import git_commit, versions
+    from gptoss20b.tools.bench.scenarios import configure
 
     on_gpu = torch.cuda.is_available()
     execution = configure(scenario, "reference", "torch", on_gpu).execution  # type: ignore[arg-type]
     found = {
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})",
         "commit": git_commit() or os.environ.get("GIT_COMMIT") or "unknown",
-        **{name: getattr(execution, name) for name in ("precision", "recompute", "compiled")},
+        **{name: getattr(execution, name) for name in ("precision", "recompute", "compile_mode")},
         **{name: version or "none" for name, version in versions().items()},
         "torch": torch.__version__,  # with the build, which its metadata may leave out
     }

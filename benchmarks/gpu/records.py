@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from gptoss20b.bench.result import BenchResult
-from gptoss20b.bench.scenarios import Name
+from gptoss20b.tools.bench.result import BenchResult
+from gptoss20b.tools.bench.scenarios import Name
 
 Status = Literal["measured", "refused", "out of memory", "not available", "failed"]
 

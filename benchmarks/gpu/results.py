@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from benchmarks.gpu.contestants import CONTESTANTS
 from benchmarks.gpu.records import Record, Turn
-from gptoss20b.bench.result import BenchResult, speed
-from gptoss20b.bench.scenarios import Name
 from gptoss20b.durable import atomic_write
+from gptoss20b.tools.bench.result import BenchResult, speed
+from gptoss20b.tools.bench.scenarios import Name
 
 RESULTS = "results.json"
 Timed = Literal["step_seconds", "step_without_optimizer_seconds"]

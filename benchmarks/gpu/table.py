@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.gpu.contestants import CONTESTANTS
 from benchmarks.gpu.records import Turn
 from benchmarks.gpu.results import Comparison
-from gptoss20b.bench.result import BenchResult, Spread
+from gptoss20b.tools.bench.result import BenchResult, Spread
 
 BEGIN, END = "<!-- results: written by compare.py --readme -->", "<!-- /results -->"
 _COLUMNS = (

@@ -11,13 +11,13 @@ import torch
 
 from benchmarks.gpu.contestants import CONTESTANTS
 from benchmarks.gpu.records import Expected, Request, Status, Turn
-from gptoss20b.bench.measure import Timing, measure, time_scenario
-from gptoss20b.bench.result import BenchResult
-from gptoss20b.bench.scenarios import configure
-from gptoss20b.bench.subject import Outcome
 from gptoss20b.model.build import BackendError
-from gptoss20b.process_groups import joined, read_rank
-from gptoss20b.stopping import end_with_parent
+from gptoss20b.process_groups import distributed_session, read_rank
+from gptoss20b.stopping import die_with_parent
+from gptoss20b.tools.bench.measure import Timing, measure, time_scenario
+from gptoss20b.tools.bench.result import BenchResult
+from gptoss20b.tools.bench.scenarios import configure
+from gptoss20b.tools.bench.subject import Outcome
 
 # In lower case: of torch, cuBLAS (CUBLAS_STATUS_ALLOC_FAILED), cuDNN (CUDNN_STATUS_ALLOC_FAILED, later
 # ..._ALLOCATION_FAILED) and AMD's, of the CUDA runtime (cudaErrorMemoryAllocation), and of NCCL.
@@ -78,7 +78,7 @@ def take(request: Request) -> BenchResult:
         raise BackendError(f"transformers cannot be imported: {error}") from error
     config = configure(request.scenario, contestant.variant, "torch", torch.cuda.is_available(), *shape)
     rank = read_rank(config)
-    with joined(config, rank):
+    with distributed_session(config, rank):
         subject = HuggingFace(config, rank.device, contestant.compiled)
         result = measure(subject, request.scenario, request.contestant, config, rank.device, timing, check)
     return result.model_copy(update={"versions": result.versions | {"transformers": version()}})
@@ -115,7 +115,7 @@ def out_of_memory(error: BaseException | None) -> bool:
 def main(request: Path, outcome: Path, number: int) -> None:
     """Read the request, run it, write the outcome."""
     warnings.simplefilter("ignore")  # of packages about each other; errors are told
-    end_with_parent()
+    die_with_parent()
     turn = outcome_of(Request.model_validate_json(request.read_text()), number)
     outcome.write_text(turn.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

@@ -16,22 +16,22 @@ from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config import Config
-from ..training import Trainer, optimizer_parts
+from ..trainer import Trainer, optimizer_parts
 from .files import (
     CheckpointError,
-    Position,
-    Saved,
-    bytes_of,
-    complete,
-    damage,
-    fingerprints,
-    host_bytes_of,
+    CheckpointMetadata,
+    TrainState,
+    bytes_on_disk,
+    commit,
+    file_checksums,
+    host_bytes_to_save,
+    list_checkpoints,
     prepare,
     prune,
-    publish,
-    put_aside,
-    read_saved,
-    use_reserve,
+    quarantine,
+    read_metadata,
+    release_reserved_space,
+    verify_files,
 )
 from .shards import Shards, in_background
 
@@ -46,12 +46,12 @@ _METADATA = {
 }
 
 
-def what_makes_the_run(config: Config) -> dict[str, Any]:
+def run_identity(config: Config) -> dict[str, Any]:
     """What must be the same when a run is gone on with. Layout, speed and places may differ."""
     return {
         **{f"model.{name}": value for name, value in config.model.model_dump(mode="json").items()},
-        **{f"rules.{name}": value for name, value in config.rules.model_dump(mode="json").items()},
-        **{f"tuning.{name}": value for name, value in config.tuning.model_dump(mode="json").items()},
+        **{f"fixed.{name}": value for name, value in config.fixed.model_dump(mode="json").items()},
+        **{f"free.{name}": value for name, value in config.free.model_dump(mode="json").items()},
         "execution.precision": config.execution.precision,
         "data.eod_token": config.data.eod_token,
     }
@@ -61,7 +61,7 @@ def what_makes_the_run(config: Config) -> dict[str, Any]:
 class _InFlight:
     """A checkpoint whose files are being written."""
 
-    position: Position
+    train_state: TrainState
     part: Path
     shards: Shards
 
@@ -77,13 +77,13 @@ class Checkpoints:
     Args:
         config: the resolved configuration.
         folder: where they lie, as the first rank names it; the other ranks' is not looked at.
-        goes_on: whether the first rank's log is that of an interrupted run; likewise.
+        resuming: whether the first rank's log is that of an interrupted run; likewise.
         warn: told of a checkpoint that failed. Nothing else comes of it: the run and earlier checkpoints stay.
     """
 
-    def __init__(self, config: Config, folder: Path | None, goes_on: bool, warn: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, folder: Path | None, resuming: bool, warn: Callable[[str], None]) -> None:
         self.config, self._warn = config, warn
-        place, self.goes_on = _from_first(lambda: (str((folder or Path()).resolve()), goes_on))
+        place, self.resuming = _from_first(lambda: (str((folder or Path()).resolve()), resuming))
         self.folder = Path(place)
         self._last_save = time.monotonic()
         self._in_flight: _InFlight | None = None
@@ -92,14 +92,14 @@ class Checkpoints:
         """Whether a checkpoint follows this step. Minutes are the first rank's, looked at where losses are logged."""
         every = self.config.checkpoints
         if every.minutes is None:
-            batch = self.config.tuning.global_batch_size
+            batch = self.config.free.global_batch_size
             return every.samples > 0 and step * batch // every.samples > (step - 1) * batch // every.samples
         if step % self.config.logging.interval != 0:
             return False
         seconds = 60 * every.minutes
         return _from_first(lambda: time.monotonic() - self._last_save >= seconds)
 
-    def save(self, trainer: Trainer, position: Position) -> None:
+    def save(self, trainer: Trainer, train_state: TrainState) -> None:
         """Begin a checkpoint of what is now.
 
         With SAVE_ASYNC it is copied, and written while training goes on; else it is complete when this returns. The one
@@ -107,20 +107,25 @@ class Checkpoints:
         none of this step then.
         """
         if not self.finish(self.config.execution.timeout_seconds):
-            self._warn(f"warning: no checkpoint after step {position.step}: the one before is still being written")
+            self._warn(f"warning: no checkpoint after step {train_state.step}: the one before is still being written")
             return
         self._last_save = time.monotonic()
         trainer.synchronize()
         try:
             parameters = trainer.parameter_counts()["total_parameters"]
-            needed, host_needed = bytes_of(self.config, parameters), host_bytes_of(self.config, parameters)
+            needed, host_needed = (
+                bytes_on_disk(self.config, parameters),
+                host_bytes_to_save(self.config, parameters),
+            )
             part = Path(
-                _from_first(lambda: str(prepare(self.folder, position.step, needed, host_needed)), _all_in_background)
+                _from_first(
+                    lambda: str(prepare(self.folder, train_state.step, needed, host_needed)), _all_in_background
+                )
             )
             state, copy = _state(trainer, is_loading=False), trainer.device.type == "cpu"
-            self._in_flight = _InFlight(position, part, _all(lambda: Shards(state, part, copy=copy)))
+            self._in_flight = _InFlight(train_state, part, _all(lambda: Shards(state, part, copy=copy)))
         except CheckpointError as error:
-            self._failed(position, error)
+            self._failed(train_state, error)
         if not self.config.checkpoints.asynchronous:
             self.finish(None)
 
@@ -142,12 +147,14 @@ class Checkpoints:
             if limit_s is not None and meetings * _MEET_EVERY_S >= limit_s:
                 return False
             if meetings % int(_SAY_EVERY_S / _MEET_EVERY_S) == 0:
-                self._warn(f"warning: the checkpoint after step {self._in_flight.position.step} is still being written")
+                self._warn(
+                    f"warning: the checkpoint after step {self._in_flight.train_state.step} is still being written"
+                )
         written, self._in_flight = self._in_flight, None
         try:
             self._complete(written)
         except CheckpointError as error:
-            self._failed(written.position, error)
+            self._failed(written.train_state, error)
         return True
 
     def end(self) -> None:
@@ -156,15 +163,15 @@ class Checkpoints:
             self._warn("warning: the last checkpoint was still being written and is left unfinished")
 
     def _complete(self, written: _InFlight) -> None:
-        prints = _gather(_all(written.shards.fingerprints))
-        _from_first(lambda: use_reserve(written.part))
+        prints = _gather(_all(written.shards.file_checksums))
+        _from_first(lambda: release_reserved_space(written.part))
         _all(written.shards.finalize)
         files = {name: found for each in prints for name, found in each.items()}
-        folder = self.folder / f"step_{written.position.step:08d}"
+        folder = self.folder / f"step_{written.train_state.step:08d}"
 
         def publish_it() -> None:
-            everything = fingerprints(written.part, files)
-            publish(written.part, Saved(folder, written.position, what_makes_the_run(self.config), everything))
+            everything = file_checksums(written.part, files)
+            commit(written.part, CheckpointMetadata(folder, written.train_state, run_identity(self.config), everything))
 
         _from_first(publish_it, _all_in_background)
         try:
@@ -172,19 +179,19 @@ class Checkpoints:
         except CheckpointError as error:
             self._warn(f"warning: an old checkpoint could not be removed: {error}")
 
-    def _failed(self, position: Position, why: CheckpointError) -> None:
-        self._warn(f"warning: the checkpoint after step {position.step} failed: {why}")
+    def _failed(self, train_state: TrainState, why: CheckpointError) -> None:
+        self._warn(f"warning: the checkpoint after step {train_state.step} failed: {why}")
 
-    def newest(self) -> Saved | None:
+    def newest(self) -> CheckpointMetadata | None:
         """The newest checkpoint that is whole; None if the run begins. Damaged ones are named on stderr.
 
         Raises:
             CheckpointError: none of them is whole, one cannot be read, or the newest that can is of another run.
         """
-        if not self.goes_on:
+        if not self.resuming:
             return None
         damaged: dict[Path, str] = {}
-        for folder in _from_first(lambda: complete(self.folder)):
+        for folder in _from_first(lambda: list_checkpoints(self.folder)):
             saved, wrong = self._examine(folder)
             if saved is not None and not wrong:
                 _from_first(lambda: self._put_aside(damaged))
@@ -192,16 +199,16 @@ class Checkpoints:
             damaged[folder] = "; ".join(wrong)
         raise CheckpointError(f"no checkpoint in {self.folder} is whole: {'; '.join(damaged.values())}")
 
-    def _examine(self, folder: Path) -> tuple[Saved | None, list[str]]:
+    def _examine(self, folder: Path) -> tuple[CheckpointMetadata | None, list[str]]:
         """A complete checkpoint of this run, and what is wrong with it."""
         saved = _from_first(lambda: _read(folder))
         if isinstance(saved, str):
             return None, [saved]
         self._check(saved)
-        found = _gather(_all_in_background(lambda: damage(saved, dist.get_rank(), dist.get_world_size())))
+        found = _gather(_all_in_background(lambda: verify_files(saved, dist.get_rank(), dist.get_world_size())))
         return saved, [line for part in found for line in part]
 
-    def load(self, trainer: Trainer, saved: Saved) -> None:
+    def load(self, trainer: Trainer, saved: CheckpointMetadata) -> None:
         """Bring weights, optimizer, schedule and random states to where they were.
 
         Raises:
@@ -216,7 +223,7 @@ class Checkpoints:
         for part, own in zip(parts, states, strict=True):
             _load_optimizer(part, own)
         # load_state_dict of the scheduler would add to the count instead of setting it.
-        trainer.scheduler.num_steps = saved.position.step
+        trainer.scheduler.num_steps = saved.train_state.step
         trainer.scheduler.step(0)
         torch.set_rng_state(loaded["random"]["cpu"])
         if trainer.device.type == "cuda" and "device" in loaded["random"]:  # the run may have begun on a CPU
@@ -224,18 +231,18 @@ class Checkpoints:
 
     def _put_aside(self, damaged: dict[Path, str]) -> None:
         for folder, why in damaged.items():
-            put_aside(folder)
+            quarantine(folder)
             print(f"warning: {why}; the checkpoint before it is taken", file=sys.stderr, flush=True)
 
-    def _check(self, saved: Saved) -> None:
-        now = what_makes_the_run(self.config)
+    def _check(self, saved: CheckpointMetadata) -> None:
+        now = run_identity(self.config)
         differing = [
-            f"{name} was {saved.run.get(name)}, is {now.get(name)}"
-            for name in sorted(saved.run.keys() | now.keys())
-            if saved.run.get(name) != now.get(name)
+            f"{name} was {saved.run_identity.get(name)}, is {now.get(name)}"
+            for name in sorted(saved.run_identity.keys() | now.keys())
+            if saved.run_identity.get(name) != now.get(name)
         ]
-        if self.config.seed not in (None, saved.position.seed):
-            differing.append(f"seed was {saved.position.seed}, is {self.config.seed}")
+        if self.config.seed not in (None, saved.train_state.seed):
+            differing.append(f"seed was {saved.train_state.seed}, is {self.config.seed}")
         if differing:
             what = "; ".join(differing)
             raise CheckpointError(f"{saved.folder} is of another run: {what}. Restore them, or name another SAVE_DIR")
@@ -306,10 +313,10 @@ def _from_first(action: Callable[[], T], how: Callable[[Callable[[], Any]], Any]
     return cast(T, told[0])
 
 
-def _read(folder: Path) -> Saved | str:
+def _read(folder: Path) -> CheckpointMetadata | str:
     """What `state.json` says, or what is wrong with it."""
     try:
-        return read_saved(folder)
+        return read_metadata(folder)
     except CheckpointError as error:
         return str(error)
 

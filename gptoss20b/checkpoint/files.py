@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from ..config import Config
 from ..durable import fsync_path
 from ..result import read_result
 from ..stopping import ExitCode
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
 _CHUNK = 1 << 24
 # Room kept while ranks write, for what the first rank writes last: where each tensor lies, a few MB. If it alone
@@ -34,7 +34,7 @@ class CheckpointError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Position:
+class TrainState:
     """Where a run is between two steps.
 
     Attributes:
@@ -51,30 +51,30 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointMetadata:
     """A complete checkpoint.
 
     Attributes:
         folder: where it lies.
-        position: where the run was.
-        run: what the run was configured with, as far as it must not change.
+        train_state: where the run was.
+        run_identity: what the run was configured with, as far as it must not change.
         files: (bytes, CRC-32) of each file by its name.
     """
 
     folder: Path
-    position: Position
-    run: dict[str, Any]
+    train_state: TrainState
+    run_identity: dict[str, Any]
     files: dict[str, tuple[int, int]]
 
 
-def bytes_of(config: Config, parameters: int) -> int:
+def bytes_on_disk(config: Config, parameters: int) -> int:
     """Bytes of a checkpoint of so many parameters: each one's weight, fp32 main weight and two moments."""
     return parameters * ((2 if config.execution.bf16_weights else 4) + 12)
 
 
-def host_bytes_of(config: Config, parameters: int) -> int:
+def host_bytes_to_save(config: Config, parameters: int) -> int:
     """Bytes of host memory that a save takes on one node at its peak: what is gathered there, and its copy."""
-    return 2 * bytes_of(config, parameters) // config.parallel.nodes
+    return 2 * bytes_on_disk(config, parameters) // config.parallel.nodes
 
 
 def unfinished(folder: Path, step: int) -> Path:
@@ -82,18 +82,18 @@ def unfinished(folder: Path, step: int) -> Path:
     return folder / f".step_{step:08d}.part"
 
 
-def complete(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, the newest first."""
     return sorted(folder.glob("step_????????"), reverse=True)
 
 
-def goes_on(folder: Path, log: Path, resume: bool) -> bool:
+def should_resume(folder: Path, log: Path, resume: bool) -> bool:
     """Whether a run with this log goes on from a checkpoint; False if it begins.
 
     Raises:
         CheckpointError: it was asked for and cannot be, or the checkpoints there would be mixed with another run's.
     """
-    begun, found = log.exists(), complete(folder)
+    begun, found = log.exists(), list_checkpoints(folder)
     if found and not begun:
         raise CheckpointError(
             f"SAVE_DIR: {folder} holds checkpoints of a run whose log is not {log}. "
@@ -142,7 +142,7 @@ def prepare(folder: Path, step: int, needed: int, host_needed: int) -> Path:
     return part
 
 
-def use_reserve(part: Path) -> None:
+def release_reserved_space(part: Path) -> None:
     """Give the room free that `prepare` kept for the last files of this checkpoint.
 
     Raises:
@@ -155,7 +155,7 @@ def _reserve(part: Path) -> Path:
     return part.with_suffix(".reserve")
 
 
-def fingerprint(path: Path) -> tuple[int, int]:
+def size_and_crc(path: Path) -> tuple[int, int]:
     """Length in bytes and CRC-32 of a file.
 
     Raises:
@@ -168,22 +168,27 @@ def fingerprint(path: Path) -> tuple[int, int]:
     return size, crc
 
 
-def fingerprints(part: Path, known: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def file_checksums(part: Path, known: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """Fingerprint of every file of a checkpoint, by name, of which many are known.
 
     Raises:
         OSError: one cannot be read.
     """
-    return known | {path.name: fingerprint(path) for path in part.iterdir() if path.name not in known}
+    return known | {path.name: size_and_crc(path) for path in part.iterdir() if path.name not in known}
 
 
-def publish(part: Path, saved: Saved) -> None:
+def commit(part: Path, saved: CheckpointMetadata) -> None:
     """Give a written checkpoint its `state.json` and its name, after all of it has reached the disk.
 
     Raises:
         OSError: it could not be done; the folder keeps its temporary name.
     """
-    state = {"format": FORMAT, "position": asdict(saved.position), "run": saved.run, "files": saved.files}
+    state = {
+        "format": FORMAT,
+        "train_state": asdict(saved.train_state),
+        "run_identity": saved.run_identity,
+        "files": saved.files,
+    }
     (part / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     for path in (*part.iterdir(), part):
         fsync_path(path)
@@ -197,13 +202,13 @@ def prune(folder: Path, keep: int) -> None:
     Raises:
         OSError: one could not be removed.
     """
-    for old in complete(folder)[keep:]:
+    for old in list_checkpoints(folder)[keep:]:
         leaving = folder / f".{old.name}.old"
         old.rename(leaving)
         shutil.rmtree(leaving)
 
 
-def put_aside(damaged: Path) -> None:
+def quarantine(damaged: Path) -> None:
     """Take a checkpoint out of the way, for a person to look at or to remove.
 
     Raises:
@@ -213,7 +218,7 @@ def put_aside(damaged: Path) -> None:
     damaged.rename(next(name for name in free if not name.exists()))
 
 
-def read_saved(folder: Path) -> Saved:
+def read_metadata(folder: Path) -> CheckpointMetadata:
     """Read a checkpoint's `state.json`.
 
     Raises:
@@ -226,23 +231,23 @@ def read_saved(folder: Path) -> Saved:
         found = state["format"]
         if found == FORMAT:
             files = {str(name): (int(size), int(crc)) for name, (size, crc) in state["files"].items()}
-            return Saved(folder, Position(**state["position"]), dict(state["run"]), files)
+            return CheckpointMetadata(folder, TrainState(**state["train_state"]), dict(state["run_identity"]), files)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     raise CheckpointError(f"{path}: got format {found}, expected {FORMAT}: another version of this code wrote it")
 
 
-def damage(saved: Saved, part: int = 0, parts: int = 1) -> list[str]:
+def verify_files(saved: CheckpointMetadata, part: int = 0, parts: int = 1) -> list[str]:
     """What is wrong with the files of a checkpoint, a line each; with ``parts``, of one share of their bytes only.
 
     Raises:
         OSError: a file that is there cannot be read, which says nothing about what is in it.
     """
     wrong = []
-    for name in shares({name: size for name, (size, _) in saved.files.items()}, parts)[part]:
+    for name in partition_by_size({name: size for name, (size, _) in saved.files.items()}, parts)[part]:
         expected = saved.files[name]
         try:
-            got = fingerprint(saved.folder / name)
+            got = size_and_crc(saved.folder / name)
         except FileNotFoundError:
             wrong.append(f"{saved.folder / name} is missing")
             continue
@@ -254,7 +259,7 @@ def damage(saved: Saved, part: int = 0, parts: int = 1) -> list[str]:
     return wrong
 
 
-def shares(sizes: dict[str, int], parts: int) -> list[list[str]]:
+def partition_by_size(sizes: dict[str, int], parts: int) -> list[list[str]]:
     """Names in ``parts`` lists whose sizes sum up as evenly as giving each, largest first, to the least makes them."""
     lists: list[list[str]] = [[] for _ in range(parts)]
     totals = [0] * parts

@@ -23,7 +23,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.filesystem import SerializationFormat, _StorageWriterTransforms, _write_item
 
-from .files import fingerprint
+from .files import size_and_crc
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Shards:
         """Whether the thread has ended, well or not, by now or within so many seconds."""
         return not wait([self._fingerprints], wait_s).not_done
 
-    def fingerprints(self) -> dict[str, tuple[int, int]]:
+    def file_checksums(self) -> dict[str, tuple[int, int]]:
         """(bytes, CRC-32) of each file that this rank wrote, by its name, as read back.
 
         Raises:
@@ -91,7 +91,7 @@ class Shards:
             finalizer()
 
     def _write(self) -> dict[str, tuple[int, int]]:
-        fingerprints = {}
+        file_checksums = {}
         results = {}
         for i, (path, name, (objects, tensors)) in enumerate(self._buckets):
             # Not by Megatron's function for this, which turns the garbage collection of the whole process off.
@@ -103,9 +103,9 @@ class Shards:
                 stream.flush()
                 os.fsync(stream.fileno())
             self._buckets[i] = path, name, ([], [])  # written, and the memory is free
-            fingerprints[name] = fingerprint(Path(path))
+            file_checksums[name] = size_and_crc(Path(path))
         self._results.put(results)
-        return fingerprints
+        return file_checksums
 
 
 _AS_IT_IS = _StorageWriterTransforms()

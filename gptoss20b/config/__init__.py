@@ -1,8 +1,17 @@
 """One frozen, typed tree per run, with every problem reported at once."""
 
-from .checks import Problem, disagreements, fixed_by_rules
+from .checks import Problem, fixed_hyperparameter_overrides, mismatched_settings
 from .environment import settings
 from .resolve import ConfigError, resolve
-from .tree import Config, Model
+from .tree import Config, ModelConfig
 
-__all__ = ["Config", "ConfigError", "Model", "Problem", "disagreements", "fixed_by_rules", "resolve", "settings"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ModelConfig",
+    "Problem",
+    "fixed_hyperparameter_overrides",
+    "mismatched_settings",
+    "resolve",
+    "settings",
+]

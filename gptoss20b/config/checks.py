@@ -14,7 +14,7 @@ from typing import Any
 
 from .environment import settings
 from .presets import PRESETS
-from .tree import Config, Model, Rules
+from .tree import Config, FixedHyperparameters, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ def problems(config: Config) -> list[Problem]:
     return [*_division(config), *_layout(config), *_batch(config), *_numbers(config), *_balancing(config)]
 
 
-def fixed_by_rules(config: Config) -> list[tuple[str, str, object, object]]:
+def fixed_hyperparameter_overrides(config: Config) -> list[tuple[str, str, object, object]]:
     """The settings that differ from the closed division's fixed values: (field, variable, got, required)."""
     differing = []
-    for name, field in Rules.model_fields.items():
+    for name, field in FixedHyperparameters.model_fields.items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict)
-        got, required = getattr(config.rules, name), field.default
+        got, required = getattr(config.fixed, name), field.default
         if got != required:
             differing.append((name, str(extra["env"]), got, required))
     return differing
@@ -54,7 +54,7 @@ def fixed_by_rules(config: Config) -> list[tuple[str, str, object, object]]:
 _PER_NODE = {"DATADIR", "LOGDIR", "CPU_THREADS", "CACHE_CLEARED"}
 
 
-def disagreements(configs: Sequence[Config]) -> list[str]:
+def mismatched_settings(configs: Sequence[Config]) -> list[str]:
     """What the ranks of one run were told differently, a line per setting: ``SEED: 1 on rank 0, 2 on rank 3``.
 
     Args:
@@ -72,8 +72,8 @@ def disagreements(configs: Sequence[Config]) -> list[str]:
 def _division(config: Config) -> Iterator[Problem]:
     if config.submission.division != "closed":
         return
-    preset = Rules(**PRESETS[config.model.variant].get("rules", {}))
-    for name, variable, got, required in fixed_by_rules(config):
+    preset = FixedHyperparameters(**PRESETS[config.model.variant].get("fixed", {}))
+    for name, variable, got, required in fixed_hyperparameter_overrides(config):
         if got == getattr(preset, name):
             continue  # comes with the variant, whose own problem is reported below
         yield Problem(
@@ -87,7 +87,7 @@ def _division(config: Config) -> Iterator[Problem]:
             f"got '{config.model.variant}', but the closed division trains 'reference'. Unset MODEL_VARIANT, "
             "or set SUBMISSION_DIVISION=open.",
         )
-    elif config.model != Model(**PRESETS["reference"]["model"]):
+    elif config.model != ModelConfig(**PRESETS["reference"]["model"]):
         yield Problem(
             ("VOCAB_SIZE", "SUBMISSION_DIVISION"),
             f"got {config.model.vocab_size}, but the closed division trains with the Llama 3 tokenizer's 128256. "
@@ -113,11 +113,11 @@ def _layout(config: Config) -> Iterator[Problem]:
             f"{split}, which does not divide the {ranks}. Choose sizes whose product divides {world}.",
         )
         return
-    if model.experts % parallel.expert:
+    if model.num_experts % parallel.expert:
         yield Problem(
             ("EXPERT_PARALLEL", "MODEL_VARIANT"),
-            f"got {parallel.expert}, which does not divide the model's {model.experts} experts. "
-            f"Use one of {_divisors(model.experts)}.",
+            f"got {parallel.expert}, which does not divide the model's {model.num_experts} experts. "
+            f"Use one of {_divisors(model.num_experts)}.",
         )
     if parallel.data * parallel.context % parallel.expert:
         yield Problem(
@@ -132,11 +132,11 @@ def _layout(config: Config) -> Iterator[Problem]:
             f"got {parallel.tensor} with EXPERT_PARALLEL={parallel.expert}; tensor parallel must be 1 when expert "
             "parallel is above 1. Set TENSOR_PARALLEL=1 or EXPERT_PARALLEL=1.",
         )
-    if model.kv_groups % parallel.tensor:
+    if model.num_query_groups % parallel.tensor:
         yield Problem(
             ("TENSOR_PARALLEL", "MODEL_VARIANT"),
-            f"got {parallel.tensor}, which does not divide the model's {model.kv_groups} key-value groups. "
-            f"Use one of {_divisors(model.kv_groups)}.",
+            f"got {parallel.tensor}, which does not divide the model's {model.num_query_groups} key-value groups. "
+            f"Use one of {_divisors(model.num_query_groups)}.",
         )
     if model.vocab_size % parallel.tensor:
         yield Problem(
@@ -144,27 +144,27 @@ def _layout(config: Config) -> Iterator[Problem]:
             f"got {parallel.tensor}, which does not divide the vocabulary of {model.vocab_size}. "
             "Choose a TENSOR_PARALLEL that does, or pad VOCAB_SIZE to a multiple of it.",
         )
-    if model.layers % parallel.pipeline:
+    if model.num_layers % parallel.pipeline:
         yield Problem(
             ("PIPELINE_PARALLEL", "MODEL_VARIANT"),
-            f"got {parallel.pipeline}, which does not divide the model's {model.layers} layers. "
-            f"Use one of {_divisors(model.layers)}.",
+            f"got {parallel.pipeline}, which does not divide the model's {model.num_layers} layers. "
+            f"Use one of {_divisors(model.num_layers)}.",
         )
     if config.execution.backend == "torch":
         yield from torch_limits(config)
     if config.execution.backend == "transformer_engine":
         yield from transformer_engine_limits(config)
-    if config.rules.sequence_length % (2 * parallel.context) and parallel.context > 1:
+    if config.fixed.sequence_length % (2 * parallel.context) and parallel.context > 1:
         yield Problem(
             ("CONTEXT_PARALLEL", "SEQUENCE_LENGTH"),
-            f"got {parallel.context}, but sequences of {config.rules.sequence_length} tokens cannot be cut into "
+            f"got {parallel.context}, but sequences of {config.fixed.sequence_length} tokens cannot be cut into "
             f"{2 * parallel.context} equal parts. Choose CONTEXT_PARALLEL so that twice it divides the length.",
         )
 
 
 def transformer_engine_limits(config: Config) -> Iterator[Problem]:
     """What the Transformer Engine back end cannot do; also asked when BACKEND=auto turns out to mean it."""
-    if config.execution.compiled == "layers":
+    if config.execution.compile_mode == "layers":
         yield Problem(
             ("COMPILE", "BACKEND"),
             "got layers, but Transformer Engine's layers are kernels of its own, which torch.compile cannot see into. "
@@ -199,7 +199,7 @@ def _batch(config: Config) -> Iterator[Problem]:
     split = config.parallel.tensor * config.parallel.pipeline * config.parallel.context
     if config.parallel.world_size % split:
         return
-    gbs, mbs, data = config.tuning.global_batch_size, config.execution.micro_batch_size, config.parallel.data
+    gbs, mbs, data = config.free.global_batch_size, config.execution.micro_batch_size, config.parallel.data
     if gbs % (mbs * data):
         yield Problem(
             ("GLOBAL_BATCH_SIZE", "MICRO_BATCH_SIZE", "DGXNNODES", "DGXNGPU"),
@@ -210,11 +210,11 @@ def _batch(config: Config) -> Iterator[Problem]:
 
 
 def _numbers(config: Config) -> Iterator[Problem]:
-    if config.tuning.warmup_steps >= config.rules.max_steps:
+    if config.free.warmup_steps >= config.fixed.max_steps:
         yield Problem(
             ("WARMUP_STEPS", "MAX_STEPS"),
-            f"got {config.tuning.warmup_steps}, which leaves no step of the {config.rules.max_steps} to decay. "
-            f"Use fewer than {config.rules.max_steps}.",
+            f"got {config.free.warmup_steps}, which leaves no step of the {config.fixed.max_steps} to decay. "
+            f"Use fewer than {config.fixed.max_steps}.",
         )
     eod, vocabulary = config.data.eod_token, config.model.vocab_size
     if eod is not None and eod >= vocabulary:
@@ -225,7 +225,7 @@ def _numbers(config: Config) -> Iterator[Problem]:
 
 
 def _balancing(config: Config) -> Iterator[Problem]:
-    coefficient, rate = config.rules.aux_loss_coefficient, config.rules.expert_bias_rate
+    coefficient, rate = config.fixed.aux_loss_coefficient, config.fixed.expert_bias_rate
     if coefficient and rate:
         yield Problem(
             ("AUX_LOSS_COEFF", "EXPERT_BIAS_RATE"),

@@ -22,7 +22,7 @@ class Setting:
 
     Attributes:
         variable: its environment variable, e.g. ``GLOBAL_BATCH_SIZE``.
-        path: its place in the tree, e.g. ``("tuning", "global_batch_size")``.
+        path: its place in the tree, e.g. ``("free", "global_batch_size")``.
         description: one line for `--help`.
     """
 
@@ -77,14 +77,14 @@ class Launch:
     Attributes:
         rank, local_rank: number of this process in the run, and on its node.
         world_size: processes of the run.
-        alone: no launcher; the only process of a run of one.
+        standalone: no launcher; the only process of a run of one.
         under_torchrun: the parent process is torchrun's.
     """
 
     rank: int
     local_rank: int
     world_size: int
-    alone: bool
+    standalone: bool
     under_torchrun: bool
 
 
@@ -102,12 +102,12 @@ def read_launch() -> Launch:
         rank=_number("RANK", 0),
         local_rank=_number("LOCAL_RANK", _number("RANK", 0)),
         world_size=_number("WORLD_SIZE", 1),
-        alone="MASTER_ADDR" not in os.environ,
+        standalone="MASTER_ADDR" not in os.environ,
         under_torchrun="TORCHELASTIC_RUN_ID" in os.environ,
     )
 
 
-def speaks_for_all() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one of its run that should say what all of them find."""
     return "MASTER_ADDR" not in os.environ or os.environ.get("RANK", "0") == "0"
 

@@ -12,15 +12,15 @@ from typing import Any
 
 _REFERENCE: dict[str, Any] = {
     "vocab_size": 128_256,  # Llama 3 tokenizer
-    "layers": 24,
+    "num_layers": 24,
     "hidden_size": 2880,
-    "heads": 64,
-    "kv_groups": 8,
+    "num_attention_heads": 64,
+    "num_query_groups": 8,
     "head_dim": 64,
-    "experts": 32,
-    "top_k": 4,
-    "expert_ffn": 2880,
-    "window_past": 128,  # Megatron's window_size (128, 0): 128 keys before the query, and its own
+    "num_experts": 32,
+    "router_topk": 4,
+    "moe_ffn_hidden_size": 2880,
+    "window_left": 128,  # Megatron's window_size (128, 0): 128 keys before the query, and its own
 }
 
 _OPENAI: dict[str, Any] = {
@@ -30,37 +30,37 @@ _OPENAI: dict[str, Any] = {
     "biases": True,
     "qk_norm": False,
     "attention_sinks": True,
-    "window_past": 127,  # 128 keys including the query's own
+    "window_left": 127,  # 128 keys including the query's own
     "yarn": {},
 }
 
 _TINY: dict[str, Any] = {
     **_REFERENCE,
     "vocab_size": 256,  # bytes
-    "layers": 2,
+    "num_layers": 2,
     "hidden_size": 64,
-    "heads": 4,
-    "kv_groups": 2,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
     "head_dim": 16,
-    "experts": 8,
-    "expert_ffn": 64,
+    "num_experts": 8,
+    "moe_ffn_hidden_size": 64,
 }
 
 # Each preset is a partial Config tree; the command line and the environment go on top of it.
 PRESETS: dict[str, dict[str, Any]] = {
     "reference": {"model": _REFERENCE},
     "openai": {"model": _OPENAI},
-    "openai_120b": {"model": {**_OPENAI, "layers": 36, "experts": 128}},
+    "openai_120b": {"model": {**_OPENAI, "num_layers": 36, "num_experts": 128}},
     "tiny": {
         "model": _TINY,
-        "rules": {
+        "fixed": {
             "max_steps": 400,
             "init_method_std": 0.04,
             "eval_samples": 16,
             "eval_interval_samples": 30,
             "target_loss": 3.05,
         },
-        "tuning": {"global_batch_size": 4, "learning_rate": 6e-3, "warmup_steps": 8},
+        "free": {"global_batch_size": 4, "learning_rate": 6e-3, "warmup_steps": 8},
         "parallel": {"gpus_per_node": 2, "expert": 2},
         "execution": {"micro_batch_size": 1, "precision": "fp32", "backend": "torch"},
         "logging": {"interval": 1},

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-class Node(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen branch of the tree that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
@@ -29,7 +29,7 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-class Rules(Node):
+class FixedHyperparameters(FrozenModel):
     """What the closed division fixes (MLPerf Training rules for gpt_oss_20b, rounds v6.0 and v6.1).
 
     The defaults are the rules' values. The open division may change them; the closed division refuses to.
@@ -58,7 +58,7 @@ class Rules(Node):
     )
 
 
-class Tuning(Node):
+class FreeHyperparameters(FrozenModel):
     """The hyperparameters that the closed division leaves free."""
 
     global_batch_size: int = setting("GLOBAL_BATCH_SIZE", "sequences per optimizer step", 16, ge=1)
@@ -66,38 +66,38 @@ class Tuning(Node):
     warmup_steps: int = setting("WARMUP_STEPS", "steps of linear learning-rate warm-up", 128, ge=0)
 
 
-class Yarn(Node):
+class Yarn(FrozenModel):
     """YaRN position scaling (Peng et al. 2023), as the released gpt-oss uses it."""
 
     factor: float = 32.0
-    original_length: int = 4096
+    original_max_position_embeddings: int = 4096
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = False
 
 
-class Model(Node):
+class ModelConfig(FrozenModel):
     """The architecture. `presets` holds the variants; only the vocabulary can be set from outside."""
 
     variant: str = setting("MODEL_VARIANT", "model preset: reference, openai, openai_120b or tiny", "reference")
     vocab_size: int = setting("VOCAB_SIZE", "rows of the embedding and of the LM head", ge=2)
-    layers: int = Field(ge=1)
+    num_layers: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    kv_groups: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_query_groups: int = Field(ge=1)
     head_dim: int = Field(ge=2)
-    experts: int = Field(ge=1)
-    top_k: int = Field(ge=1)
-    expert_ffn: int = Field(ge=1)
+    num_experts: int = Field(ge=1)
+    router_topk: int = Field(ge=1)
+    moe_ffn_hidden_size: int = Field(ge=1)
     activation: Literal["swiglu", "clamped_swiglu"] = Field("swiglu", description="expert activation")
     biases: bool = Field(False, description="biases on attention projections, router and experts")
     qk_norm: bool = Field(True, description="RMSNorm on queries and keys over the head dimension, before RoPE")
     attention_sinks: bool = Field(False, description="one learned sink logit per head in the attention softmax")
-    window_past: int = Field(128, ge=1, description="keys before the query's own that a windowed layer sees")
+    window_left: int = Field(128, ge=1, description="keys before the query's own that a windowed layer sees")
     router_softmax_before_topk: bool = Field(
         False, description="normalise over all experts before choosing (no renormalisation) instead of over the chosen"
     )
-    rope_base: int = 150_000
+    rotary_base: int = 150_000
     yarn: Yarn | None = None
     norm_epsilon: float = Field(1e-5, gt=0)
 
@@ -106,7 +106,7 @@ class Model(Node):
         return layer_number % 2 == 1
 
 
-class Parallel(Node):
+class Parallel(FrozenModel):
     """How the processes share the model and the batch."""
 
     nodes: int = setting("DGXNNODES", "nodes of the run", 1, ge=1)
@@ -132,7 +132,7 @@ class Parallel(Node):
         return self.world_size // (self.pipeline * self.expert)
 
 
-class Execution(Node):
+class Execution(FrozenModel):
     """How fast, not what: none of these changes the mathematics of the run.
 
     But for the open division's load-balancing loss, which is one of each micro batch.
@@ -154,7 +154,7 @@ class Execution(Node):
         "or layers (all but each layer's input)",
         "none",
     )
-    compiled: Annotated[Literal["kernels", "layers"], BeforeValidator(_lower)] = setting(
+    compile_mode: Annotated[Literal["kernels", "layers"], BeforeValidator(_lower)] = setting(
         "COMPILE",
         "what torch.compile makes on GPUs: kernels (of this project's own arithmetic) or layers (each layer's norms "
         "and attention too)",
@@ -175,21 +175,21 @@ class Execution(Node):
         return self.precision != "fp32"
 
 
-class Data(Node):
+class Data(FrozenModel):
     """Where the tokens are."""
 
     directory: Path = setting("DATADIR", "folder with the two .bin/.idx pairs", Path("/data"))
     eod_token: int | None = setting("EOD_TOKEN", "end-of-document token id, masked from the loss", None, ge=0)
 
 
-class Logging(Node):
+class Logging(FrozenModel):
     """What is written, and where."""
 
     directory: Path | None = setting("LOGDIR", "folder of the result; a new one under results/ if not given", None)
     interval: int = setting("LOG_INTERVAL", "steps between train_loss records and progress lines", 10, ge=1)
 
 
-class Checkpointing(Node):
+class Checkpointing(FrozenModel):
     """When and where checkpoints are written, and whether a run goes on from one. None are in a timed run."""
 
     interval: str = setting(
@@ -214,7 +214,7 @@ class Checkpointing(Node):
         return int(self.interval) if self.minutes is None else 0
 
 
-class Submission(Node):
+class Submission(FrozenModel):
     """What the log says about its submitter. MLPERF_ and MLLOG_ prefixes to SUBMISSION_* are accepted too."""
 
     system: str = setting("DGXSYSTEM", "name of the system, from the configuration file's name", "unnamed")
@@ -233,16 +233,16 @@ class Submission(Node):
     cache_cleared: bool = setting("CACHE_CLEARED", "whether the caches really were cleared before this run", False)
 
 
-class Config(Node):
+class Config(FrozenModel):
     """Everything that decides one run. Frozen; equal trees mean equal runs up to the seed's own randomness."""
 
     seed: int | None = setting(
         "SEED", "seed of weights and order; system randomness if not given", None, ge=0, lt=2**63
     )
     submission: Submission = Submission()
-    model: Model
-    rules: Rules = Rules()
-    tuning: Tuning = Tuning()
+    model: ModelConfig
+    fixed: FixedHyperparameters = FixedHyperparameters()
+    free: FreeHyperparameters = FreeHyperparameters()
     parallel: Parallel = Parallel()
     execution: Execution = Execution()
     data: Data = Data()
@@ -252,22 +252,22 @@ class Config(Node):
     @property
     def accumulation_steps(self) -> int:
         """Micro batches per rank and optimizer step."""
-        return self.tuning.global_batch_size // (self.execution.micro_batch_size * self.parallel.data)
+        return self.free.global_batch_size // (self.execution.micro_batch_size * self.parallel.data)
 
     @property
     def eval_interval_steps(self) -> int:
         """Steps between evaluations: CEIL(eval_interval_samples / GBS), never the floor."""
-        return math.ceil(self.rules.eval_interval_samples / self.tuning.global_batch_size)
+        return math.ceil(self.fixed.eval_interval_samples / self.free.global_batch_size)
 
     @property
     def end_learning_rate(self) -> float:
         """Learning rate at the end of the cosine."""
-        return self.rules.end_learning_rate_ratio * self.tuning.learning_rate
+        return self.fixed.end_learning_rate_ratio * self.free.learning_rate
 
     @property
     def decay_steps(self) -> int:
         """Steps of the cosine after the warm-up, as the log's opt_learning_rate_decay_steps counts them."""
-        return self.rules.max_steps - self.tuning.warmup_steps
+        return self.fixed.max_steps - self.free.warmup_steps
 
     def derived(self) -> dict[str, int | float]:
         """The computed values, by name."""
@@ -276,7 +276,7 @@ class Config(Node):
             "data_parallel": self.parallel.data,
             "accumulation_steps": self.accumulation_steps,
             "eval_interval_steps": self.eval_interval_steps,
-            "eval_interval_samples": self.eval_interval_steps * self.tuning.global_batch_size,
+            "eval_interval_samples": self.eval_interval_steps * self.free.global_batch_size,
             "end_learning_rate": self.end_learning_rate,
             "decay_steps": self.decay_steps,
         }

@@ -34,9 +34,9 @@ from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import is_te_min_version
 
-from ..config import Config, Model
+from ..config import Config, ModelConfig
 from ..config.checks import torch_limits, transformer_engine_limits
-from ..config.tree import Parallel, Rules
+from ..config.tree import FixedHyperparameters, Parallel
 from .attention import TorchCoreAttention, TorchSelfAttention
 from .dispatch import SortingDispatcher
 from .experts import CLAMP, GroupedExperts
@@ -121,7 +121,7 @@ def fusions(config: Config, backend: Backend) -> dict[str, bool]:
         "apply_rope_fusion": config.model.yarn is None,
         # The fused balancing loss wants the number of counted tokens on the host, where it is not: masked ones are left
         # out. Releases of Transformer Engine that take a tensor want an integer one, and Megatron-Core's is a quotient.
-        "moe_router_fusion": is_te_min_version("2.7.0") and not config.rules.aux_loss_coefficient,
+        "moe_router_fusion": is_te_min_version("2.7.0") and not config.fixed.aux_loss_coefficient,
     }
 
 
@@ -132,18 +132,18 @@ def transformer_config(config: Config, on_gpu: bool, **further: Any) -> Transfor
     """
     model = config.model
     options: dict[str, Any] = {
-        "num_layers": model.layers,
+        "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
-        "num_attention_heads": model.heads,
-        "num_query_groups": model.kv_groups,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
         "kv_channels": model.head_dim,
-        "ffn_hidden_size": model.expert_ffn,
-        "num_moe_experts": model.experts,
-        "moe_ffn_hidden_size": model.expert_ffn,
-        "moe_router_topk": model.top_k,
+        "ffn_hidden_size": model.moe_ffn_hidden_size,
+        "num_moe_experts": model.num_experts,
+        "moe_ffn_hidden_size": model.moe_ffn_hidden_size,
+        "moe_router_topk": model.router_topk,
         "moe_router_pre_softmax": model.router_softmax_before_topk,
         "moe_router_dtype": "fp32",
-        **_balancing(config.rules),
+        **_balancing(config.fixed),
         "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": True,
         "normalization": "RMSNorm",
@@ -152,13 +152,13 @@ def transformer_config(config: Config, on_gpu: bool, **further: Any) -> Transfor
         "add_bias_linear": model.biases,
         "add_qkv_bias": model.biases,
         "gated_linear_unit": True,
-        "window_size": (model.window_past, 0),
-        "window_attn_skip_freq": [int(model.windowed(number)) for number in range(1, model.layers + 1)],
+        "window_size": (model.window_left, 0),
+        "window_attn_skip_freq": [int(model.windowed(number)) for number in range(1, model.num_layers + 1)],
         "softmax_type": "learnable" if model.attention_sinks else "vanilla",
         "rotary_interleaved": False,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        "init_method_std": config.rules.init_method_std,
+        "init_method_std": config.fixed.init_method_std,
         "perform_initialization": False,
         "use_cpu_initialization": not on_gpu,
         "params_dtype": params_dtype(config),
@@ -185,7 +185,7 @@ def transformer_config(config: Config, on_gpu: bool, **further: Any) -> Transfor
         # GPTModel reads these from the config object, where TransformerConfig declares no such fields.
         for name, value in {
             "yarn_rotary_scaling_factor": model.yarn.factor,
-            "yarn_original_max_position_embeddings": model.yarn.original_length,
+            "yarn_original_max_position_embeddings": model.yarn.original_max_position_embeddings,
             "yarn_beta_fast": model.yarn.beta_fast,
             "yarn_beta_slow": model.yarn.beta_slow,
             "yarn_mscale": None,
@@ -208,7 +208,7 @@ def _layout(parallel: Parallel) -> dict[str, Any]:
     }
 
 
-def _balancing(rules: Rules) -> dict[str, Any]:
+def _balancing(rules: FixedHyperparameters) -> dict[str, Any]:
     options: dict[str, Any] = {"moe_router_load_balancing_type": "none"}
     if rules.aux_loss_coefficient:
         # Of each layer and micro batch: coefficient x experts x sum over experts of fraction x mean probability (Switch
@@ -225,7 +225,7 @@ def _balancing(rules: Rules) -> dict[str, Any]:
     return options
 
 
-def _activation(model: Model) -> dict[str, Any]:
+def _activation(model: ModelConfig) -> dict[str, Any]:
     if model.activation == "swiglu":
         return {"activation_func": F.silu}
     # x * sigmoid(1.702 x). There are two: where the activation is fused, Megatron-Core takes no other than this one.
@@ -236,7 +236,7 @@ def _activation(model: Model) -> dict[str, Any]:
 
 def layer_spec(config: Config, backend: Backend) -> Any:
     """The transformer layer as Megatron-Core's ModuleSpec."""
-    shape = {"num_experts": config.model.experts, "moe_grouped_gemm": True, "qk_layernorm": config.model.qk_norm}
+    shape = {"num_experts": config.model.num_experts, "moe_grouped_gemm": True, "qk_layernorm": config.model.qk_norm}
     if backend == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec(**shape)
     spec = get_gpt_layer_local_spec(**(shape | {"moe_grouped_gemm": False}), normalization="RMSNorm")
@@ -267,12 +267,12 @@ def build_model(config: Config, backend: Backend, on_gpu: bool) -> GPTModel:
         config=transformer_config(config, on_gpu, **fusions(config, backend)),
         transformer_layer_spec=layer_spec(config, backend),
         vocab_size=config.model.vocab_size,
-        max_sequence_length=config.rules.sequence_length,
+        max_sequence_length=config.fixed.sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=False,
         position_embedding_type="yarn" if config.model.yarn else "rope",
-        rotary_base=config.model.rope_base,
+        rotary_base=config.model.rotary_base,
     )
     mark_split_weights(model)
     if backend == "torch":
@@ -307,4 +307,4 @@ def compile_layers(model: GPTModel) -> None:
 
 def scaled_std(config: Config) -> float:
     """Initial standard deviation of the projections that write into the residual stream: std / sqrt(2 x layers)."""
-    return config.rules.init_method_std / math.sqrt(2 * config.model.layers)
+    return config.fixed.init_method_std / math.sqrt(2 * config.model.num_layers)

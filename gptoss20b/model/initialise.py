@@ -73,7 +73,7 @@ def draw(seed: int, name: str, expert: int | None, shape: torch.Size, std: float
 def held(model: GPTModel, config: Config) -> Iterator[tuple[str, int | range | None, Parameter]]:
     """This rank's parameters: name in the whole model, which of all experts it is of (None: of none), parameter."""
     layers = {str(i): layer.layer_number - 1 for i, layer in enumerate(model.decoder.layers)}
-    local_experts = config.model.experts // config.parallel.expert
+    local_experts = config.model.num_experts // config.parallel.expert
     first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
     for local_name, parameter in model.named_parameters():
         # Pipeline stages count their layers from zero, the whole model's names over all stages.
@@ -89,7 +89,7 @@ def held(model: GPTModel, config: Config) -> Iterator[tuple[str, int | range | N
 
 def initialise(model: GPTModel, config: Config, seed: int) -> None:
     """Fill the weights of this rank's part of the model, in place."""
-    stds = {"normal": config.rules.init_method_std, "scaled": scaled_std(config)}
+    stds = {"normal": config.fixed.init_method_std, "scaled": scaled_std(config)}
 
     @torch.no_grad()
     def fill(name: str, expert: int | None, part: Tensor) -> None:

@@ -60,11 +60,14 @@ def flops_per_token(config: Config) -> float:
     Forward = 2 [L (H (n_h + 2 n_kv) d + n_h d H + H E) + L k 3 H F + V H] + 4 n_h d x sum over layers of the mean
     number of keys a query sees. Norms, softmax and activations are not counted, as usual for MFU.
     """
-    m, length = config.model, config.rules.sequence_length
-    attention = m.hidden_size * (m.heads + 2 * m.kv_groups) * m.head_dim + m.heads * m.head_dim * m.hidden_size
-    layer = attention + m.hidden_size * m.experts + m.top_k * 3 * m.hidden_size * m.expert_ffn
-    keys = sum(_mean_keys(length, m.window_past if m.windowed(n) else length) for n in range(1, m.layers + 1))
-    forward = 2 * (m.layers * layer + m.vocab_size * m.hidden_size) + 4 * m.heads * m.head_dim * keys
+    m, length = config.model, config.fixed.sequence_length
+    attention = (
+        m.hidden_size * (m.num_attention_heads + 2 * m.num_query_groups) * m.head_dim
+        + m.num_attention_heads * m.head_dim * m.hidden_size
+    )
+    layer = attention + m.hidden_size * m.num_experts + m.router_topk * 3 * m.hidden_size * m.moe_ffn_hidden_size
+    keys = sum(_mean_keys(length, m.window_left if m.windowed(n) else length) for n in range(1, m.num_layers + 1))
+    forward = 2 * (m.num_layers * layer + m.vocab_size * m.hidden_size) + 4 * m.num_attention_heads * m.head_dim * keys
     return 3.0 * forward
 
 
@@ -101,9 +104,9 @@ def measure(config: Config) -> Size:
     model, p = config.model, config.parallel
     return Size(
         variant=model.variant,
-        layers=model.layers,
+        layers=model.num_layers,
         total_parameters=sum(counts.values()),
-        active_parameters=counts["other"] + counts["experts"] * model.top_k // model.experts,
+        active_parameters=counts["other"] + counts["experts"] * model.router_topk // model.num_experts,
         flops_per_token=flops_per_token(config),
         state_bytes_per_gpu=state_bytes_per_gpu(config, counts),
         layout=f"{p.world_size} GPUs, EP {p.expert}, TP {p.tensor}, PP {p.pipeline}, CP {p.context}, "

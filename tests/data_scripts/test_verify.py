@@ -23,7 +23,7 @@ from data_scripts.checking.report import write_report
 from data_scripts.make_sample_data import collect_documents, make
 from gptoss20b.config.resolve import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
-from gptoss20b.feed import Share, open_feed
+from gptoss20b.dataloader import DataShard, build_dataloader
 from gptoss20b.mlperf_log import RunClock
 from tests.support.paths import ROOT
 from tests.support.small_sets import (
@@ -68,7 +68,7 @@ def test_a_good_set_passes_and_its_hash_is_a_runs(folder: Path) -> None:
         {"DATADIR": str(folder), "SEQUENCE_LENGTH": "16", "EVAL_SAMPLES": "3", "SUBMISSION_DIVISION": "open"}
     )
     clock = RunClock.__new__(RunClock)
-    feed = open_feed(clock, config, Share(0, 1, 1), torch.device("cpu"), seed=1)
+    feed = build_dataloader(clock, config, DataShard(0, 1, 1), torch.device("cpu"), seed=1)
     expected = feed.eval_tokens_sha256()
     feed.close()
     assert f"eval_tokens_sha256 of the first 3 sequences: {expected}" in done.stdout

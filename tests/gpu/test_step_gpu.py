@@ -9,10 +9,10 @@ import math
 import pytest
 import torch
 
-from gptoss20b.feed import synthetic
+from gptoss20b.dataloader import synthetic
 from gptoss20b.model.build import Backend
-from gptoss20b.process_groups import Rank, joined
-from gptoss20b.training import Trainer, optimizer_parts
+from gptoss20b.process_groups import Rank, distributed_session
+from gptoss20b.trainer import Trainer, optimizer_parts
 from tests.support.jobs import configure
 from tests.support.step_jobs import differentiated
 
@@ -44,9 +44,9 @@ def losses(settings: dict[str, str], backend: Backend = "torch", forbid_waiting:
     """Four steps' losses and an evaluation's, in process groups of this process alone."""
     config = configure(SMALL | {"BACKEND": backend} | settings)
     device = torch.device("cuda", torch.cuda.current_device())
-    with joined(config, Rank(0, 1, device, alone=True)):
+    with distributed_session(config, Rank(0, 1, device, standalone=True)):
         trainer = Trainer(config, backend, device, seed=1)
-        assert trainer.overlaps == (config.execution.compiled == "kernels")
+        assert trainer.overlap_param_gather == (config.execution.compile_mode == "kernels")
         torch_adams = [
             o.optimizer for o in optimizer_parts(trainer.optimizer) if isinstance(o.optimizer, torch.optim.Adam)
         ]
@@ -100,9 +100,11 @@ def test_back_ends_have_the_same_gradients(peer: Backend) -> None:
         # The peer that runs cannot choose is configured as torch is.
         chosen = "transformer_engine" if backend == "transformer_engine" else "torch"
         config = configure(settings | {"BACKEND": chosen})
-        config = config.model_copy(update={"model": config.model.model_copy(update={"experts": config.model.top_k})})
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"num_experts": config.model.router_topk})}
+        )
         device = torch.device("cuda", torch.cuda.current_device())
-        with joined(config, Rank(0, 1, device, alone=True)):
+        with distributed_session(config, Rank(0, 1, device, standalone=True)):
             found[backend] = differentiated(config, backend, device)
     ours, theirs = found["torch"], found[peer]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.results import read
-from gptoss20b.bench.norms import KINDS
-from gptoss20b.bench.result import BenchResult, Parts, from_json
+from gptoss20b.tools.bench.norms import KINDS
+from gptoss20b.tools.bench.result import BenchResult, Parts, from_json
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, run_ranks
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gptoss20b.doctor.finding import Finding, Verdict
-from gptoss20b.doctor.network import look_at_collectives
+from gptoss20b.tools.doctor.finding import Finding, Verdict
+from gptoss20b.tools.doctor.network import look_at_collectives
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU
 
@@ -111,7 +111,7 @@ def test_a_rank_that_fails_is_named_with_its_error(monkeypatch: pytest.MonkeyPat
 WRONG_SUM = """
 import sys
 import torch.distributed as dist
-from gptoss20b.doctor.collective import main
+from gptoss20b.tools.doctor.collective import main
 
 dist.all_reduce = lambda tensor: tensor[7:9].add_(1)
 main("gloo", sys.argv[1], 20.0)

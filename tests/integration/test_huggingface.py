@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss20b.exchange.convert import from_hugging_face, to_hugging_face
-from gptoss20b.exchange.mxfp4 import dequantize
-from tests.support.exchange_folders import EXPERTS, SMALL, read, their_tensors, write
+from gptoss20b.hf.convert import from_hugging_face, to_hugging_face
+from gptoss20b.hf.mxfp4 import dequantize
+from tests.support.hf_folders import EXPERTS, SMALL, read, their_tensors, write
 from tests.support.ranks import run_ranks
 
 NO_SCALING = {"rope_type": "default", "rope_theta": 150_000.0}
@@ -108,7 +108,7 @@ def test_experts_and_layers_on_two_ranks_do_too(tiny: dict[str, str], tmp_path: 
 
 
 def test_the_activation_has_the_numbers_that_are_compared_with() -> None:
-    from gptoss20b.exchange.architecture import _FIXED
+    from gptoss20b.hf.architecture import _FIXED
     from gptoss20b.model.experts import CLAMP, SIGMOID_SLOPE
 
     assert (_FIXED["swiglu_alpha"], _FIXED["swiglu_limit"]) == (SIGMOID_SLOPE, CLAMP)
@@ -220,10 +220,10 @@ def test_another_model_is_not_loaded(ours: Path, tiny: dict[str, str]) -> None:
         1,
         folder=str(ours),
         variables=tiny,
-        changes={"top_k": 3, "window_past": 3, "qk_norm": True},
+        changes={"router_topk": 3, "window_left": 3, "qk_norm": True},
     )
     problems = said.splitlines()
     assert problems[0] == f"11 problems loading {ours}:"
-    assert "  config.json: model.window_past: got 8, expected 3, as the run is configured" in problems
+    assert "  config.json: model.window_left: got 8, expected 3, as the run is configured" in problems
     norms = [line for line in problems if "layernorm.weight: missing, and this rank's model has it" in line]
     assert len(norms) == 4 * 2

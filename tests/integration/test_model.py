@@ -26,7 +26,7 @@ def test_layers_1_and_3_are_windowed(models: dict[str, dict[str, Any]]) -> None:
 def test_window_of_the_released_model_is_one_key_shorter() -> None:
     from gptoss20b.config import resolve
 
-    assert resolve({"MODEL_VARIANT": "openai", "SUBMISSION_DIVISION": "open"}).model.window_past == 127
+    assert resolve({"MODEL_VARIANT": "openai", "SUBMISSION_DIVISION": "open"}).model.window_left == 127
 
 
 def test_norms_and_router(models: dict[str, dict[str, Any]]) -> None:

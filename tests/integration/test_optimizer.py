@@ -53,7 +53,7 @@ def test_two_steps_are_those_of_plain_adamw_on_plain_gradients(tiny: dict[str, s
 
 def published(config: Config, updates_before: int) -> float:
     """Linear warm-up from 0, then cosine to a tenth of the base rate: the published schedule, on its own terms."""
-    base, warm_up = config.tuning.learning_rate, config.tuning.warmup_steps
+    base, warm_up = config.free.learning_rate, config.free.warmup_steps
     if updates_before <= warm_up:
         return base * updates_before / warm_up
     if updates_before > 1_200_000:
@@ -71,7 +71,7 @@ class _Optimizer:
 
 @pytest.mark.parametrize(("learning_rate", "warm_up"), [("4e-4", "128"), ("8e-4", "128"), ("1e-3", "192")])
 def test_the_learning_rate_of_each_step_is_the_published_one(learning_rate: str, warm_up: str) -> None:
-    from gptoss20b.training import build_scheduler
+    from gptoss20b.trainer import build_scheduler
 
     config = resolve({"LEARNING_RATE": learning_rate, "WARMUP_STEPS": warm_up})
     optimizer = _Optimizer()
@@ -83,4 +83,4 @@ def test_the_learning_rate_of_each_step_is_the_published_one(learning_rate: str,
         assert optimizer.param_groups[0]["lr"] == pytest.approx(published(config, step - 1), rel=1e-12), step
         assert optimizer.param_groups[0]["weight_decay"] == 0.1
     assert published(config, 0) == 0.0
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * config.tuning.learning_rate, rel=1e-9)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * config.free.learning_rate, rel=1e-9)

@@ -164,7 +164,7 @@ def test_config_json_tells_the_whole_run(runs: dict[str, Path]) -> None:
     assert record["seed"] == 11
     assert record["total_parameters"] == 255_360
     assert record["active_parameters"] == 140_672
-    assert record["config"]["tuning"]["global_batch_size"] == 4
+    assert record["config"]["free"]["global_batch_size"] == 4
     assert record["versions"]["megatron-core"]
     assert record["git_commit"]
 

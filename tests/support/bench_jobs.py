@@ -13,13 +13,13 @@ from benchmarks.gpu.compare import TOLERANCE
 from benchmarks.gpu.hugging_face import HuggingFace
 from benchmarks.gpu.records import Expected, Request
 from benchmarks.gpu.turn import GateError, gate, outcome_of
-from gptoss20b.bench.measure import Timing, time_scenario
-from gptoss20b.bench.result import as_dict
-from gptoss20b.bench.scenarios import SCENARIOS, configure
-from gptoss20b.bench.subject import Bare, Outcome, Trained
 from gptoss20b.cli import app
 from gptoss20b.config import Config
-from gptoss20b.process_groups import joined, read_rank
+from gptoss20b.process_groups import distributed_session, read_rank
+from gptoss20b.tools.bench.measure import Timing, time_scenario
+from gptoss20b.tools.bench.result import as_dict
+from gptoss20b.tools.bench.scenarios import SCENARIOS, configure
+from gptoss20b.tools.bench.subject import Bare, Outcome, Trained
 
 QUICK = Timing(warmup=1, steps=2)
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def unchanged_by_steps() -> dict[str, list[Outcome]]:
     _run_alone()
     config = configure("tiny", "openai", "torch", on_gpu=False)
     found = {}
-    with joined(config, read_rank(config)):
+    with distributed_session(config, read_rank(config)):
         for name, subject in (
             ("ours", Trained(config, "torch", CPU)),
             ("bare", Bare(config, "torch", CPU)),
@@ -94,12 +94,12 @@ def gated_in_bf16() -> dict[str, str]:
     said: dict[str, str] = {}
     for variant in ("reference", "openai"):
         config = configure("tiny", variant, "torch", on_gpu=True)  # type: ignore[arg-type]
-        std = configure("S1", variant, "torch", on_gpu=True).rules.init_method_std  # type: ignore[arg-type]
+        std = configure("S1", variant, "torch", on_gpu=True).fixed.init_method_std  # type: ignore[arg-type]
         std *= (2880 / config.model.hidden_size) ** 0.5
-        model = config.model.model_copy(update={"window_past": 32, "experts": 4, "top_k": 4})
-        rules = config.rules.model_copy(update={"init_method_std": std})
-        config = config.model_copy(update={"model": model, "rules": rules})
-        with joined(config, read_rank(config)):
+        model = config.model.model_copy(update={"window_left": 32, "num_experts": 4, "router_topk": 4})
+        rules = config.fixed.model_copy(update={"init_method_std": std})
+        config = config.model_copy(update={"model": model, "fixed": rules})
+        with distributed_session(config, read_rank(config)):
             said |= {f"{variant} {name}": text for name, text in _said_of_mutants(config).items()}
     return said
 

@@ -54,8 +54,8 @@ def train(
     logdir, first = Path(variables["LOGDIR"]), os.environ["RANK"] == "0"
     if first and die_in:
         module, name = {
-            "writing": (shards, "fingerprint"),
-            "published": (checkpoints, "publish"),
+            "writing": (shards, "size_and_crc"),
+            "published": (checkpoints, "commit"),
             "pruning": (checkpoints, "prune"),
         }[die_in]
         vars(module)[name] = _killed_in_second(vars(module)[name])
@@ -65,11 +65,11 @@ def train(
     else:
         _hold(released)
     if slow_s and first:
-        checkpoints.damage = _slow(checkpoints.damage, slow_s)  # type: ignore[attr-defined]
+        checkpoints.verify_files = _slow(checkpoints.verify_files, slow_s)  # type: ignore[attr-defined]
         checkpoints.prune = _slow(_cannot_remove, slow_s)  # type: ignore[attr-defined]
-    checkpoints.publish = _noting(logdir, checkpoints.publish)  # type: ignore[attr-defined]
+    checkpoints.commit = _noting(logdir, checkpoints.commit)  # type: ignore[attr-defined]
     if fill:
-        checkpoints.use_reserve = _filling(Path(fill))  # type: ignore[attr-defined]
+        checkpoints.release_reserved_space = _filling(Path(fill))  # type: ignore[attr-defined]
 
     def before_step(step: int, _: Any) -> None:
         if step == die_before:
@@ -140,12 +140,12 @@ def _let_write(released: threading.Event) -> None:
 
 
 def _noting(logdir: Path, publish: Callable[..., None]) -> Callable[..., None]:
-    def replaced(part: Path, saved: files.Saved) -> None:
+    def replaced(part: Path, saved: files.CheckpointMetadata) -> None:
         log, processes = (logdir / "result_0.txt").read_text(), psutil.Process().children(recursive=True)
         stopped = " after run_stop" if '"run_stop"' in log else ""
         with (logdir.parent / "published").open("a") as file:
             losses = log.count('"train_loss"')
-            file.write(f"{saved.position.step} at {losses}{stopped}, {len(processes)} processes\n")
+            file.write(f"{saved.train_state.step} at {losses}{stopped}, {len(processes)} processes\n")
         publish(part, saved)
 
     return replaced
@@ -156,6 +156,6 @@ def _filling(disk: Path) -> Callable[[Path], None]:
         with contextlib.suppress(OSError), (disk / "others").open("ab", buffering=0) as file:
             while file.write(bytes(1 << 12)):
                 pass
-        files.use_reserve(part)
+        files.release_reserved_space(part)
 
     return replaced

@@ -32,14 +32,14 @@ def beside_megatrons(variables: list[Variables], tokens: list[int], lean: float)
         for config in configs:
             rank = torch.distributed.get_rank()
             settings = transformer_config(config, on_gpu=False)
-            experts, local = config.model.experts, config.model.experts // config.parallel.expert
+            experts, local = config.model.num_experts, config.model.num_experts // config.parallel.expert
             first = local * parallel_state.get_expert_model_parallel_rank()
             theirs = MoEAlltoAllTokenDispatcher(
                 local, list(range(first, first + local)), config=settings, pg_collection=get_default_pg_collection()
             )
             random = torch.Generator().manual_seed(rank)
             logits = torch.randn(tokens[rank], experts, generator=random) - lean * torch.arange(experts)
-            chosen = logits.topk(config.model.top_k).indices
+            chosen = logits.topk(config.model.router_topk).indices
             routing_map = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, chosen, value=True)
             x = torch.randn(tokens[rank], 1, config.model.hidden_size, generator=random)
             found = {

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from gptoss20b.config import Config
-from tests.support.jobs import Variables, layouts, make_feed, make_trainer
+from tests.support.jobs import Variables, layouts, make_dataloader, make_trainer
 
 Call = tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -50,7 +50,7 @@ def balancing_loss(router: Any, hidden: torch.Tensor, counted: torch.Tensor) -> 
 
 def _defined(trainer: Any, batches: list[Any]) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
     """By definition, with autograd alone: gradients of the load-balancing part, of everything, and the main loss."""
-    coefficient = trainer.config.rules.aux_loss_coefficient
+    coefficient = trainer.config.fixed.aux_loss_coefficient
     main = balance = torch.zeros((), dtype=torch.float64)
     tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
     positions = torch.arange(batches[0].tokens.shape[1])[None]
@@ -79,10 +79,10 @@ def _defined(trainer: Any, batches: list[Any]) -> tuple[list[torch.Tensor], list
 
 def gradients(config: Config) -> dict[str, Any]:
     """A step's gradients beside those of the definition, and its losses. On one rank."""
-    trainer, feed = make_trainer(config), make_feed(config)
-    batches = list(feed.training(0))
+    trainer, dataloader = make_trainer(config), make_dataloader(config)
+    batches = list(dataloader.train_batches(0))
     extra, everything, main = _defined(trainer, batches)
-    evaluation = trainer.evaluate(feed.evaluation(), feed.eval_rounds)
+    evaluation = trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches)
     trainer.model.zero_grad_buffer()
     trainer._run(iter(batches), config.accumulation_steps, forward_only=False)
     difference, share = {}, {}
@@ -92,7 +92,7 @@ def gradients(config: Config) -> dict[str, Any]:
         difference[name] = float((parameter.main_grad - defined).norm() / defined.norm())
         share[name] = float(part.norm() / defined.norm())
     result = trainer.step(iter(batches))
-    feed.close()
+    dataloader.close()
     return {
         "difference": difference,
         "share": share,
@@ -105,10 +105,10 @@ def gradients(config: Config) -> dict[str, Any]:
 
 def steps(config: Config) -> dict[str, Any]:
     """Losses and norms of the first steps, the evaluation after them, and how many parameters there are."""
-    trainer, feed = make_trainer(config), make_feed(config)
-    results = [trainer.step(feed.training(step)) for step in range(4)]
-    evaluation = trainer.evaluate(feed.evaluation(), feed.eval_rounds)
-    feed.close()
+    trainer, dataloader = make_trainer(config), make_dataloader(config)
+    results = [trainer.step(dataloader.train_batches(step)) for step in range(4)]
+    evaluation = trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches)
+    dataloader.close()
     return {
         "losses": [result.loss() for result in results],
         "norms": [float(result.grad_norm) for result in results],
@@ -128,18 +128,18 @@ def counted(calls: list[Call]) -> dict[Any, torch.Tensor]:
 
 def biases(config: Config) -> dict[str, Any]:
     """The expert biases around steps and evaluations, beside what they should become; and the types of what is kept."""
-    trainer, feed = make_trainer(config), make_feed(config)
+    trainer, dataloader = make_trainer(config), make_dataloader(config)
     seen: list[dict[str, Any]] = []
     for step in range(2):
         before = [router.expert_bias.clone() for router in routers(trainer)]
         with watched(trainer) as calls:
-            trainer.step(feed.training(step))
+            trainer.step(dataloader.train_batches(step))
         after = [router.expert_bias.clone() for router in routers(trainer)]
-        trainer.evaluate(feed.evaluation(), feed.eval_rounds)
+        trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches)
         expected = []
         for bias, counts in zip(before, counted(calls).values(), strict=True):
             dist.all_reduce(counts)
-            expected.append(bias + config.rules.expert_bias_rate * (counts.mean() - counts).sign().float())
+            expected.append(bias + config.fixed.expert_bias_rate * (counts.mean() - counts).sign().float())
         seen.append(
             {
                 "before": torch.stack(before).tolist(),
@@ -150,35 +150,35 @@ def biases(config: Config) -> dict[str, Any]:
             }
         )
     kept = {str(buffer.dtype) for r in routers(trainer) for buffer in (r.expert_bias, r.local_tokens_per_expert)}
-    feed.close()
+    dataloader.close()
     return {"steps": seen, "types": kept}
 
 
 def choices(config: Config) -> dict[str, Any]:
     """One forward pass with biases set by hand: weights and choices beside the definition. On one rank."""
-    trainer, feed = make_trainer(config), make_feed(config)
+    trainer, dataloader = make_trainer(config), make_dataloader(config)
     generator = torch.Generator().manual_seed(0)
     for router in routers(trainer):
-        router.expert_bias.copy_(torch.randn(config.model.experts, generator=generator) * 0.1)
+        router.expert_bias.copy_(torch.randn(config.model.num_experts, generator=generator) * 0.1)
     with watched(trainer) as calls:
-        trainer.evaluate(iter([next(iter(feed.training(0)))]), 1)
-    feed.close()
+        trainer.evaluate(iter([next(iter(dataloader.train_batches(0)))]), 1)
+    dataloader.close()
     worst, agreeing, moved = 0.0, True, 0.0
     for router, hidden, weights, chosen in calls:
         scores = logits_of(router, hidden).detach().sigmoid()
-        expected = _top(scores + router.expert_bias, config.model.top_k)
+        expected = _top(scores + router.expert_bias, config.model.router_topk)
         defined = torch.where(expected, scores, 0.0)
         defined /= defined.sum(dim=1, keepdim=True)
         agreeing &= bool((expected == chosen).all())
         worst = max(worst, float((weights - defined).abs().max()))
-        differing = (_top(scores, config.model.top_k) != expected).any(dim=1)
+        differing = (_top(scores, config.model.router_topk) != expected).any(dim=1)
         moved += float(differing.double().mean()) / len(calls)
     return {"agree": agreeing, "largest difference of weights": worst, "tokens that choose otherwise": moved}
 
 
 def warmed_up(config: Config) -> dict[str, Any]:
     """The expert biases after a step of the warm-up, and after the warm-up."""
-    from gptoss20b.feed import synthetic
+    from gptoss20b.dataloader import synthetic
     from gptoss20b.warmup import restored
 
     trainer = make_trainer(config)

@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from gptoss20b.config import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX
-from gptoss20b.stopping import leave
+from gptoss20b.stopping import hard_exit
 from gptoss20b.train import StepHook, run
-from gptoss20b.training import Trainer
+from gptoss20b.trainer import Trainer
 
 Variables = dict[str, str]
 AT = 3
@@ -63,7 +63,7 @@ def leftover(variables: Variables) -> None:
 def _run(variables: Variables, before_step: StepHook) -> None:
     # Only what goes to stderr is looked at: all of it is shorter than the log, which "fill" relies on.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    leave(run(resolve(variables), before_step))
+    hard_exit(run(resolve(variables), before_step))
 
 
 def _not_a_number(_: Variables, trainer: Trainer, here: bool) -> None:

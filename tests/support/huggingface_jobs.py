@@ -13,16 +13,16 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from gptoss20b.config import Config, Model
-from gptoss20b.exchange import load as load_module
-from gptoss20b.exchange.convert import from_hugging_face
-from gptoss20b.exchange.folder import Folder
-from gptoss20b.exchange.load import load
-from gptoss20b.exchange.names import shards
-from gptoss20b.exchange.problems import ExchangeError
+from gptoss20b.config import Config, ModelConfig
+from gptoss20b.hf import load as load_module
+from gptoss20b.hf.convert import from_hugging_face
+from gptoss20b.hf.errors import ConversionError
+from gptoss20b.hf.folder import Folder
+from gptoss20b.hf.load import load
+from gptoss20b.hf.names import shards
 from gptoss20b.model import build as build_module
 from gptoss20b.model.build import transformer_config
-from gptoss20b.training import DeviceBatch
+from gptoss20b.trainer import DeviceBatch
 from tests.support.jobs import Variables, in_whole_model, layouts, make_trainer
 
 BATCH = 2
@@ -104,9 +104,9 @@ def make_peer(architecture: dict[str, Any]) -> Any:
 
 def configured(layout: Config, folder: Path, sequence: int) -> Config:
     """The layout with the folder's model and this sequence length."""
-    model = Model.model_validate(json.loads((folder / "config.json").read_text())["model"])
-    rules = layout.rules.model_copy(update={"sequence_length": sequence})
-    return layout.model_copy(update={"model": model, "rules": rules})
+    model = ModelConfig.model_validate(json.loads((folder / "config.json").read_text())["model"])
+    rules = layout.fixed.model_copy(update={"sequence_length": sequence})
+    return layout.model_copy(update={"model": model, "fixed": rules})
 
 
 def _batch(tokens: Tensor) -> DeviceBatch:
@@ -137,7 +137,7 @@ def _forward_and_backward(gpt: Any, tokens: Tensor, counted: int) -> tuple[Tenso
     return logits, whole
 
 
-def in_our_names(peer: Any, model: Model) -> dict[str, Tensor]:
+def in_our_names(peer: Any, model: ModelConfig) -> dict[str, Tensor]:
     """The peer's gradients under our names and in our arrangement."""
     theirs = {name: parameter.grad for name, parameter in peer.named_parameters()}
     return {
@@ -224,7 +224,7 @@ def refused(folder: str, variables: Variables, changes: dict[str, Any]) -> str:
                 parameter.fill_(1.0)
         try:
             load(gpt, Path(folder), config)
-        except ExchangeError as error:
+        except ConversionError as error:
             assert all(bool((parameter == 1.0).all()) for parameter in gpt.parameters()), "nothing may be loaded"
             return str(error)
         return "loaded"

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from gptoss20b.config import Config, resolve
 from gptoss20b.config.tree import Yarn
-from gptoss20b.feed import Feed, open_feed
+from gptoss20b.dataloader import DataLoader, build_dataloader
 from gptoss20b.mlperf_log import RunLog
 from gptoss20b.model.initialise import canonical
-from gptoss20b.process_groups import create_groups, joined, read_rank
+from gptoss20b.process_groups import create_groups, distributed_session, read_rank
 
 Variables = dict[str, str]
 
@@ -32,17 +32,17 @@ def configure(variables: Variables) -> Config:
     layers = variables.pop("layers", None)
     config = resolve(variables)
     if layers:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"layers": int(layers)})})
+        config = config.model_copy(update={"model": config.model.model_copy(update={"num_layers": int(layers)})})
     if window:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"window_past": int(window)})})
+        config = config.model_copy(update={"model": config.model.model_copy(update={"window_left": int(window)})})
     if like_openai:
         features = {
             "activation": "clamped_swiglu",
             "biases": True,
             "qk_norm": False,
             "attention_sinks": True,
-            "window_past": 20,
-            "yarn": Yarn(original_length=16),
+            "window_left": 20,
+            "yarn": Yarn(original_max_position_embeddings=16),
         }
         config = config.model_copy(update={"model": config.model.model_copy(update=features)})
     return config
@@ -62,22 +62,22 @@ def layouts(variables: list[Variables]) -> Iterator[Iterator[Config]]:
                 create_groups(config)
             yield config
 
-    with joined(configs[0], read_rank(configs[0])):
+    with distributed_session(configs[0], read_rank(configs[0])):
         yield each()
 
 
 def make_trainer(config: Config, backend: Any = "torch", seed: int = 1) -> Any:
-    from gptoss20b.training import Trainer
+    from gptoss20b.trainer import Trainer
 
     return Trainer(config, backend, torch.device("cpu"), seed)
 
 
-def make_feed(config: Config, seed: int = 1) -> Feed:
+def make_dataloader(config: Config, seed: int = 1) -> DataLoader:
     from gptoss20b.train import _share
 
     with redirect_stdout(io.StringIO()):
         clock = RunLog(None).run_start()
-    return open_feed(clock, config, _share(config), torch.device("cpu"), seed)
+    return build_dataloader(clock, config, _share(config), torch.device("cpu"), seed)
 
 
 def digests(trainer: Any, config: Config) -> dict[str, str]:
@@ -92,7 +92,7 @@ def in_whole_model(
     """This rank's tensors, given by its parameters' own names, by name in the whole model; experts one by one."""
     from megatron.core import parallel_state
 
-    first = parallel_state.get_expert_model_parallel_rank() * (config.model.experts // config.parallel.expert)
+    first = parallel_state.get_expert_model_parallel_rank() * (config.model.num_experts // config.parallel.expert)
     offset = gpt.decoder.layers[0].layer_number - 1
     for local_name, tensor in held:
         name = local_name
@@ -128,19 +128,19 @@ def follow(variables: list[Variables], steps: int, backend: str = "torch") -> li
     outcomes = []
     with layouts(variables) as configs:
         for config in configs:
-            trainer, feed = make_trainer(config, backend), make_feed(config)
+            trainer, dataloader = make_trainer(config, backend), make_dataloader(config)
             initial = gathered(digests(trainer, config))
-            results = [trainer.step(feed.training(step)) for step in range(steps)]
+            results = [trainer.step(dataloader.train_batches(step)) for step in range(steps)]
             outcomes.append(
                 {
                     "weights": initial,
                     "losses": [result.loss() for result in results],
                     "norms": [float(result.grad_norm) for result in results],
                     "counts": trainer.parameter_counts(),
-                    "evaluation": trainer.evaluate(feed.evaluation(), feed.eval_rounds),
+                    "evaluation": trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches),
                 }
             )
-            feed.close()
+            dataloader.close()
     return outcomes
 
 
@@ -153,8 +153,8 @@ def gradients(variables: Variables, backends: list[Any]) -> list[dict[str, Any]]
     """
     with layouts([variables]) as configs:
         config = next(configs)
-        feed, outcomes = make_feed(config), []
-        batch = next(iter(feed.training(0)))
+        dataloader, outcomes = make_dataloader(config), []
+        batch = next(iter(dataloader.train_batches(0)))
         for backend in backends:
             trainer = make_trainer(config, backend)
             positions = torch.arange(batch.tokens.shape[1])[None].expand_as(batch.tokens)
@@ -169,7 +169,7 @@ def gradients(variables: Variables, backends: list[Any]) -> list[dict[str, Any]]
                     "gradients": {name: x.numpy() for name, x in in_whole_model(trainer.model.module, config, found)},
                 }
             )
-        feed.close()
+        dataloader.close()
         return outcomes
 
 
@@ -178,20 +178,20 @@ def evaluate(variables: list[Variables]) -> list[dict[str, Any]]:
     outcomes = []
     with layouts(variables) as configs:
         for config in configs:
-            trainer, feed = make_trainer(config), make_feed(config)
+            trainer, dataloader = make_trainer(config), make_dataloader(config)
             seen: list[tuple[int, ...]] = []
 
-            def watched(feed: Feed = feed, seen: list[tuple[int, ...]] = seen) -> Iterator[Any]:
-                for batch in feed.evaluation():
+            def watched(dataloader: DataLoader = dataloader, seen: list[tuple[int, ...]] = seen) -> Iterator[Any]:
+                for batch in dataloader.eval_batches():
                     for tokens, mask in zip(batch.tokens, batch.loss_mask, strict=True):
                         if mask.any():
                             assert mask.all(), "a row is counted wholly or not at all"
                             seen.append(tuple(tokens.tolist()))
                     yield batch
 
-            loss = trainer.evaluate(watched(), feed.eval_rounds)
-            outcomes.append({"loss": loss, "seen": seen, "sha256": feed.eval_tokens_sha256()})
-            feed.close()
+            loss = trainer.evaluate(watched(), dataloader.eval_micro_batches)
+            outcomes.append({"loss": loss, "seen": seen, "sha256": dataloader.eval_tokens_sha256()})
+            dataloader.close()
     return outcomes
 
 
@@ -200,20 +200,20 @@ def order(variables: list[Variables], steps: int) -> list[list[list[tuple[int, .
     with layouts(variables) as configs:
         outcomes = []
         for config in configs:
-            feed = make_feed(config)
+            dataloader = make_dataloader(config)
             outcomes.append(
                 [
-                    [tuple(row.tolist()) for batch in feed.training(step) for row in batch.tokens]
+                    [tuple(row.tolist()) for batch in dataloader.train_batches(step) for row in batch.tokens]
                     for step in range(steps)
                 ]
             )
-            feed.close()
+            dataloader.close()
         return outcomes
 
 
 def warm_up_leaves_no_trace(variables: Variables) -> dict[str, Any]:
     """The trainer's whole state before and after the warm-up, and during it (to see that it did something)."""
-    from gptoss20b.feed import synthetic
+    from gptoss20b.dataloader import synthetic
     from gptoss20b.warmup import restored, warm_up
 
     with layouts([variables]) as configs:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptoss20b.feed import synthetic
-from tests.support.jobs import Variables, layouts, make_feed, make_trainer
+from gptoss20b.dataloader import synthetic
+from tests.support.jobs import Variables, layouts, make_dataloader, make_trainer
 
 
 def initial_statistics(variables: Variables) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def initial_statistics(variables: Variables) -> dict[str, Any]:
 
 def clipped(variables: Variables) -> dict[str, Any]:
     """Our norm and clipped gradients beside Megatron's own, on the same gradients, with and without clipping."""
-    from gptoss20b.training import clip_gradients
+    from gptoss20b.trainer import clip_gradients
 
     with layouts([variables]) as configs:
         config = next(configs)
@@ -93,13 +93,13 @@ def host_reads(variables: Variables) -> dict[str, list[str]]:
 
     with layouts([variables]) as configs:
         config = next(configs)
-        trainer, feed = make_trainer(config), make_feed(config)
-        trainer.step(feed.training(0))
+        trainer, dataloader = make_trainer(config), make_dataloader(config)
+        trainer.step(dataloader.train_batches(0))
         with Reads() as step:
-            result = trainer.step(feed.training(1))
+            result = trainer.step(dataloader.train_batches(1))
         with Reads() as loss:
             result.loss()
-        feed.close()
+        dataloader.close()
         return {"step": step.places, "loss": loss.places}
 
 
@@ -110,8 +110,8 @@ def built(variables: Variables) -> dict[str, Any]:
         trainer = make_trainer(config)
         gpt = trainer.model.module
         attention = [layer.self_attention.core_attention for layer in gpt.decoder.layers]
-        query = torch.randn(40, 1, config.model.heads, config.model.head_dim)
-        key = torch.randn(40, 1, config.model.kv_groups, config.model.head_dim)
+        query = torch.randn(40, 1, config.model.num_attention_heads, config.model.head_dim)
+        key = torch.randn(40, 1, config.model.num_query_groups, config.model.head_dim)
         sunk = []
         for each in attention:
             if each.softmax_offset is not None:
@@ -160,16 +160,16 @@ def updates(variables: Variables, steps: int) -> dict[str, float]:
     """The largest relative difference of gradients, and of weights after some steps, from plain torch's AdamW."""
     with layouts([variables]) as configs:
         config = next(configs)
-        trainer, feed = make_trainer(config), make_feed(config)
-        rules, start = config.rules, [p.detach().clone() for p in trainer.model.parameters()]
+        trainer, dataloader = make_trainer(config), make_dataloader(config)
+        rules, start = config.fixed, [p.detach().clone() for p in trainer.model.parameters()]
         mine = [torch.nn.Parameter(p.clone()) for p in start]
         decayed_ones = [p for p in mine if p.ndim > 1]
         rest = [p for p in mine if p.ndim == 1]
         groups = [{"params": decayed_ones, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-        plain = torch.optim.AdamW(groups, lr=config.tuning.learning_rate, betas=(0.9, 0.95), eps=1e-5)
+        plain = torch.optim.AdamW(groups, lr=config.free.learning_rate, betas=(0.9, 0.95), eps=1e-5)
         worst = 0.0
         for step in range(steps):
-            batches = list(feed.training(step))
+            batches = list(dataloader.train_batches(step))
             gradients = _plain_gradients(trainer, batches)
             norm = torch.stack([g.double().square().sum() for g in gradients]).sum().sqrt()
             scale = min(1.0, rules.gradient_clip / (float(norm) + 1e-6))
@@ -184,7 +184,7 @@ def updates(variables: Variables, steps: int) -> dict[str, float]:
             for group in plain.param_groups:
                 group["lr"] = result.learning_rate
             plain.step()
-        feed.close()
+        dataloader.close()
         changes = [
             (p.detach() - s, q.detach() - s) for p, q, s in zip(trainer.model.parameters(), mine, start, strict=True)
         ]

@@ -7,13 +7,13 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 
 from gptoss20b.config import resolve
 from gptoss20b.model.build import mark_split_weights, transformer_config
-from gptoss20b.process_groups import joined, read_rank
+from gptoss20b.process_groups import distributed_session, read_rank
 
 
 def marked(variables: dict[str, str]) -> dict[str, tuple[tuple[int, ...], bool, int, int]]:
     """Shape on this rank, and tensor_model_parallel, partition_dim and partition_stride, of three kinds of weights."""
     config = resolve(variables)
-    with joined(config, read_rank(config)):
+    with distributed_session(config, read_rank(config)):
         options = {"config": transformer_config(config, on_gpu=False), "init_method": torch.nn.init.zeros_}
         linear = options | {"bias": False, "skip_bias_add": False}
         modules = torch.nn.ModuleDict(

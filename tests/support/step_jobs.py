@@ -10,10 +10,10 @@ import torch
 
 from gptoss20b import training
 from gptoss20b.config import Config
-from gptoss20b.feed import synthetic
+from gptoss20b.dataloader import synthetic
 from gptoss20b.model.build import Backend
-from gptoss20b.training import Trainer, fuse_adam, optimizer_parts
-from tests.support.jobs import Variables, digests, in_whole_model, layouts, make_feed
+from gptoss20b.trainer import Trainer, fuse_adam, optimizer_parts
+from tests.support.jobs import Variables, digests, in_whole_model, layouts, make_dataloader
 
 CPU = torch.device("cpu")
 
@@ -28,19 +28,19 @@ def steps(variables: Variables, count: int, overlap: bool, bucket: int) -> dict[
     )
     with layouts([variables]) as configs:
         config = next(configs)
-        trainer, feed = Trainer(config, "torch", CPU, 1, overlap=overlap), make_feed(config)
-        results = [trainer.step(feed.training(step)) for step in range(count)]
+        trainer, dataloader = Trainer(config, "torch", CPU, 1, overlap=overlap), make_dataloader(config)
+        results = [trainer.step(dataloader.train_batches(step)) for step in range(count)]
         outcome = {
             "losses": [result.loss() for result in results],
             "norms": [float(result.grad_norm) for result in results],
-            "evaluation": trainer.evaluate(feed.evaluation(), feed.eval_rounds),
+            "evaluation": trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches),
             "buckets": len(trainer.model.bucket_groups),
         }
-        trainer.step(feed.training(count))
+        trainer.step(dataloader.train_batches(count))
         outcome["behind"] = digests(trainer, config)
         trainer.synchronize()
         outcome["whole"] = digests(trainer, config)
-        feed.close()
+        dataloader.close()
         return outcome
 
 
@@ -49,23 +49,23 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
     from pathlib import Path
 
     from gptoss20b.checkpoint.checkpoints import Checkpoints
-    from gptoss20b.checkpoint.files import Position
+    from gptoss20b.checkpoint.files import TrainState
 
     outcome: dict[str, Any] = {}
     with layouts([variables]) as configs:
         config = next(configs)
-        feed = make_feed(config)
+        dataloader = make_dataloader(config)
         for name in ("usual", "fused"):
             trainer = Trainer(config, "torch", CPU, 1)
             for part in optimizer_parts(trainer.optimizer):
                 assert part.optimizer.param_groups[0]["fused"] is None
                 if name == "fused":
                     fuse_adam(part.optimizer, True)
-            losses = [trainer.step(feed.training(step)).loss() for step in range(3)]
+            losses = [trainer.step(dataloader.train_batches(step)).loss() for step in range(3)]
             checkpoints = Checkpoints(config, Path(place) / name, True, print)
-            checkpoints.save(trainer, Position(3, 1, 0, ""))
+            checkpoints.save(trainer, TrainState(3, 1, 0, ""))
             checkpoints.finish(limit_s=None)
-            outcome[name] = losses + [trainer.step(feed.training(3)).loss() for _ in range(2)]
+            outcome[name] = losses + [trainer.step(dataloader.train_batches(3)).loss() for _ in range(2)]
             again = Trainer(config, "torch", CPU, 2)
             if name == "fused":
                 for part in optimizer_parts(again.optimizer):
@@ -73,14 +73,14 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
             saved = checkpoints.newest()
             assert saved is not None
             checkpoints.load(again, saved)
-            outcome[f"{name} again"] = [again.step(feed.training(3)).loss() for _ in range(2)]
+            outcome[f"{name} again"] = [again.step(dataloader.train_batches(3)).loss() for _ in range(2)]
             groups = [g for part in optimizer_parts(again.optimizer) for g in part.optimizer.param_groups]
             outcome[f"{name} groups"] = {group["fused"] for group in groups}
             other = Trainer(config, "torch", CPU, 2)  # a machine without the kernel
             checkpoints.load(other, saved)
             groups = [g for part in optimizer_parts(other.optimizer) for g in part.optimizer.param_groups]
             outcome[f"{name} elsewhere"] = {group["fused"] for group in groups}
-        feed.close()
+        dataloader.close()
     return outcome
 
 
@@ -95,9 +95,9 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
     outcomes = {}
     with layouts([variables | {"RECOMPUTE": level} for level in levels]) as configs:
         for config in configs:
-            trainer, feed = Trainer(config, "torch", CPU, 1, overlap=True), make_feed(config)
+            trainer, dataloader = Trainer(config, "torch", CPU, 1, overlap=True), make_dataloader(config)
             # The first step's rate is 0: only after the second is there anything new to gather.
-            losses = [trainer.step(feed.training(step)).loss() for step in range(2)]
+            losses = [trainer.step(dataloader.train_batches(step)).loss() for step in range(2)]
             behind = digests(trainer, config)
             kept: dict[int, int] = {}
             parameters = {each.untyped_storage().data_ptr() for each in trainer.model.parameters()}
@@ -111,13 +111,13 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
                 return tensor
 
             trainer.model.zero_grad_buffer()
-            loss_sum, tokens = trainer._run(feed.training(2), config.accumulation_steps, forward_only=False)
+            loss_sum, tokens = trainer._run(dataloader.train_batches(2), config.accumulation_steps, forward_only=False)
             gradients = {name: p.main_grad.numpy().copy() for name, p in trainer.model.named_parameters()}
             losses.append(training.mean_loss(loss_sum, tokens))
             gathered = digests(trainer, config) != behind
             trainer.model.zero_grad_buffer()
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                batch = next(iter(feed.training(2)))
+                batch = next(iter(dataloader.train_batches(2)))
                 trainer._forward(iter([batch]), trainer.model)
             outcomes[config.execution.recompute] = {
                 "losses": losses,
@@ -125,7 +125,7 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
                 "gathered": gathered,
                 "bytes": sum(kept.values()),
             }
-            feed.close()
+            dataloader.close()
     return outcomes
 
 
@@ -153,7 +153,7 @@ def outputs(variables: Variables) -> dict[str, Any]:
     with layouts([variables]) as configs:
         config = next(configs)
         gpt = Trainer(config, "torch", CPU, 1).gpt
-        tokens = torch.randint(config.model.vocab_size, (2, config.rules.sequence_length))
+        tokens = torch.randint(config.model.vocab_size, (2, config.fixed.sequence_length))
         labels, mask = tokens.flip(1), (torch.rand(tokens.shape) < 0.5).float()
         inputs = {"input_ids": tokens, "position_ids": torch.arange(tokens.shape[1])[None].expand_as(tokens)}
         logits = gpt(**inputs, attention_mask=None)
@@ -187,14 +187,17 @@ def compiled(variables: Variables) -> dict[str, Any]:
     with layouts([variables | {"COMPILE": what} for what in ("kernels", "layers")]) as configs:
         for config in configs:
             rotation.__wrapped__.cache_clear()
-            trainer, feed = Trainer(config, "torch", CPU, 1), make_feed(config)
-            losses = [trainer.step(feed.training(step)).loss() for step in range(3)]
+            trainer, dataloader = Trainer(config, "torch", CPU, 1), make_dataloader(config)
+            losses = [trainer.step(dataloader.train_batches(step)).loss() for step in range(3)]
             names = [name for name, _ in trainer.model.named_parameters()]
-            outcomes[config.execution.compiled] = [*losses, trainer.evaluate(feed.evaluation(), feed.eval_rounds)]
+            outcomes[config.execution.compile_mode] = [
+                *losses,
+                trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches),
+            ]
             outcomes.setdefault("names", names)
             assert outcomes["names"] == names
-            outcomes[f"{config.execution.compiled} graphs"] = counters["stats"]["unique_graphs"]
+            outcomes[f"{config.execution.compile_mode} graphs"] = counters["stats"]["unique_graphs"]
             cache = rotation.__wrapped__.cache_info()
-            outcomes[f"{config.execution.compiled} tables"] = (cache.hits + cache.misses, cache.misses)
-            feed.close()
+            outcomes[f"{config.execution.compile_mode} tables"] = (cache.hits + cache.misses, cache.misses)
+            dataloader.close()
     return outcomes

@@ -11,19 +11,19 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 
-from gptoss20b.bench import measure as measure_module
-from gptoss20b.bench import timing as timing_module
-from gptoss20b.bench.measure import Timing, measure
-from gptoss20b.bench.norms import norms_by_kind
-from gptoss20b.bench.parts import by_part, profiled, range_of
-from gptoss20b.bench.result import BenchResult, Spread, as_table, from_json, peak_of, speed, to_json
-from gptoss20b.bench.routing import balance
-from gptoss20b.bench.scenarios import SCENARIOS, configure
-from gptoss20b.bench.subject import Outcome
-from gptoss20b.bench.timing import seconds_of, spread, time_steps
-from gptoss20b.bench.tokens import micro_batches
 from gptoss20b.config import ConfigError, resolve
 from gptoss20b.model.size import flops_per_token
+from gptoss20b.tools.bench import measure as measure_module
+from gptoss20b.tools.bench import timing as timing_module
+from gptoss20b.tools.bench.measure import Timing, measure
+from gptoss20b.tools.bench.norms import norms_by_kind
+from gptoss20b.tools.bench.parts import by_part, profiled, range_of
+from gptoss20b.tools.bench.result import BenchResult, Spread, as_table, from_json, peak_of, speed, to_json
+from gptoss20b.tools.bench.routing import balance
+from gptoss20b.tools.bench.scenarios import SCENARIOS, configure
+from gptoss20b.tools.bench.subject import Outcome
+from gptoss20b.tools.bench.timing import seconds_of, spread, time_steps
+from gptoss20b.tools.bench.tokens import micro_batches
 
 CPU = torch.device("cpu")
 
@@ -89,15 +89,17 @@ def test_routing_balance() -> None:
 
 def test_scenarios_are_what_the_protocol_says() -> None:
     models = {name: configure(name, "reference", "torch", on_gpu=True) for name in SCENARIOS}
-    shapes = {name: (c.model.layers, c.model.experts, c.execution.micro_batch_size) for name, c in models.items()}
+    shapes = {
+        name: (c.model.num_layers, c.model.num_experts, c.execution.micro_batch_size) for name, c in models.items()
+    }
     assert shapes == {"S1": (24, 4, 2), "S2": (24, 32, 1), "S3": (4, 32, 2), "tiny": (2, 8, 2)}
     assert {name: each.updates for name, each in SCENARIOS.items()} == {
         "S1": True, "S2": False, "S3": True, "tiny": True,
     }  # fmt: skip
     for name in ("S1", "S2", "S3"):
         config = models[name]
-        assert (config.rules.sequence_length, config.model.vocab_size) == (8192, 128_256)
-        assert (config.model.hidden_size, config.model.top_k, config.execution.precision) == (2880, 4, "bf16")
+        assert (config.fixed.sequence_length, config.model.vocab_size) == (8192, 128_256)
+        assert (config.model.hidden_size, config.model.router_topk, config.execution.precision) == (2880, 4, "bf16")
         assert config.parallel.world_size == config.parallel.expert == 1
     assert configure("S1", "openai", "torch", on_gpu=True).model.vocab_size == 128_256
     assert configure("tiny", "openai", "torch", on_gpu=False).execution.precision == "fp32"
@@ -109,8 +111,8 @@ def test_settings_that_the_scenario_leaves_open_come_from_the_environment(monkey
     monkeypatch.setenv("EXPERT_PARALLEL", "8")
     monkeypatch.setenv("GLOBAL_BATCH_SIZE", "16")
     config = configure("S1", "reference", "torch", on_gpu=True)
-    assert (config.rules.adam_beta2, config.parallel.expert, config.tuning.global_batch_size) == (0.9, 1, 2)
-    assert config.rules.init_method_std == 0.02
+    assert (config.fixed.adam_beta2, config.parallel.expert, config.free.global_batch_size) == (0.9, 1, 2)
+    assert config.fixed.init_method_std == 0.02
 
 
 def test_micro_batches_that_do_not_make_up_the_sequences_are_refused() -> None:

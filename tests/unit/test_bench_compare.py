@@ -21,10 +21,10 @@ from benchmarks.gpu.records import Expected, Request, Turn
 from benchmarks.gpu.results import Comparison, read, write
 from benchmarks.gpu.table import BEGIN, END, markdown, rewrite
 from benchmarks.gpu.turn import GateError, gate, out_of_memory
-from gptoss20b.bench.result import BenchResult, Gemm, Parts, Spread
-from gptoss20b.bench.scenarios import configure
-from gptoss20b.bench.subject import Outcome
 from gptoss20b.model.size import flops_per_token
+from gptoss20b.tools.bench.result import BenchResult, Gemm, Parts, Spread
+from gptoss20b.tools.bench.scenarios import configure
+from gptoss20b.tools.bench.subject import Outcome
 
 NORMS = {"query": 0.1, "router": 0.5}
 
@@ -36,7 +36,7 @@ def result(seconds: float, **more: Any) -> BenchResult:
     flops = 22.864e9 * 16_384 / 1e12
     filled: dict[str, Any] = {
         "scenario": "S1", "system": "NVIDIA H200", "backend": "torch", "variant": "reference", "precision": "bf16",
-        "recompute": "none", "compiled": "kernels", "micro_batch_size": 2, "sequences_per_step": 2,
+        "recompute": "none", "compile_mode": "kernels", "micro_batch_size": 2, "sequences_per_step": 2,
         "sequence_length": 8192, "step_seconds": spread, "step_without_optimizer_seconds": without,
         "tokens_per_second": 16_384 / seconds, "tflops_per_second": flops / seconds, "flops_per_token": 22.864e9,
         "mfu": flops / seconds / 990, "mfu_without_optimizer": flops / without.median / 990, "peak_tflops": 990.0,
@@ -413,7 +413,7 @@ def test_unreadable_results_are_an_error_that_names_the_file(here: Path, text: s
     ("name", "value"),
     [
         ("device", "NVIDIA B200"), ("commit", "abd"), ("torch", "2.11.0"), ("transformer-engine", "none"),
-        ("precision", "fp8"), ("recompute", "moe"), ("compiled", "layers"),
+        ("precision", "fp8"), ("recompute", "moe"), ("compile_mode", "layers"),
     ],
 )  # fmt: skip
 def test_what_is_gone_on_with_is_the_same(
@@ -444,7 +444,7 @@ def test_a_commit_that_is_none_is_named_and_not_gone_on_with(
 def test_identity_has_what_decides_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECOMPUTE", "moe_act")
     found = identity("tiny")
-    assert (found["precision"], found["recompute"], found["compiled"]) == ("fp32", "moe_act", "kernels")
+    assert (found["precision"], found["recompute"], found["compile_mode"]) == ("fp32", "moe_act", "kernels")
     assert found["torch"] == torch.__version__
     assert {"device", "commit", "megatron-core", "transformers", "transformer-engine", "triton"} <= found.keys()
     monkeypatch.setenv("RECOMPUTE", "everything")

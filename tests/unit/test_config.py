@@ -19,10 +19,18 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from gptoss20b.config import Config, ConfigError, Problem, disagreements, fixed_by_rules, resolve, settings
+from gptoss20b.config import (
+    Config,
+    ConfigError,
+    Problem,
+    fixed_hyperparameter_overrides,
+    mismatched_settings,
+    resolve,
+    settings,
+)
 from gptoss20b.config.environment import read_settings
 from gptoss20b.config.presets import PRESETS
-from gptoss20b.config.tree import Rules
+from gptoss20b.config.tree import FixedHyperparameters
 from tests.support.paths import ROOT
 
 PREFIXES = ("", "MLPERF_", "MLLOG_")
@@ -207,17 +215,17 @@ def test_an_option_beats_the_environment(
 
 def test_option_over_environment_over_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {"MODEL_VARIANT": "tiny", **OPEN}
-    assert resolve(tiny).tuning.global_batch_size == 4
+    assert resolve(tiny).free.global_batch_size == 4
     monkeypatch.setenv("GLOBAL_BATCH_SIZE", "8")
-    assert resolve(tiny).tuning.global_batch_size == 8
-    assert resolve({**tiny, "GLOBAL_BATCH_SIZE": "12"}).tuning.global_batch_size == 12
+    assert resolve(tiny).free.global_batch_size == 8
+    assert resolve({**tiny, "GLOBAL_BATCH_SIZE": "12"}).free.global_batch_size == 12
 
 
 def test_a_preset_beats_the_defaults_and_leaves_the_rest() -> None:
     config = resolve({"MODEL_VARIANT": "tiny", **OPEN})
-    assert (config.rules.target_loss, config.execution.precision, config.parallel.expert) == (3.05, "fp32", 2)
-    assert config.rules.sequence_length == 8192  # the official checker insists, and a log says what was run
-    assert config.rules.adam_epsilon == 1e-5
+    assert (config.fixed.target_loss, config.execution.precision, config.parallel.expert) == (3.05, "fp32", 2)
+    assert config.fixed.sequence_length == 8192  # the official checker insists, and a log says what was run
+    assert config.fixed.adam_epsilon == 1e-5
 
 
 @pytest.mark.parametrize("prefix", ["MLPERF_", "MLLOG_"])
@@ -396,17 +404,17 @@ def another(value: Any) -> str:
     return str(value // 2 if isinstance(value, int) else value / 2 or 0.01)
 
 
-RULES = [(setting.path[1], name) for name, setting in settings().items() if setting.path[0] == "rules"]
+RULES = [(setting.path[1], name) for name, setting in settings().items() if setting.path[0] == "fixed"]
 
 
 def test_every_rule_is_covered() -> None:
-    assert {field for field, _ in RULES} == set(Rules.model_fields)
+    assert {field for field, _ in RULES} == set(FixedHyperparameters.model_fields)
     assert len(RULES) >= 12
 
 
 @pytest.mark.parametrize(("field", "name"), RULES)
 def test_the_closed_division_refuses_to_override_a_rule(monkeypatch: pytest.MonkeyPatch, field: str, name: str) -> None:
-    required = Rules.model_fields[field].default
+    required = FixedHyperparameters.model_fields[field].default
     text = another(required)
     (problem,) = refused(**{name: text})
     assert problem.variables[0] == name
@@ -420,15 +428,15 @@ def test_the_closed_division_refuses_to_override_a_rule(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("field", "name"), RULES)
 def test_the_open_division_may_override_a_rule(field: str, name: str) -> None:
-    text = another(Rules.model_fields[field].default)
+    text = another(FixedHyperparameters.model_fields[field].default)
     config = resolve({name: text, **OPEN})
-    assert str(getattr(config.rules, field)) == text
-    assert [(name, str(got)) for _, name, got, _ in fixed_by_rules(config)] == [(name, text)]
+    assert str(getattr(config.fixed, field)) == text
+    assert [(name, str(got)) for _, name, got, _ in fixed_hyperparameter_overrides(config)] == [(name, text)]
 
 
 @pytest.mark.parametrize(("field", "name"), RULES)
 def test_the_closed_division_accepts_the_rule_spelled_out(field: str, name: str) -> None:
-    assert resolve({name: str(Rules.model_fields[field].default)}) == resolve()
+    assert resolve({name: str(FixedHyperparameters.model_fields[field].default)}) == resolve()
 
 
 @pytest.mark.parametrize("variant", sorted(set(PRESETS) - {"reference"}))
@@ -591,7 +599,7 @@ def test_a_layout_that_cannot_run_is_refused(options: dict[str, str], variable: 
 def test_either_division_may_choose_how_it_computes(division: str) -> None:
     options = {"SUBMISSION_DIVISION": division, "RECOMPUTE": "layers"}
     execution = resolve(options | {"COMPILE": "layers", "BACKEND": "torch"}).execution
-    assert (execution.recompute, execution.compiled, execution.bf16_weights) == ("layers", "layers", True)
+    assert (execution.recompute, execution.compile_mode, execution.bf16_weights) == ("layers", "layers", True)
     # Which back end auto is, only the machine can tell.
     for precision in ("fp8", "MXFP8"):
         execution = resolve(options | {"PRECISION": precision}).execution
@@ -674,7 +682,7 @@ def test_a_layout_is_accepted_exactly_when_it_can_run(layout: dict[str, int]) ->
     assert config.accumulation_steps >= 1
     assert (
         config.accumulation_steps * config.execution.micro_batch_size * config.parallel.data
-        == config.tuning.global_batch_size
+        == config.free.global_batch_size
     )
     assert (
         config.parallel.data * config.parallel.tensor * config.parallel.pipeline * config.parallel.context
@@ -745,7 +753,7 @@ def test_derived_values_cannot_be_typed() -> None:
 
 def test_the_defaults_are_the_reference_run() -> None:
     config = resolve()
-    assert config.rules == Rules(
+    assert config.fixed == FixedHyperparameters(
         sequence_length=8192,
         max_steps=1_200_000,
         end_learning_rate_ratio=0.1,
@@ -759,7 +767,7 @@ def test_the_defaults_are_the_reference_run() -> None:
         eval_interval_samples=12_288,
         target_loss=3.34,
     )
-    assert config.tuning.model_dump() == {"global_batch_size": 16, "learning_rate": 4e-4, "warmup_steps": 128}
+    assert config.free.model_dump() == {"global_batch_size": 16, "learning_rate": 4e-4, "warmup_steps": 128}
     assert config.parallel.model_dump() == {
         "nodes": 1,
         "gpus_per_node": 8,
@@ -770,7 +778,7 @@ def test_the_defaults_are_the_reference_run() -> None:
     }
     assert (config.execution.micro_batch_size, config.execution.precision) == (2, "bf16")
     assert (config.submission.division, config.model.variant) == ("closed", "reference")
-    assert fixed_by_rules(config) == []
+    assert fixed_hyperparameter_overrides(config) == []
 
 
 @pytest.mark.parametrize(
@@ -813,15 +821,15 @@ def test_the_models_are_those_of_the_page() -> None:
         resolve({"MODEL_VARIANT": name, **OPEN}).model for name in ("reference", "openai", "openai_120b")
     )
     common = {
-        "layers": 24,
+        "num_layers": 24,
         "hidden_size": 2880,
-        "heads": 64,
-        "kv_groups": 8,
+        "num_attention_heads": 64,
+        "num_query_groups": 8,
         "head_dim": 64,
-        "experts": 32,
-        "top_k": 4,
-        "expert_ffn": 2880,
-        "rope_base": 150_000,
+        "num_experts": 32,
+        "router_topk": 4,
+        "moe_ffn_hidden_size": 2880,
+        "rotary_base": 150_000,
         "norm_epsilon": 1e-5,
         "router_softmax_before_topk": False,
     }
@@ -832,10 +840,16 @@ def test_the_models_are_those_of_the_page() -> None:
         "biases": False,
         "qk_norm": True,
         "attention_sinks": False,
-        "window_past": 128,
+        "window_left": 128,
         "yarn": None,
     }
-    yarn = {"factor": 32.0, "original_length": 4096, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+    yarn = {
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+    }
     of_openai = {
         "variant": "openai",
         "vocab_size": 201_088,
@@ -843,12 +857,12 @@ def test_the_models_are_those_of_the_page() -> None:
         "biases": True,
         "qk_norm": False,
         "attention_sinks": True,
-        "window_past": 127,
+        "window_left": 127,
         "yarn": yarn,
     }
     assert reference.model_dump() == {**common, **of_reference}
     assert openai.model_dump() == {**common, **of_openai}
-    assert large.model_dump() == {**common, **of_openai, "variant": "openai_120b", "layers": 36, "experts": 128}
+    assert large.model_dump() == {**common, **of_openai, "variant": "openai_120b", "num_layers": 36, "num_experts": 128}
 
 
 def test_odd_layers_have_a_window() -> None:
@@ -1038,12 +1052,12 @@ def test_what_ranks_were_told_differently_is_named_with_both_values() -> None:
     base = {"SUBMISSION_DIVISION": "open"}
     one = resolve(base | {"SEED": "1", "LEARNING_RATE": "1e-3"})
     other = resolve(base | {"SEED": "1", "LEARNING_RATE": "2e-3", "GRADIENT_CLIP": "2"})
-    assert disagreements([one, one, other, other]) == [
+    assert mismatched_settings([one, one, other, other]) == [
         "GRADIENT_CLIP: 1.0 on rank 0, 2.0 on rank 2",
         "LEARNING_RATE: 0.001 on rank 0, 0.002 on rank 2",
     ]
-    assert disagreements([one, one]) == []
-    assert disagreements([one]) == []
+    assert mismatched_settings([one, one]) == []
+    assert mismatched_settings([one]) == []
 
 
 # Each node has its own of these. Whether its caches were cleared is gathered, and is no reason to end.
@@ -1055,7 +1069,7 @@ def test_folders_threads_and_caches_may_differ_between_nodes(tmp_path: Path) -> 
     own = {"DATADIR": str(tmp_path), "LOGDIR": str(tmp_path), "CPU_THREADS": "3", "CACHE_CLEARED": "1"}
     assert set(own) == OF_A_NODE
     other = resolve(base | own)
-    assert disagreements([resolve(base), other]) == []
+    assert mismatched_settings([resolve(base), other]) == []
 
 
 @pytest.mark.parametrize("variable", sorted(set(settings()) - OF_A_NODE))
@@ -1066,5 +1080,5 @@ def test_every_other_setting_must_be_the_same(variable: str) -> None:
     changed = parents.pop().model_copy(update={leaf: "something else"})
     for parent, name in zip(reversed(parents), reversed(path), strict=True):
         changed = parent.model_copy(update={name: changed})
-    (found,) = disagreements([config, changed])
+    (found,) = mismatched_settings([config, changed])
     assert found.startswith(f"{variable}: ")

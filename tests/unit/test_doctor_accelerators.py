@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from gptoss20b.config import resolve
-from gptoss20b.doctor.accelerators import Device, judge_devices, judge_memory, judge_tool, visible_devices
-from gptoss20b.doctor.finding import Finding, Verdict
-from gptoss20b.doctor.model_memory import activation_bytes
-from gptoss20b.doctor.vendor_tools import ToolReport, ask_vendor_tool
+from gptoss20b.tools.doctor.accelerators import Device, judge_devices, judge_memory, judge_tool, visible_devices
+from gptoss20b.tools.doctor.finding import Finding, Verdict
+from gptoss20b.tools.doctor.model_memory import activation_bytes
+from gptoss20b.tools.doctor.vendor_tools import ToolReport, ask_vendor_tool
 from tests.support.made_machines import amd_smi, made_tool, rocm_smi
 from tests.support.paths import ROOT
 
@@ -252,10 +252,10 @@ def test_experts_of_another_size_or_number_free_their_own() -> None:
     # Of each chosen expert a row, a gate, an up and an activation; eight in place of four are as much again.
     tiny = {"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open", "PRECISION": "bf16"}
     four, without = resolve(tiny), resolve(tiny | {"RECOMPUTE": "moe"})
-    model, tokens = four.model, four.rules.sequence_length * four.execution.micro_batch_size
-    experts = 2 * tokens * model.layers * model.top_k * (model.hidden_size + 3 * model.expert_ffn)
+    model, tokens = four.model, four.fixed.sequence_length * four.execution.micro_batch_size
+    experts = 2 * tokens * model.num_layers * model.router_topk * (model.hidden_size + 3 * model.moe_ffn_hidden_size)
     assert activation_bytes(four) - activation_bytes(without) == pytest.approx(experts, abs=1)
-    eight = four.model_copy(update={"model": model.model_copy(update={"top_k": 8})})
+    eight = four.model_copy(update={"model": model.model_copy(update={"router_topk": 8})})
     assert activation_bytes(eight) - activation_bytes(four) == pytest.approx(experts, abs=1)
 
 

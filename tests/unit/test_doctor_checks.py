@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from gptoss20b.config import resolve
-from gptoss20b.doctor import as_document, as_table, last_line, read_place
-from gptoss20b.doctor.finding import Finding, Verdict, failed, passed, skipped, verdict_of, warned
-from gptoss20b.doctor.limits import Check, run_all
-from gptoss20b.doctor.place import Place, runs_on_gpus
+from gptoss20b.tools.doctor import as_document, as_table, last_line, read_node_context
+from gptoss20b.tools.doctor.finding import Finding, Verdict, failed, passed, skipped, verdict_of, warned
+from gptoss20b.tools.doctor.limits import Check, run_all
+from gptoss20b.tools.doctor.place import Place, runs_on_gpus
 from tests.support.configs import BARE
 from tests.support.paths import ROOT
 
@@ -78,7 +78,7 @@ def wait_for_the_end(pid: int) -> None:
 # A doctor with one check, which prints its own process id and hangs.
 HANGING_DOCTOR = """
 import os, signal, threading
-from gptoss20b.doctor.limits import Check, run_all
+from gptoss20b.tools.doctor.limits import Check, run_all
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 
@@ -187,7 +187,7 @@ def test_the_table_shows_each_finding_with_its_fix_as_it_is() -> None:
     ],
 )
 def test_the_launchers_variables(environment: dict[str, str], place: Place) -> None:
-    assert read_place(environment) == place
+    assert read_node_context(environment) == place
 
 
 def test_a_run_is_meant_for_gpus_unless_they_are_hidden_or_the_model_is_small(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from gptoss20b.config import resolve
-from gptoss20b.doctor import examination, model_memory
-from gptoss20b.doctor.clock import code_date, kernel_says_synchronised, look_at_clock
-from gptoss20b.doctor.finding import Finding, Verdict
-from gptoss20b.doctor.machine import look_at_host_memory, look_at_limits, look_at_processors
-from gptoss20b.doctor.software import look_at_caches, look_at_code, look_at_packages
+from gptoss20b.tools.doctor import examination, model_memory
+from gptoss20b.tools.doctor.clock import code_date, kernel_says_synchronised, look_at_clock
+from gptoss20b.tools.doctor.finding import Finding, Verdict
+from gptoss20b.tools.doctor.machine import look_at_host_memory, look_at_limits, look_at_processors
+from gptoss20b.tools.doctor.software import look_at_caches, look_at_code, look_at_packages
 from tests.support.made_machines import made_host, made_tool, write
 from tests.support.paths import ROOT
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from gptoss20b.config import resolve
-from gptoss20b.doctor import network
-from gptoss20b.doctor.finding import Finding, Verdict
-from gptoss20b.doctor.network import look_at_meeting_point
-from gptoss20b.doctor.place import Place
+from gptoss20b.tools.doctor import network
+from gptoss20b.tools.doctor.finding import Finding, Verdict
+from gptoss20b.tools.doctor.network import look_at_meeting_point
+from gptoss20b.tools.doctor.place import Place
 
 NOWHERE = "198.51.100.1"  # of a block that is for documentation and no machine's (RFC 5737)
 

@@ -25,11 +25,11 @@ from data_scripts.dataset_writer import IndexedDatasetWriter
 from gptoss20b.config import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from gptoss20b.data.verification_report import REPORT_NAME
-from gptoss20b.doctor import data_set
-from gptoss20b.doctor import results as results_module
-from gptoss20b.doctor.data_set import look_at_data
-from gptoss20b.doctor.finding import Finding, Verdict
-from gptoss20b.doctor.results import look_at_checkpoints, look_at_results, written_bytes
+from gptoss20b.tools.doctor import data_set
+from gptoss20b.tools.doctor import results as results_module
+from gptoss20b.tools.doctor.data_set import look_at_data
+from gptoss20b.tools.doctor.finding import Finding, Verdict
+from gptoss20b.tools.doctor.results import look_at_checkpoints, look_at_results, written_bytes
 
 GIB = 2**30
 LENGTH, SEQUENCES = 64, 10

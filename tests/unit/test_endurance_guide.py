@@ -10,7 +10,7 @@ import pytest
 from compliance.rules import ALL_RULES
 from gptoss20b import determinism
 from gptoss20b.config import resolve, settings
-from gptoss20b.stopping import ExitCode, NonFiniteLossError, exit_code_of, received
+from gptoss20b.stopping import ExitCode, NonFiniteLossError, exit_code_of, signal_reason
 from tests.support.paths import ROOT
 
 GUIDE = (ROOT / "docs" / "endurance.md").read_text(encoding="utf-8")
@@ -68,8 +68,8 @@ def test_a_named_test_exists(test: str) -> None:
     ("fault", "reason"),
     [
         ("SIGKILL of a rank", "RuntimeError: Connection closed by peer"),
-        ("SIGTERM", received("SIGTERM")),
-        ("SIGHUP", received("SIGHUP")),
+        ("SIGTERM", signal_reason("SIGTERM")),
+        ("SIGHUP", signal_reason("SIGHUP")),
         ("hang of one rank", "RuntimeError: Timed out waiting 45000ms for recv operation to complete"),
         ("NaN loss", f"{NonFiniteLossError.__name__}: training loss at step 3 is nan"),
         ("data file truncated during the run", "DataError: the file was cut while it was in use"),
@@ -82,7 +82,7 @@ def test_the_exit_status_is_that_of_the_log_s_reason(fault: str, reason: str) ->
 
 
 def test_ranks_that_end_with_their_launcher_end_by_sigterm() -> None:
-    status = int(exit_code_of("aborted", received("SIGTERM")))
+    status = int(exit_code_of("aborted", signal_reason("SIGTERM")))
     assert rows()["SIGKILL of the launcher"][1] == f"1, a rank's {status}"
 
 
@@ -125,8 +125,8 @@ OF_A_RUN = ("*.py", "checkpoint/*.py", "config/*.py", "data/*.py", "model/*.py")
 
 def test_a_run_reads_the_wall_clock_for_the_log_and_a_folder_s_name() -> None:
     modules = [path for pattern in OF_A_RUN for path in (ROOT / "gptoss20b").glob(pattern)]
-    assert {"train.py", "mlperf_log.py", "checkpoints.py", "feed.py"} <= {path.name for path in modules}
-    assert [path.name for path in modules if WALL_CLOCK.search(path.read_text())] == ["record.py"]
+    assert {"train.py", "mlperf_log.py", "checkpoints.py", "dataloader.py"} <= {path.name for path in modules}
+    assert [path.name for path in modules if WALL_CLOCK.search(path.read_text())] == ["run_metadata.py"]
 
 
 @pytest.mark.parametrize(

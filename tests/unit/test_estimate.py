@@ -19,16 +19,16 @@ from typer.testing import CliRunner
 from compliance.rcp import full_points
 from gptoss20b.cli import app
 from gptoss20b.config import Config, resolve
-from gptoss20b.config.tree import Execution, Parallel, Tuning
-from gptoss20b.doctor.model_memory import activation_bytes
-from gptoss20b.estimate import EstimateError
-from gptoss20b.estimate.assumptions import Assumptions
-from gptoss20b.estimate.efficiency import DEFAULT_MFU, assumed, from_mfu, from_s1, from_step
-from gptoss20b.estimate.published import COUNTS
-from gptoss20b.estimate.scaling import CONVERGENCE, Estimate, estimate
-from gptoss20b.estimate.systems import BY_HAND, SYSTEMS, System, find_system
-from gptoss20b.estimate.traffic import all_to_all_bytes, context_bytes, groups
+from gptoss20b.config.tree import Execution, FreeHyperparameters, Parallel
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
+from gptoss20b.tools.doctor.model_memory import activation_bytes
+from gptoss20b.tools.estimate import EstimateError
+from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.efficiency import DEFAULT_MFU, assumed, from_mfu, from_s1, from_step
+from gptoss20b.tools.estimate.published import COUNTS
+from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, estimate
+from gptoss20b.tools.estimate.systems import BY_HAND, SYSTEMS, System, find_system
+from gptoss20b.tools.estimate.traffic import all_to_all_bytes, context_bytes, groups
 
 H200 = SYSTEMS["H200"]
 GIVEN = Assumptions()
@@ -53,7 +53,7 @@ def laid_out(nodes: int, expert: int, micro_batch: int, gbs: int) -> Config:
         update={
             "parallel": Parallel(nodes=nodes, gpus_per_node=8, expert=expert),
             "execution": Execution(micro_batch_size=micro_batch),
-            "tuning": Tuning(global_batch_size=gbs),
+            "free": FreeHyperparameters(global_batch_size=gbs),
         }
     )
 
@@ -376,8 +376,8 @@ def test_an_unknown_system_names_the_known_and_the_options() -> None:
 
 
 def test_racks_join_nodes_and_others_do_not() -> None:
-    assert SYSTEMS["GB300"].joined(4) == 72
-    assert (H200.joined(8), H200.joined(4)) == (8, 4)
+    assert SYSTEMS["GB300"].nvlink_domain_size(4) == 72
+    assert (H200.nvlink_domain_size(8), H200.nvlink_domain_size(4)) == (8, 4)
     for system in SYSTEMS.values():
         assert "sheet" in system.source
 
@@ -458,7 +458,7 @@ def printed() -> tuple[dict[str, Any], str]:
     options = ["estimate", "--system", "H200", "--nodes", "2", "--global-batch-size", "32", "--assume", "imbalance=1.3"]
     found = [run(*options, "--json")]
     with pytest.MonkeyPatch.context() as patched:  # counting once will do
-        patched.setattr("gptoss20b.estimate.command._counts", lambda config: dict(COUNTS))
+        patched.setattr("gptoss20b.tools.estimate.command._counts", lambda config: dict(COUNTS))
         found.append(run(*options))
     assert [(code, error) for code, _, error in found] == [(0, ""), (0, "")]
     return json.loads(found[0][1]), found[1][1]
@@ -491,7 +491,7 @@ def test_every_assumption_is_printed_with_value_and_source(printed: tuple[dict[s
 
 
 def test_a_rack_s_nodes_have_four_gpus_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss20b.estimate.command._counts", lambda config: dict(COUNTS))
+    monkeypatch.setattr("gptoss20b.tools.estimate.command._counts", lambda config: dict(COUNTS))
     options = ["estimate", "--system", "GB300", "--nodes", "2", "--global-batch-size", "32", "--json"]
     assert json.loads(run(*options)[1])["layout"]["gpus"] == 8
     assert json.loads(run(*options, "--dgxngpu", "8")[1])["layout"]["gpus"] == 16
@@ -500,7 +500,7 @@ def test_a_rack_s_nodes_have_four_gpus_unless_told(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_does_not_fit_and_has_no_reference_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss20b.estimate.command._counts", lambda config: dict(COUNTS))
+    monkeypatch.setattr("gptoss20b.tools.estimate.command._counts", lambda config: dict(COUNTS))
     options = ["estimate", "--system", "H100", "--global-batch-size", "128"]
     _, tables, _ = run(*options)
     assert "TOO MUCH" in tables and "no reference point" in tables and "unknown" in tables

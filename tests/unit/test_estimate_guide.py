@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from gptoss20b.cli import app
 from gptoss20b.config import resolve
-from gptoss20b.estimate.assumptions import Assumptions
-from gptoss20b.estimate.efficiency import DEFAULT_MFU, assumed
-from gptoss20b.estimate.published import (
+from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.efficiency import DEFAULT_MFU, assumed
+from gptoss20b.tools.estimate.published import (
     COUNTS,
     FITTED,
     PUBLISHED,
@@ -25,8 +25,8 @@ from gptoss20b.estimate.published import (
     predicted_evaluation,
     predictions,
 )
-from gptoss20b.estimate.scaling import CONVERGENCE, Estimate, estimate, step_time
-from gptoss20b.estimate.systems import SYSTEMS
+from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, estimate, step_time
+from gptoss20b.tools.estimate.systems import SYSTEMS
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 FLAT = " ".join(GUIDE.split())
@@ -160,7 +160,7 @@ def test_the_assumptions_that_the_text_names() -> None:
 
 
 def test_its_commands_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("gptoss20b.estimate.command._counts", lambda config: dict(COUNTS))
+    monkeypatch.setattr("gptoss20b.tools.estimate.command._counts", lambda config: dict(COUNTS))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s1.json").write_text(
         '{"scenario": "S1", "system": "NVIDIA B200", "backend": "torch", "micro_batch_size": 2, '

@@ -14,8 +14,10 @@ import pytest
 from gptoss20b.config import resolve
 from gptoss20b.config.checks import problems
 from gptoss20b.config.tree import Parallel
-from gptoss20b.estimate.assumptions import Assumptions
-from gptoss20b.estimate.published import (
+from gptoss20b.model.size import count_parameters
+from gptoss20b.process_groups import single_process
+from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.published import (
     COUNTS,
     FITTED,
     PUBLISHED,
@@ -26,10 +28,8 @@ from gptoss20b.estimate.published import (
     predicted_evaluation,
     predictions,
 )
-from gptoss20b.estimate.scaling import estimate, step_time
-from gptoss20b.estimate.systems import SYSTEMS
-from gptoss20b.model.size import count_parameters
-from gptoss20b.process_groups import single_process
+from gptoss20b.tools.estimate.scaling import estimate, step_time
+from gptoss20b.tools.estimate.systems import SYSTEMS
 from tests.support.paths import REFERENCE_LOGS
 
 RUNS = {run.name: run for run in PUBLISHED}

@@ -87,7 +87,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 def write_run(log: RunLog, config: Config, losses: list[float]) -> None:
     """The calls of one whole run with an evaluation per loss, as the training loop makes them."""
-    interval = config.eval_interval_steps * config.tuning.global_batch_size
+    interval = config.eval_interval_steps * config.free.global_batch_size
     log.init_start(config)
     log.describe(config, seed=1)
     log.run_start()
@@ -99,7 +99,7 @@ def write_run(log: RunLog, config: Config, losses: list[float]) -> None:
         log.block_stop(samples, 12.5)
         log.eval_start(samples)
         log.eval_stop(samples, loss)
-    reached = losses[-1] <= config.rules.target_loss
+    reached = losses[-1] <= config.fixed.target_loss
     log.run_stop(success=reached, reason=None if reached else "target not reached")
     log.close()
 

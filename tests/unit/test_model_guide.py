@@ -22,7 +22,7 @@ import pytest
 from compliance.rcp import full_points
 from gptoss20b.config import Config, resolve, settings
 from gptoss20b.config.presets import PRESETS
-from gptoss20b.config.tree import Model, Parallel, Yarn
+from gptoss20b.config.tree import ModelConfig, Parallel, Yarn
 from gptoss20b.model.size import flops_per_token
 from tests.support.paths import ROOT
 
@@ -39,7 +39,7 @@ def config_of(variant: str, **options: str) -> Config:
 MODELS = {variant: config_of(variant).model for variant in VARIANTS}
 # What the descriptions that the page refutes say.
 IMPOSSIBLE = MODELS["openai"].model_copy(
-    update={"layers": 48, "hidden_size": 4096, "experts": 16, "expert_ffn": 11008, "top_k": 2}
+    update={"num_layers": 48, "hidden_size": 4096, "num_experts": 16, "moe_ffn_hidden_size": 11008, "router_topk": 2}
 )
 
 
@@ -107,7 +107,7 @@ def shown(value: object) -> str:
     if isinstance(value, Yarn):
         cut = "truncated" if value.truncate else "not truncated"
         return (
-            f"factor {value.factor:g}, original length {value.original_length:,}, "
+            f"factor {value.factor:g}, original length {value.original_max_position_embeddings:,}, "
             f"beta {value.beta_fast:g} and {value.beta_slow:g}, {cut}"
         )
     if isinstance(value, bool) or value is None:
@@ -117,7 +117,7 @@ def shown(value: object) -> str:
 
 def test_every_field_of_the_model_is_in_the_table_with_its_values() -> None:
     table = {row[0]: row[1:3] for row in rows("fields")}
-    fields = [name for name in Model.model_fields if name != "variant"]
+    fields = [name for name in ModelConfig.model_fields if name != "variant"]
     assert table == {
         f"`model.{name}`": [shown(getattr(MODELS[variant], name)) for variant in ("reference", "openai")]
         for name in fields
@@ -130,16 +130,36 @@ def test_every_field_of_the_model_is_in_the_table_with_its_values() -> None:
 def test_the_released_model_is_as_its_config_says() -> None:
     m, yarn = MODELS["openai"], MODELS["openai"].yarn
     assert yarn is not None
-    scaling = (yarn.factor, yarn.original_length, yarn.beta_fast, yarn.beta_slow, yarn.truncate)
-    shape = (m.layers, m.hidden_size, m.heads, m.kv_groups, m.head_dim, m.experts, m.top_k, m.expert_ffn, m.vocab_size)
-    rest = (m.window_past + 1, m.rope_base, scaling, m.norm_epsilon, m.biases)
+    scaling = (yarn.factor, yarn.original_max_position_embeddings, yarn.beta_fast, yarn.beta_slow, yarn.truncate)
+    shape = (
+        m.num_layers,
+        m.hidden_size,
+        m.num_attention_heads,
+        m.num_query_groups,
+        m.head_dim,
+        m.num_experts,
+        m.router_topk,
+        m.moe_ffn_hidden_size,
+        m.vocab_size,
+    )
+    rest = (m.window_left + 1, m.rotary_base, scaling, m.norm_epsilon, m.biases)
     assert [*shape, *rest] == list(RELEASED.values())[:14]
 
 
 def test_the_reference_is_as_its_configuration_says() -> None:
-    m, rules = MODELS["reference"], resolve({}).rules
-    shape = (m.layers, m.hidden_size, m.heads, m.kv_groups, m.head_dim, m.experts, m.top_k, m.expert_ffn, m.rope_base)
-    rest = ((m.window_past, 0), m.router_softmax_before_topk, m.norm_epsilon)
+    m, rules = MODELS["reference"], resolve({}).fixed
+    shape = (
+        m.num_layers,
+        m.hidden_size,
+        m.num_attention_heads,
+        m.num_query_groups,
+        m.head_dim,
+        m.num_experts,
+        m.router_topk,
+        m.moe_ffn_hidden_size,
+        m.rotary_base,
+    )
+    rest = ((m.window_left, 0), m.router_softmax_before_topk, m.norm_epsilon)
     found = [*shape, *rest, rules.init_method_std, rules.aux_loss_coefficient]
     assert found == list(REFERENCE.values())[:14]
 
@@ -147,10 +167,10 @@ def test_the_reference_is_as_its_configuration_says() -> None:
 def test_the_other_presets_are_what_the_page_says() -> None:
     openai, large = (MODELS[variant].model_dump() for variant in ("openai", "openai_120b"))
     differing = {name: large[name] for name in openai if openai[name] != large[name]}
-    assert differing == {"variant": "openai_120b", "layers": 36, "experts": 128}
-    assert says("`model.layers` 36 and `model.experts` 128")
+    assert differing == {"variant": "openai_120b", "num_layers": 36, "num_experts": 128}
+    assert says("`model.num_layers` 36 and `model.num_experts` 128")
     assert all(f"`{name}`" in GUIDE for name in PRESETS)
-    assert f"`openai_120b` is `openai` with\n`model.layers` {large['layers']}" in GUIDE
+    assert f"`openai_120b` is `openai` with\n`model.num_layers` {large['num_layers']}" in GUIDE
 
 
 def test_which_layers_have_the_window() -> None:
@@ -178,7 +198,7 @@ def test_the_releases_of_megatron_are_those_that_the_project_pins() -> None:
     assert says(f"where C {oldest} divides the loss by their product and {newest} does not.")
 
 
-# --- disagreements
+# --- mismatched_settings
 
 
 def test_every_disagreement_names_a_field_that_exists() -> None:
@@ -192,27 +212,31 @@ def test_every_disagreement_names_a_field_that_exists() -> None:
 
 def test_what_was_chosen() -> None:
     config, released = resolve({}), MODELS["openai"]
-    assert says(f"over the chosen {config.model.top_k}; its inherited preset: over all {config.model.experts}, then")
-    assert says(f"then top {config.model.top_k}, not renormalised") and not config.model.router_softmax_before_topk
+    assert says(
+        f"over the chosen {config.model.router_topk}; its inherited preset: over all {config.model.num_experts}, then"
+    )
+    assert (
+        says(f"then top {config.model.router_topk}, not renormalised") and not config.model.router_softmax_before_topk
+    )
     assert says("`norm_epsilon` 1e-6 and `layernorm_epsilon` 1e-5; the runs of L had 1e-6; O: 1e-5 | 1e-5 |")
     keys = (REFERENCE["norm_epsilon"], REFERENCE["layernorm_epsilon"], RELEASED["rms_norm_eps"])
     assert keys == (1e-6, 1e-5, config.model.norm_epsilon)
-    assert says(f"reads O's {released.window_past + 1} as `({config.model.window_past}, 0)`")
-    assert says(f"which in C is {config.model.window_past} past keys and")
-    assert says(f"and the query's own, {config.model.window_past + 1}; O: {released.window_past + 1} with its own")
+    assert says(f"reads O's {released.window_left + 1} as `({config.model.window_left}, 0)`")
+    assert says(f"which in C is {config.model.window_left} past keys and")
+    assert says(f"and the query's own, {config.model.window_left + 1}; O: {released.window_left + 1} with its own")
     assert resolve({"LEARNING_RATE": "8e-4"}).end_learning_rate == pytest.approx(8e-5)
     assert says("R: 4e-5 unless told otherwise") and REFERENCE["min_lr"] == 4e-5
-    assert says("a tenth of the base, 8e-5 at 8e-4") and config.rules.end_learning_rate_ratio == 0.1
+    assert says("a tenth of the base, 8e-5 at 8e-4") and config.fixed.end_learning_rate_ratio == 0.1
     assert says(f"O: {released.vocab_size:,}; M: {config.model.vocab_size:,}, a multiple of 128")
     assert config.model.vocab_size % 128 == 0
-    std = config.rules.init_method_std
-    layer_std = std / math.sqrt(2 * config.model.layers)
+    std = config.fixed.init_method_std
+    layer_std = std / math.sqrt(2 * config.model.num_layers)
     assert says(
         f"`initializer_range` {RELEASED['initializer_range']}; M: {std}, and {layer_std:.6f} where a layer writes"
     )
     coefficient = RELEASED["router_aux_loss_coef"]
     assert says(f"`router_aux_loss_coef` {coefficient}; R: 0, with the {coefficient} beside it in a comment | 0 |")
-    assert (config.rules.aux_loss_coefficient, config.data.eod_token) == (0, None)
+    assert (config.fixed.aux_loss_coefficient, config.data.eod_token) == (0, None)
 
 
 def test_the_logged_total_is_the_released_model_s_at_the_data_s_vocabulary() -> None:
@@ -229,21 +253,21 @@ def test_the_logged_total_is_the_released_model_s_at_the_data_s_vocabulary() -> 
 
 # --- parameters
 
-QUERIES: Callable[[Model], int] = lambda m: m.heads * m.head_dim  # noqa: E731 - a name of the page's formulas
-KEYS: Callable[[Model], int] = lambda m: m.kv_groups * m.head_dim  # noqa: E731
+QUERIES: Callable[[ModelConfig], int] = lambda m: m.num_attention_heads * m.head_dim  # noqa: E731 - a name of the page's formulas
+KEYS: Callable[[ModelConfig], int] = lambda m: m.num_query_groups * m.head_dim  # noqa: E731
 # The page's formulas, by row.
-PER_LAYER: dict[str, Callable[[Model], int]] = {
+PER_LAYER: dict[str, Callable[[ModelConfig], int]] = {
     "Q, K and V": lambda m: m.hidden_size * (QUERIES(m) + 2 * KEYS(m)),
     "their biases": lambda m: m.biases * (QUERIES(m) + 2 * KEYS(m)),
     "attention output": lambda m: QUERIES(m) * m.hidden_size,
     "its bias": lambda m: m.biases * m.hidden_size,
-    "sinks": lambda m: m.attention_sinks * m.heads,
+    "sinks": lambda m: m.attention_sinks * m.num_attention_heads,
     "QK norms": lambda m: m.qk_norm * 2 * m.head_dim,
     "two norms": lambda m: 2 * m.hidden_size,
-    "router": lambda m: m.hidden_size * m.experts,
-    "its bias (router)": lambda m: m.biases * m.experts,
-    "experts": lambda m: m.experts * 3 * m.hidden_size * m.expert_ffn,
-    "their biases (experts)": lambda m: m.biases * m.experts * (2 * m.expert_ffn + m.hidden_size),
+    "router": lambda m: m.hidden_size * m.num_experts,
+    "its bias (router)": lambda m: m.biases * m.num_experts,
+    "experts": lambda m: m.num_experts * 3 * m.hidden_size * m.moe_ffn_hidden_size,
+    "their biases (experts)": lambda m: m.biases * m.num_experts * (2 * m.moe_ffn_hidden_size + m.hidden_size),
 }
 BIASES = ("their biases", "its bias", "sinks", "its bias (router)", "their biases (experts)")
 FORMULAS = {
@@ -304,20 +328,20 @@ def figure(mark: str, row: str, column: int) -> int:
     return int(table[row][1 + column].replace(",", ""))
 
 
-def one_layer(model: Model) -> int:
+def one_layer(model: ModelConfig) -> int:
     return sum(formula(model) for formula in PER_LAYER.values())
 
 
-def total(model: Model) -> int:
-    return model.layers * one_layer(model) + 2 * model.vocab_size * model.hidden_size + model.hidden_size
+def total(model: ModelConfig) -> int:
+    return model.num_layers * one_layer(model) + 2 * model.vocab_size * model.hidden_size + model.hidden_size
 
 
-def waiting(model: Model) -> int:
+def waiting(model: ModelConfig) -> int:
     of_experts = PER_LAYER["experts"](model) + PER_LAYER["their biases (experts)"](model)
-    return model.layers * of_experts * (model.experts - model.top_k) // model.experts
+    return model.num_layers * of_experts * (model.num_experts - model.router_topk) // model.num_experts
 
 
-def active(model: Model) -> int:
+def active(model: ModelConfig) -> int:
     return total(model) - model.vocab_size * model.hidden_size - waiting(model)
 
 
@@ -325,15 +349,22 @@ def test_the_formulas_are_those_that_are_computed_here() -> None:
     assert {name: cells[0] for name, cells in parameter_rows().items()} == FORMULAS
     m, large = MODELS["reference"], MODELS["openai_120b"]
     assert says(
-        f"H = {m.hidden_size:,}, q = {m.heads} x {m.head_dim} = {QUERIES(m):,}, kv = {m.kv_groups} x {m.head_dim} = "
-        f"{KEYS(m)}, F = {m.expert_ffn:,}, E = {m.experts} (openai_120b: {large.experts})."
+        f"H = {m.hidden_size:,}, q = {m.num_attention_heads} x {m.head_dim} = {QUERIES(m):,}, kv = {m.num_query_groups} x {m.head_dim} = "
+        f"{KEYS(m)}, F = {m.moe_ffn_hidden_size:,}, E = {m.num_experts} (openai_120b: {large.num_experts})."
     )
     assert [cells[0] for cells in of_table("flops").values()] == [
-        *["H (q + 2 kv) + q H", "H E", f"{m.top_k} x 3 H F", f"x {m.layers}", "V H", "2 x (layers + LM head)"],
+        *[
+            "H (q + 2 kv) + q H",
+            "H E",
+            f"{m.router_topk} x 3 H F",
+            f"x {m.num_layers}",
+            "V H",
+            "2 x (layers + LM head)",
+        ],
         "(past (past + 1) / 2 + (8,192 - past) (past + 1)) / 8,192",
         *["4 q x (12 windowed + 12 full)", "3 x both"],
     ]
-    assert f"{m.top_k} experts" in of_table("flops")
+    assert f"{m.router_topk} experts" in of_table("flops")
     assert [cells[0] for cells in of_table("impossible").values()] == [
         *["3 H F", "x experts", "x layers", "2 / 3", "x chosen / experts"]
     ]
@@ -345,7 +376,7 @@ def test_parameters_follow_the_formulas(variant: str) -> None:
     matrix = model.vocab_size * model.hidden_size
     expected = {name: formula(model) for name, formula in PER_LAYER.items()} | {
         "one layer": one_layer(model),
-        "all layers": model.layers * one_layer(model),
+        "all layers": model.num_layers * one_layer(model),
         "embedding": matrix,
         "LM head": matrix,
         "last norm": model.hidden_size,
@@ -366,7 +397,7 @@ def counted() -> dict[str, Any]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_are_those_of_megatrons_modules(variant: str, counted: dict[str, Any]) -> None:
-    found, column, layers = counted[variant], VARIANTS.index(variant), MODELS[variant].layers
+    found, column, layers = counted[variant], VARIANTS.index(variant), MODELS[variant].num_layers
     sizes: dict[str, int] = found["parameters"]
     taken = 0
     for row, pattern in (NAMES | OUTSIDE).items():
@@ -404,21 +435,21 @@ def test_flops(column: int, variant: str, counted: dict[str, Any]) -> None:
     layer = [
         PER_LAYER["Q, K and V"](m) + PER_LAYER["attention output"](m),
         PER_LAYER["router"](m),
-        m.top_k * 3 * m.hidden_size * m.expert_ffn,
+        m.router_topk * 3 * m.hidden_size * m.moe_ffn_hidden_size,
     ]
-    head, full, windowed = m.vocab_size * m.hidden_size, mean_keys(8192, 8192), mean_keys(8192, m.window_past)
-    matrices = 2 * (m.layers * sum(layer) + head)
-    scores = 4 * QUERIES(m) * (m.layers // 2) * (windowed + full)
-    expected = [*layer, m.layers * sum(layer), head, matrices, round(windowed, 7), scores, 3 * (matrices + scores)]
+    head, full, windowed = m.vocab_size * m.hidden_size, mean_keys(8192, 8192), mean_keys(8192, m.window_left)
+    matrices = 2 * (m.num_layers * sum(layer) + head)
+    scores = 4 * QUERIES(m) * (m.num_layers // 2) * (windowed + full)
+    expected = [*layer, m.num_layers * sum(layer), head, matrices, round(windowed, 7), scores, 3 * (matrices + scores)]
     assert list(table.values()) == expected
     assert says(f"sees min(p, past) + 1 keys: on average over 8,192 positions {full:,} in a full layer")
-    past = m.window_past  # the page's formula, which adds nothing up
+    past = m.window_left  # the page's formula, which adds nothing up
     assert windowed == (past * (past + 1) / 2 + (8192 - past) * (past + 1)) / 8192
     assert counted[variant]["flops_per_token"] == expected[-1] == flops_per_token(config_of(variant))
 
 
 def test_flops_of_a_step_and_of_a_run() -> None:
-    token, length = flops_per_token(resolve({})), resolve({}).rules.sequence_length
+    token, length = flops_per_token(resolve({})), resolve({}).fixed.sequence_length
     samples = round(statistics.mean(next(point for point in full_points("6.1.0") if point.gbs == 16).samples))
     assert says(f"A step at GBS 16 is {token * 16 * length / 1e15:.2f} PFLOP (16 x {length:,} tokens)")
     assert says(
@@ -432,11 +463,11 @@ def test_flops_of_a_step_and_of_a_run() -> None:
 def test_what_other_numbers_would_make() -> None:
     expected = {}
     for column, model in enumerate((IMPOSSIBLE, MODELS["openai"])):
-        expert = 3 * model.hidden_size * model.expert_ffn
-        whole = model.layers * model.experts * expert
+        expert = 3 * model.hidden_size * model.moe_ffn_hidden_size
+        whole = model.num_layers * model.num_experts * expert
         ungated = f"{2 * whole // 3:,}" if column == 0 else "-"
-        chosen = model.layers * model.top_k * expert
-        cells = [f"{expert:,}", f"{model.experts * expert:,}", f"{whole:,}", ungated, f"{chosen:,}"]
+        chosen = model.num_layers * model.router_topk * expert
+        cells = [f"{expert:,}", f"{model.num_experts * expert:,}", f"{whole:,}", ungated, f"{chosen:,}"]
         for row, cell in zip(of_table("impossible"), cells, strict=True):
             expected.setdefault(row, []).append(cell)
     assert {row: cells[1:] for row, cells in of_table("impossible").items()} == expected
@@ -444,13 +475,13 @@ def test_what_other_numbers_would_make() -> None:
 
 def test_why_they_cannot_be() -> None:
     layer = PER_LAYER["experts"](IMPOSSIBLE)
-    whole, released = IMPOSSIBLE.layers * layer, total(MODELS["openai"])
-    chosen = whole * IMPOSSIBLE.top_k // IMPOSSIBLE.experts
+    whole, released = IMPOSSIBLE.num_layers * layer, total(MODELS["openai"])
+    chosen = whole * IMPOSSIBLE.router_topk // IMPOSSIBLE.num_experts
     assert says(
-        f"give {IMPOSSIBLE.layers} layers, hidden size {IMPOSSIBLE.hidden_size} and {IMPOSSIBLE.experts} experts of "
-        f"width {IMPOSSIBLE.expert_ffn}, of which {IMPOSSIBLE.top_k} are chosen"
+        f"give {IMPOSSIBLE.num_layers} layers, hidden size {IMPOSSIBLE.hidden_size} and {IMPOSSIBLE.num_experts} experts of "
+        f"width {IMPOSSIBLE.moe_ffn_hidden_size}, of which {IMPOSSIBLE.router_topk} are chosen"
     )
-    assert says(f"has 3 x {IMPOSSIBLE.hidden_size:,} x {IMPOSSIBLE.expert_ffn:,} weights")
+    assert says(f"has 3 x {IMPOSSIBLE.hidden_size:,} x {IMPOSSIBLE.moe_ffn_hidden_size:,} weights")
     assert says(f"alone are {whole / 1e9:.1f} B, five times the released model's total of {released / 1e9:.1f} B")
     assert round(whole / released) == 5
     assert says("ten of its 48 layers pass that total") and 9 * layer < released < 10 * layer
@@ -463,7 +494,7 @@ def test_why_they_cannot_be() -> None:
 
 def test_the_first_loss() -> None:
     config = resolve({})
-    vocabulary, hidden, std = config.model.vocab_size, config.model.hidden_size, config.rules.init_method_std
+    vocabulary, hidden, std = config.model.vocab_size, config.model.hidden_size, config.fixed.init_method_std
     variance = hidden * std**2
     first, second = math.log(vocabulary), variance / 2
     assert says(f"ln({vocabulary}) + {hidden} x {std}^2 / 2 = {first:.4f} + {second:.4f} = {first + second:.3f}")
@@ -498,8 +529,8 @@ def test_the_extras_are_settings_and_fields_that_are_off() -> None:
 
 
 def test_the_load_balancing_loss_in_perfect_balance_is_its_coefficient() -> None:
-    experts = MODELS["reference"].experts
-    assert says(f"the top {MODELS['reference'].top_k} of score + bias")
+    experts = MODELS["reference"].num_experts
+    assert says(f"the top {MODELS['reference'].router_topk} of score + bias")
     assert says("in perfect balance it is the coefficient")
     assert experts * sum(1 / experts * (1 / experts) for _ in range(experts)) == 1
 

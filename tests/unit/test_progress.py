@@ -13,7 +13,7 @@ import pytest
 
 from gptoss20b import progress
 from gptoss20b.config import Config, resolve, settings
-from gptoss20b.progress import Display, Progress, Silent, samples_to_target
+from gptoss20b.progress import Display, NullProgress, Progress, samples_to_target
 from tests.support.paths import ROOT
 
 # What makes rich take a pipe for a terminal, or a terminal for a pipe.
@@ -267,7 +267,7 @@ def test_a_real_terminal_shows_records_above_the_live_line() -> None:
 
 
 def test_silence() -> None:
-    display: Progress = Silent()
+    display: Progress = NullProgress()
     display.trained(16, 11.8)
     display.evaluated(16, 11.8)
     display.message("anything")

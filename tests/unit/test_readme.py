@@ -161,11 +161,13 @@ def test_the_published_points_are_those_of_the_official_package() -> None:
 
 def test_numbers_in_the_text() -> None:
     config = resolve({})
-    assert f"{config.rules.sequence_length:,}" in README
-    assert f"{config.rules.eval_samples:,} validation sequences" in README
-    assert f"CEIL({config.rules.eval_interval_samples} / GBS)" in README
-    assert f"at most {config.rules.target_loss}" in README
-    assert f"{config.model.layers}-layer, {config.model.experts}-expert, top-{config.model.top_k}" in README
+    assert f"{config.fixed.sequence_length:,}" in README
+    assert f"{config.fixed.eval_samples:,} validation sequences" in README
+    assert f"CEIL({config.fixed.eval_interval_samples} / GBS)" in README
+    assert f"at most {config.fixed.target_loss}" in README
+    assert (
+        f"{config.model.num_layers}-layer, {config.model.num_experts}-expert, top-{config.model.router_topk}" in README
+    )
 
 
 def test_paths_named_here_exist() -> None:

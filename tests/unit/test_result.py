@@ -73,7 +73,7 @@ def test_the_training_loop_and_this_reader_agree_on_the_reason() -> None:
         assert exit_code_of("aborted", target_not_reached(target, steps)) is ExitCode.NOT_CONVERGED
     loop = (ROOT / "gptoss20b" / "train.py").read_text()
     assert "target_not_reached(" in loop
-    assert "received(name)" in loop
+    assert "signal_reason(name)" in loop
 
 
 def test_a_run_aborted_before_the_clock(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import ctypes, os, signal, sys, threading, time
 from gptoss20b import stopping
 from gptoss20b.stopping import on_signal
 
-def last_words(name):
+def on_exit(name):
     print("last words:", name)  # left in the buffer: leaving must flush it
 
 def ready():
@@ -83,7 +83,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
 def test_a_signal_ends_a_stuck_process(stuck_in: str, number: signal.Signals, status: int) -> None:
     process = start(
         f"""
-        with on_signal(last_words):
+        with on_signal(on_exit):
             ready()
             {stuck_in}
         """
@@ -95,9 +95,9 @@ def test_a_signal_ends_a_stuck_process(stuck_in: str, number: signal.Signals, st
 def test_a_process_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
     child = f"""
 import os, pathlib, time
-from gptoss20b.stopping import end_with_parent, on_signal
+from gptoss20b.stopping import die_with_parent, on_signal
 with on_signal(pathlib.Path({str(tmp_path / "said")!r}).write_text):
-    end_with_parent()
+    die_with_parent()
     pathlib.Path({str(tmp_path / "up")!r}).write_text(str(os.getpid()))
     time.sleep(60)
 """
@@ -126,7 +126,7 @@ def test_the_last_words_are_said_once() -> None:
     process = start(
         """
         def slow_words(name):
-            last_words(name)
+            on_exit(name)
             time.sleep(0.4)
 
         with on_signal(slow_words):
@@ -179,7 +179,7 @@ def test_other_signals_are_none_of_its_business() -> None:
     process = start(
         """
         signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"mine\\n"))
-        with on_signal(last_words):
+        with on_signal(on_exit):
             ready()
             time.sleep(0.5)
         print("done")
@@ -217,7 +217,7 @@ def test_afterwards_everything_is_as_before() -> None:
 def test_afterwards_an_interrupt_is_python_s_again_and_termination_the_system_s() -> None:
     process = start(
         """
-        with on_signal(last_words):
+        with on_signal(on_exit):
             pass
         try:
             ready()
@@ -244,7 +244,7 @@ def test_an_exception_passes_through_and_everything_is_restored() -> None:
 def test_a_forked_child_does_not_keep_its_parent() -> None:
     process = start(
         """
-        with on_signal(last_words):
+        with on_signal(on_exit):
             child = os.fork()
             if child == 0:
                 time.sleep(60)

@@ -27,7 +27,7 @@ from compliance.schedule import Schedule
 from compliance.score import normalization, spread
 from compliance.welch import welch
 from gptoss20b.config import resolve, settings
-from gptoss20b.config.tree import Rules, Tuning
+from gptoss20b.config.tree import FixedHyperparameters, FreeHyperparameters
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 from gptoss20b.progress import samples_to_target
 from tests.support.configs import BARE, dry_run, load_config
@@ -151,9 +151,9 @@ def test_what_is_named_exists() -> None:
 def test_the_table_of_knobs_begins_with_what_the_closed_division_leaves_free() -> None:
     table = GUIDE.split("| knob |")[1].split("\n\n")[0]
     listed = re.findall(r"`([A-Z_]+)`(?=[^|]*\| [^|]*\| [^|]*\| [^|]*\|$)", table, re.MULTILINE)
-    free = [str(field.json_schema_extra["env"]) for field in Tuning.model_fields.values()]  # type: ignore[index]
+    free = [str(field.json_schema_extra["env"]) for field in FreeHyperparameters.model_fields.values()]  # type: ignore[index]
     assert listed[:3] == free
-    refused = {str(field.json_schema_extra["env"]) for field in Rules.model_fields.values()}  # type: ignore[index]
+    refused = {str(field.json_schema_extra["env"]) for field in FixedHyperparameters.model_fields.values()}  # type: ignore[index]
     assert set(listed) <= set(settings()) - refused
     assert resolve({}).logging.interval == 10 and says("`LOG_INTERVAL` is 10")
 
@@ -331,7 +331,7 @@ def counted() -> dict[str, int]:
     """What `info` counts at its defaults, and how many of the parameters are experts'."""
     figures = json.loads(run("python -m gptoss20b info --json", ROOT).stdout)
     model = resolve({}).model
-    experts = model.layers * model.experts * 3 * model.hidden_size * model.expert_ffn
+    experts = model.num_layers * model.num_experts * 3 * model.hidden_size * model.moe_ffn_hidden_size
     return {"experts": experts, "other": figures["total_parameters"] - experts, "state": figures["state_bytes_per_gpu"]}
 
 
@@ -366,7 +366,7 @@ def test_each_node_takes_the_largest_micro_batch_that_keeps_memory_free(system: 
 
 def test_the_layouts_in_words(counted: dict[str, int]) -> None:
     model = resolve({}).model
-    per_expert = 8 * benchmark.SEQUENCE_LENGTH * model.top_k // model.experts
+    per_expert = 8 * benchmark.SEQUENCE_LENGTH * model.router_topk // model.num_experts
     assert says(f"an expert still gets {per_expert:,} rows on average")
     every, dense = counted["experts"] + counted["other"], counted["other"]
     assert says(f"for {every / 1e9:.1f} instead of {dense / 1e9:.1f} billion gradients to reduce")
@@ -383,13 +383,13 @@ def test_the_configurations_say_why_with_the_guide_s_figures() -> None:
 
 def test_what_is_computed_again_and_for_how_much() -> None:
     config = resolve({})
-    model, tokens = config.model, config.rules.sequence_length
-    column = 2 * tokens * model.layers / GIB  # bf16, one number a token and layer
-    assert says(f"`moe_act` frees {model.top_k * model.expert_ffn * column:.1f} GiB")
+    model, tokens = config.model, config.fixed.sequence_length
+    column = 2 * tokens * model.num_layers / GIB  # bf16, one number a token and layer
+    assert says(f"`moe_act` frees {model.router_topk * model.moe_ffn_hidden_size * column:.1f} GiB")
     # The experts' rows, gates, ups and activations.
-    assert says(f"`moe` {model.top_k * (model.hidden_size + 3 * model.expert_ffn) * column:.1f} GiB")
+    assert says(f"`moe` {model.router_topk * (model.hidden_size + 3 * model.moe_ffn_hidden_size) * column:.1f} GiB")
     assert says(f"`layers` all but {model.hidden_size * column:.1f} GiB")
-    experts = 6 * model.layers * model.top_k * 3 * model.hidden_size * model.expert_ffn
+    experts = 6 * model.num_layers * model.router_topk * 3 * model.hidden_size * model.moe_ffn_hidden_size
     head = 6 * model.vocab_size * model.hidden_size
     total = flops_per_token(config)
     assert says(f"for {experts / total / 3:.0%}".replace("%", " %") + " of all FLOPs")

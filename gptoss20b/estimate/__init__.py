@@ -1,6 +1,0 @@
-"""The scaling model behind `python -m gptoss20b estimate`: step time and time to train, with every assumption named."""
-
-from .command import Question, answer
-from .problems import EstimateError
-
-__all__ = ["EstimateError", "Question", "answer"]

@@ -1,0 +1,202 @@
+"""What `bench` finds out, as JSON and as a table, and the arithmetic from seconds to a fraction of the peak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+
+class Found(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spread(Found):
+    """Seconds of a step: the median and the 10th and 90th percentile of ``steps`` timed ones."""
+
+    median: float
+    p10: float
+    p90: float
+    steps: int
+
+
+class Gemm(Found):
+    """A square matrix multiplication of this size and type, and the TFLOP/s that it reached."""
+
+    size: int
+    dtype: str
+    tflops: float
+
+
+class Parts(Found):
+    """Seconds of one profiled step by part of the model, which is slower than a timed one.
+
+    Attributes:
+        attention: QKV and output projection, QK norm, rotation, core attention.
+        experts: the grouped multiplications and what is between them.
+        router_dispatch: the rest of the mixture of experts: router, permutation, all-to-all.
+        loss: from the last hidden states to the loss, output projection included.
+        optimizer: zeroing of gradients, clipping, update, and rounding of weights.
+        other: embedding, layer norms, residuals, reduction of gradients, whatever belongs to no part.
+    """
+
+    attention: float
+    experts: float
+    router_dispatch: float
+    loss: float
+    optimizer: float
+    other: float
+
+
+class Routing(Found):
+    """Rows of the expert that got most, over the mean of all experts, in a step: mean and worst of the layers."""
+
+    max_over_mean: float
+    worst_layer: float
+
+
+class BenchResult(Found):
+    """One scenario timed on one back end.
+
+    Attributes:
+        scenario, system, backend, variant, precision, recompute, compile_mode: what was timed, and the device's name.
+        micro_batch_size, sequences_per_step, sequence_length: its batch.
+        step_seconds: with the optimizer; None where there is none.
+        step_without_optimizer_seconds: forward, backward and (S2 aside) reduction of gradients.
+        tokens_per_second, tflops_per_second: of the step with the optimizer if there is one.
+        flops_per_token: `model.size.flops_per_token` of the scenario's own layers and experts.
+        mfu, mfu_without_optimizer: fractions of `peak_tflops`; None if that or the time is not known.
+        peak_tflops, peak_note: dense bf16 peak of the device, and its source, or why it is not known.
+        gemm, gemm_tflops, fraction_of_gemm: a plain multiplication in the same process, beside `tflops_per_second`.
+        peak_memory_bytes, device_memory_bytes: `timing.peak_memory_bytes`, and what a GPU has; None on a CPU.
+        parts_seconds, profiled_seconds: of one profiled step, by part and their sum; None for models without names
+            for their parts, or compiled as a whole layer. On a GPU the kernels' time, on a CPU the operators' own.
+        routing: how balanced it was; None as above.
+        loss, grad_norm, norms: of the first step, from the initial weights; `subject.Outcome`.
+        optimizer: package and class; None where there is none.
+    """
+
+    scenario: str
+    system: str
+    backend: str
+    variant: str
+    precision: str
+    recompute: str
+    compile_mode: str
+    micro_batch_size: int
+    sequences_per_step: int
+    sequence_length: int
+    step_seconds: Spread | None
+    step_without_optimizer_seconds: Spread
+    tokens_per_second: float
+    tflops_per_second: float
+    flops_per_token: float
+    mfu: float | None
+    mfu_without_optimizer: float | None
+    peak_tflops: float | None
+    peak_note: str
+    gemm: Gemm
+    gemm_tflops: float
+    fraction_of_gemm: float
+    peak_memory_bytes: int
+    device_memory_bytes: int | None
+    parts_seconds: Parts | None
+    profiled_seconds: float | None
+    routing: Routing | None
+    loss: float
+    grad_norm: float
+    norms: dict[str, float]
+    optimizer: str | None
+    versions: dict[str, str | None]
+    git_commit: str
+    date: str
+
+
+def peak_of(system: str) -> tuple[float | None, str]:
+    """Dense bf16 peak in TFLOP/s of the device of this name, and where it is from or why it is None.
+
+    A card for a PCIe slot and a slice of a GPU have lower peaks than the module of the same name, and none here.
+
+    >>> peak_of("NVIDIA H200")  # doctest: +ELLIPSIS
+    (990, 'dense bf16 of H200: NVIDIA H200 SXM and DGX H200 data sheets; ...')
+    """
+    from ..estimate.systems import SYSTEMS, system_of  # whose package is larger than what reads results needs
+
+    known = system_of(system)
+    if known is None:
+        return None, f"no peak is known for '{system}', only for {', '.join(SYSTEMS)} (not PCIe, NVL or MIG)"
+    return known.peak_tflops, f"dense bf16 of {known.name}: {known.source}"
+
+
+def speed(seconds: float, tokens: int, flops_per_token: float) -> tuple[float, float]:
+    """Tokens/s and TFLOP/s of a step of so many tokens.
+
+    >>> speed(seconds=0.5, tokens=16_384, flops_per_token=22.876e9)
+    (32768.0, 749.600768)
+    """
+    return tokens / seconds, tokens * flops_per_token / seconds / 1e12
+
+
+def as_table(result: BenchResult) -> Table:
+    """The figures that people ask for, on a terminal."""
+    table = Table("figure", "value", title=f"{result.scenario}, {result.backend}, {result.variant}: {result.system}")
+    for name, value in _rows(result):
+        table.add_row(name, value)
+    return table
+
+
+def _rows(result: BenchResult) -> list[tuple[str, str]]:
+    rows = [
+        ("sequences", f"{result.sequences_per_step} of {result.sequence_length:,} in micro batches of "
+         f"{result.micro_batch_size}, {result.precision}, RECOMPUTE={result.recompute}, COMPILE={result.compile_mode}"),
+        ("step, s", _spread(result.step_seconds)),
+        ("step without optimizer, s", _spread(result.step_without_optimizer_seconds)),
+        ("tokens/s", f"{result.tokens_per_second:,.0f}"),
+        ("TFLOP/s", f"{result.tflops_per_second:,.3g}"),
+        ("MFU", _percent(result.mfu, result.peak_note)),
+        ("MFU without optimizer", _percent(result.mfu_without_optimizer, result.peak_note)),
+        (f"plain {result.gemm.size}^3 {result.gemm.dtype}, TFLOP/s", f"{result.gemm_tflops:,.3g}"),
+        ("fraction of that", f"{result.fraction_of_gemm:.1%}"),
+        ("peak memory, GiB", f"{result.peak_memory_bytes / 2**30:.2f}"),
+    ]  # fmt: skip
+    if result.parts_seconds and result.profiled_seconds:
+        rows += [
+            (f"{name.replace('_', ' ')}, profiled", f"{1000 * value:,.2f} ms, {value / result.profiled_seconds:.0%}")
+            for name, value in result.parts_seconds
+        ]
+    if result.routing:
+        balance = f"{result.routing.max_over_mean:.2f}, worst layer {result.routing.worst_layer:.2f}"
+        rows.append(("most rows of an expert / mean", balance))
+    return [*rows, ("loss, gradient norm", f"{result.loss:.5f}, {result.grad_norm:.5g}")]
+
+
+def _spread(seconds: Spread | None) -> str:
+    if seconds is None:
+        return "not timed"
+    return f"{seconds.median:.4f} (p10 {seconds.p10:.4f}, p90 {seconds.p90:.4f}, {seconds.steps} steps)"
+
+
+def _percent(fraction: float | None, why_not: str) -> str:
+    return f"{fraction:.1%}" if fraction is not None else f"- ({why_not})"
+
+
+def to_json(result: BenchResult) -> str:
+    """JSON text that `BenchResult.model_validate_json` reads."""
+    return result.model_dump_json(indent=2) + "\n"
+
+
+def from_json(text: str) -> BenchResult:
+    """The result in the text.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    return BenchResult.model_validate_json(text)
+
+
+def as_dict(result: BenchResult) -> dict[str, Any]:
+    """Plain values."""
+    return result.model_dump(mode="json")

@@ -1,0 +1,145 @@
+"""What is timed: a model on its tokens whose step can be taken with or without its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler import record_function
+
+from ...config import Config
+from ...model.build import Backend
+from ...trainer import DeviceBatch, Trainer, build_and_initialize, mean_loss, optimizer_parts
+from .norms import named_as_theirs, norms_by_kind
+from .parts import OPTIMIZER, OTHER, range_of
+from .tokens import micro_batches
+
+SEED = 1
+"""Of the initial weights, for every contestant."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the first step gives: mean loss over the counted tokens in nats, and the norm of its gradient.
+
+    `norms` are those of the gradients by kind of tensor, `norms.norms_by_kind`.
+    """
+
+    loss: float
+    grad_norm: float
+    norms: dict[str, float]
+
+
+class Subject(Protocol):
+    """A contestant, ready to run.
+
+    Attributes:
+        updates: whether it has an optimizer.
+        gpt: the Megatron-Core model whose parts have names; None for others.
+        optimizer_name: package and class of what updates the weights; None without an optimizer.
+    """
+
+    updates: bool
+    gpt: Any
+    optimizer_name: str | None
+
+    def first(self) -> Outcome:
+        """Take the first step and read what came of it."""
+
+    def gradients(self) -> object:
+        """Forward and backward on the step's tokens."""
+
+    def update(self) -> object:
+        """A whole step; only where there is an optimizer."""
+
+
+def gradient_norm(model: torch.nn.Module) -> Tensor:
+    """Norm of all gradients in `.grad`, a scalar summed in fp32 whatever their type."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients])
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
+
+
+def name_of(optimizer: torch.optim.Optimizer) -> str:
+    """Package and class.
+
+    >>> name_of(torch.optim.AdamW([torch.zeros(1)]))
+    'torch AdamW'
+    """
+    kind = type(optimizer)
+    return f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+
+
+def _reduced(parameter: torch.nn.Parameter) -> Tensor | None:
+    """Where DDP gathers a parameter's gradient."""
+    return getattr(parameter, "main_grad", None)
+
+
+def _own(parameter: torch.nn.Parameter) -> Tensor | None:
+    return parameter.grad
+
+
+class Trained(Trainer):
+    """The real trainer (DDP, distributed optimizer) on the scenario's tokens."""
+
+    updates = True
+
+    def __init__(self, config: Config, backend: Backend, device: torch.device) -> None:
+        super().__init__(config, backend, device, SEED)
+        self.optimizer_name: str | None = name_of(optimizer_parts(self.optimizer)[0].optimizer)
+        self._batches = micro_batches(config, device)
+
+    def first(self) -> Outcome:
+        """One step of the trainer, whose rate is 0 then; the norm is before clipping."""
+        self.gradients()  # by themselves first: the step clips them
+        norms = norms_by_kind(named_as_theirs(self.gpt, self.config, _reduced))
+        result = self.step(iter(self._batches))
+        return Outcome(result.loss(), float(result.grad_norm), norms)
+
+    def gradients(self) -> object:
+        """All of a step up to the reduced gradients."""
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return self._run(iter(self._batches), self.config.accumulation_steps, forward_only=False)
+
+    def update(self) -> object:
+        """The trainer's step."""
+        with record_function(range_of(OPTIMIZER)):  # all of a step that is not forward and backward
+            return self.step(iter(self._batches))
+
+    def _run(self, batches: Iterator[DeviceBatch], count: int, forward_only: bool) -> tuple[Tensor, Tensor]:
+        with record_function(range_of(OTHER)):
+            return super()._run(batches, count, forward_only)
+
+
+class Bare(Trained):
+    """The model alone, for when fp32 gradients and an optimizer do not fit: gradients stay in the weights' type."""
+
+    updates = False
+
+    def __init__(self, config: Config, backend: Backend, device: torch.device) -> None:
+        # Not the trainer's: it would make what does not fit.
+        self.config, self.device, self.overlap_param_gather = config, device, False
+        self.gpt, self.model = build_and_initialize(config, backend, device, SEED)
+        self.optimizer_name = None
+        self._positions = torch.arange(config.fixed.sequence_length, device=device)[None]
+        self._batches = micro_batches(config, device)
+        self.model.train()
+
+    def first(self) -> Outcome:
+        """Forward and backward; the norm is of gradients in the weights' type."""
+        loss_sum, tokens = self.gradients()
+        # Of the sum over tokens: the trainer divides by their number after the reduction.
+        norms = norms_by_kind(named_as_theirs(self.gpt, self.config, _own))
+        means = {kind: norm / float(tokens) for kind, norm in norms.items()}
+        return Outcome(mean_loss(loss_sum, tokens), float(gradient_norm(self.model) / tokens), means)
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Forward and backward into new gradients; returns the sum of the losses and the counted tokens."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return self._run(iter(self._batches), self.config.accumulation_steps, forward_only=False)

@@ -75,7 +75,7 @@ def distributed_session(config: Config, rank: Rank) -> Iterator[None]:
             f"MASTER_ADDR, MASTER_PORT: the ranks do not meet: {str(error).splitlines()[0]}. End what an earlier run "
             "left at that port, or set another MASTER_PORT"
         ) from error
-    create_groups(config)
+    create_process_groups(config)
     yield
     dist.barrier()  # a rank that leaves early looks to the launcher like one that failed
     # Not after an error: taking communicators down waits for peers that may be gone, and the process ends anyway.
@@ -85,7 +85,7 @@ def distributed_session(config: Config, rank: Rank) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def create_groups(config: Config) -> None:
+def create_process_groups(config: Config) -> None:
     """Megatron-Core's process groups for the configured layout."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed

@@ -21,14 +21,14 @@ def warm_up(trainer: Trainer, passes: int) -> None:
     if passes == 0:
         return
     batches = synthetic(trainer.config, trainer.device)
-    with restored(trainer):
+    with preserve_state(trainer):
         for _ in range(passes):
             trainer.step(batches(trainer.config.accumulation_steps))
         trainer.evaluate(batches(1), 1)
 
 
 @contextmanager
-def restored(trainer: Trainer) -> Iterator[None]:
+def preserve_state(trainer: Trainer) -> Iterator[None]:
     """Put a trainer that has made no step yet back into its present state at the end. Weights wait in host memory."""
     weights = [parameter.detach().to("cpu", copy=True) for parameter in trainer.model.parameters()]
     buffers = [buffer.clone() for buffer in trainer.model.module.buffers()]

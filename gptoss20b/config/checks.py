@@ -33,7 +33,7 @@ class Problem:
         return f"{self.variables[0]}: {self.message}"
 
 
-def problems(config: Config) -> list[Problem]:
+def check_config(config: Config) -> list[Problem]:
     """All problems of a well-typed configuration, in the order in which a user would fix them."""
     return [*_division(config), *_layout(config), *_batch(config), *_numbers(config), *_balancing(config)]
 
@@ -151,9 +151,9 @@ def _layout(config: Config) -> Iterator[Problem]:
             f"Use one of {_divisors(model.num_layers)}.",
         )
     if config.execution.backend == "torch":
-        yield from torch_limits(config)
+        yield from check_torch_backend(config)
     if config.execution.backend == "transformer_engine":
-        yield from transformer_engine_limits(config)
+        yield from check_transformer_engine_backend(config)
     if config.fixed.sequence_length % (2 * parallel.context) and parallel.context > 1:
         yield Problem(
             ("CONTEXT_PARALLEL", "SEQUENCE_LENGTH"),
@@ -162,7 +162,7 @@ def _layout(config: Config) -> Iterator[Problem]:
         )
 
 
-def transformer_engine_limits(config: Config) -> Iterator[Problem]:
+def check_transformer_engine_backend(config: Config) -> Iterator[Problem]:
     """What the Transformer Engine back end cannot do; also asked when BACKEND=auto turns out to mean it."""
     if config.execution.compile_mode == "layers":
         yield Problem(
@@ -172,7 +172,7 @@ def transformer_engine_limits(config: Config) -> Iterator[Problem]:
         )
 
 
-def torch_limits(config: Config) -> Iterator[Problem]:
+def check_torch_backend(config: Config) -> Iterator[Problem]:
     """What the torch back end cannot do; also asked when BACKEND=auto turns out to mean torch."""
     if config.execution.precision in ("fp8", "mxfp8"):
         yield Problem(

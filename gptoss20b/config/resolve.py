@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .checks import Problem, problems
+from .checks import Problem, check_config
 from .environment import read_settings, settings
 from .presets import PRESETS
 from .tree import Config
@@ -47,7 +47,7 @@ def resolve(options: Mapping[str, str | None] | None = None) -> Config:
         config = Config.model_validate(_tree(variant, well_typed))
     wrong = {problem.variables[0] for problem in found}
     if "MODEL_VARIANT" not in wrong:  # without the model, what follows from it cannot be told
-        found += [problem for problem in problems(config) if not wrong.intersection(problem.variables)]
+        found += [problem for problem in check_config(config) if not wrong.intersection(problem.variables)]
     if found:
         raise ConfigError(found)
     return config

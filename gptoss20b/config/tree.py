@@ -101,7 +101,7 @@ class ModelConfig(FrozenModel):
     yarn: Yarn | None = None
     norm_epsilon: float = Field(1e-5, gt=0)
 
-    def windowed(self, layer_number: int) -> bool:
+    def has_sliding_window(self, layer_number: int) -> bool:
         """Whether the layer with this 1-based number has sliding-window attention: 1, 3, 5, ... do."""
         return layer_number % 2 == 1
 

@@ -160,7 +160,7 @@ def _variant(model: ModelConfig) -> str:
 
 def _layer_types(model: ModelConfig) -> list[str]:
     numbers = range(1, model.num_layers + 1)
-    return ["sliding_attention" if model.windowed(number) else "full_attention" for number in numbers]
+    return ["sliding_attention" if model.has_sliding_window(number) else "full_attention" for number in numbers]
 
 
 def _required(settings: Mapping[str, Any], name: str, found: list[str]) -> Any:

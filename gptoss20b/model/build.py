@@ -35,7 +35,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import is_te_min_version
 
 from ..config import Config, ModelConfig
-from ..config.checks import torch_limits, transformer_engine_limits
+from ..config.checks import check_torch_backend, check_transformer_engine_backend
 from ..config.tree import FixedHyperparameters, Parallel
 from .attention import TorchCoreAttention, TorchSelfAttention
 from .dispatch import SortingDispatcher
@@ -83,7 +83,7 @@ def choose_backend(config: Config) -> Backend:
             "Set BACKEND=torch, or run in the container image that brings it."
         )
     backend: Backend = "transformer_engine" if wanted != "torch" and present else "torch"
-    limits = torch_limits(config) if backend == "torch" else transformer_engine_limits(config)
+    limits = check_torch_backend(config) if backend == "torch" else check_transformer_engine_backend(config)
     if found := "; ".join(map(str, limits)):
         raise BackendError(found)
     if backend == "torch" and torch.cuda.is_available() and config.execution.precision == "fp32":
@@ -153,7 +153,7 @@ def transformer_config(config: Config, on_gpu: bool, **further: Any) -> Transfor
         "add_qkv_bias": model.biases,
         "gated_linear_unit": True,
         "window_size": (model.window_left, 0),
-        "window_attn_skip_freq": [int(model.windowed(number)) for number in range(1, model.num_layers + 1)],
+        "window_attn_skip_freq": [int(model.has_sliding_window(number)) for number in range(1, model.num_layers + 1)],
         "softmax_type": "learnable" if model.attention_sinks else "vanilla",
         "rotary_interleaved": False,
         "hidden_dropout": 0.0,

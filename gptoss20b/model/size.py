@@ -66,7 +66,9 @@ def flops_per_token(config: Config) -> float:
         + m.num_attention_heads * m.head_dim * m.hidden_size
     )
     layer = attention + m.hidden_size * m.num_experts + m.router_topk * 3 * m.hidden_size * m.moe_ffn_hidden_size
-    keys = sum(_mean_keys(length, m.window_left if m.windowed(n) else length) for n in range(1, m.num_layers + 1))
+    keys = sum(
+        _mean_keys(length, m.window_left if m.has_sliding_window(n) else length) for n in range(1, m.num_layers + 1)
+    )
     forward = 2 * (m.num_layers * layer + m.vocab_size * m.hidden_size) + 4 * m.num_attention_heads * m.head_dim * keys
     return 3.0 * forward
 

@@ -16,7 +16,7 @@ from gptoss20b.config.tree import Yarn
 from gptoss20b.dataloader import DataLoader, build_dataloader
 from gptoss20b.mlperf_log import RunLog
 from gptoss20b.model.initialise import canonical
-from gptoss20b.process_groups import create_groups, distributed_session, read_rank
+from gptoss20b.process_groups import create_process_groups, distributed_session, read_rank
 
 Variables = dict[str, str]
 
@@ -59,7 +59,7 @@ def layouts(variables: list[Variables]) -> Iterator[Iterator[Config]]:
         for number, config in enumerate(configs):
             if number:
                 parallel_state.destroy_model_parallel()
-                create_groups(config)
+                create_process_groups(config)
             yield config
 
     with distributed_session(configs[0], read_rank(configs[0])):
@@ -214,7 +214,7 @@ def order(variables: list[Variables], steps: int) -> list[list[list[tuple[int, .
 def warm_up_leaves_no_trace(variables: Variables) -> dict[str, Any]:
     """The trainer's whole state before and after the warm-up, and during it (to see that it did something)."""
     from gptoss20b.dataloader import synthetic
-    from gptoss20b.warmup import restored, warm_up
+    from gptoss20b.warmup import preserve_state, warm_up
 
     with layouts([variables]) as configs:
         config = next(configs)
@@ -222,7 +222,7 @@ def warm_up_leaves_no_trace(variables: Variables) -> dict[str, Any]:
         before = state(trainer)
         warm_up(trainer, 2)
         after = state(trainer)
-        with restored(trainer):
+        with preserve_state(trainer):
             trainer.step(synthetic(config, trainer.device)(config.accumulation_steps))
             trainer.step(synthetic(config, trainer.device)(config.accumulation_steps))
             torch.rand(3)

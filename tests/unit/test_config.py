@@ -866,7 +866,13 @@ def test_the_models_are_those_of_the_page() -> None:
 
 
 def test_odd_layers_have_a_window() -> None:
-    assert [resolve().model.windowed(number) for number in (1, 2, 3, 23, 24)] == [True, False, True, True, False]
+    assert [resolve().model.has_sliding_window(number) for number in (1, 2, 3, 23, 24)] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_configuration_survives_json() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gptoss20b.config import resolve
-from gptoss20b.config.checks import problems
+from gptoss20b.config.checks import check_config
 from gptoss20b.config.tree import Parallel
 from gptoss20b.model.size import count_parameters
 from gptoss20b.process_groups import single_process
@@ -123,7 +123,7 @@ def test_layouts_of_published_runs_are_ones_that_train_takes() -> None:
     for run in PUBLISHED:
         config = run.config
         # The reference's runs evaluated 2,048 sequences at GBS 32, which is not for a submission to do.
-        assert [each for each in problems(config) if each.variables[0] != "EVAL_SAMPLES"] == []
+        assert [each for each in check_config(config) if each.variables[0] != "EVAL_SAMPLES"] == []
         assert config.accumulation_steps * config.parallel.data * run.micro_batch == run.gbs
 
 

@@ -175,7 +175,7 @@ def test_the_other_presets_are_what_the_page_says() -> None:
 
 def test_which_layers_have_the_window() -> None:
     assert says("Layers 1, 3, 5, ... have the window")
-    assert [number for number in range(1, 7) if MODELS["reference"].windowed(number)] == [1, 3, 5]
+    assert [number for number in range(1, 7) if MODELS["reference"].has_sliding_window(number)] == [1, 3, 5]
 
 
 def test_positions_turn_the_whole_head() -> None:

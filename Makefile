@@ -1,5 +1,8 @@
-# make run    train the small model to its target on two CPU ranks, and check its log
-# make test   format, lint, types, shell, and every test that needs no GPU
+# make run      train the small model to its target on two CPU ranks, and check its log
+# make test     check format, lint, types and shell scripts, and run every test that needs no GPU
+# make format   format the code and fix lint
+# make bench    time the CPU run
+# make clean    remove .venv, the sample data and caches
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin

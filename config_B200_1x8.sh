@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One node of eight B200 GPUs: the reference layout of the closed division.
+# One node of eight B200 GPUs, with the reference layout. Closed division.
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 export DGXNNODES=1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Two nodes of eight B200 GPUs, experts within a node: the reference's point for GBS 32, at which each GPU's step is that of
-# 1x8. GBS 16 at micro batch 1 wins where its step takes less than 0.59 of this one's (docs/tuning.md, Batch size).
+# Two nodes of eight B200 GPUs, expert parallel within a node. Closed division, the reference's RCP for GBS 32.
+# Each GPU does the same work per step as in 1x8. GBS 16 with micro batch 1 is faster to the target only if its step takes
+# less than 0.59 of this one's (docs/tuning.md, Batch size).
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 export DGXNNODES=2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two CPU ranks, expert parallel 2: the small model of the open division, with its own batch, rate and target.
+# Two CPU ranks, expert parallel 2. Open division: the small model, with its own batch size, learning rate and target.
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 export DGXNNODES=1
@@ -14,6 +14,6 @@ export PRECISION=fp32
 export BACKEND=torch
 export CLEAR_CACHES=0
 export OMP_NUM_THREADS=1
-# Two ranks on the CPU, also where there are GPUs.
+# Use the CPU even on a machine with GPUs.
 export CUDA_VISIBLE_DEVICES=-1
 export HIP_VISIBLE_DEVICES=-1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# One node of eight H200 GPUs. Of 141 GB, 50 GiB of state and an estimated 39 GiB of activations a sequence leave 43 GiB at
-# micro batch 1 and 4 GiB at 2, too little for unbalanced experts (docs/tuning.md, Memory).
+# One node of eight H200 GPUs. Closed division.
+# Micro batch 1: of 141 GB, the state takes 50 GiB and each sequence an estimated 39 GiB of activations. That leaves 43 GiB
+# at micro batch 1 and 4 GiB at 2, too little for unbalanced experts (docs/tuning.md, Memory).
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 export DGXNNODES=1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One node of eight MI355X GPUs: the reference layout of the closed division. 288 GB have room for EXPERT_PARALLEL=1,
-# which needs no all-to-all: the first thing to try here (docs/tuning.md, Memory).
+# One node of eight MI355X GPUs, with the reference layout. Closed division.
+# 288 GB also fit EXPERT_PARALLEL=1, which needs no all-to-all: try it first when tuning (docs/tuning.md, Memory).
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 export DGXNNODES=1

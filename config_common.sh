@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What all configurations share. Sourced by config_*.sh, whose name gives the system's name.
-# What you change yourself (LEARNING_RATE=..., say), set after sourcing a configuration.
+# Settings that all configurations share. Sourced by config_*.sh; DGXSYSTEM is derived from the name of that file.
+# Export your own changes (e.g. LEARNING_RATE) after sourcing a configuration.
 
-# A configuration sourced earlier in this shell leaves nothing behind. (What follows, and what every file sets, is new.)
+# Remove what a configuration sourced earlier in this shell may have set. All other variables are set below or by every
+# configuration.
 unset GLOBAL_BATCH_SIZE MICRO_BATCH_SIZE LEARNING_RATE WARMUP_STEPS
-# Hidden GPUs come back; a choice among them is the user's.
+# Unhide the GPUs that config_CPU_1x2.sh hides. Keep the user's own selection of GPUs.
 [[ "${CUDA_VISIBLE_DEVICES:-}" != -1 ]] || unset CUDA_VISIBLE_DEVICES
 [[ "${HIP_VISIBLE_DEVICES:-}" != -1 ]] || unset HIP_VISIBLE_DEVICES
 
@@ -13,7 +14,7 @@ DGXSYSTEM="${CONFIG_FILENAME#config_}"
 DGXSYSTEM="${DGXSYSTEM%.sh}"
 export CONFIG_FILENAME DGXSYSTEM
 
-# The closed division on GPUs.
+# Defaults: closed division, on GPUs.
 export DATADIR="${DATADIR:-/data}"
 export SUBMISSION_DIVISION=closed
 export SUBMISSION_STATUS=onprem

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# NEXP trials of the sourced configuration with the Python of this machine; on several nodes, started on each of them with
-# its NODE_RANK, the first node's MASTER_ADDR and one LOGDIR that all see. What it makes and its exit status: launch/trials.sh.
+# Run NEXP trials of the sourced configuration with this machine's Python. For several nodes, start it on each node with
+# its NODE_RANK, node 0's MASTER_ADDR, and one shared LOGDIR. Output files and exit status: see launch/trials.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source launch/checks.sh
 source launch/supervise.sh
 source launch/trials.sh
 
-check_trials
+prepare_trials
 check_node
 choose_python
 export PYTHON
-data=$DATADIR
-logdir=$LOGDIR
+trial_datadir=$DATADIR
+trial_logdir=$LOGDIR
 
-# shellcheck disable=SC2329 # run_trials calls it
-run_trial() {
-    exec_with_us ./run_and_time.sh
+# shellcheck disable=SC2329 # called by run_trials
+exec_trial() {
+    exec_die_with_parent ./run_and_time.sh
 }
 
-in_python() {
+run_python() {
     "$PYTHON" "$@"
 }
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Fetch the published data set, or take an interrupted download up again: download_dataset.sh [DIR] [OPTIONS], or --help.
+# Download the published dataset, or resume an interrupted download: download_dataset.sh [DIR] [OPTIONS], or --help.
 set -euo pipefail
 repository=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 if [[ -z "${PYTHON:-}" ]]; then
     PYTHON=python3
     [[ -x "$repository/.venv/bin/python" ]] && PYTHON=$repository/.venv/bin/python
 fi
-# Not from the repository's folder: paths in the arguments are the caller's.
+# Set PYTHONPATH instead of changing the folder: relative paths in the arguments refer to the caller's folder.
 export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" -m data_scripts download "$@"

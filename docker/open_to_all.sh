@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the code readable, and home, caches, data/ and results/ writable, for any user id that a container is started with.
+# Make the code readable, and home, caches, data/ and results/ writable, for every user id a container may run as.
 # usage: open_to_all.sh CODE, with HOME and the cache folders in the environment
 set -euo pipefail
 
@@ -8,12 +8,12 @@ set -euo pipefail
     exit 2
 }
 code=$1
-# Whatever umask the checkout was made with.
+# The checkout may have been made with a restrictive umask.
 chmod -R u=rwX,go=rX "$code"
-# Those who run it cannot write __pycache__.
-python3 -m compileall -q "$code/gptoss20b" "$code/data_scripts" "$code/compliance"
+# Compile now: users of the image cannot write __pycache__.
+python3 -m compileall -q "$code"
 
 writable=("$HOME" "$XDG_CACHE_HOME" "$TORCHINDUCTOR_CACHE_DIR" "$TRITON_CACHE_DIR" "$code/data" "$code/results")
 mkdir -p "${writable[@]}"
-# As /tmp: each may write, none may remove what is another's.
+# Sticky, like /tmp: every user may write, and only the owner of a file may remove it.
 chmod 1777 "${writable[@]}"

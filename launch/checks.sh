@@ -1,95 +1,103 @@
 #!/usr/bin/env bash
-# Sourced. What is refused before anything runs, each with exit status 2 and one line that says how to fix it; and the check
-# of the log at the end.
-# With it, cd would look elsewhere, and say where it went.
+# Sourced. Check the configuration before anything runs, and the log after a run.
+# A failed check ends the script with status 2 and one line on stderr that says how to fix it.
+
+# With CDPATH set, cd could enter another folder and print its path.
 unset CDPATH
 
-refuse() {
-    echo "error: $1" >&2
+# die MESSAGE...: print one error line and exit with status 2.
+die() {
+    echo "error: $*" >&2
     exit 2
 }
 
-# require NAME...: variables that a configuration sets. Not by ${X:?}, whose exit status is 1.
-require() {
+# require_variables NAME...: fail unless each variable is set. ${X:?} would exit with status 1.
+require_variables() {
     local name
     for name in "$@"; do
-        [[ -n "${!name:-}" ]] || refuse "$name: not set. Source a configuration first, e.g. source config_CPU_1x2.sh"
+        [[ -n "${!name:-}" ]] || die "$name: not set. Source a configuration first, e.g. source config_CPU_1x2.sh"
     done
 }
 
-# one_of NAME VALUE...: the variable has one of the values.
-one_of() {
+# check_choice NAME VALUE...: fail unless the variable has one of the values.
+check_choice() {
     local name=$1 value
     shift
     for value in "$@"; do
         [[ "${!name}" != "$value" ]] || return 0
     done
-    refuse "$name: got '${!name}', expected one of: $*"
+    die "$name: got '${!name}', expected one of: $*"
 }
 
-# whole_number NAME FROM TO: digits only, no leading zero, within the bounds.
-whole_number() {
+# check_integer NAME MIN MAX: fail unless the variable is a decimal number in range, without leading zeros.
+check_integer() {
+    # At most 18 digits, so that bash's 64-bit arithmetic cannot overflow.
     if [[ ! "${!1}" =~ ^(0|[1-9][0-9]{0,17})$ ]] || ((${!1} < $2 || ${!1} > $3)); then
-        refuse "$1: got '${!1}', expected a whole number from $2 to $3"
+        die "$1: got '${!1}', expected an integer from $2 to $3"
     fi
 }
 
 check_system() {
     local configs=(config_*_*x*.sh)
     [[ -f "config_$DGXSYSTEM.sh" ]] ||
-        refuse "DGXSYSTEM: '$DGXSYSTEM' has no config_$DGXSYSTEM.sh here; there are ${configs[*]}. Source one of them; it sets DGXSYSTEM"
+        die "DGXSYSTEM: got '$DGXSYSTEM', but there is no config_$DGXSYSTEM.sh." \
+            "Source one of these, which sets DGXSYSTEM: ${configs[*]}"
 }
 
-# The folder only: the data itself must not be touched before the clock starts.
+# Check the folder only: the rules forbid touching the data before the clock starts.
 check_data() {
     [[ -d "$DATADIR" ]] ||
-        refuse "DATADIR: no folder '$DATADIR'. Fetch the set with data_scripts/download_dataset.sh '$DATADIR', or make sample data: python -m data_scripts.make_sample_data '$DATADIR'"
+        die "DATADIR: folder '$DATADIR' does not exist." \
+            "Download the dataset (data_scripts/download_dataset.sh '$DATADIR')" \
+            "or make sample data (python -m data_scripts.make_sample_data '$DATADIR')"
 }
 
-# resolve NAME: the folder's real path, without links.
-resolve() {
+# resolve_path NAME: replace the variable's folder by its absolute path without symbolic links.
+resolve_path() {
     local path
-    path=$(cd "${!1}" 2> /dev/null && pwd -P) || refuse "$1: no folder '${!1}' that can be entered. Name one"
+    path=$(cd "${!1}" 2> /dev/null && pwd -P) ||
+        die "$1: folder '${!1}' does not exist or cannot be entered. Set $1 to a readable folder"
     printf -v "$1" %s "$path"
 }
 
-# Whether RESUME asks a run to go on, in any spelling that the run itself takes for that.
-resumes() {
-    local asked=${RESUME:-}
-    [[ "${asked,,}" =~ ^(1|true|t|yes|y|on)$ ]]
+# Succeed if RESUME is true, in any spelling that pydantic accepts.
+resume_requested() {
+    local value=${RESUME:-}
+    [[ "${value,,}" =~ ^(1|true|t|yes|y|on)$ ]]
 }
 
-# Before a LOGDIR is made up: a new one would begin the run again, and again at each further start.
+# Call before a default LOGDIR is made: a new folder would restart training from step 0 at every start.
 check_resume() {
-    ! resumes || [[ -n "${LOGDIR:-}" ]] ||
-        refuse "RESUME: there is nothing to go on from without the LOGDIR of the run. Name it"
+    ! resume_requested || [[ -n "${LOGDIR:-}" ]] ||
+        die "RESUME: got '$RESUME', but LOGDIR is not set. Set LOGDIR to the folder of the run to resume"
 }
 
-# mountable NAME...: lists of mounts are written with these characters between the paths.
-mountable() {
+# check_mountable NAME...: fail if a path contains a separator of mount options.
+check_mountable() {
     local name
     for name in "$@"; do
-        [[ "${!name:-}" != *[:,]* ]] || refuse "$name: '${!name}' cannot be mounted into a container. Name a path without ':' and ','"
+        [[ "${!name:-}" != *[:,]* ]] ||
+            die "$name: got '${!name}', which cannot be mounted into a container. Use a path without ':' and ','"
     done
 }
 
-# A run on several nodes: which one this is, and where they meet.
+# Check this node's rank and the rendezvous address of a multi-node run.
 check_node() {
     [[ "$DGXNNODES" != 1 ]] || return 0
-    [[ -n "${NODE_RANK:-}" ]] || refuse "NODE_RANK: not set. A run on several nodes needs the number of this one, from 0"
-    [[ -n "${MASTER_ADDR:-}" ]] || refuse "MASTER_ADDR: not set. A run on several nodes needs the address of the first"
-    whole_number NODE_RANK 0 $((DGXNNODES - 1))
+    [[ -n "${NODE_RANK:-}" ]] || die "NODE_RANK: not set. A multi-node run needs this node's rank, from 0"
+    [[ -n "${MASTER_ADDR:-}" ]] || die "MASTER_ADDR: not set. A multi-node run needs the address of node 0"
+    check_integer NODE_RANK 0 $((DGXNNODES - 1))
 }
 
-# PYTHON: the interpreter with the packages; .venv's, where `make run` made one.
+# Set PYTHON: the user's choice, else the virtual environment of `make run`, else python3.
 choose_python() {
     [[ -z "${PYTHON:-}" ]] || return 0
     PYTHON=python3
     [[ ! -x .venv/bin/python ]] || PYTHON=.venv/bin/python
 }
 
-# check_log FOLDER PYTHON...: the official checker's verdict on the log in the folder.
-check_log() {
+# run_compliance_checker FOLDER PYTHON...: run the official checker on the log in FOLDER.
+run_compliance_checker() {
     local folder=$1
     shift
     "$@" -m mlperf_logging.compliance_checker --usage training --ruleset 6.1.0 \

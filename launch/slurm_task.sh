@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One node's part of a trial, under srun --kill-on-bad-exit.
+# Run one node's part of a trial, under srun --kill-on-bad-exit.
 set -euo pipefail
-# Slurm signals every process of the step: this one outlives the run, whose end would else be killed with the task.
+# Slurm signals every process of the step. This shell must outlive the run: Slurm kills what is left of an ended task.
 trap : TERM
 status=0
 ./run_and_time.sh || status=$?
-# The first node's log says how the run ended. What another one knows may come first, and srun would end the first in the
-# middle of its report; only a node that could not begin ends all.
+# Only node 0's log has the outcome. A worker may end first with status 1, and srun would then kill node 0 while it
+# reports. So workers hide their failures, except status 2: a node that cannot start must end the step.
 ((SLURM_NODEID == 0 || status == 2)) || status=0
 exit "$status"

@@ -1,52 +1,56 @@
 #!/usr/bin/env bash
-# Sourced. `supervise COMMAND...` runs one child that gets the TERM, INT and HUP of this script as TERM, and waits for its
-# end: status is the child's exit status, terminated is 143 (130 for INT) if this script was signalled, else 0.
+# Sourced. `supervise COMMAND...` runs one child, forwards TERM, INT and HUP to it as TERM, and waits for its exit.
+# It sets two variables:
+#   status      exit status of the child
+#   terminated  143 after TERM or HUP, 130 after INT, 0 without a signal
 terminated=0
-# shellcheck disable=SC2034 # read by what sources this
+# shellcheck disable=SC2034 # read by the scripts that source this file
 status=0
-child=
+child_pid=
 
-# What a signal does to the child; a launcher may know more.
+# Stop the child. Launchers override this function.
 stop_child() {
-    kill -TERM "$child" 2> /dev/null || true
+    kill -TERM "$child_pid" 2> /dev/null || true
 }
 
-# shellcheck disable=SC2329 # the traps call it
-pass_on() {
-    # Once: Slurm sends two at a time limit, and a second one would end the child in the middle of its end.
+# forward_signal STATUS: record the signal, and stop the child if there is one.
+# shellcheck disable=SC2329 # called by the traps
+forward_signal() {
+    # Forward only the first: Slurm sends two at a time limit, and the second would interrupt the child's shutdown.
     ((terminated == 0)) || return 0
     terminated=$1
-    [[ -z "$child" ]] || stop_child
+    [[ -z "$child_pid" ]] || stop_child
 }
 
-# A child that outlives this script, killed as it may be, would keep the accelerators: exec_with_us COMMAND... ends with it.
-exec_with_us() {
+# exec_die_with_parent COMMAND...: exec a command that gets TERM when this script dies, even by KILL.
+# An orphan would keep the accelerators busy.
+exec_die_with_parent() {
     exec setpriv --pdeathsig TERM "$@"
 }
 
-# From here on a signal is remembered, and passed on to what is supervised. A terminal that goes away ends as TERM does.
-listen() {
-    trap 'pass_on 143' TERM HUP
-    trap 'pass_on 130' INT
+# HUP counts as TERM: a closed terminal ends the run in an orderly way.
+install_signal_traps() {
+    trap 'forward_signal 143' TERM HUP
+    trap 'forward_signal 130' INT
 }
 
 supervise() {
-    listen
+    install_signal_traps
     "$@" &
-    child=$!
-    # One that came before there was a child to pass it on to.
+    child_pid=$!
+    # The signal may have arrived before there was a child.
     ((terminated == 0)) || stop_child
-    await "$child"
-    child=
+    wait_for_exit "$child_pid"
+    child_pid=
 }
 
-# await PID: wait returns at once when a signal is passed on; what it waits for ends a little later.
-await() {
+# wait_for_exit PID: set status. A trapped signal interrupts `wait`, so repeat it until the process is gone.
+wait_for_exit() {
     status=0
     wait "$1" || status=$?
     while kill -0 "$1" 2> /dev/null; do
         status=0
-        # shellcheck disable=SC2034 # read by what sources this
+        # shellcheck disable=SC2034 # read by the scripts that source this file
         wait "$1" || status=$?
     done
 }

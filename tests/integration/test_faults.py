@@ -24,9 +24,10 @@ import pytest
 from compliance.judge import judge_run
 from compliance.parse import parse
 from gptoss20b.data.samples import TRAIN_PREFIX
-from tests.support.local_runs import records, values, wait_until
+from tests.support.local_runs import records, values
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, start_ranks
+from tests.support.waiting import wait_until
 
 
 class Ranks:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.local_runs import Launch, launched, mounted, records, values, wait_until
+from tests.support.local_runs import Launch, launched, mounted, records, values
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_a_killed_process_ends_the_trial(trial: dict[str, str], killed: str) -> 
         until_it_trains(launch)
         launch.find(*KILLED[killed]).kill()
         status, shown = launch.wait(30)
-        assert launch.left() == []
+        assert launch.processes() == []
     assert status == 1, shown
     assert f"1 trials in {launch.logdir}: 1 failed" in shown
     assert attempts(launch.logdir) == [("77", "137" if killed == "the run" else "1")]
@@ -104,7 +105,7 @@ def test_a_killed_launcher_leaves_nothing_behind_and_a_second_start_repeats_the_
         checkpoint = launch.logdir / "trial_1" / "checkpoints" / "step_00000040"
         wait_until(checkpoint.exists, 90, "a first checkpoint")
         launch.process.kill()
-        wait_until(lambda: launch.left() == [], 30, "the end of all that the launcher started")
+        wait_until(lambda: launch.processes() == [], 30, "the end of all that the launcher started")
     assert attempts(launch.logdir) == []
     assert not (launch.logdir / "result_1.txt").exists()
     shutil.copytree(launch.logdir, tmp_path / "resumed")
@@ -118,7 +119,7 @@ def test_a_terminated_launcher_ends_the_log(trial: dict[str, str]) -> None:
         until_it_trains(launch)
         launch.process.terminate()
         status, shown = launch.wait(30)
-        assert launch.left() == []
+        assert launch.processes() == []
     assert status == 128 + signal.SIGTERM, shown
     stop = records(launch.logdir / "trial_1" / "result_0.txt")[-1]
     assert stop["key"] == "run_stop"
@@ -135,7 +136,7 @@ def test_a_terminal_that_goes_away_ends_the_log(trial: dict[str, str]) -> None:
         until_it_trains(launch)
         os.killpg(launch.process.pid, signal.SIGHUP)
         status, shown = launch.wait(30)
-        assert launch.left() == []
+        assert launch.processes() == []
     assert status == 128 + signal.SIGTERM, shown
     stop = records(launch.logdir / "trial_1" / "result_0.txt")[-1]
     assert stop["key"] == "run_stop"
@@ -148,7 +149,7 @@ def test_a_full_disk_ends_the_trial_and_with_room_a_second_start_repeats_it(tria
     with mounted(logdir, "size=64k"):
         with launched(trial) as launch:
             status, shown = launch.wait(90)
-            assert launch.left() == []
+            assert launch.processes() == []
         assert status == 1, shown
         assert "rank 0 aborted: OSError: [Errno 28] No space left on device" in shown
         assert not (logdir / "result_1.txt").exists()

@@ -125,10 +125,10 @@ def test_two_nodes_of_one_rank_of_which_only_the_first_could_clear_its_caches(
 
 def test_a_node_that_does_not_see_the_shared_folder_is_refused(short: dict[str, str], tmp_path: Path) -> None:
     scripts, own = copy_of_scripts(tmp_path / "scripts"), tmp_path / "own"
-    trials = scripts / "launch" / "trials.sh"
-    wait = "meeting_seconds=600\n"
+    trials = scripts / "launch" / "worker_node.sh"
+    wait = "rendezvous_timeout=600\n"
     assert trials.read_text().count(wait) == 1
-    trials.write_text(trials.read_text().replace(wait, "meeting_seconds=2\n"))
+    trials.write_text(trials.read_text().replace(wait, "rendezvous_timeout=2\n"))
     # As on the first node's folder; the second has its own in its place.
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "seed_base").write_text("1234\n")

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.local_runs import end_all
+from tests.support.local_runs import kill_all
 from tests.support.paths import ROOT
 
 SHOWS = "# -> "
@@ -101,7 +101,7 @@ def travel(clone: Path, steps: list[Step], environment: Mapping[str, str], limit
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        end_all(clone)
+        kill_all(clone)
     for step, output in zip(steps, sorted(outputs.iterdir(), key=lambda path: int(path.name)), strict=False):
         step.output = output.read_text()
     last = steps[len(list(outputs.iterdir())) - 1]

@@ -1,28 +1,33 @@
-"""A copy of the scripts in a folder of its own, with stubs on PATH that write down how they are called.
+"""A copy of the shell scripts in a temporary folder, with stubs on PATH that record how they are called.
 
-Every stub appends its name and arguments to one list. A trial is `run_and_time.sh`, whose stand-in writes a log and
-ends as `status_<seed>` says; `docker run` and `srun` do the trial where they are asked to run it.
+Every stub appends its name and arguments to one list. A trial is `run_and_time.sh`. Its stub writes a log and exits
+with the status in the control file `status_<seed>`. The stubs of `docker run` and `srun` execute the stub of the trial.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptoss20b.config import settings
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
 
-_NOTE = '{ printf "%s\\x1f" "${0##*/}" "$@"; echo; } >> "$STUB/calls"\n'
+# Replaces the line RECORD in a stub. \x1f separates arguments, so that they may contain spaces.
+_RECORD = '{ printf "%s\\x1f" "${0##*/}" "$@"; echo; } >> "$STUB/calls"\n'
 
 _TRIAL = """#!/usr/bin/env bash
-# Stands in for one run: says its environment, writes a log where the trial's folder is, and ends as it is told.
+# Record the environment, write a log in the trial's folder, and exit with the status of the control file.
 folder=${TRIAL_FOLDER:-$LOGDIR}
 env -0 > "$STUB/trial_$SEED.$$" && mv "$STUB/trial_$SEED.$$" "$STUB/trial_$SEED.env"
-echo "the log of seed $SEED"
-echo "words of seed $SEED" >&2
+echo "stdout of seed $SEED"
+echo "stderr of seed $SEED" >&2
 if [[ -e "$STUB/sleep" ]]; then
     trap 'echo TERM >> "$STUB/signals"; sleep 0.3; kill "$sleeper"; exit 143' TERM
     sleep 60 &
@@ -39,34 +44,49 @@ exit "$status"
 """
 
 _PYTHON = """#!/usr/bin/env bash
-NOTE
+RECORD
+control() { cat "$STUB/$1" 2> /dev/null || echo "$2"; }
 case "$*" in
 *"gptoss20b train --dry-run")
-    [[ ! -e "$STUB/dry_run" ]] || { echo "error: 1 problem" >&2; exit 2; }
+    [[ ! -e "$STUB/dry_run_fails" ]] || { echo "error: 1 problem" >&2; exit 2; }
     echo "LEARNING_RATE = ${LEARNING_RATE:-}, LOGDIR = ${LOGDIR:-}, SEED = ${SEED:-}, DATADIR = $DATADIR" ;;
-*"gptoss20b result --trials "*) echo "the table"; exit "$(cat "$STUB/outcome" 2> /dev/null || echo 0)" ;;
-*mlperf_logging.compliance_checker*) exit "$(cat "$STUB/check" 2> /dev/null || echo 0)" ;;
+*"gptoss20b settings") control settings "" ;;
+*torch.distributed.run*)
+    env -0 > "$STUB/torchrun.env"
+    write_log() { [[ -e "$STUB/no_log" ]] || { mkdir -p "$LOGDIR" && echo "$1" > "$LOGDIR/result_0.txt"; }; }
+    if [[ -e "$STUB/sleep" ]]; then
+        end() { echo TERM >> "$STUB/signals"; sleep 0.3; write_log aborted; kill "$sleeper"; exit 1; }
+        trap end TERM
+        sleep 60 &
+        sleeper=$!
+        echo "$$" > "$STUB/running"
+        wait
+    fi
+    write_log ended
+    exit "$(control torchrun_status 0)" ;;
+*"gptoss20b result --trials "*) echo "the table"; exit "$(control outcome 0)" ;;
+*mlperf_logging.compliance_checker*) exit "$(control check_status 0)" ;;
 *"gptoss20b result "*)
-    if [[ -e "$STUB/log_sleeps" ]]; then
+    if [[ -e "$STUB/reading_sleeps" ]]; then
         trap 'kill "$sleeper"; exit 130' INT
         sleep 60 &
         sleeper=$!
         echo x > "$STUB/reading"
         wait
     fi
-    exit "$(cat "$STUB/log" 2> /dev/null || echo 1)" ;;
-*"compliance check-set "*) echo "the verdict"; exit "$(cat "$STUB/verdict" 2> /dev/null || echo 0)" ;;
+    echo "the result"
+    exit "$(control "log_status_${4##*/}" "$(control log_status 1)")" ;;
+*"compliance check-set "*) echo "the verdict"; exit "$(control verdict 0)" ;;
 *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
 """
 
 _DOCKER = """#!/usr/bin/env bash
-NOTE
+RECORD
 case "$1" in
 image) [[ ! -e "$STUB/no_image" ]] ;;
 stop) exit 1 ;;
 run)
-    env -0 > "$STUB/docker.env"
     for argument in "$@"; do
         case "$argument" in --volume=*:/results) results=${argument#--volume=}; results=${results%:/results} ;; esac
     done
@@ -80,7 +100,7 @@ esac
 """
 
 _SRUN = """#!/usr/bin/env bash
-NOTE
+RECORD
 if [[ "$1" == --help ]]; then
     [[ ! -e "$STUB/pyxis" ]] || echo "  --container-image=[USER@][REGISTRY#]IMAGE[:TAG]"
     exit 0
@@ -91,15 +111,15 @@ while [[ "$1" == --* ]]; do
 done
 case "$*" in
 "bash launch/clear_caches.sh")
-    [[ ! -e "$STUB/clear" ]] || { echo $$ > "$STUB/running"; exec sleep 60; }
-    exit "$(cat "$STUB/caches" 2> /dev/null || echo 0)" ;;
+    [[ ! -e "$STUB/clearing_sleeps" ]] || { echo $$ > "$STUB/running"; exec sleep 60; }
+    exit "$(cat "$STUB/clearing_status" 2> /dev/null || echo 0)" ;;
 "bash launch/slurm_task.sh") TRIAL_FOLDER="${results:+$results/${LOGDIR##*/}}" exec "$STUB/../bin/stub-trial" ;;
 *) while [[ "$1" != -m ]]; do shift; done; exec "$STUB/../bin/stub-python" "$@" ;;
 esac
 """
 
 _SCONTROL = """#!/usr/bin/env bash
-NOTE
+RECORD
 case "$*" in
 "show hostnames n[1-2]") printf 'n1\\nn2\\n' ;;
 "--oneliner show node n1")
@@ -108,9 +128,9 @@ case "$*" in
 esac
 """
 
-# A tool that finds something only where the test says so.
-_FOUND = """#!/usr/bin/env bash
-NOTE
+# A tool that finds GPUs only if the test has written a control file with its name.
+_GPU_TOOL = """#!/usr/bin/env bash
+RECORD
 [[ -e "$STUB/${0##*/}" ]]
 """
 
@@ -120,73 +140,59 @@ _STUBS = {
     "docker": _DOCKER,
     "srun": _SRUN,
     "scontrol": _SCONTROL,
-    "scancel": '#!/usr/bin/env bash\nNOTE\nkill -TERM $(cat "$STUB/running")\n',
-    "sbatch": "#!/usr/bin/env bash\nNOTE\n",
-    "nvidia-smi": _FOUND,
-    "rocm-smi": _FOUND,
-    "amd-smi": _FOUND,
-    "sudo": "#!/usr/bin/env bash\nexit 1\n",
+    "scancel": '#!/usr/bin/env bash\nRECORD\nkill -TERM $(cat "$STUB/running")\n',
+    "sbatch": "#!/usr/bin/env bash\nRECORD\n",
+    "nvidia-smi": _GPU_TOOL,
+    "rocm-smi": _GPU_TOOL,
+    "amd-smi": _GPU_TOOL,
+    "sudo": '#!/usr/bin/env bash\nRECORD\nexit "$(cat "$STUB/sudo_status" 2> /dev/null || echo 1)"\n',
     "sync": "#!/usr/bin/env bash\n",
 }
 
 
-def copy_scripts(folder: Path, drop_caches: Path) -> None:
-    """The scripts in ``folder``, with an empty data folder. The caches of the machine are the file ``drop_caches``."""
-    (folder / "data" / "sample").mkdir(parents=True)
-    for script in (*ROOT.glob("*.sh"), ROOT / "run.sub"):
-        shutil.copy(script, folder)
-    shutil.copytree(ROOT / "launch", folder / "launch")
-    replace(folder / "launch" / "clear_caches.sh", "/proc/sys/vm/drop_caches", str(drop_caches))
+def assert_refused(done: subprocess.CompletedProcess[str], *facts: str) -> None:
+    """Assert exit status 2, and that the last line is an error that contains all the facts."""
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert all(fact in last for fact in facts), last
 
 
-def replace(script: Path, old: str, new: str) -> None:
-    text = script.read_text()
-    assert text.count(old) == 1, (script, old)
-    script.write_text(text.replace(old, new))
-
-
-def make_tools(folder: Path, bodies: dict[str, str]) -> None:
-    """An executable of each name."""
-    folder.mkdir()
-    for name, body in bodies.items():
-        (folder / name).write_text(body)
-        (folder / name).chmod(0o755)
-
-
-def start_bash(command: str, folder: Path, cwd: Path) -> subprocess.Popen[str]:
-    """Start it with the tools of ``folder/bin``, which write into ``folder/stub``."""
-    return subprocess.Popen(
-        ["bash", "--norc", "-c", command],
-        cwd=cwd,
-        env={
-            "PATH": f"{folder}/bin:{os.environ['PATH']}",
-            "STUB": str(folder / "stub"),
-            "PYTHON": str(folder / "bin" / "stub-python"),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def read_environment(text: str) -> dict[str, str]:
+    """Parse the output of `env -0`."""
+    return dict(line.split("=", 1) for line in text.split("\0") if line)
 
 
 @dataclass
-class Place:
-    """The copy: `scripts/`, stubs in `bin/`, what they are told and write in `stub/`, results in `set/`."""
+class Sandbox:
+    """Folders `scripts/` (the copy), `bin/` (stubs), `stub/` (control files and records), `set/` (results) and `data/`.
+
+    Attributes:
+        folder: an empty folder.
+        stub_trials: replace `run_and_time.sh` by the stub of a trial.
+    """
 
     folder: Path
+    stub_trials: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("stub", "dev"):
-            (self.folder / name).mkdir()
-        copy_scripts(self.scripts, self.folder / "drop_caches" / "file")
-        # Its devices are the test's.
+        for name in ("stub", "dev", "data", "scripts/data/sample", "bin"):
+            (self.folder / name).mkdir(parents=True)
+        for script in (*ROOT.glob("*.sh"), ROOT / "run.sub"):
+            shutil.copy(script, self.scripts)
+        shutil.copytree(ROOT / "launch", self.scripts / "launch")
+        # The tests must not touch the caches and devices of this machine.
+        self.edit("launch/clear_caches.sh", "/proc/sys/vm/drop_caches", str(self.drop_caches))
         devices = self.folder / "dev"
-        self.replace("run_with_docker.sh", "[[ ! -d /dev/infiniband ]]", f"[[ ! -d {devices}/infiniband ]]")
-        self.replace("run_with_docker.sh", "%g /dev/kfd /dev/dri/renderD*", f"%g {devices}/kfd")
-        make_tools(self.folder / "bin", {name: body.replace("NOTE\n", _NOTE) for name, body in _STUBS.items()})
-        (self.scripts / "run_and_time.sh").unlink()
-        (self.scripts / "run_and_time.sh").symlink_to(self.folder / "bin" / "stub-trial")
+        self.edit("run_with_docker.sh", "[[ ! -d /dev/infiniband ]]", f"[[ ! -d {devices}/infiniband ]]")
+        self.edit("run_with_docker.sh", "%g /dev/kfd /dev/dri/renderD*", f"%g {devices}/kfd")
+        for name, body in _STUBS.items():
+            (self.folder / "bin" / name).write_text(body.replace("RECORD\n", _RECORD))
+            (self.folder / "bin" / name).chmod(0o755)
+        if self.stub_trials:
+            (self.scripts / "run_and_time.sh").unlink()
+            (self.scripts / "run_and_time.sh").symlink_to(self.folder / "bin" / "stub-trial")
+        self.control(settings="\n".join(settings()))
 
     @property
     def scripts(self) -> Path:
@@ -194,38 +200,49 @@ class Place:
 
     @property
     def set(self) -> Path:
-        """The set's folder."""
         return self.folder / "set"
 
-    def replace(self, script: str, old: str, new: str) -> None:
-        replace(self.scripts / script, old, new)
+    @property
+    def drop_caches(self) -> Path:
+        """Stands for the kernel's file. Its folder does not exist, so that it cannot be written."""
+        return self.folder / "kernel" / "drop_caches"
 
-    def tell(self, name: str, text: str = "") -> None:
-        """Leave a word for the stubs."""
-        (self.folder / "stub" / name).write_text(text)
+    def edit(self, script: str, old: str, new: str) -> None:
+        """Replace the only occurrence of a text in a script."""
+        path = self.scripts / script
+        text = path.read_text()
+        assert text.count(old) == 1, (script, old)
+        path.write_text(text.replace(old, new))
 
-    def told(self, name: str) -> str | None:
-        """What a stub wrote, or None."""
+    def control(self, **values: object) -> None:
+        """Write control files, which the stubs read."""
+        for name, value in values.items():
+            (self.folder / "stub" / name).write_text(str(value))
+
+    def clear(self, *names: str) -> None:
+        """Remove control files or records."""
+        for name in names:
+            (self.folder / "stub" / name).unlink()
+
+    def record(self, name: str) -> str | None:
+        """Return what a stub has recorded under this name, or None."""
         path = self.folder / "stub" / name
         return path.read_text() if path.exists() else None
 
     def calls(self, *names: str) -> list[list[str]]:
-        """Calls of the named stubs so far, in order: name and arguments."""
-        lines = (self.told("calls") or "").splitlines()
+        """Return the calls of the named stubs, by default of all, in order: name and arguments."""
+        lines = (self.record("calls") or "").splitlines()
         return [call for call in (line.split("\x1f")[:-1] for line in lines) if not names or call[0] in names]
 
-    def forget(self) -> None:
-        (self.folder / "stub" / "calls").unlink(missing_ok=True)
-
     def trial(self, seed: int) -> dict[str, str]:
-        """Environment of the trial with this seed."""
-        text = self.told(f"trial_{seed}.env")
+        """Return the environment of the trial with this seed."""
+        text = self.record(f"trial_{seed}.env")
         assert text is not None, f"no trial had seed {seed}"
-        return dict(line.split("=", 1) for line in text.split("\0") if line)
+        return read_environment(text)
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds of the trials that were started, in order of number."""
+        """Return the seeds of the trials that were started, sorted."""
         return sorted(int(path.stem.removeprefix("trial_")) for path in (self.folder / "stub").glob("trial_*.env"))
 
     def result(self, number: int) -> str | None:
@@ -233,32 +250,61 @@ class Place:
         return path.read_text() if path.exists() else None
 
     @property
-    def journal(self) -> list[list[str]]:
-        """Lines of trials.tsv without its head: trial, seed, status."""
+    def rows(self) -> list[list[str]]:
+        """Return trial, seed and status of each row of trials.tsv."""
         lines = (self.set / "trials.tsv").read_text().splitlines()
         assert lines[0].split("\t") == ["trial", "seed", "started", "seconds", "status"]
         rows = [line.split("\t") for line in lines[1:]]
         assert all(len(row) == 5 for row in rows)
         return [[row[0], row[1], row[4]] for row in rows]
 
-    def start(self, script: str, config: str = "config_CPU_1x2.sh", **environment: str) -> subprocess.Popen[str]:
+    def start(self, script: str, config: str | None, **environment: str) -> subprocess.Popen[str]:
+        """Source a configuration, export the variables, and start a script, from another folder than its own."""
+        source = f"source {self.scripts}/{config}; " if config else ""
         given = {"LOGDIR": str(self.set)} | environment
         exports = "".join(f"export {name}='{value}'; " for name, value in given.items())
-        source = f"source {self.scripts}/{config}; {exports}"
-        return start_bash(f"{source}exec bash {self.scripts}/{script}", self.folder, self.scripts)
+        return subprocess.Popen(
+            ["bash", "--norc", "-c", f"{source}{exports}exec bash {self.scripts}/{script}"],
+            cwd=self.folder,
+            env={
+                "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
+                "STUB": str(self.folder / "stub"),
+                "PYTHON": str(self.folder / "bin" / "stub-python"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def run(
-        self, script: str = "run_local.sh", config: str = "config_CPU_1x2.sh", **environment: str
+        self, script: str = "run_local.sh", config: str | None = "config_CPU_1x2.sh", **environment: str
     ) -> subprocess.CompletedProcess[str]:
+        """Start a script as `start` does, and wait for its exit."""
         process = self.start(script, config, **environment)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    @contextlib.contextmanager
+    def running(
+        self, script: str = "run_local.sh", config: str = "config_CPU_1x2.sh", **environment: str
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a script as `start` does, and terminate it at the end of the block."""
+        process = self.start(script, config, **environment)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=30)
+
     def wait_for(self, name: str, process: subprocess.Popen[str]) -> str:
-        """What a stub of a started script writes, as soon as it is there."""
-        end = time.monotonic() + 30
-        while not self.told(name):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        return self.told(name) or ""
+        """Wait until a stub that the process runs has recorded something, and return it."""
+
+        def recorded() -> bool:
+            found = bool(self.record(name))
+            assert found or process.poll() is None, process.communicate()
+            return found
+
+        wait_until(recorded, 30, f"the record {name}")
+        return self.record(name) or ""

@@ -1,4 +1,4 @@
-"""run_local.sh with nothing stubbed, as several tests start it, and what the logs say."""
+"""Start run_local.sh without stubs, and read its logs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ import pytest
 
 from tests.support.paths import ROOT
 
-# Megatron's decorators load torch's compiler, which nothing on a CPU uses: a second of each rank's start.
+# Megatron's decorators load torch's compiler, which a CPU run does not use. That takes a second per rank.
 NO_COMPILER = {"TORCH_COMPILE_DISABLE": "1"}
-BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHON": sys.executable, **NO_COMPILER}
 
 
 class Launch:
-    """One run_local.sh with the CPU configuration and what is set after it. LOGDIR marks all that it starts."""
+    """One run_local.sh with the CPU configuration and the settings, in a session of its own.
+
+    All processes that it starts are found by their LOGDIR.
+    """
 
     def __init__(self, settings: dict[str, str], scripts: Path = ROOT) -> None:
         self.logdir = Path(settings["LOGDIR"])
@@ -31,7 +32,7 @@ class Launch:
         self.process = subprocess.Popen(
             ["bash", "--norc", "-c", 'source config_CPU_1x2.sh && exec env "$@" ./run_local.sh', "bash", *given],
             cwd=scripts,
-            env=BARE,
+            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHON": sys.executable, **NO_COMPILER},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -40,48 +41,27 @@ class Launch:
         )
 
     def wait(self, limit_s: float) -> tuple[int, str]:
-        """Exit status, and all that it showed."""
+        """Return the exit status and the output."""
         output = self.process.communicate(timeout=limit_s)[0]
         return self.process.returncode, output
 
-    def left(self) -> list[psutil.Process]:
-        """What lives of this launch."""
-        return living(self.logdir)
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes of this launch that are alive."""
+        return processes_of(self.logdir)
 
     def find(self, *words: str) -> psutil.Process:
-        """The first process of this launch with these words, one after the other, in its command line."""
-        return next(found for found in self.left() if " ".join(words) in " ".join(found.cmdline()))
+        """Return the first process of this launch with these consecutive words in its command line."""
+        return next(process for process in self.processes() if " ".join(words) in " ".join(process.cmdline()))
 
     def kill(self) -> None:
-        """Whatever the test did, nothing outlives it."""
-        end_all(self.logdir)
+        """Kill all processes of this launch."""
+        kill_all(self.logdir)
         self.process.communicate()
-
-
-def living(folder: Path) -> list[psutil.Process]:
-    """Processes whose LOGDIR or command line names this folder, or what is in it."""
-    return [process for process in psutil.process_iter() if _names(process, str(folder))]
-
-
-def end_all(folder: Path) -> None:
-    """Kill them until none is left: torchrun's workers are in sessions of their own."""
-    while left := living(folder):
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=5)
-
-
-def _names(process: psutil.Process, folder: str) -> bool:
-    try:
-        words = [*process.cmdline(), process.environ().get("LOGDIR", "")]
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        return False
-    return any(folder == word.removeprefix("LOGDIR=") or f"{folder}/" in word for word in words)
 
 
 @contextlib.contextmanager
 def launched(settings: dict[str, str], scripts: Path = ROOT) -> Iterator[Launch]:
+    """Start a launch, and kill what is left of it at the end of the block."""
     launch = Launch(settings, scripts)
     try:
         yield launch
@@ -89,30 +69,47 @@ def launched(settings: dict[str, str], scripts: Path = ROOT) -> Iterator[Launch]
         launch.kill()
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {limit_s:g} s: {what}"
-        time.sleep(0.1)
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes whose LOGDIR or command line names this folder or a path in it."""
+    return [process for process in psutil.process_iter() if _names_folder(process, str(folder))]
+
+
+def kill_all(folder: Path) -> None:
+    """Kill the processes of a folder until none is left: torchrun's workers have their own sessions."""
+    while processes := processes_of(folder):
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=5)
+
+
+def _names_folder(process: psutil.Process, folder: str) -> bool:
+    try:
+        words = [*process.cmdline(), process.environ().get("LOGDIR", "")]
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return False
+    return any(folder == word.removeprefix("LOGDIR=") or f"{folder}/" in word for word in words)
 
 
 def records(log: Path) -> list[dict[str, Any]]:
+    """Return the records of a log, as dictionaries."""
     return [json.loads(line.removeprefix(":::MLLOG ")) for line in log.read_text().splitlines()]
 
 
 def values(log: Path, key: str) -> list[Any]:
+    """Return the values of all records with this key."""
     return [record["value"] for record in records(log) if record["key"] == key]
 
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
-    """A memory disk at a new folder, e.g. "size=64k" or "ro"; without root the test is skipped."""
+    """Mount a tmpfs at a new folder, e.g. with "size=64k" or "ro". Skip the test where mounting is not permitted."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        pytest.skip(f"no disk can be mounted, which needs root: {done.stderr.strip()}")
+        pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
     try:
         yield
     finally:

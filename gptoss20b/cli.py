@@ -1,4 +1,4 @@
-"""The command line: `python -m gptoss20b train | info | doctor | bench | estimate | result | convert`.
+"""The command line: `python -m gptoss20b train | info | settings | doctor | bench | estimate | result | convert`.
 
 Settings are options.
 """
@@ -113,6 +113,12 @@ def info(
         table.add_row(name.replace("_", " "), shown)
     table.add_row("state GiB per GPU", f"{size.state_bytes_per_gpu / 2**30:.1f}")
     Console().print(table)
+
+
+@app.command("settings")
+def list_settings() -> None:
+    """List the environment variables that configure a run, one per line."""
+    print(*settings(), sep="\n")
 
 
 @app.command()

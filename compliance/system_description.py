@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from .file_tree import printable_path
-from .machine.description import DEFAULTS, EXPECTED, Description, describe, refused
 from .submission import DIVISIONS, STATUSES
+from .system_fields import DEFAULTS, EXPECTED, Description, check_values, describe
 
 # typer wants an enumeration for a choice.
 Division = StrEnum("Division", {name.upper(): name for name in DIVISIONS})  # type: ignore[misc]
@@ -72,7 +72,7 @@ def _given(options: dict[str, str], values: list[str]) -> dict[str, str]:
             problems.append(f"{name} is given twice")
         else:
             given[name] = text
-    if problems := problems + refused(given):
+    if problems := problems + check_values(given):
         raise typer.BadParameter("; ".join(problems), param_hint="--set" if values else None)
     return given
 

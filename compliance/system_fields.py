@@ -1,8 +1,8 @@
-"""A system description of this machine: the 33 required fields, each read, given, or marked as still to be written.
+"""The 33 required fields of a system description: each read from this machine, given, or marked as still to be written.
 
-MLCommons' own mlperf-sysinfo (1.0.0a12) is not used. It is an alpha pinned to an alpha of mlc-scripts, whose steps ask
-for sudo and install system packages on the machine while they look at it; and its profile for training wants to be
-told division, submitter, status, framework, cooling and topology in a configuration file before it reads anything.
+MLCommons' own mlperf-sysinfo (1.0.0a12) is not used. It is an alpha release, pinned to an alpha release of mlc-scripts,
+whose steps ask for sudo and install system packages on the machine that they describe. Its profile for training needs
+division, submitter, status, framework, cooling and topology in a configuration file before it reads anything.
 """
 
 from __future__ import annotations
@@ -11,19 +11,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..submission import DIVISIONS, REQUIRED_FIELDS, STATUSES
-from .accelerators import accelerator_fields
-from .devices import network_fields, storage_fields, system_fields
-from .processors import machine_notes, memory_fields, processor_fields
-from .software import software_fields
-from .sources import LIMIT_S
+from system_info.cpu import read_processors
+from system_info.software import read_operating_system
 
-MARK = "TODO: "
-# Fixed vocabularies, and the one machine that was looked at: valid as they stand, and for the submitter to confirm.
+from .machine_fields import (
+    accelerator_fields,
+    hardware_notes,
+    memory_fields,
+    network_fields,
+    processor_fields,
+    software_fields,
+    storage_fields,
+)
+from .submission import DIVISIONS, REQUIRED_FIELDS, STATUSES
+
+TODO_MARK = "TODO: "
+# Without its persistence daemon, nvidia-smi initialises each GPU first.
+_TOOL_LIMIT_S = 30.0
+# Valid values that the submitter has to confirm: the first of each vocabulary, and the one machine that was read.
 DEFAULTS = {"division": DIVISIONS[0], "status": STATUSES[0], "number_of_nodes": "1"}
 _CHOICES = {"division": DIVISIONS, "status": STATUSES}
 _COUNTS = ("number_of_nodes", "accelerators_per_node")
-# What to write, for people; no commas where the official summary would be split by them.
+# Help texts. Without commas where the official summary quotes the field, whose values are separated by commas.
 EXPECTED = {
     "submitter": "organisation that submits; spelled as submission_org in the logs",
     "division": f"one of {', '.join(DIVISIONS)}",
@@ -66,8 +75,8 @@ class Description:
     """A system description.
 
     Attributes:
-        fields: the 33 required fields in the official order, all of them texts; unknown ones begin with `MARK`.
-        assumed: names of those of `DEFAULTS` that nobody gave.
+        fields: the 33 required fields in the official order, all of them texts. Unknown ones begin with `TODO_MARK`.
+        assumed: names of the fields of `DEFAULTS` that were not given.
     """
 
     fields: dict[str, str]
@@ -75,48 +84,52 @@ class Description:
 
     @property
     def unknown(self) -> dict[str, str]:
-        """What to write, for each field that is still to be written."""
-        return {name: value.removeprefix(MARK) for name, value in self.fields.items() if value.startswith(MARK)}
+        """Help text of each field that is still to be written."""
+        return {
+            name: value.removeprefix(TODO_MARK) for name, value in self.fields.items() if value.startswith(TODO_MARK)
+        }
 
 
 def describe(
-    given: Mapping[str, str], root: Path = Path("/"), site: Sequence[str] | None = None, limit_s: float = LIMIT_S
+    given: Mapping[str, str], root: Path = Path("/"), site: Sequence[str] | None = None, limit_s: float = _TOOL_LIMIT_S
 ) -> Description:
-    """Describes this machine.
+    """Describe this machine.
 
     Args:
-        given: values that replace what is read, by field.
-        root: folder that holds `proc`, `sys` and `etc`.
+        given: values that replace the machine's, by field.
+        root: folder that holds ``proc``, ``sys`` and ``etc``.
         site: folders of installed Python packages; None: those of this Python.
-        limit_s: time limit in seconds of each tool that is asked.
+        limit_s: time limit in seconds of each tool.
 
     Raises:
-        ValueError: `given` has unknown fields, or values that the rules refuse; all of them are named.
+        ValueError: ``given`` has unknown fields, or values that the rules do not allow. The message names all of them.
     """
-    if problems := refused(given):
+    if problems := check_values(given):
         raise ValueError("; ".join(problems))
+    processors = read_processors(root, limit_s)
     accelerators = accelerator_fields(root, limit_s)
     read = {
         **DEFAULTS,
-        **processor_fields(root, limit_s),
-        **memory_fields(root, limit_s),
+        **processor_fields(processors),
+        **memory_fields(limit_s),
         **storage_fields(root),
         **network_fields(root),
-        **system_fields(root),
         **software_fields(root, site, accelerators.pop("driver", None)),
         **accelerators,
-        "hw_notes": machine_notes(root),
+        "hw_notes": hardware_notes(processors, root),
         "sw_notes": "",
     }
+    if system := read_operating_system(root):
+        read["operating_system"] = system
     if given.get("number_of_nodes") == "1":
         read["host_networking_topology"] = "N/A (one node)"
     known = {**read, **given}
-    fields = {name: known.get(name, MARK + EXPECTED[name]) for name in REQUIRED_FIELDS}
+    fields = {name: known.get(name, TODO_MARK + EXPECTED[name]) for name in REQUIRED_FIELDS}
     return Description(fields, tuple(name for name in DEFAULTS if name not in given))
 
 
-def refused(given: Mapping[str, str]) -> list[str]:
-    """What is wrong with given values, one line each: unknown fields, words and counts that the rules do not allow."""
+def check_values(given: Mapping[str, str]) -> list[str]:
+    """Return one message per problem: unknown fields, and words and counts that the rules do not allow."""
     unknown = [name for name in given if name not in REQUIRED_FIELDS]
     problems = [f"{name}: no such field" for name in unknown]
     if unknown:

@@ -1,0 +1,99 @@
+"""Disks, network ports, PCI devices and maker of this node, from /sys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .files import list_folder, read_int, read_line
+
+_SECTOR = 512  # bytes; /sys/block/*/size is in these units for every disk
+_ETHERNET = 1  # ARPHRD_ETHER of <linux/if_arp.h>
+_VIRTUAL_DISKS = re.compile(r"(vd|xvd|nbd|rbd|zd|fd|sr)", re.ASCII)
+# Base class and subclass of PCI: processing accelerator; 3D controller; display controller of another kind.
+_ACCELERATORS = ("0x12", "0x0302", "0x0380")
+_VGA, _GPU_MAKERS = "0x0300", ("0x10de", "0x1002")  # NVIDIA, AMD
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk: NVMe SSD, SSD, HDD, virtual disk, or disk if the kind is unknown; its size in bytes."""
+
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True)
+class NetworkPort:
+    """A network port.
+
+    Attributes:
+        link: InfiniBand or Ethernet.
+        rate: rate with its unit; None if the driver does not report one (the port is down, or virtual).
+        has_rdma: an Ethernet port with remote direct memory access.
+    """
+
+    link: str
+    rate: str | None
+    has_rdma: bool = False
+
+
+def read_disks(root: Path = Path("/")) -> list[Disk]:
+    """Return the local disks, without removable ones and those of other machines (NVMe over Fabrics)."""
+    disks = filter(_is_local_disk, list_folder(root / "sys/block"))
+    return [Disk(_disk_kind(disk), (read_int(disk / "size") or 0) * _SECTOR) for disk in disks]
+
+
+def read_network_ports(root: Path = Path("/")) -> list[NetworkPort]:
+    """Return the ports of network devices, InfiniBand first, without virtual functions and virtual interfaces."""
+    ports = []
+    for device in list_folder(root / "sys/class/infiniband"):
+        for port in list_folder(device / "ports"):
+            if read_line(port / "link_layer") == "InfiniBand" and not (device / "device/physfn").exists():
+                ports.append(NetworkPort("InfiniBand", read_line(port / "rate")))
+    for interface in list_folder(root / "sys/class/net"):
+        device = interface / "device"
+        if read_int(interface / "type") != _ETHERNET or not device.exists() or (device / "physfn").exists():
+            continue
+        megabits = read_int(interface / "speed") or -1
+        rate = f"{megabits / 1000:g} Gb/s" if megabits > 0 else None
+        ports.append(NetworkPort("Ethernet", rate, has_rdma=(device / "infiniband").exists()))
+    return ports
+
+
+def list_infiniband_devices(root: Path = Path("/")) -> list[str]:
+    """Return the names of the RDMA devices, such as mlx5_0."""
+    return [device.name for device in list_folder(root / "sys/class/infiniband")]
+
+
+def has_accelerator(root: Path = Path("/")) -> bool | None:
+    """Check for a PCI device that is, or may be, an accelerator. Return None if PCI devices are not listed."""
+    devices = list_folder(root / "sys/bus/pci/devices")
+    if not devices:
+        return None
+    kinds = [(read_line(device / "class") or "", read_line(device / "vendor")) for device in devices]
+    return any(
+        kind.startswith(_ACCELERATORS) or (kind.startswith(_VGA) and maker in _GPU_MAKERS) for kind, maker in kinds
+    )
+
+
+def read_machine_model(root: Path = Path("/")) -> str:
+    """Return maker and product name of the machine, as its firmware has them; empty if it has none."""
+    names = (read_line(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name"))
+    return " ".join(filter(None, names))
+
+
+def _is_local_disk(disk: Path) -> bool:
+    """Exclude memory (loop, ram), empty drives, removable media, network disks and the hidden paths of NVMe."""
+    has_medium = (disk / "device").exists() and (read_int(disk / "size") or 0) > 0
+    is_remote = read_line(disk / "device/transport") not in (None, "pcie")
+    return has_medium and not is_remote and read_int(disk / "removable") != 1 and read_int(disk / "hidden") != 1
+
+
+def _disk_kind(disk: Path) -> str:
+    if disk.name.startswith("nvme"):
+        return "NVMe SSD"
+    if _VIRTUAL_DISKS.match(disk.name):
+        return "virtual disk"  # the hypervisor's `rotational` says nothing about the hardware
+    return {0: "SSD", 1: "HDD"}.get(read_int(disk / "queue/rotational") or 0, "disk")

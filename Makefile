@@ -21,7 +21,7 @@ test: .venv/test-ready
 	$(BIN)/shellcheck $(SCRIPTS)
 	$(BIN)/hadolint Dockerfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --durations 25 --doctest-modules \
-		gptoss20b data_scripts compliance tests
+		gptoss20b data_scripts compliance system_info tests
 
 format: .venv/test-ready
 	$(BIN)/ruff format .

@@ -7,7 +7,7 @@ from the documented interfaces and outputs; the tests use made-up answers in the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ class Gpu:
     row_remap_pending: bool = False
     row_remap_failed: bool = False
     recovery_action: str | None = None
-    throttle_reasons: Sequence[str] = ()
-    processes: Sequence[str] = ()
+    throttle_reasons: tuple[str, ...] = ()
+    processes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class GpuReport:
 
     vendor: str
     source: str
-    gpus: Sequence[Gpu] = ()
+    gpus: tuple[Gpu, ...] = ()
     error: str | None = None
     timed_out: bool = False
 
@@ -87,7 +87,7 @@ class Interconnect:
         nvlink_speed: speed of one link, such as ``53.125 GB/s``.
     """
 
-    pair_types: Sequence[str] = ()
+    pair_types: tuple[str, ...] = ()
     pair_source: str = ""
     nvlinks: int | None = None
     nvlink_speed: str | None = None
@@ -133,9 +133,13 @@ def read_library(vendor: str, source: str, module: str, limit_s: float | None) -
         answer = json.loads(output.stdout.splitlines()[-1])
         if answer is None:
             return None
-        return GpuReport(vendor, source, tuple(Gpu(**row) for row in answer.get("gpus", ())), answer.get("error"))
+        return GpuReport(vendor, source, tuple(map(_parse_gpu, answer.get("gpus", ()))), answer.get("error"))
     except (ValueError, LookupError):
         return GpuReport(vendor, source, error=output.failure or "no answer", timed_out=output.timed_out)
+
+
+def _parse_gpu(row: dict[str, Any]) -> Gpu:
+    return Gpu(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
 
 
 def print_library_report(read: Callable[[], Iterator[Gpu]]) -> None:

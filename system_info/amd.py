@@ -57,19 +57,16 @@ def _read_amd_smi(limit_s: float | None) -> GpuReport | None:
     devices = _rows(static)
     if static.failure is not None or not devices:
         return GpuReport("AMD", "amd-smi", (), static.failure or "it lists no GPU")
-    # By the number that amd-smi gives a GPU.
-    errors = {
-        _text(row, "gpu"): row for row in _rows(run_tool("amd-smi", "metric", "--ecc", "--json", limit_s=limit_s))
-    }
-    processes = {_text(row, "gpu"): row for row in _rows(run_tool("amd-smi", "process", "--json", limit_s=limit_s))}
-    gpus = (
-        _parse_device(device, errors.get(_text(device, "gpu"), {}), processes.get(_text(device, "gpu"), {}))
-        for device in devices
-    )
-    return GpuReport("AMD", "amd-smi", tuple(gpus))
+    metric = _rows(run_tool("amd-smi", "metric", "--ecc", "--json", limit_s=limit_s))
+    process = _rows(run_tool("amd-smi", "process", "--json", limit_s=limit_s))
+    for device in devices:
+        for row in (*metric, *process):  # they have keys of their own, and number the GPUs as static does
+            if _text(row, "gpu") == _text(device, "gpu"):
+                device.update(row)
+    return GpuReport("AMD", "amd-smi", tuple(map(_parse_device, devices)))
 
 
-def _parse_device(device: dict[str, Any], errors: dict[str, Any], processes: dict[str, Any]) -> Gpu:
+def _parse_device(device: dict[str, Any]) -> Gpu:
     memory_unit = _text(device, "vram", "size", "unit")
     return Gpu(
         name=_text(device, "asic", "market_name"),

@@ -53,10 +53,7 @@ def _read_gpu(amdsmi: Any, handle: Any) -> Gpu:
         pcie_generation=_number(pcie.get("pcie_interface_version")),
         pcie_width=_number(pcie.get("max_pcie_width")),
         uncorrectable_errors=sum(filter(None, counts)),
-        processes=[
-            f"{each.get('name', 'a process')} ({each.get('pid', '?')})"
-            for each in query("get_gpu_process_list").get("list", ())
-        ],
+        processes=tuple(f"{each['name']} ({each['pid']})" for each in query("get_gpu_process_list").get("list", ())),
     )
 
 

@@ -50,6 +50,7 @@ def _read_gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
     errors = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
     remapped = query("nvmlDeviceGetRemappedRows") or (0, 0, 0, 0)  # correctable, uncorrectable, pending, failed
     reasons = query("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+    processes = query("nvmlDeviceGetComputeRunningProcesses") or ()
     return Gpu(
         name=query("nvmlDeviceGetName"),
         driver_version=driver,
@@ -61,8 +62,8 @@ def _read_gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
         row_remap_pending=bool(remapped[2]),
         row_remap_failed=bool(remapped[3]),
         recovery_action=_recovery_action(nvml, query),
-        throttle_reasons=[name for bit, name in _THROTTLE_REASONS.items() if reasons & bit],
-        processes=[_describe_process(nvml, each.pid) for each in query("nvmlDeviceGetComputeRunningProcesses") or ()],
+        throttle_reasons=tuple(name for bit, name in _THROTTLE_REASONS.items() if reasons & bit),
+        processes=tuple(_describe_process(nvml, each.pid) for each in processes),
     )
 
 

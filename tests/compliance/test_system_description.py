@@ -12,29 +12,29 @@ import pytest
 from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
 
 from compliance.check import Options, check_package
-from compliance.machine.description import DEFAULTS, EXPECTED, Description, describe
 from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, SystemDescription, read_system_description
 from compliance.system_description import left_to_do
+from compliance.system_fields import DEFAULTS, EXPECTED, Description, describe
 from tests.support.made_logs import compliant_set, write_tree
-from tests.support.made_machines import add_accelerators, add_disk, amd_smi, made_host, made_tool, nvidia
+from tests.support.made_machines import add_accelerators, add_disk, amd_smi, made_host, made_tool, nvidia_smi
 from tests.support.paths import ROOT
 
 COMMAND = "import typer; from compliance.system_description import main; typer.run(main)"
 
 
 def described(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, on the machine that the tests run on."""
+    """Run the command on the machine that the tests run on."""
     command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def plain(message: str) -> str:
-    """A message of typer without its frame."""
+    """Return a message of typer without its frame."""
     return " ".join(message.replace("│", " ").split())
 
 
 def officially(path: Path) -> tuple[bool, str]:
-    """The official verdict and its line of the summary, which is comma-separated."""
+    """Return the official verdict and its line of the summary, which is comma-separated."""
     valid, _, before, _ = check_system_desc(str(path), "training", "6.1.0")
     return valid, before
 
@@ -102,7 +102,7 @@ def test_the_eight_of_a_described_node_are_counted(tmp_path: Path, tools: Path) 
     root = made_host(tmp_path / "root", sockets=2, cores=4)
     add_accelerators(root, "0x10de")
     add_disk(root, "nvme0n1", 3_840_755_982_336)
-    made_tool(tools, "nvidia-smi", nvidia())
+    made_tool(tools, "nvidia-smi", nvidia_smi())
     found = describe({"submitter": "Org", "number_of_nodes": "1"}, root, [])
     path = written(tmp_path / "system.json", found)
     system = read_system_description(path)
@@ -133,7 +133,10 @@ def test_an_amd_node(tmp_path: Path, tools: Path) -> None:
     assert officially(written(tmp_path / "system.json", found))[0]
 
 
-def test_a_machine_that_shows_nothing_is_still_a_valid_description(tmp_path: Path, tools: Path) -> None:
+def test_a_machine_that_shows_nothing_is_still_a_valid_description(
+    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path / "nothing/proc"))
     found = describe({}, tmp_path / "nothing", [])
     assert set(REQUIRED_FIELDS) - set(found.unknown) == {*DEFAULTS, "hw_notes", "sw_notes"}
     assert officially(written(tmp_path / "system.json", found))[0]
@@ -217,7 +220,7 @@ def test_out_where_it_cannot_be_made(tmp_path: Path) -> None:
 
 def test_nothing_that_trains_is_imported() -> None:
     code = (
-        "import sys; from compliance.machine.description import describe; describe({});"
+        "import sys; from compliance.system_fields import describe; describe({});"
         "sys.exit(bool({'torch', 'megatron', 'numpy', 'gptoss20b'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=120).returncode == 0

@@ -63,7 +63,7 @@ def copy_of_scripts(folder: Path) -> Path:
     shutil.copytree(ROOT / "launch", folder / "launch")
     for script in ROOT.glob("*.sh"):
         shutil.copy(script, folder)
-    for package in ("gptoss20b", "compliance"):
+    for package in ("gptoss20b", "compliance", "system_info"):
         (folder / package).symlink_to(ROOT / package)
     return folder
 

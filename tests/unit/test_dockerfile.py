@@ -28,6 +28,7 @@ NEEDED = (
     "gptoss20b/",
     "compliance/",
     "data_scripts/",
+    "system_info/",
     "launch/",
     "docker/",
     "run_and_time.sh",

@@ -21,7 +21,7 @@ from gptoss20b.tools.doctor.clock import code_date, kernel_says_synchronised, lo
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.machine import look_at_host_memory, look_at_limits, look_at_processors
 from gptoss20b.tools.doctor.software import look_at_caches, look_at_code, look_at_packages
-from tests.support.made_machines import made_host, made_tool, write
+from tests.support.made_machines import made_host, made_tool, write_files
 from tests.support.paths import ROOT
 
 GIB = 2**30
@@ -38,7 +38,7 @@ def named(findings: list[Finding], name: str) -> Finding:
 def meminfo(root: Path, available: int, swap: int = 0) -> Path:
     lines = [f"MemTotal: {64 * GIB // 1024} kB", f"MemAvailable:   {available // 1024} kB"]
     lines += [f"SwapTotal:      {4 * GIB // 1024} kB", f"SwapFree:       {(4 * GIB - swap) // 1024} kB"]
-    return write(root, {"proc/meminfo": "\n".join(lines)})
+    return write_files(root, {"proc/meminfo": "\n".join(lines)})
 
 
 @pytest.mark.parametrize(("available", "verdict"), [(40 * GIB, Verdict.PASS), (40 * GIB - 1024, Verdict.FAIL)])
@@ -99,7 +99,7 @@ def test_a_save_needs_host_memory_beside_the_ranks(
 def test_a_containers_limit_counts_without_what_can_be_dropped(tmp_path: Path) -> None:
     group = "sys/fs/cgroup/memory"
     root = meminfo(tmp_path, 60 * GIB)
-    write(
+    write_files(
         root,
         {f"{group}.max": 16 * GIB, f"{group}.current": 12 * GIB, f"{group}.stat": f"anon 5\ninactive_file {3 * GIB}"},
     )
@@ -107,7 +107,7 @@ def test_a_containers_limit_counts_without_what_can_be_dropped(tmp_path: Path) -
     assert found.verdict is Verdict.FAIL
     assert "7.0 GiB available within this container's limit" in found.found
     assert named(look_at_host_memory(7 * GIB, "ranks", root), "host memory").verdict is Verdict.PASS
-    write(root, {f"{group}.max": "max"})
+    write_files(root, {f"{group}.max": "max"})
     assert named(look_at_host_memory(50 * GIB, "ranks", root), "host memory").verdict is Verdict.PASS
 
 
@@ -181,14 +181,14 @@ def test_open_files(tmp_path: Path, open_files: int, soft: int, options: dict[st
 
 def test_locked_memory_matters_for_infiniband_between_nodes(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    write(tmp_path, {"proc/self/status": "Name:\tpython\nCapEff:\t0000000000000000"})
+    write_files(tmp_path, {"proc/self/status": "Name:\tpython\nCapEff:\t0000000000000000"})
     assert limits(tmp_path, "locked memory", **TWO_NODES).verdict is Verdict.SKIPPED
     (tmp_path / "sys/class/infiniband/mlx5_0").mkdir(parents=True)
     assert limits(tmp_path, "locked memory").verdict is Verdict.SKIPPED
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * 2**10, hard))
         found = limits(tmp_path, "locked memory", **TWO_NODES)
-        write(tmp_path, {"proc/self/status": f"CapEff:\t{1 << 14:016x}"})  # CAP_IPC_LOCK
+        write_files(tmp_path, {"proc/self/status": f"CapEff:\t{1 << 14:016x}"})  # CAP_IPC_LOCK
         exempt = limits(tmp_path, "locked memory", **TWO_NODES)
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
@@ -201,8 +201,8 @@ def test_locked_memory_matters_for_infiniband_between_nodes(tmp_path: Path) -> N
 def test_a_governor_that_saves_power_is_a_warning(tmp_path: Path) -> None:
     governors = {f"sys/devices/system/cpu/cpu{n}/cpufreq/scaling_governor": "performance" for n in range(4)}
     assert limits(made_host(tmp_path / "hidden"), "processor frequency").verdict is Verdict.SKIPPED
-    assert limits(write(tmp_path, governors), "processor frequency").verdict is Verdict.PASS
-    write(tmp_path, {"sys/devices/system/cpu/cpu3/cpufreq/scaling_governor": "powersave"})
+    assert limits(write_files(tmp_path, governors), "processor frequency").verdict is Verdict.PASS
+    write_files(tmp_path, {"sys/devices/system/cpu/cpu3/cpufreq/scaling_governor": "powersave"})
     found = limits(tmp_path, "processor frequency")
     assert (found.verdict, found.found) == (
         Verdict.WARN,
@@ -213,11 +213,11 @@ def test_a_governor_that_saves_power_is_a_warning(tmp_path: Path) -> None:
 def test_each_rank_without_a_gpu_has_a_processor(tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     enough, many = resolve(TINY | {"CPU_THREADS": "1"}), resolve(TINY | {"CPU_THREADS": str(cores)})
-    write(tmp_path, {"sys/fs/cgroup/cpu.max": "max 100000"})
+    write_files(tmp_path, {"sys/fs/cgroup/cpu.max": "max 100000"})
     assert look_at_processors(many, tmp_path).verdict is Verdict.WARN
     if cores >= 2:
         assert look_at_processors(enough, tmp_path).verdict is Verdict.PASS
-    write(tmp_path, {"sys/fs/cgroup/cpu.max": "150000 100000"})
+    write_files(tmp_path, {"sys/fs/cgroup/cpu.max": "150000 100000"})
     found = look_at_processors(enough, tmp_path)
     assert found.verdict is Verdict.WARN
     assert "1.5 for 2 ranks" in found.found or cores == 1
@@ -296,7 +296,7 @@ def beside(tmp_path: Path) -> Path:
         "megatron-core==0.19.2 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nmlperf-logging==4.1.68"
     )
     files = {"pyproject.toml": project, "requirements/cpu.txt": pins, "requirements/container.txt": hashed}
-    return write(tmp_path, dict(files))
+    return write_files(tmp_path, dict(files))
 
 
 INSTALLED = {
@@ -400,6 +400,6 @@ def test_caches_can_be_dropped_by_root_or_by_sudo_without_a_password(tools: Path
     # Asked whether it may, never told to do it.
     made_tool(tools, "sudo", {"-n -l /sbin/sysctl --quiet --write vm.drop_caches=3": "/sbin/sysctl"})
     assert look_at_caches("1", tmp_path).found == "sudo can drop it without a password"
-    write(tmp_path, {"proc/sys/vm/drop_caches": "0"})
+    write_files(tmp_path, {"proc/sys/vm/drop_caches": "0"})
     assert look_at_caches("1", tmp_path).found == "this user can drop it"
     assert (tmp_path / "proc/sys/vm/drop_caches").read_text() == "0\n"

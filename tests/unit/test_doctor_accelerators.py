@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from gptoss20b.config import resolve
+from gptoss20b.memory import activation_bytes
 from gptoss20b.tools.doctor.accelerators import Device, judge_devices, judge_memory, judge_tool, visible_devices
 from gptoss20b.tools.doctor.finding import Finding, Verdict
-from gptoss20b.tools.doctor.model_memory import activation_bytes
 from gptoss20b.tools.doctor.vendor_tools import ToolReport, ask_vendor_tool
 from tests.support.made_machines import amd_smi, made_tool, rocm_smi
 from tests.support.paths import ROOT

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from gptoss20b import memory
 from gptoss20b.config import resolve
-from gptoss20b.tools.doctor import examination, model_memory
+from gptoss20b.tools.doctor import examination
 from gptoss20b.tools.doctor.clock import code_date, kernel_says_synchronised, look_at_clock
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.machine import look_at_host_memory, look_at_limits, look_at_processors
@@ -73,7 +74,7 @@ def test_a_save_needs_host_memory_beside_the_ranks(
 ) -> None:
     # 2^30 parameters of 14 bytes (16 in fp32): gathered on the host, and the copy of it that is being written.
     size = SimpleNamespace(total_parameters=2**30, state_bytes_per_gpu=3 * GIB)
-    monkeypatch.setattr(model_memory, "_size", lambda config: size)
+    monkeypatch.setattr(memory, "_measure_size", lambda config: size)
     monkeypatch.setattr(examination, "activation_bytes", lambda config: 5 * GIB)
     monkeypatch.setattr(examination, "visible_devices", list)
     monkeypatch.setattr(examination, "ask_vendor_tool", lambda: None)

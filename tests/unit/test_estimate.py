@@ -16,18 +16,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from benchmarks.published_steps import COUNTS, from_step
 from compliance.rcp import full_points
 from gptoss20b.cli import app
 from gptoss20b.config import Config, resolve
 from gptoss20b.config.tree import Execution, FreeHyperparameters, Parallel
+from gptoss20b.hardware import SYSTEMS, System
+from gptoss20b.memory import activation_bytes
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
-from gptoss20b.tools.doctor.model_memory import activation_bytes
 from gptoss20b.tools.estimate import EstimateError
 from gptoss20b.tools.estimate.assumptions import Assumptions
-from gptoss20b.tools.estimate.efficiency import DEFAULT_MFU, assumed, from_mfu, from_s1, from_step
-from gptoss20b.tools.estimate.published import COUNTS
+from gptoss20b.tools.estimate.efficiency import DEFAULT_MFU, assumed, from_mfu, from_s1
 from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, estimate
-from gptoss20b.tools.estimate.systems import BY_HAND, SYSTEMS, System, find_system
+from gptoss20b.tools.estimate.systems import OVERRIDE_OPTIONS, find_system
 from gptoss20b.tools.estimate.traffic import all_to_all_bytes, context_bytes, groups
 
 H200 = SYSTEMS["H200"]
@@ -368,7 +369,7 @@ def test_systems_by_name_and_by_hand() -> None:
 def test_an_unknown_system_names_the_known_and_the_options() -> None:
     with pytest.raises(EstimateError) as error:
         find_system("H300", {"domain": 8})
-    for word in [*SYSTEMS, *(option for field, option in BY_HAND.items() if field != "domain")]:
+    for word in [*SYSTEMS, *(option for field, option in OVERRIDE_OPTIONS.items() if field != "domain")]:
         assert re.search(rf"{word}\b", str(error.value)), word
     assert "--domain" not in str(error.value)
     with pytest.raises(EstimateError, match="--link-gbs: got 0"):
@@ -478,7 +479,7 @@ def test_the_command_reckons_with_the_counted_parameters(printed: tuple[dict[str
 def test_every_assumption_is_printed_with_value_and_source(printed: tuple[dict[str, Any], str]) -> None:
     document, tables = printed
     rows = {row["name"]: row for row in document["assumptions"]}
-    assert set(rows) >= {field.name for field in fields(Assumptions)} | set(BY_HAND) | {
+    assert set(rows) >= {field.name for field in fields(Assumptions)} | set(OVERRIDE_OPTIONS) | {
         "efficiency",
         "samples_to_target",
     }

@@ -12,11 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gptoss20b.cli import app
-from gptoss20b.config import resolve
-from gptoss20b.tools.estimate.assumptions import Assumptions
-from gptoss20b.tools.estimate.efficiency import DEFAULT_MFU, assumed
-from gptoss20b.tools.estimate.published import (
+from benchmarks.published_steps import (
     COUNTS,
     FITTED,
     PUBLISHED,
@@ -25,8 +21,12 @@ from gptoss20b.tools.estimate.published import (
     predicted_evaluation,
     predictions,
 )
+from gptoss20b.cli import app
+from gptoss20b.config import resolve
+from gptoss20b.hardware import SYSTEMS
+from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.efficiency import DEFAULT_MFU, assumed
 from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, estimate, step_time
-from gptoss20b.tools.estimate.systems import SYSTEMS
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 FLAT = " ".join(GUIDE.split())

@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from ...hardware import SYSTEMS, system_of_device
+
 
 class Found(BaseModel):
     """A frozen record that refuses unknown keys."""
@@ -123,9 +125,7 @@ def peak_of(system: str) -> tuple[float | None, str]:
     >>> peak_of("NVIDIA H200")  # doctest: +ELLIPSIS
     (990, 'dense bf16 of H200: NVIDIA H200 SXM and DGX H200 data sheets; ...')
     """
-    from ..estimate.systems import SYSTEMS, system_of  # whose package is larger than what reads results needs
-
-    known = system_of(system)
+    known = system_of_device(system)
     if known is None:
         return None, f"no peak is known for '{system}', only for {', '.join(SYSTEMS)} (not PCIe, NVL or MIG)"
     return known.peak_tflops, f"dense bf16 of {known.name}: {known.source}"

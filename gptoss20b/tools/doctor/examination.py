@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from ...config import Config, fixed_hyperparameter_overrides
+from ...memory import activation_bytes, save_bytes, state_bytes
 from .accelerators import Device, judge_devices, judge_memory, judge_tool, visible_devices
+from .back_end import look_at_back_end
 from .clock import look_at_clock
 from .data_set import look_at_data
 from .finding import Finding, Verdict, failed, passed, skipped
 from .limits import Check, one_line, run_all
 from .machine import HOST_BYTES_PER_GPU_RANK, look_at_host_memory, look_at_limits, look_at_processors
-from .model_memory import activation_bytes, look_at_back_end, save_bytes, state_bytes
 from .network import look_at_collectives, look_at_meeting_point
 from .place import Place, runs_on_gpus
 from .results import look_at_checkpoints, look_at_results

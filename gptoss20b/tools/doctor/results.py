@@ -11,9 +11,9 @@ from pathlib import Path
 from ...checkpoint.files import CheckpointError, list_checkpoints, should_resume
 from ...config import Config
 from ...durable import fsync_path
+from ...memory import checkpoint_bytes
 from ...run_metadata import save_directory
 from .finding import Finding, failed, gib, passed, skipped
-from .model_memory import checkpoint_bytes
 
 # A train_loss record has about 250 bytes, an evaluation five records; launchers keep the output, which repeats the log.
 _RECORD_BYTES, _RECORDS_PER_EVALUATION, _COPIES = 300, 6, 2

@@ -11,12 +11,13 @@ from rich.table import Table
 
 from ...config import Config, resolve
 from ...config.environment import read_settings
+from ...hardware import System
 from .assumptions import Assumptions
 from .efficiency import Efficiency, assumed, from_mfu, from_s1
 from .errors import EstimateError
 from .report import as_document, as_tables
 from .scaling import covered, estimate
-from .systems import System, find_system
+from .systems import find_system
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Question:
     Attributes:
         given: settings from the command line, by variable.
         system: name of the system.
-        by_hand: its figures, by the names of `systems.BY_HAND`; None for those not given.
+        by_hand: its figures, by the names of `systems.OVERRIDE_OPTIONS`; None for those not given.
         nodes: DGXNNODES by its short name.
         mfu, s1_json: where the efficiency is from; both None to assume one.
         assume: NAME=VALUE texts.

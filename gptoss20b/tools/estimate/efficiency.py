@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...config import Config
+from ...hardware import SYSTEMS, System, system_of_device
 from ...model.size import flops_per_token
 from .assumptions import Assumptions
 from .errors import EstimateError
-from .scaling import clearing_time, step_time, traffic_time, work_per_token
-from .systems import SYSTEMS, System, system_of
+from .scaling import clearing_time, traffic_time, work_per_token
 
 # S1 is the EP-8 rank's share of the model, at micro batch 2 where a measurement does not say otherwise.
 _S1_EXPERT_PARALLEL = 8
@@ -95,29 +95,9 @@ def from_s1(path: Path, config: Config, counts: Mapping[str, int], system: Syste
 def _is(device: str, system: System) -> bool:
     """Whether a device of this name, as torch gives it, is the system's GPU."""
     if system.name in SYSTEMS:
-        known = system_of(device)
+        known = system_of_device(device)
         return known is not None and known.name == system.name
     return system.name.upper() in re.split(r"[\s\-_]+", device.upper())
-
-
-def from_step(seconds: float, config: Config, counts: Mapping[str, int], system: System, given: Assumptions) -> float:
-    """The lowest efficiency at which the model's step takes these seconds; bisection.
-
-    Where communication outlasts the work that hides it, the step takes as long at higher ones.
-
-    Raises:
-        EstimateError: a step that takes less than its communication and memory traffic do.
-    """
-    low, high, longest = 1e-4, 1e2, seconds * (1 + 1e-12)  # sums of floats differ in the last digits
-    if step_time(config, counts, system, high, given).seconds > longest:
-        raise EstimateError(f"a step of {seconds} s is shorter than its communication and memory traffic alone")
-    for _ in range(100):
-        middle = (low + high) / 2
-        if step_time(config, counts, system, middle, given).seconds > longest:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
 
 
 def _efficiency(

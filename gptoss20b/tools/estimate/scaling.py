@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...config import Config
+from ...hardware import System
+from ...memory import activation_bytes
 from ...model.size import flops_per_token, state_bytes_per_gpu
-from ..doctor.model_memory import activation_bytes
 from .assumptions import Assumptions
 from .errors import EstimateError
-from .systems import System
 from .traffic import Group, all_to_all_bytes, all_to_alls, context_bytes, experts_again, groups, resident, tokens
 
 # Mean samples to the target of 20 reference runs by global batch size: the reference convergence points of v6.0 and

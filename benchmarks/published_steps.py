@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations
 
-from ...config import Config, ModelConfig
-from ...config.presets import PRESETS
-from ...config.tree import Execution, FixedHyperparameters, FreeHyperparameters, Parallel
-from .assumptions import Assumptions
-from .efficiency import from_step
-from .scaling import evaluation_time, step_time
-from .systems import SYSTEMS
+from gptoss20b.config import Config, ModelConfig
+from gptoss20b.config.presets import PRESETS
+from gptoss20b.config.tree import Execution, FixedHyperparameters, FreeHyperparameters, Parallel
+from gptoss20b.hardware import SYSTEMS, System
+from gptoss20b.tools.estimate import EstimateError
+from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.scaling import evaluation_time, step_time
 
 # Of the reference model, as `info` counts them; those of the submissions differ by 0.03 %.
 COUNTS: Mapping[str, int] = {
@@ -165,3 +165,35 @@ def predictions() -> Iterator[Prediction]:
         fitted = predicted.name in FITTED and (calibrated.split or predicted.split)
         if calibrated.kind == predicted.kind and not fitted:
             yield predict(calibrated, predicted)
+
+
+def from_step(seconds: float, config: Config, counts: Mapping[str, int], system: System, given: Assumptions) -> float:
+    """The lowest efficiency at which the model's step takes these seconds; bisection.
+
+    Where communication outlasts the work that hides it, the step takes as long at higher ones.
+
+    Raises:
+        EstimateError: a step that takes less than its communication and memory traffic do.
+    """
+    low, high, longest = 1e-4, 1e2, seconds * (1 + 1e-12)  # sums of floats differ in the last digits
+    if step_time(config, counts, system, high, given).seconds > longest:
+        raise EstimateError(f"a step of {seconds} s is shorter than its communication and memory traffic alone")
+    for _ in range(100):
+        middle = (low + high) / 2
+        if step_time(config, counts, system, middle, given).seconds > longest:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def largest_errors() -> dict[str, float]:
+    """Return the number of predictions and their largest absolute error: of like GPUs and layouts, and of all."""
+    every = list(predictions())
+    like = [abs(each.error) for each in every if each.like]
+    return {
+        "like_predictions": len(like),
+        "like_worst": max(like),
+        "predictions": len(every),
+        "worst": max(abs(each.error) for each in every),
+    }

@@ -11,25 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from gptoss20b.config import resolve
-from gptoss20b.config.checks import check_config
-from gptoss20b.config.tree import Parallel
-from gptoss20b.model.size import count_parameters
-from gptoss20b.process_groups import single_process
-from gptoss20b.tools.estimate.assumptions import Assumptions
-from gptoss20b.tools.estimate.published import (
+from benchmarks.published_steps import (
     COUNTS,
     FITTED,
     PUBLISHED,
     Prediction,
     Published,
     efficiency_of,
+    largest_errors,
     predict,
     predicted_evaluation,
     predictions,
 )
+from gptoss20b.config import resolve
+from gptoss20b.config.checks import check_config
+from gptoss20b.config.tree import Parallel
+from gptoss20b.hardware import SYSTEMS
+from gptoss20b.model.size import count_parameters
+from gptoss20b.process_groups import single_process
+from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.report import BACKTEST_ERRORS
 from gptoss20b.tools.estimate.scaling import estimate, step_time
-from gptoss20b.tools.estimate.systems import SYSTEMS
 from tests.support.paths import REFERENCE_LOGS
 
 RUNS = {run.name: run for run in PUBLISHED}
@@ -50,6 +52,10 @@ def test_like_runs_predict_each_other_within_seven_percent() -> None:
 def test_all_runs_of_a_kind_predict_each_other_within_thirty_percent() -> None:
     assert len(EVERY) == 64
     assert 0.28 < worst(iter(EVERY)) < 0.30
+
+
+def test_the_command_prints_the_largest_errors() -> None:
+    assert largest_errors() == pytest.approx(BACKTEST_ERRORS)
 
 
 def test_where_it_is_off_and_which_way() -> None:

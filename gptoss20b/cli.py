@@ -276,10 +276,10 @@ def convert(
 
 
 def _say_trials(folder: Path, count: int) -> NoReturn:
-    from .trials import exit_code_of_set, read_trials, summary
+    from .trials import build_table, exit_code_of_set, read_trials
 
     trials = read_trials(folder, count)
-    Console(width=None if sys.stdout.isatty() else 120).print(summary(folder, trials))
+    Console(width=None if sys.stdout.isatty() else 120).print(build_table(folder, trials))
     raise typer.Exit(exit_code_of_set(trials))
 
 

@@ -1,4 +1,4 @@
-"""How a run ended, read back from its log."""
+"""Read the outcome of a run from its log."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 from .stopping import ExitCode, exit_code_of
 
 _PREFIX = ":::MLLOG "
+_FIELD_TYPES = {"key": str, "time_ms": int, "metadata": dict}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run's outcome.
+    """Outcome of one run.
 
     Attributes:
-        status: "success", "aborted", or "unfinished" when the log has no run_stop.
-        minutes: run_start to run_stop, None if either is missing.
-        samples: training sequences at the end.
-        loss: last evaluation loss in nats per token, None before the first.
-        reason: why an aborted run ended.
+        status: "success", "aborted", or "unfinished" if the log has no run_stop.
+        minutes: time from run_start to run_stop, None if either is missing.
+        samples: training sequences consumed.
+        loss: last evaluation loss in nats per token, None before the first evaluation.
+        reason: why the run was aborted or is unfinished.
         path: the log.
     """
 
@@ -34,48 +35,47 @@ class Result:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The exit status that a run with this log had."""
+        """Return the exit status of a run with this log."""
         return exit_code_of(self.status, self.reason)
 
     def __str__(self) -> str:
         no_time = "clock not stopped" if self.status == "unfinished" else "clock not started"
         minutes = no_time if self.minutes is None else f"{self.minutes:.3f} min"
         loss = "no evaluation" if self.loss is None else f"final loss {self.loss:.4f}"
-        why = f" ({self.reason})" if self.reason else ""
-        return f"{self.status}{why}: {minutes}, {self.samples:,} samples, {loss}, log {self.path}"
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.status}{reason}: {minutes}, {self.samples:,} samples, {loss}, log {self.path}"
 
 
 def read_result(path: Path) -> Result:
-    """Read the outcome from a result file, or from result_0.txt in a result folder.
+    """Read the outcome from a result file, or from result_0.txt in a folder.
 
     Raises:
-        OSError: no such log.
+        OSError: the log does not exist.
     """
     log = path / "result_0.txt" if path.is_dir() else path
-    events: dict[str, dict[str, Any]] = {}
+    last: dict[str, dict[str, Any]] = {}
     samples = 0
     with log.open(encoding="utf-8", errors="replace") as lines:
-        for event in filter(None, map(_record, lines)):
-            events[event["key"]] = event
-            samples = event["metadata"].get("samples_count", samples)
-    start, stop, evaluation = (events.get(key) for key in ("run_start", "run_stop", "eval_accuracy"))
+        for record in filter(None, map(_parse_record, lines)):
+            last[record["key"]] = record
+            samples = record["metadata"].get("samples_count", samples)
+    start, stop, evaluation = (last.get(key) for key in ("run_start", "run_stop", "eval_accuracy"))
     loss = evaluation.get("value") if evaluation else None
     if stop is None:
-        reason = "no run_stop: the process that writes the log was killed, or is still running"
+        reason = "no run_stop: rank 0 was killed, or is still running"
         return Result("unfinished", None, samples, loss, reason, log)
     minutes = (stop["time_ms"] - start["time_ms"]) / 60_000 if start else None
-    detail = stop["metadata"]
-    return Result(detail.get("status", "aborted"), minutes, samples, loss, detail.get("reason"), log)
+    metadata = stop["metadata"]
+    return Result(metadata.get("status", "aborted"), minutes, samples, loss, metadata.get("reason"), log)
 
 
-def _record(line: str) -> dict[str, Any] | None:
-    """The record on a line; None for other text, and for a record cut short by the death of its writer."""
+def _parse_record(line: str) -> dict[str, Any] | None:
+    """Return the record of a line, or None for other output and for a truncated record."""
     if not line.startswith(_PREFIX):
         return None
     try:
-        event = json.loads(line[len(_PREFIX) :])
+        record = json.loads(line[len(_PREFIX) :])
     except json.JSONDecodeError:
         return None
-    fields = {"key": str, "time_ms": int, "metadata": dict}
-    whole = isinstance(event, dict) and all(isinstance(event.get(name), kind) for name, kind in fields.items())
-    return event if whole else None
+    valid = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in _FIELD_TYPES.items())
+    return record if valid else None

@@ -1,4 +1,4 @@
-"""The trials of one set, as the launchers leave them: a folder with `trials.tsv`, `result_<i>.txt` and `trial_<i>/`."""
+"""Read the trials of a set from the files of the launchers: `trials.tsv`, `result_<i>.txt` and `trial_<i>/`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .stopping import ExitCode
 
 _COLUMNS = ("trial", "seed", "started", "seconds", "status")
 
-# Statuses of a trial whose log says how training ended; any other was cut short, and a second start repeats it.
-_ENDED = (ExitCode.CONVERGED, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED, ExitCode.NOT_COMPLIANT)
+# Statuses of a trial whose training ended. The launchers repeat a trial with any other status.
+_TRAINING_ENDED = (ExitCode.CONVERGED, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED, ExitCode.NOT_COMPLIANT)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial's last attempt.
+    """Last attempt of one trial.
 
     Attributes:
         number: from 1.
-        attempts: how often it was started; an adopted log counts as none.
-        seed: its seed, None before the first attempt.
+        attempts: number of starts. A result recovered from the log is not a start.
+        seed: None before the first attempt.
         status: exit status of the last attempt, None before the first.
-        result: what its log says, None without a log.
+        result: outcome in its log, None without a log.
     """
 
     number: int
@@ -39,18 +39,19 @@ class Trial:
 
     @property
     def outcome(self) -> str:
-        """In words: converged, not converged, ..., or missing."""
+        """Return the status in words: converged, not converged, ..., or missing."""
         if self.status is None:
             return "missing"
-        known = {code.value: code.name.lower().replace("_", " ") for code in ExitCode}
-        return known.get(self.status, f"failed ({self.status})")
+        if self.status in list(ExitCode):
+            return ExitCode(self.status).name.lower().replace("_", " ")
+        return f"failed ({self.status})"
 
 
 def read_trials(folder: Path, count: int) -> list[Trial]:
-    """Trials 1 to ``count`` of a set. A line of `trials.tsv` that no launcher writes is left out, with a warning.
+    """Return trials 1 to ``count`` of a set. Skip invalid rows of `trials.tsv` with a warning on stderr.
 
     Raises:
-        OSError: no `trials.tsv` there.
+        OSError: the folder has no `trials.tsv`.
     """
     attempts: dict[int, list[tuple[int, int, bool]]] = {}
     with (folder / "trials.tsv").open(encoding="utf-8", errors="replace", newline="") as lines:
@@ -60,55 +61,52 @@ def read_trials(folder: Path, count: int) -> list[Trial]:
             try:
                 number, seed, status = (int(row[name]) for name in ("trial", "seed", "status"))
             except (TypeError, ValueError):
-                # Most likely the disk was full. What else the file says still holds, and the trial's log says the rest.
+                # A full disk may have truncated the row. The trial's log still has its outcome.
                 got = " ".join(str(value) for value in row.values() if value)
-                print(
-                    f"warning: {lines.name}: got '{got}', expected {', '.join(_COLUMNS)}; left out",
-                    file=sys.stderr,
-                )
+                print(f"warning: {lines.name}: skipped '{got}', expected {', '.join(_COLUMNS)}", file=sys.stderr)
                 continue
+            # The launchers write "-" for a result that they recovered from the log.
             attempts.setdefault(number, []).append((seed, status, row["started"] != "-"))
-    return [_trial(folder, number, attempts.get(number, [])) for number in range(1, count + 1)]
+    return [_build_trial(folder, number, attempts.get(number, [])) for number in range(1, count + 1)]
 
 
-def _trial(folder: Path, number: int, attempts: list[tuple[int, int, bool]]) -> Trial:
+def _build_trial(folder: Path, number: int, attempts: list[tuple[int, int, bool]]) -> Trial:
     log = folder / f"trial_{number}" / "result_0.txt"
     result = read_result(log) if log.exists() else None
     seed, status = attempts[-1][:2] if attempts else (None, None)
-    if status not in _ENDED and (folder / f"result_{number}.txt").exists() and result is not None:
-        # Its line could not be written; the launchers keep a log only if it says how training ended.
+    if status not in _TRAINING_ENDED and (folder / f"result_{number}.txt").exists() and result is not None:
+        # The row could not be written, but the launcher published the result, so the training ended.
         status = result.exit_code
     return Trial(number, sum(started for _, _, started in attempts), seed, status, result)
 
 
 def exit_code_of_set(trials: list[Trial]) -> ExitCode:
-    """0 if all converged, else the gravest: 1 for a trial that failed or is missing, then 5, then 3."""
+    """Return 0 if all trials converged, else 1 if one failed or is missing, else 5, else 3."""
     statuses = {trial.status for trial in trials}
-    if not statuses <= set(_ENDED):
+    if not statuses <= set(_TRAINING_ENDED):
         return ExitCode.FAILED
     if ExitCode.NOT_COMPLIANT in statuses:
         return ExitCode.NOT_COMPLIANT
     return ExitCode.CONVERGED if statuses == {ExitCode.CONVERGED} else ExitCode.NOT_CONVERGED
 
 
-def summary(folder: Path, trials: list[Trial]) -> Table:
-    """A table of the trials: one row each, and the count of every outcome."""
+def build_table(folder: Path, trials: list[Trial]) -> Table:
+    """Return a table with one row per trial. Its title counts the outcomes."""
     outcomes = Counter(trial.outcome for trial in trials)
-    counted = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    table = Table(title=f"{len(trials)} trials in {folder}: {counted}", title_justify="left", min_width=100)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    table = Table(title=f"{len(trials)} trials in {folder}: {counts}", title_justify="left", min_width=100)
     for name in ("trial", "seed", "minutes", "samples", "final loss", "attempts"):
         table.add_column(name, justify="right")
     table.add_column("outcome")
     for trial in trials:
-        table.add_row(*_cells(trial))
+        seed = "" if trial.seed is None else str(trial.seed)
+        *figures, reason = _format_result(trial.result) if trial.result else ("", "", "", "")
+        table.add_row(str(trial.number), seed, *figures, str(trial.attempts), trial.outcome + reason)
     return table
 
 
-def _cells(trial: Trial) -> list[str]:
-    result = trial.result
-    minutes = "" if result is None or result.minutes is None else f"{result.minutes:.3f}"
-    samples = "" if result is None else f"{result.samples:,}"
-    loss = "" if result is None or result.loss is None else f"{result.loss:.4f}"
-    why = f": {result.reason}" if result is not None and result.reason else ""
-    seed = "" if trial.seed is None else str(trial.seed)
-    return [str(trial.number), seed, minutes, samples, loss, str(trial.attempts), trial.outcome + why]
+def _format_result(result: Result) -> tuple[str, str, str, str]:
+    """Return minutes, samples, loss and reason as text."""
+    minutes = "" if result.minutes is None else f"{result.minutes:.3f}"
+    loss = "" if result.loss is None else f"{result.loss:.4f}"
+    return minutes, f"{result.samples:,}", loss, f": {result.reason}" if result.reason else ""

@@ -1,4 +1,4 @@
-"""What is told of a set of trials, from the files that the launchers leave."""
+"""Test the summary of a set of trials, from the files of the launchers."""
 
 from __future__ import annotations
 
@@ -20,21 +20,30 @@ LOG = (
 )
 
 
-def make(folder: Path, *statuses: int) -> Path:
-    """A set whose trials 1, 2, ... ended with these statuses; their seeds begin with 5."""
+def log_text(status: str, reason: str) -> str:
+    return LOG.replace("STATUS", status).replace("REASON", reason)
+
+
+def make_set(folder: Path, *statuses: int) -> Path:
+    """Write a set whose trials 1, 2, ... ended with these statuses. Seeds start at 5."""
     rows = ["trial\tseed\tstarted\tseconds\tstatus"]
     for number, status in enumerate(statuses, 1):
         rows.append(f"{number}\t{number + 4}\t2026-11-21T10:00:00Z\t60\t{status}")
         (folder / f"trial_{number}").mkdir()
         if status != 1:
-            text = LOG.replace("STATUS", "success" if status == 0 else "aborted")
-            text = text.replace("REASON", "target 3.0 not reached in 9 steps" if status == 3 else "")
+            reason = "target 3.0 not reached in 9 steps" if status == 3 else ""
+            text = log_text("success" if status == 0 else "aborted", reason)
             (folder / f"trial_{number}" / "result_0.txt").write_text(text)
     (folder / "trials.tsv").write_text("\n".join(rows) + "\n")
     return folder
 
 
-def say(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
+def append_row(folder: Path, row: str) -> None:
+    with (folder / "trials.tsv").open("a") as rows:
+        rows.write(f"{row}\n")
+
+
+def summarize(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gptoss20b", "result", "--trials", str(count), str(folder)],
         cwd=ROOT,
@@ -58,15 +67,16 @@ def say(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
         ((3, 137), 2, ExitCode.FAILED),
     ],
 )
-def test_the_gravest_trial_decides(tmp_path: Path, statuses: tuple[int, ...], count: int, expected: ExitCode) -> None:
-    folder = make(tmp_path, *statuses)
+def test_the_worst_trial_gives_the_status(
+    tmp_path: Path, statuses: tuple[int, ...], count: int, expected: ExitCode
+) -> None:
+    folder = make_set(tmp_path, *statuses)
     assert exit_code_of_set(read_trials(folder, count)) is expected
-    assert say(folder, count).returncode == expected
 
 
-def test_the_table_has_a_row_per_trial_and_counts_outcomes(tmp_path: Path) -> None:
-    done = say(make(tmp_path, 0, 3, 1, 137), 5)
-    assert done.stderr == ""
+def test_the_command_prints_a_row_per_trial_and_counts_outcomes(tmp_path: Path) -> None:
+    done = summarize(make_set(tmp_path, 0, 3, 1, 137), 5)
+    assert (done.returncode, done.stderr) == (ExitCode.FAILED, "")
     head, rows = done.stdout.split("┏")[0], [line for line in done.stdout.splitlines() if line.startswith("│")]
     assert "1 converged, 1 not converged, 1 failed, 1 failed (137), 1 missing" in " ".join(head.split())
     cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
@@ -78,49 +88,47 @@ def test_the_table_has_a_row_per_trial_and_counts_outcomes(tmp_path: Path) -> No
     assert [row[2:5] for row in cells if row[0] == "3"] == [["", "", ""]]
 
 
-def test_the_last_attempt_counts(tmp_path: Path) -> None:
-    folder = make(tmp_path, 1)
-    with (folder / "trials.tsv").open("a") as journal:
-        journal.write("1\t5\t2026-11-21T11:00:00Z\t60\t0\n")
+def test_the_last_attempt_counts_and_a_recovered_result_is_no_attempt(tmp_path: Path) -> None:
+    folder = make_set(tmp_path, 1)
+    append_row(folder, "1\t5\t2026-11-21T11:00:00Z\t60\t1")
+    append_row(folder, "1\t5\t-\t-\t0")
     (trial,) = read_trials(folder, 1)
     assert (trial.attempts, trial.status, trial.outcome) == (2, 0, "converged")
 
 
-@pytest.mark.parametrize("line", ["1\t5\t2026", "one\t5\tx\t60\t0", "1\t5\tx\t60\t"])
-def test_a_line_cut_short_is_named_and_costs_nothing(tmp_path: Path, line: str) -> None:
-    folder = make(tmp_path, 0, 1)
-    with (folder / "trials.tsv").open("a") as journal:
-        journal.write(f"{line}\n2\t6\t2026-11-21T11:00:00Z\t60\t4\n")
-    done = say(folder, 2)
-    assert done.returncode == 3
-    (warning,) = done.stderr.splitlines()
-    got = " ".join(line.split("\t")).strip()
-    assert warning.startswith(f"warning: {folder}/trials.tsv: got '{got}', expected trial, seed")
-    assert "1 converged, 1 diverged" in " ".join(done.stdout.split())
+@pytest.mark.parametrize("row", ["1\t5\t2026", "one\t5\tx\t60\t0", "1\t5\tx\t60\t"])
+def test_an_invalid_row_is_named_and_skipped(tmp_path: Path, row: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_set(tmp_path, 0, 1)
+    append_row(folder, row)
+    append_row(folder, "2\t6\t2026-11-21T11:00:00Z\t60\t4")
+    assert [trial.outcome for trial in read_trials(folder, 2)] == ["converged", "diverged"]
+    (warning,) = capsys.readouterr().err.splitlines()
+    got = " ".join(row.split("\t")).strip()
+    assert warning.startswith(f"warning: {folder}/trials.tsv: ")
+    assert f"'{got}'" in warning
 
 
-def test_a_head_cut_short_costs_nothing(tmp_path: Path) -> None:
-    folder = make(tmp_path, 0)
-    journal = folder / "trials.tsv"
-    _, row = journal.read_text().splitlines()
-    journal.write_text(f"trial\tse\n{row}\n")
-    assert say(folder, 1).returncode == 0
+def test_a_truncated_header_is_skipped(tmp_path: Path) -> None:
+    folder = make_set(tmp_path, 0)
+    _, row = (folder / "trials.tsv").read_text().splitlines()
+    (folder / "trials.tsv").write_text(f"trial\tse\n{row}\n")
+    assert [trial.outcome for trial in read_trials(folder, 1)] == ["converged"]
 
 
 @pytest.mark.parametrize(("status", "expected"), [("success", 0), ("aborted", 3)])
-def test_a_result_without_a_line_is_what_its_log_says(tmp_path: Path, status: str, expected: int) -> None:
-    folder = make(tmp_path, 1)
+def test_a_published_result_without_a_row_has_the_status_of_its_log(tmp_path: Path, status: str, expected: int) -> None:
+    folder = make_set(tmp_path, 1)
     log = folder / "trial_1" / "result_0.txt"
-    log.write_text(LOG.replace("STATUS", status).replace("REASON", "target 3.0 not reached in 9 steps"))
+    log.write_text(log_text(status, "target 3.0 not reached in 9 steps"))
     (trial,) = read_trials(folder, 1)
-    assert trial.status == 1  # a second start has not yet looked at its log
+    assert trial.status == 1  # not published: the next start decides
     (folder / "result_1.txt").hardlink_to(log)
     (trial,) = read_trials(folder, 1)
     assert trial.status == expected
 
 
-def test_a_folder_that_is_no_set(tmp_path: Path) -> None:
-    done = say(tmp_path, 1)
+def test_a_folder_without_trials_is_refused(tmp_path: Path) -> None:
+    done = summarize(tmp_path, 1)
     assert done.returncode == 2
     assert "trials.tsv" in done.stderr
     assert len(done.stderr.splitlines()) == 1

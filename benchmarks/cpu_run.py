@@ -101,18 +101,18 @@ def time_steps(output: Path, steps: int) -> None:
     import torch
     import torch.distributed as dist
 
+    from gptoss20b.batches import synthetic_batches
+    from gptoss20b.callbacks.console import ConsoleProgress
     from gptoss20b.config import resolve
-    from gptoss20b.dataloader import synthetic
     from gptoss20b.mlperf_log import RunLog
     from gptoss20b.process_groups import distributed_session, read_rank
-    from gptoss20b.progress import Display
     from gptoss20b.trainer import Trainer
 
     config = resolve()
     rank = read_rank(config)
     seconds: dict[str, list[float]] = {"torch": [], "megatron_local": [], "logging": []}
     with distributed_session(config, rank):
-        batches = synthetic(config, torch.device("cpu"))
+        batches = synthetic_batches(config, torch.device("cpu"))
         trainers = {
             "torch": Trainer(config, "torch", rank.device, 1),
             "megatron_local": Trainer(config, "megatron_local", rank.device, 1),
@@ -127,11 +127,11 @@ def time_steps(output: Path, steps: int) -> None:
                 seconds[name].append(time.perf_counter() - start)
         if rank.is_first:
             log = RunLog(output.with_name("result_0.txt"))
-            display = Display(config)
+            progress = ConsoleProgress(config)
             for step in range(100):
                 start = time.perf_counter()
                 log.train_loss(step, loss, 0.0)
-                display.trained(step, loss)
+                progress.on_train_loss(step, loss, 0.0)
                 seconds["logging"].append(time.perf_counter() - start)
             log.close()
             output.write_text(json.dumps(seconds))

@@ -1,66 +1,70 @@
-"""The run, from start to stop. Read top-down: `run` -> `_run_joined` -> `fit`."""
+"""The run, from start to stop. Read top-down: `run` -> `_run_session` -> `fit`."""
 
 from __future__ import annotations
 
 import math
 import secrets
 import sys
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from .callbacks import Callback, CallbackList
+from .callbacks.checkpointing import Checkpointing
+from .callbacks.console import ConsoleProgress, NullProgress
+from .callbacks.mlperf import MlperfLogging
 from .checkpoint.checkpoints import Checkpoints
-from .checkpoint.files import CheckpointError, CheckpointMetadata, TrainState, should_resume
+from .checkpoint.files import CheckpointError, CheckpointMetadata, should_resume
 from .config import Config, mismatched_settings
 from .config.environment import LaunchError
 from .data.files import DataError
 from .dataloader import DataLoader, DataShard, build_dataloader
-from .mlperf_log import CutLogError, RunClock, RunLog
+from .mlperf_log import CutLogError, RunLog
 from .model.build import Backend, BackendError, choose_backend
 from .process_groups import Rank, distributed_session, read_rank
-from .progress import Display, NullProgress, Progress
 from .result import read_result
 from .run_metadata import make_record, point_latest, result_directory, save_directory, write_record
-from .stopping import ExitCode, NonFiniteLossError, die_with_parent, on_signal, signal_reason, target_not_reached
+from .stopping import ExitCode, NonFiniteLossError, die_with_parent, on_signal, signal_reason
 from .trainer import Trainer
 from .warmup import warm_up
 
-# Errors whose message is all that a person needs.
+# Errors whose message is all that a person needs; any other also prints its traceback.
 _EXPLAINED = (CheckpointError, CutLogError, DataError, LaunchError, NonFiniteLossError)
-
-StepHook = Callable[[int, Trainer], None]
-"""Called before each step with its 1-based number; tests use it to inject faults."""
 
 
 @dataclass
-class Run:
-    """What one rank carries through a run."""
+class RunContext:
+    """State of one rank's run outside of the trainer. ``directory``: of the result; None on ranks that do not log."""
 
     config: Config
     rank: Rank
     log: RunLog
-    progress: Progress
+    progress: NullProgress
     backend: Backend
     directory: Path | None = None
 
 
-def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
-    """One rank's whole run. Errors end in the log and in the exit code, never only in a traceback."""
+def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
+    """Run one rank from start to stop. An error ends in the log and in the exit code, never only in a traceback.
+
+    Args:
+        config: the resolved configuration.
+        extra_callbacks: called after the run's own callbacks.
+    """
     try:
         rank = read_rank(config)
         backend = choose_backend(config)
         directory = result_directory(config) if rank.is_first else None
-        display = Display(config) if rank.is_first else None
-        log = RunLog(None)
-        if directory and display:
+        progress, log = NullProgress(), RunLog(None)
+        if directory:
+            progress = console = ConsoleProgress(config)
             path = directory / "result_0.txt"
-            resumes = should_resume(save_directory(config, directory), path, config.checkpoints.resume)
-            log = RunLog(path, display.echo, resuming=resumes)
+            resuming = should_resume(save_directory(config, directory), path, config.checkpoints.resume)
+            log = RunLog(path, console.echo, resuming=resuming)
             point_latest(directory)
     except FileExistsError as error:
         return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
@@ -69,159 +73,144 @@ def run(config: Config, before_step: StepHook | None = None) -> ExitCode:
     except (LaunchError, BackendError, CheckpointError) as error:
         return _refuse(str(error))
 
-    state = Run(config, rank, log, display or NullProgress(), backend, directory)
-    with on_signal(lambda name: _abort(state, signal_reason(name))):
-        if rank.under_torchrun:  # a run started from a shell may outlive it
+    context = RunContext(config, rank, log, progress, backend, directory)
+    with on_signal(lambda name: _abort(context, signal_reason(name))):
+        if rank.under_torchrun:  # a run started from a shell may outlive the shell
             die_with_parent()
         try:
             log.init_start(config)
             with distributed_session(config, rank):
-                converged = _run_joined(state, before_step)
+                converged = _run_session(context, extra_callbacks)
         except Exception as error:
             if not isinstance(error, _EXPLAINED):
                 traceback.print_exc()
-            _abort(state, f"{type(error).__name__}: {error}".splitlines()[0])
+            _abort(context, f"{type(error).__name__}: {error}".splitlines()[0])
             return ExitCode.DIVERGED if isinstance(error, NonFiniteLossError) else ExitCode.FAILED
         finally:
-            state.progress.close()
+            progress.close()
             log.close()
-    if directory is not None and log.path is not None:
+    if log.path is not None:
         print(read_result(log.path), file=sys.stderr, flush=True)
     return ExitCode.CONVERGED if converged else ExitCode.NOT_CONVERGED
 
 
-def _refuse(why: str) -> ExitCode:
-    print(f"error: {why}", file=sys.stderr, flush=True)
-    return ExitCode.BAD_CONFIGURATION
-
-
-def _abort(state: Run, reason: str) -> None:
-    """Log `run_stop` aborted as far as the log can still be written, and say why as the last line."""
-    try:
-        state.log.run_stop(success=False, reason=reason)
-    except OSError as error:
-        reason += f" (and the log could not be written: {error})"
-    state.progress.close()
-    print(f"rank {state.rank.number} aborted: {reason}", file=sys.stderr, flush=True)
-
-
-def _run_joined(state: Run, before_step: StepHook | None) -> bool:
-    config, rank, log = state.config, state.rank, state.log
-    _agree_on_settings(state)
-    folder = state.directory and save_directory(config, state.directory)
-    checkpoints = Checkpoints(config, folder, log.resuming, state.progress.message)
+def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bool:
+    """Run between the creation and the end of the process groups; return whether the target was reached."""
+    config, rank, log, progress = context.config, context.rank, context.log, context.progress
+    _check_same_settings(context)
+    folder = context.directory and save_directory(config, context.directory)
+    checkpoints = Checkpoints(config, folder, log.resuming, progress.message)
     saved = checkpoints.newest()
-    seed = saved.train_state.seed if saved else _agree_on_seed(config)
+    seed = saved.train_state.seed if saved else _choose_seed(config)
     log.describe(config, seed)
-    record = make_record(config) | {"seed": seed, "backend": state.backend}
+    record = make_record(config) | {"seed": seed, "backend": context.backend}
     log.code(record["git_commit"])
-    trainer = Trainer(config, state.backend, rank.device, seed)
+    trainer = Trainer(config, context.backend, rank.device, seed)
     warm_up(trainer, config.execution.warmup_passes)
     record |= trainer.parameter_counts()
-    if state.directory is not None:
-        write_record(state.directory, record)
-    state.progress.message(_opening_line(state, seed))
+    if context.directory is not None:
+        write_record(context.directory, record)
+    progress.message(_opening_line(context, seed))
 
     if saved:
         checkpoints.load(trainer, saved)
+    # The clock starts when the slowest rank is ready, and before any rank opens the data.
     dist.barrier()
-    clock = _resumed(log, saved, config) if saved else log.run_start()
-    dataloader = build_dataloader(clock, config, _share(config), rank.device, seed)
-    if state.directory is not None:
-        record["eval_tokens_sha256"] = _same_evaluation(dataloader.eval_tokens_sha256(), saved)
-        write_record(state.directory, record)
+    start_step = saved.train_state.step if saved else 0
+    clock = (
+        log.resumed(saved.train_state.log_bytes, start_step * config.free.global_batch_size)
+        if saved
+        else log.run_start()
+    )
+    dataloader = build_dataloader(clock, config, data_shard(config), rank.device, seed)
+    eval_sha256 = ""
+    if context.directory is not None:
+        eval_sha256 = record["eval_tokens_sha256"] = _check_eval_tokens(dataloader.eval_tokens_sha256(), saved)
+        write_record(context.directory, record)
         if not saved:
-            log.data_opened(record["eval_tokens_sha256"])
+            log.data_opened(eval_sha256)
 
-    def after_step(step: int) -> None:
-        if step % config.logging.interval == 0:  # where ranks wait for the device in any case
-            checkpoints.finish(limit_s=0)
-        if checkpoints.due(step):
-            checkpoints.save(trainer, TrainState(step, seed, log.synced_bytes(), record.get("eval_tokens_sha256", "")))
-
-    done = saved.train_state.step if saved else 0
-    converged = fit(state, trainer, dataloader, done, before_step, after_step)
-    checkpoints.end()  # after run_stop, which does not wait for a disk
-    dataloader.close()  # not after an error: it would wait for a read that storage may never answer
+    # In this order at every hook: the log first, because its clock must not wait for another callback.
+    callbacks = CallbackList(
+        [
+            MlperfLogging(log, config),
+            Checkpointing(checkpoints, config, log, seed, eval_sha256),
+            progress,
+            *extra_callbacks,
+        ]
+    )
+    progress.message(f"callbacks, in order: {callbacks}")
+    converged = fit(config, trainer, dataloader, callbacks, start_step)
+    # Not in a finally: after an error this would wait for a read that storage may never answer.
+    dataloader.close()
     return converged
 
 
-def fit(
-    state: Run,
-    trainer: Trainer,
-    dataloader: DataLoader,
-    done: int,
-    before_step: StepHook | None,
-    after_step: Callable[[int], None],
-) -> bool:
-    """Train until the first evaluation at or below the target; False if max_steps come first.
+def fit(config: Config, trainer: Trainer, dataloader: DataLoader, callbacks: CallbackList, start_step: int = 0) -> bool:
+    """Train until an evaluation reaches the target, or for max_steps.
 
-    ``done`` steps came before, of a run that is gone on with: its block is open, or has just been opened.
+    Args:
+        config: the resolved configuration.
+        trainer: model, optimizer and schedule.
+        dataloader: the open data.
+        callbacks: observers.
+        start_step: steps already completed; above 0 when resuming.
+
+    Returns:
+        Whether the target was reached.
+
+    Raises:
+        NonFiniteLossError: a loss is NaN or infinite.
     """
-    config, log, progress = state.config, state.log, state.progress
-    batch_size = config.free.global_batch_size
-    if done == 0:
-        log.block_start(0)
-    block_began, block_started = done, time.perf_counter()
-    for step in range(done + 1, config.fixed.max_steps + 1):
-        samples = step * batch_size
-        if before_step is not None:
-            before_step(step, trainer)
+    fixed = config.fixed
+    callbacks.attach(trainer)
+    converged = False
+    callbacks.on_block_start(start_step)
+    for step in range(start_step + 1, fixed.max_steps + 1):
+        callbacks.on_step_start(step)
         result = trainer.step(dataloader.train_batches(step - 1))
         if step % config.logging.interval == 0 or step == 1:
-            loss = _finite(result.loss(), "training", step)
-            log.train_loss(samples, loss, result.learning_rate)
-            progress.trained(samples, loss)
+            loss = _check_finite(result.loss(), "training", step)
+            callbacks.on_train_loss(step, loss, result.learning_rate)
         if step % config.eval_interval_steps == 0:
             trainer.synchronize()
-            seconds = time.perf_counter() - block_started
-            log.block_stop(samples, (step - block_began) * batch_size / seconds)
-            log.eval_start(samples)
-            loss = _finite(
-                trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches), "evaluation", step
-            )
-            log.eval_stop(samples, loss)
-            if loss <= config.fixed.target_loss:
-                log.run_stop(success=True)
-                progress.evaluated(samples, loss)
-                return True
-            progress.evaluated(samples, loss)
-            if step == config.fixed.max_steps:
+            callbacks.on_eval_start(step)
+            loss = trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches)
+            converged = _check_finite(loss, "evaluation", step) <= fixed.target_loss
+            callbacks.on_eval_stop(step, loss, converged)
+            if converged or step == fixed.max_steps:
                 break
-            log.block_start(samples)
-            block_began, block_started = step, time.perf_counter()
-        after_step(step)
-    log.run_stop(success=False, reason=target_not_reached(config.fixed.target_loss, config.fixed.max_steps))
-    return False
+            callbacks.on_block_start(step)
+        callbacks.on_step_stop(step)
+    callbacks.on_train_stop(converged)
+    return converged
 
 
-def _finite(loss: float, kind: str, step: int) -> float:
-    # The same reduced number on every rank: all leave here together.
+def _check_finite(loss: float, kind: str, step: int) -> float:
+    # Every rank has the same reduced loss, so all of them raise here together and none waits for another.
     if not math.isfinite(loss):
         raise NonFiniteLossError(f"{kind} loss at step {step} is {loss}")
     return loss
 
 
-def _agree_on_settings(state: Run) -> None:
-    """Nodes are started one by one: settings that differ between them would train a model that nobody asked for."""
-    gathered: list[Config] = [state.config] * dist.get_world_size()
-    dist.all_gather_object(gathered, state.config)
+def _check_same_settings(context: RunContext) -> None:
+    """Compare the settings of all ranks: nodes are started one by one, and a difference would train another model."""
+    gathered: list[Config] = [context.config] * dist.get_world_size()
+    dist.all_gather_object(gathered, context.config)
     differing = mismatched_settings(gathered)
     if differing:
         raise LaunchError("ranks were started with different settings: " + "; ".join(differing))
     cleared = [config.submission.cache_cleared for config in gathered]
     if cleared[0] and not all(cleared):
-        state.log.caches_not_cleared()
+        context.log.caches_not_cleared()
         rank = cleared.index(False)
-        state.progress.message(f"warning: the page cache of rank {rank}'s node was not dropped; cache_clear is false")
+        context.progress.message(
+            f"warning: the page cache of rank {rank}'s node was not dropped; cache_clear is logged as false"
+        )
 
 
-def _resumed(log: RunLog, saved: CheckpointMetadata, config: Config) -> RunClock:
-    return log.resumed(saved.train_state.log_bytes, saved.train_state.step * config.free.global_batch_size)
-
-
-def _same_evaluation(sha256: str, saved: CheckpointMetadata | None) -> str:
-    """The hash of the evaluated tokens, which a run that is gone on with had before."""
+def _check_eval_tokens(sha256: str, saved: CheckpointMetadata | None) -> str:
+    """Return the hash of the evaluated tokens, which must not change when a run resumes."""
     if saved and saved.train_state.eval_tokens_sha256 != sha256:
         raise DataError(
             f"DATADIR: the evaluated tokens have SHA-256 {sha256}, and had {saved.train_state.eval_tokens_sha256} "
@@ -230,8 +219,8 @@ def _same_evaluation(sha256: str, saved: CheckpointMetadata | None) -> str:
     return sha256
 
 
-def _agree_on_seed(config: Config) -> int:
-    """The configured seed, or one that the first rank draws from the system's randomness for all."""
+def _choose_seed(config: Config) -> int:
+    """Return the configured seed, or one that rank 0 draws from the system's randomness for all ranks."""
     if config.seed is not None:
         return config.seed
     drawn = [secrets.randbits(31)]
@@ -239,16 +228,32 @@ def _agree_on_seed(config: Config) -> int:
     return drawn[0]
 
 
-def _share(config: Config) -> DataShard:
+def data_shard(config: Config) -> DataShard:
+    """Return this rank's part of every batch. The process groups must exist."""
     from megatron.core import parallel_state
 
     return DataShard(parallel_state.get_data_parallel_rank(), config.parallel.data, config.execution.micro_batch_size)
 
 
-def _opening_line(state: Run, seed: int) -> str:
-    config = state.config
+def _opening_line(context: RunContext, seed: int) -> str:
+    config = context.config
     return (
-        f"{config.model.variant} on {config.parallel.world_size} ranks ({state.rank.device.type}, EP "
-        f"{config.parallel.expert}, {state.backend}, {config.execution.precision}), "
-        f"GBS {config.free.global_batch_size}, seed {seed}, torch {torch.__version__}; log: {state.log.path}"
+        f"{config.model.variant} on {config.parallel.world_size} ranks ({context.rank.device.type}, EP "
+        f"{config.parallel.expert}, {context.backend}, {config.execution.precision}), "
+        f"GBS {config.free.global_batch_size}, seed {seed}, torch {torch.__version__}; log: {context.log.path}"
     )
+
+
+def _refuse(reason: str) -> ExitCode:
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    return ExitCode.BAD_CONFIGURATION
+
+
+def _abort(context: RunContext, reason: str) -> None:
+    """Log `run_stop` aborted, if the log can still be written, and print the reason as the last line."""
+    try:
+        context.log.run_stop(success=False, reason=reason)
+    except OSError as error:
+        reason += f" (and the log could not be written: {error})"
+    context.progress.close()
+    print(f"rank {context.rank.number} aborted: {reason}", file=sys.stderr, flush=True)

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from .dataloader import synthetic
-from .trainer import Trainer, optimizer_parts
+from .batches import synthetic_batches
+from .optimizer import optimizer_parts
+from .trainer import Trainer
 
 
 def warm_up(trainer: Trainer, passes: int) -> None:
     """Run ``passes`` optimizer steps and one evaluation micro batch on synthetic tokens, and undo them."""
     if passes == 0:
         return
-    batches = synthetic(trainer.config, trainer.device)
+    batches = synthetic_batches(trainer.config, trainer.device)
     with preserve_state(trainer):
         for _ in range(passes):
             trainer.step(batches(trainer.config.accumulation_steps))

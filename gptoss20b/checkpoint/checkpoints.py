@@ -16,7 +16,8 @@ from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config import Config
-from ..trainer import Trainer, optimizer_parts
+from ..optimizer import optimizer_parts
+from ..trainer import Trainer
 from .files import (
     CheckpointError,
     CheckpointMetadata,

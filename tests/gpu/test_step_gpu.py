@@ -9,10 +9,11 @@ import math
 import pytest
 import torch
 
-from gptoss20b.dataloader import synthetic
+from gptoss20b.batches import synthetic_batches
 from gptoss20b.model.build import Backend
+from gptoss20b.optimizer import optimizer_parts
 from gptoss20b.process_groups import Rank, distributed_session
-from gptoss20b.trainer import Trainer, optimizer_parts
+from gptoss20b.trainer import Trainer
 from tests.support.jobs import configure
 from tests.support.step_jobs import differentiated
 
@@ -53,7 +54,7 @@ def losses(settings: dict[str, str], backend: Backend = "torch", forbid_waiting:
         # Megatron-Core prefers the Adam of either, which is one kernel as it is.
         assert torch_adams or TRANSFORMER_ENGINE or importlib.util.find_spec("apex")
         assert all(group["fused"] for adam in torch_adams for group in adam.param_groups)
-        batches = synthetic(config, device)
+        batches = synthetic_batches(config, device)
         results = [trainer.step(batches(2)) for _ in range(3)]
         ready = list(batches(2))
         torch.cuda.synchronize()

@@ -71,7 +71,7 @@ class _Optimizer:
 
 @pytest.mark.parametrize(("learning_rate", "warm_up"), [("4e-4", "128"), ("8e-4", "128"), ("1e-3", "192")])
 def test_the_learning_rate_of_each_step_is_the_published_one(learning_rate: str, warm_up: str) -> None:
-    from gptoss20b.trainer import build_scheduler
+    from gptoss20b.optimizer import build_scheduler
 
     config = resolve({"LEARNING_RATE": learning_rate, "WARMUP_STEPS": warm_up})
     optimizer = _Optimizer()

@@ -17,6 +17,7 @@ import psutil
 import torch
 import torch._dynamo
 
+from gptoss20b.callbacks import Callback
 from gptoss20b.checkpoint import checkpoints, files, shards
 from gptoss20b.config import resolve
 from gptoss20b.train import run
@@ -71,19 +72,20 @@ def train(
     if fill:
         checkpoints.release_reserved_space = _filling(Path(fill))  # type: ignore[attr-defined]
 
-    def before_step(step: int, _: Any) -> None:
-        if step == die_before:
-            _die()
-        if step == hold_until:
-            _let_write(released)
-        if no_files_in and not first:
-            limit = 1 << 16 if no_files_in - 2 <= step <= no_files_in else resource.RLIM_INFINITY
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    class Fault(Callback):
+        def on_step_start(self, step: int) -> None:
+            if step == die_before:
+                _die()
+            if step == hold_until:
+                _let_write(released)
+            if no_files_in and not first:
+                limit = 1 << 16 if no_files_in - 2 <= step <= no_files_in else resource.RLIM_INFINITY
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     with contextlib.ExitStack() as stack:
         if (no_files_in or slow_s or never_writes) and first:
             stack.enter_context(contextlib.redirect_stderr(stack.enter_context((logdir.parent / "stderr").open("w"))))
-        return int(run(resolve(variables), before_step))
+        return int(run(resolve(variables), [Fault()]))
 
 
 def _slow(original: Callable[..., Any], seconds: float) -> Callable[..., Any]:

@@ -178,12 +178,12 @@ def choices(config: Config) -> dict[str, Any]:
 
 def warmed_up(config: Config) -> dict[str, Any]:
     """The expert biases after a step of the warm-up, and after the warm-up."""
-    from gptoss20b.dataloader import synthetic
+    from gptoss20b.batches import synthetic_batches
     from gptoss20b.warmup import preserve_state
 
     trainer = make_trainer(config)
     with preserve_state(trainer):
-        trainer.step(synthetic(config, trainer.device)(config.accumulation_steps))
+        trainer.step(synthetic_batches(config, trainer.device)(config.accumulation_steps))
         during = [router.expert_bias.tolist() for router in routers(trainer)]
     return {"during": during, "after": [router.expert_bias.tolist() for router in routers(trainer)]}
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from gptoss20b.callbacks import Callback
 from gptoss20b.config import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX
 from gptoss20b.stopping import hard_exit
-from gptoss20b.train import StepHook, run
+from gptoss20b.train import run
 from gptoss20b.trainer import Trainer
 
 Variables = dict[str, str]
@@ -35,22 +36,24 @@ def train(variables: Variables, fault: str = "none", rank: int = 0, port: int = 
     if port:
         os.environ["MASTER_PORT"] = str(port)
 
-    def before_step(step: int, trainer: Trainer) -> None:
-        if step == AT:
-            FAULTS[fault](variables, trainer, int(os.environ["RANK"]) == rank)
+    class Fault(Callback):
+        def on_step_start(self, step: int) -> None:
+            if step == AT:
+                FAULTS[fault](variables, self.trainer, int(os.environ["RANK"]) == rank)
 
-    _run(variables, before_step)
+    _run(variables, Fault())
 
 
 def clock_jumps(variables: Variables, seconds: float) -> None:
     """A run before whose third step the system's clock is set by so much."""
     wall = time.time
 
-    def before_step(step: int, _: Trainer) -> None:
-        if step == AT:
-            time.time = lambda: wall() + seconds
+    class Jump(Callback):
+        def on_step_start(self, step: int) -> None:
+            if step == AT:
+                time.time = lambda: wall() + seconds
 
-    _run(variables, before_step)
+    _run(variables, Jump())
 
 
 def leftover(variables: Variables) -> None:
@@ -60,10 +63,10 @@ def leftover(variables: Variables) -> None:
     signal.pause()
 
 
-def _run(variables: Variables, before_step: StepHook) -> None:
+def _run(variables: Variables, callback: Callback) -> None:
     # Only what goes to stderr is looked at: all of it is shorter than the log, which "fill" relies on.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    hard_exit(run(resolve(variables), before_step))
+    hard_exit(run(resolve(variables), [callback]))
 
 
 def _not_a_number(_: Variables, trainer: Trainer, here: bool) -> None:

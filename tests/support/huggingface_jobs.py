@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from gptoss20b.batches import DeviceBatch
 from gptoss20b.config import Config, ModelConfig
 from gptoss20b.hf import load as load_module
 from gptoss20b.hf.convert import from_hugging_face
@@ -22,7 +23,6 @@ from gptoss20b.hf.load import load
 from gptoss20b.hf.names import shards
 from gptoss20b.model import build as build_module
 from gptoss20b.model.build import transformer_config
-from gptoss20b.trainer import DeviceBatch
 from tests.support.jobs import Variables, in_whole_model, layouts, make_trainer
 
 BATCH = 2

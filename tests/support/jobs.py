@@ -73,11 +73,11 @@ def make_trainer(config: Config, backend: Any = "torch", seed: int = 1) -> Any:
 
 
 def make_dataloader(config: Config, seed: int = 1) -> DataLoader:
-    from gptoss20b.train import _share
+    from gptoss20b.train import data_shard
 
     with redirect_stdout(io.StringIO()):
         clock = RunLog(None).run_start()
-    return build_dataloader(clock, config, _share(config), torch.device("cpu"), seed)
+    return build_dataloader(clock, config, data_shard(config), torch.device("cpu"), seed)
 
 
 def digests(trainer: Any, config: Config) -> dict[str, str]:
@@ -213,7 +213,7 @@ def order(variables: list[Variables], steps: int) -> list[list[list[tuple[int, .
 
 def warm_up_leaves_no_trace(variables: Variables) -> dict[str, Any]:
     """The trainer's whole state before and after the warm-up, and during it (to see that it did something)."""
-    from gptoss20b.dataloader import synthetic
+    from gptoss20b.batches import synthetic_batches
     from gptoss20b.warmup import preserve_state, warm_up
 
     with layouts([variables]) as configs:
@@ -223,8 +223,8 @@ def warm_up_leaves_no_trace(variables: Variables) -> dict[str, Any]:
         warm_up(trainer, 2)
         after = state(trainer)
         with preserve_state(trainer):
-            trainer.step(synthetic(config, trainer.device)(config.accumulation_steps))
-            trainer.step(synthetic(config, trainer.device)(config.accumulation_steps))
+            trainer.step(synthetic_batches(config, trainer.device)(config.accumulation_steps))
+            trainer.step(synthetic_batches(config, trainer.device)(config.accumulation_steps))
             torch.rand(3)
             during = state(trainer)
         return {"before": before, "after": after, "during": during, "again": state(trainer)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptoss20b.dataloader import synthetic
+from gptoss20b.batches import synthetic_batches
 from tests.support.jobs import Variables, layouts, make_dataloader, make_trainer
 
 
@@ -21,18 +21,20 @@ def initial_statistics(variables: Variables) -> dict[str, Any]:
             name: (float(p.double().mean()), float(p.double().std()) if p.numel() > 1 else 0.0, p.numel())
             for name, p in trainer.model.module.named_parameters()
         }
-        return {"weights": weights, "loss": trainer.evaluate(synthetic(config, trainer.device)(4), 4)}
+        return {"weights": weights, "loss": trainer.evaluate(synthetic_batches(config, trainer.device)(4), 4)}
 
 
 def clipped(variables: Variables) -> dict[str, Any]:
     """Our norm and clipped gradients beside Megatron's own, on the same gradients, with and without clipping."""
-    from gptoss20b.trainer import clip_gradients
+    from gptoss20b.optimizer import clip_gradients
 
     with layouts([variables]) as configs:
         config = next(configs)
         trainer = make_trainer(config)
         trainer.model.zero_grad_buffer()
-        trainer._run(synthetic(config, trainer.device)(config.accumulation_steps), config.accumulation_steps, False)
+        trainer._run(
+            synthetic_batches(config, trainer.device)(config.accumulation_steps), config.accumulation_steps, False
+        )
         trainer.optimizer.prepare_grads()
         parts = trainer.optimizer.chained_optimizers
         parameters = [p for part in parts for p in part.get_parameters()]
@@ -123,7 +125,7 @@ def built(variables: Variables) -> dict[str, Any]:
         called = set()
         for name, module in owners.items():
             module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-        trainer.evaluate(synthetic(config, trainer.device)(2), 2)
+        trainer.evaluate(synthetic_batches(config, trainer.device)(2), 2)
         rotary = gpt.rotary_pos_emb(64)
         angles, concentration = rotary if isinstance(rotary, tuple) else (rotary, 1.0)
         router = gpt.decoder.layers[0].mlp.router

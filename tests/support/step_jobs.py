@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from gptoss20b import training
+from gptoss20b.batches import synthetic_batches
 from gptoss20b.config import Config
-from gptoss20b.dataloader import synthetic
 from gptoss20b.model.build import Backend
-from gptoss20b.trainer import Trainer, fuse_adam, optimizer_parts
+from gptoss20b.optimizer import fuse_adam, optimizer_parts
+from gptoss20b.trainer import Trainer
 from tests.support.jobs import Variables, digests, in_whole_model, layouts, make_dataloader
 
 CPU = torch.device("cpu")
@@ -134,7 +135,7 @@ def differentiated(config: Config, backend: Backend, device: torch.device) -> di
     trainer, count = Trainer(config, backend, device, 1), config.accumulation_steps
     trainer.model.zero_grad_buffer()
     trainer.optimizer.zero_grad()
-    loss_sum, tokens = trainer._run(synthetic(config, device)(count), count, forward_only=False)
+    loss_sum, tokens = trainer._run(synthetic_batches(config, device)(count), count, forward_only=False)
     held = ((name, parameter.main_grad.double().cpu()) for name, parameter in trainer.gpt.named_parameters())
     # Transformer Engine's norm before attention is part of the projection after it.
     gradients = {

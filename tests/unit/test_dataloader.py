@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptoss20b.batches import shard_for_context_parallel
 from gptoss20b.dataloader import DataShard, build_dataloader
-from gptoss20b.trainer import shard_for_context_parallel
 
 sizes = st.integers(1, 6)
 

@@ -26,10 +26,10 @@ from compliance.rules import ALL_RULES
 from compliance.schedule import Schedule
 from compliance.score import normalization, spread
 from compliance.welch import welch
+from gptoss20b.callbacks.console import samples_to_target
 from gptoss20b.config import resolve, settings
 from gptoss20b.config.tree import FixedHyperparameters, FreeHyperparameters
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
-from gptoss20b.progress import samples_to_target
 from tests.support.configs import BARE, dry_run, load_config
 from tests.support.paths import ROOT
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
+from ...batches import DeviceBatch
 from ...config import Config
 from ...model.build import Backend
-from ...trainer import DeviceBatch, Trainer, build_and_initialize, mean_loss, optimizer_parts
+from ...optimizer import optimizer_parts
+from ...trainer import Trainer, build_and_initialize, mean_loss
 from .norms import named_as_theirs, norms_by_kind
 from .parts import OPTIMIZER, OTHER, range_of
 from .tokens import micro_batches
@@ -126,7 +128,7 @@ class Bare(Trained):
         self.config, self.device, self.overlap_param_gather = config, device, False
         self.gpt, self.model = build_and_initialize(config, backend, device, SEED)
         self.optimizer_name = None
-        self._positions = torch.arange(config.fixed.sequence_length, device=device)[None]
+        self._position_ids = torch.arange(config.fixed.sequence_length, device=device)[None]
         self._batches = micro_batches(config, device)
         self.model.train()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ...batches import DeviceBatch
 from ...config import Config
-from ...trainer import DeviceBatch
 
 
 def micro_batches(config: Config, device: torch.device) -> list[DeviceBatch]:

@@ -11,12 +11,13 @@ import sys
 
 import pytest
 
-from gptoss20b import progress
+from gptoss20b.callbacks import console
+from gptoss20b.callbacks.console import ConsoleProgress, NullProgress, format_duration, samples_to_target
 from gptoss20b.config import Config, resolve, settings
-from gptoss20b.progress import Display, NullProgress, Progress, samples_to_target
 from tests.support.paths import ROOT
 
 # What makes rich take a pipe for a terminal, or a terminal for a pipe.
+ONE_SAMPLE_A_STEP = {"GLOBAL_BATCH_SIZE": "1", "MICRO_BATCH_SIZE": "1", "DGXNGPU": "1", "EXPERT_PARALLEL": "1"}
 FOR_RICH = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 
 
@@ -33,7 +34,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(console, "time", clock)
     return clock
 
 
@@ -44,7 +45,8 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Config:
             monkeypatch.delenv(prefix + name, raising=False)
     for name in FOR_RICH:
         monkeypatch.delenv(name, raising=False)
-    return resolve()  # GBS 16: an evaluation every 12,288 samples; 8,192 tokens a sample; target 3.34
+    # A batch of one makes steps samples: an evaluation every 12,288; 8,192 tokens a sample; target 3.34.
+    return resolve(ONE_SAMPLE_A_STEP)
 
 
 class Terminal(io.StringIO):
@@ -53,8 +55,8 @@ class Terminal(io.StringIO):
 
 
 def test_the_first_line_has_samples_and_loss(config: Config, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display(config)
-    display.trained(16, 11.8539)
+    display = ConsoleProgress(config)
+    display.on_train_loss(16, 11.8539, 0.0)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("16 samples | loss 11.8539")
@@ -62,10 +64,10 @@ def test_the_first_line_has_samples_and_loss(config: Config, clock: Clock, capsy
 
 
 def test_the_line_has_speed_and_time_to_the_next_evaluation(config: Config, clock: Clock) -> None:
-    display = Display(config)
-    display.evaluated(12_288, 5.0)  # speed is measured from here
+    display = ConsoleProgress(config)
+    display.on_eval_stop(12_288, 5.0, converged=False)  # speed is measured from here
     clock.now += 10
-    display.trained(12_288 + 160, 4.9876)
+    display.on_train_loss(12_288 + 160, 4.9876, 0.0)
     # 16 samples a second; 12,128 samples to the next evaluation take 758 s.
     assert display.line() == (
         "12,448 samples | loss 4.9876 | last evaluation 5.0000 | 131,072 tokens/s | next evaluation in 12.6 min"
@@ -73,65 +75,65 @@ def test_the_line_has_speed_and_time_to_the_next_evaluation(config: Config, cloc
 
 
 def test_the_speed_is_that_of_the_last_lines(config: Config, clock: Clock) -> None:
-    display = Display(config)
-    display.evaluated(12_288, 5.0)
+    display = ConsoleProgress(config)
+    display.on_eval_stop(12_288, 5.0, converged=False)
     samples = 12_288
     for rate in [1.0] * 40 + [16.0] * 40:  # samples a second, ten seconds each
         clock.now += 10
         samples += round(10 * rate)
-        display.trained(samples, 5.0)
+        display.on_train_loss(samples, 5.0, 0.0)
     assert "131,072 tokens/s" in display.line()
 
 
 def test_an_evaluation_does_not_slow_the_speed(config: Config, clock: Clock) -> None:
-    display = Display(config)
-    display.evaluated(12_288, 5.0)
+    display = ConsoleProgress(config)
+    display.on_eval_stop(12_288, 5.0, converged=False)
     clock.now += 10
-    display.trained(12_448, 4.9)
+    display.on_train_loss(12_448, 4.9, 0.0)
     clock.now += 1000  # the evaluation
-    display.evaluated(12_448, 4.8)
+    display.on_eval_stop(12_448, 4.8, converged=False)
     clock.now += 10
-    display.trained(12_608, 4.7)
+    display.on_train_loss(12_608, 4.7, 0.0)
     assert "131,072 tokens/s" in display.line()
 
 
 def test_setting_up_does_not_slow_the_speed(config: Config, clock: Clock) -> None:
-    display = Display(config)
+    display = ConsoleProgress(config)
     clock.now += 600  # the model is built, the data opened
-    display.trained(16, 11.9)
+    display.on_train_loss(16, 11.9, 0.0)
     clock.now += 10
-    display.trained(176, 11.8)
+    display.on_train_loss(176, 11.8, 0.0)
     assert "131,072 tokens/s" in display.line()
 
 
 def test_the_target_is_estimated_from_the_last_two_evaluations(config: Config, clock: Clock) -> None:
-    display = Display(config)
-    display.evaluated(12_288, 5.34)
+    display = ConsoleProgress(config)
+    display.on_eval_stop(12_288, 5.34, converged=False)
     clock.now += 10
-    display.trained(12_448, 5.0)
+    display.on_train_loss(12_448, 5.0, 0.0)
     assert "target" not in display.line()  # one evaluation makes no line
-    display.evaluated(24_576, 4.34)
+    display.on_eval_stop(24_576, 4.34, converged=False)
     clock.now += 10
-    display.trained(24_736, 4.3)
+    display.on_train_loss(24_736, 4.3, 0.0)
     # One nat per 12,288 samples: the target is at 36,864; 12,128 samples at 16 a second take 758 s.
     assert display.line().endswith("| next evaluation in 12.6 min | target in about 12.6 min")
 
 
 def test_no_estimate_while_the_loss_rises(config: Config, clock: Clock) -> None:
-    display = Display(config)
-    display.evaluated(12_288, 4.0)
-    display.evaluated(24_576, 4.1)
+    display = ConsoleProgress(config)
+    display.on_eval_stop(12_288, 4.0, converged=False)
+    display.on_eval_stop(24_576, 4.1, converged=False)
     clock.now += 10
-    display.trained(24_736, 4.0)
+    display.on_train_loss(24_736, 4.0, 0.0)
     assert "target" not in display.line()
 
 
 def test_a_target_in_the_past_is_not_negative(config: Config, clock: Clock) -> None:
-    display = Display(config)
-    display.evaluated(12_288, 4.34)
-    display.evaluated(24_576, 3.341)
+    display = ConsoleProgress(config)
+    display.on_eval_stop(12_288, 4.34, converged=False)
+    display.on_eval_stop(24_576, 3.341, converged=False)
     clock.now += 10
-    display.trained(36_848, 3.4)  # past the crossing
+    display.on_train_loss(36_848, 3.4, 0.0)  # past the crossing
     assert display.line().endswith("target in about 0 s")
 
 
@@ -156,17 +158,17 @@ def test_samples_to_target(evaluations: list[tuple[int, float]], target: float, 
     [(0, "0 s"), (42.4, "42 s"), (99, "99 s"), (600, "10.0 min"), (5999, "100.0 min"), (9000, "2.5 h")],
 )
 def test_durations_as_people_say_them(seconds: float, said: str) -> None:
-    assert progress._duration(seconds) == said
+    assert format_duration(seconds) == said
 
 
 def test_in_a_pipe_every_report_is_one_plain_line(
     config: Config, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    display = Display(config)
+    display = ConsoleProgress(config)
     display.message("reference on 8 ranks [not markup]")
-    display.trained(16, 11.8)
-    display.evaluated(12_288, 3.5)
-    display.evaluated(24_576, 3.34)
+    display.on_train_loss(16, 11.8, 0.0)
+    display.on_eval_stop(12_288, 3.5, converged=False)
+    display.on_eval_stop(24_576, 3.34, converged=True)
     display.close()
     out, err = capsys.readouterr()
     assert out == ""
@@ -189,10 +191,10 @@ def test_on_a_terminal_the_line_lives_on_stderr_only(
     monkeypatch.setattr(sys, "stdout", pipe)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "150")
-    display = Display(config)
+    display = ConsoleProgress(config)
     try:
-        display.trained(16, 11.8)
-        display.evaluated(12_288, 3.5)
+        display.on_train_loss(16, 11.8, 0.0)
+        display.on_eval_stop(12_288, 3.5, converged=False)
         print("a record")  # what the log prints goes to stdout as it is
     finally:
         display.close()
@@ -204,16 +206,16 @@ def test_on_a_terminal_the_line_lives_on_stderr_only(
     assert "a record" not in shown
 
 
-ON_A_TERMINAL = """
+ON_A_TERMINAL = f"""
 import sys, time
 from gptoss20b.config import resolve
-from gptoss20b.progress import Display
-display = Display(resolve())
+from gptoss20b.callbacks.console import ConsoleProgress
+display = ConsoleProgress(resolve({ONE_SAMPLE_A_STEP!r}))
 for step in range(1, 6):
-    display.echo(f":::MLLOG record {step} " + 200 * "x")  # wider than the terminal
-    display.trained(16 * step, 10.0)
+    display.echo(f":::MLLOG record {{step}} " + 200 * "x")  # wider than the terminal
+    display.on_train_loss(16 * step, 10.0, 0.0)
     time.sleep(0.15)  # the live line is drawn four times a second
-display.evaluated(80, 9.0)
+display.on_eval_stop(80, 9.0, converged=False)
 display.close()
 print("[the last words]", file=sys.stderr)
 """
@@ -267,9 +269,9 @@ def test_a_real_terminal_shows_records_above_the_live_line() -> None:
 
 
 def test_silence() -> None:
-    display: Progress = NullProgress()
-    display.trained(16, 11.8)
-    display.evaluated(16, 11.8)
+    display = NullProgress()
+    display.on_train_loss(16, 11.8, 0.0)
+    display.on_eval_stop(16, 11.8, converged=False)
     display.message("anything")
     display.close()
 
@@ -278,8 +280,8 @@ def test_a_message_is_shown_as_it_is(config: Config, monkeypatch: pytest.MonkeyP
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    display = Display(config)
-    display.trained(16, 11.8)  # from here on a line is alive, and rich prints
+    display = ConsoleProgress(config)
+    display.on_train_loss(16, 11.8, 0.0)  # from here on a line is alive, and rich prints
     display.message("log: results/[red]/result_0.txt")
     display.close()
     assert "log: results/[red]/result_0.txt" in terminal.getvalue()
@@ -288,8 +290,8 @@ def test_a_message_is_shown_as_it_is(config: Config, monkeypatch: pytest.MonkeyP
 def test_closing_twice_is_harmless(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
-    display = Display(config)
-    display.trained(16, 11.8)
+    display = ConsoleProgress(config)
+    display.on_train_loss(16, 11.8, 0.0)
     display.close()
     display.close()
 
@@ -298,7 +300,7 @@ def test_a_pipe_stays_a_pipe_whatever_force_color_says(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    display = Display(config)
-    display.trained(16, 11.8)
+    display = ConsoleProgress(config)
+    display.on_train_loss(16, 11.8, 0.0)
     display.close()
     assert capsys.readouterr().err == "16 samples | loss 11.8000\n"

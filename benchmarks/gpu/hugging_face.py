@@ -20,12 +20,12 @@ from gptoss20b.hf.names import Weight, shards
 from gptoss20b.model.build import params_dtype, scaled_std
 from gptoss20b.model.initialise import DRAWING_THREADS, draw, rule
 from gptoss20b.tools.bench.norms import norms_by_kind
-from gptoss20b.tools.bench.subject import SEED, Outcome, gradient_norm, name_of
 from gptoss20b.tools.bench.tokens import micro_batches
+from gptoss20b.tools.bench.workload import SEED, Outcome, describe_optimizer, gradient_norm
 
 
 class HuggingFace:
-    """A `bench.subject.Subject`.
+    """A `bench.workload.Workload`.
 
     Args:
         config: of the `openai` variant.
@@ -37,7 +37,7 @@ class HuggingFace:
         ValueError: the configuration is not one of a GptOssForCausalLM.
     """
 
-    updates = True
+    has_optimizer = True
     gpt = None
 
     def __init__(self, config: Config, device: torch.device, compiled: bool) -> None:
@@ -55,16 +55,16 @@ class HuggingFace:
             weight_decay=rules.weight_decay,
             fused=device.type == "cuda",
         )
-        self.optimizer_name: str | None = name_of(self._optimizer)
+        self.optimizer_name: str | None = describe_optimizer(self._optimizer)
         self._batches = [batch.tokens for batch in micro_batches(config, device)]
 
-    def first(self) -> Outcome:
+    def first_step(self) -> Outcome:
         """Loss and gradient norm from the initial weights, which stay as they are."""
-        loss = self.gradients()
+        loss = self.forward_backward()
         gradients = ((name, each.grad) for name, each in self.model.named_parameters() if each.grad is not None)
         return Outcome(float(loss), float(gradient_norm(self.model)), norms_by_kind(gradients))
 
-    def gradients(self) -> Tensor:
+    def forward_backward(self) -> Tensor:
         """Forward and backward into new gradients; returns the mean loss."""
         self._optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -75,9 +75,9 @@ class HuggingFace:
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
-    def update(self) -> object:
+    def full_step(self) -> object:
         """A whole step: gradients, clipping, AdamW."""
-        self.gradients()
+        self.forward_backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         return self._optimizer.step()
 

@@ -1,4 +1,4 @@
-"""What has to be the same in all turns of a comparison: `python -m benchmarks.gpu.identity SCENARIO` prints it as JSON.
+"""What has to be the same in all trials of a comparison: `python -m benchmarks.gpu.identity SCENARIO` prints it as JSON.
 
 In a process of its own, because whoever asks torch for the device's name holds memory on the device from then on.
 """

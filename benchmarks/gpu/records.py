@@ -1,4 +1,4 @@
-"""What is asked of a contestant, and what came of it."""
+"""What is asked of a baseline, and what came of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Record(BaseModel):
 
 
 class Expected(Record):
-    """What a contestant must compute before it is timed: ours, and how far a peer may be from it (relative).
+    """What a baseline must compute before it is timed: ours, and how far a peer may be from it (relative).
 
     `norms` are those of the gradients by kind of tensor; ``norm_tolerance`` is for `grad_norm` too.
     """
@@ -32,9 +32,9 @@ class Expected(Record):
 
 
 class Request(Record):
-    """What to run. ``contestant`` is a key of CONTESTANTS; ``limit`` seconds of timed steps, `bench.measure.Timing`."""
+    """What to run. ``baseline`` is a key of BASELINES; ``limit`` seconds of timed steps, `bench.measure.Timing`."""
 
-    contestant: str
+    baseline: str
     scenario: Name
     micro_batch_size: int
     sequences: int
@@ -44,10 +44,10 @@ class Request(Record):
     expected: Expected | None
 
 
-class Turn(Record):
-    """What came of a turn. ``reason`` says why there is no result; ``number`` counts the contestant's turns from 1."""
+class Trial(Record):
+    """What came of a trial. ``reason`` says why there is no result; ``number`` counts the baseline's trials from 1."""
 
-    contestant: str
+    baseline: str
     number: int
     status: Status
     reason: str = ""

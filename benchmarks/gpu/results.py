@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from benchmarks.gpu.contestants import CONTESTANTS
-from benchmarks.gpu.records import Record, Turn
+from benchmarks.gpu.baselines import BASELINES
+from benchmarks.gpu.records import Record, Trial
 from gptoss20b.durable import atomic_write
 from gptoss20b.tools.bench.result import BenchResult, speed
 from gptoss20b.tools.bench.scenarios import Name
@@ -35,28 +35,28 @@ class Comparison(Record):
     warmup: int
     steps: int
     identity: dict[str, str]
-    turns: list[Turn]
+    trials: list[Trial]
 
-    def turn(self, contestant: str, number: int) -> Turn | None:
-        """A contestant's turn, if it has had it."""
-        return next((t for t in self.turns if (t.contestant, t.number) == (contestant, number)), None)
+    def trial(self, baseline: str, number: int) -> Trial | None:
+        """A baseline's trial, if it has had it."""
+        return next((t for t in self.trials if (t.baseline, t.number) == (baseline, number)), None)
 
-    def settled(self, contestant: str, number: int) -> bool:
-        """Whether there is nothing more to learn from the turn; not if it failed or its software was missing."""
-        turn = self.turn(contestant, number)
-        return turn is not None and turn.status in _SETTLED
+    def settled(self, baseline: str, number: int) -> bool:
+        """Whether there is nothing more to learn from the trial; not if it failed or its software was missing."""
+        trial = self.trial(baseline, number)
+        return trial is not None and trial.status in _SETTLED
 
-    def with_turn(self, turn: Turn) -> Comparison:
-        """This and a further turn, in the place of an earlier try of it."""
-        others = [t for t in self.turns if (t.contestant, t.number) != (turn.contestant, turn.number)]
-        return self.model_copy(update={"turns": [*others, turn]})
+    def with_trial(self, trial: Trial) -> Comparison:
+        """This and a further trial, in the place of an earlier try of it."""
+        others = [t for t in self.trials if (t.baseline, t.number) != (trial.baseline, trial.number)]
+        return self.model_copy(update={"trials": [*others, trial]})
 
     def differences(self, other: Comparison) -> list[str]:
-        """What the other comparison has that this has not, turns aside: name, this one's, the other's."""
+        """What the other comparison has that this has not, trials aside: name, this one's, the other's."""
         mine, theirs = (
             {
                 name: str(value)
-                for name, value in (each.model_dump(exclude={"turns", "identity"}) | each.identity).items()
+                for name, value in (each.model_dump(exclude={"trials", "identity"}) | each.identity).items()
             }
             for each in (self, other)
         )
@@ -66,45 +66,45 @@ class Comparison(Record):
             if mine.get(name) != theirs.get(name)
         ]
 
-    def ours(self, variant: str) -> Turn | None:
-        """Our first turn with an architecture."""
-        mine = (name for name, each in CONTESTANTS.items() if each.ours and each.variant == variant)
-        return self.turn(next(mine), 1)
+    def ours(self, variant: str) -> Trial | None:
+        """Our first trial with an architecture."""
+        mine = (name for name, each in BASELINES.items() if each.ours and each.variant == variant)
+        return self.trial(next(mine), 1)
 
-    def seconds(self, contestant: str, timed: Timed = "step_seconds") -> float | None:
-        """Median seconds of a step, the mean over the contestant's turns; None without any."""
+    def seconds(self, baseline: str, timed: Timed = "step_seconds") -> float | None:
+        """Median seconds of a step, the mean over the baseline's trials; None without any."""
         medians = [
             spread.median
-            for t in self.turns
-            if t.contestant == contestant and t.result and (spread := getattr(t.result, timed))
+            for t in self.trials
+            if t.baseline == baseline and t.result and (spread := getattr(t.result, timed))
         ]
         return fmean(medians) if medians else None
 
-    def times_ours(self, contestant: str, timed: Timed = "step_seconds") -> float | None:
-        """How many times as long as ours, of the same architecture, a contestant's step takes."""
-        ours = self.ours(CONTESTANTS[contestant].variant)
-        own, reference = self.seconds(contestant, timed), ours and self.seconds(ours.contestant, timed)
+    def times_ours(self, baseline: str, timed: Timed = "step_seconds") -> float | None:
+        """How many times as long as ours, of the same architecture, a baseline's step takes."""
+        ours = self.ours(BASELINES[baseline].variant)
+        own, reference = self.seconds(baseline, timed), ours and self.seconds(ours.baseline, timed)
         return own / reference if own and reference else None
 
-    def mfu(self, contestant: str, timed: Timed = "step_seconds") -> float | None:
-        """Fraction of the device's peak at `seconds`, so of the same turns as the ratios; None if one is not known."""
-        seconds = self.seconds(contestant, timed)
-        result = next((t.result for t in self.turns if t.contestant == contestant and t.result), None)
+    def mfu(self, baseline: str, timed: Timed = "step_seconds") -> float | None:
+        """Fraction of the device's peak at `seconds`, so of the same trials as the ratios; None if one is not known."""
+        seconds = self.seconds(baseline, timed)
+        result = next((t.result for t in self.trials if t.baseline == baseline and t.result), None)
         if seconds is None or result is None or result.peak_tflops is None:
             return None
         tokens = result.sequences_per_step * result.sequence_length
         return speed(seconds, tokens, result.flops_per_token)[1] / result.peak_tflops
 
     def best_peer(self) -> str | None:
-        """The peer that is fastest beside ours in their first turns, so that a second turn changes nothing here."""
-        first = self.model_copy(update={"turns": [turn for turn in self.turns if turn.number == 1]})
-        ratios = {name: first.times_ours(name) for name, each in CONTESTANTS.items() if not each.ours}
+        """The peer that is fastest beside ours in their first trials, so that a second trial changes nothing here."""
+        first = self.model_copy(update={"trials": [trial for trial in self.trials if trial.number == 1]})
+        ratios = {name: first.times_ours(name) for name, each in BASELINES.items() if not each.ours}
         known = {name: ratio for name, ratio in ratios.items() if ratio}
         return min(known, key=lambda name: known[name]) if known else None
 
     def some_result(self) -> BenchResult | None:
         """Any result, for what is the same in all."""
-        return next((turn.result for turn in self.turns if turn.result), None)
+        return next((trial.result for trial in self.trials if trial.result), None)
 
 
 def write(folder: Path, comparison: Comparison) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.gpu.contestants import CONTESTANTS
-from benchmarks.gpu.records import Turn
+from benchmarks.gpu.baselines import BASELINES
+from benchmarks.gpu.records import Trial
 from benchmarks.gpu.results import Comparison
 from gptoss20b.tools.bench.result import BenchResult, Spread
 
 BEGIN, END = "<!-- results: written by compare.py --readme -->", "<!-- /results -->"
 _COLUMNS = (
-    "contestant", "turn", "micro batch", "step, s (p10 to p90; n)", "without optimizer, s", "TFLOP/s",
-    "of a plain GEMM", "MFU", "MFU without optimizer", "peak GiB", "times ours (all turns)",
+    "baseline", "trial", "micro batch", "step, s (p10 to p90; n)", "without optimizer, s", "TFLOP/s",
+    "of a plain GEMM", "MFU", "MFU without optimizer", "peak GiB", "times ours (all trials)",
 )  # fmt: skip
 _PEERS_OF_HUGGING_FACE = ("hugging_face", "hugging_face_compiled")
 
@@ -32,7 +32,7 @@ def markdown(comparison: Comparison) -> str:
         "",
         _row(_COLUMNS),
         _row(["---"] * len(_COLUMNS)),
-        *(_row(_cells(comparison, turn)) for turn in comparison.turns),
+        *(_row(_cells(comparison, trial)) for trial in comparison.trials),
         "",
         *_parts(comparison),
         *_targets(comparison),
@@ -58,16 +58,16 @@ def _row(cells: tuple[str, ...] | list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cells(comparison: Comparison, turn: Turn) -> list[str]:
-    title = CONTESTANTS[turn.contestant].title
-    result = turn.result
+def _cells(comparison: Comparison, trial: Trial) -> list[str]:
+    title = BASELINES[trial.baseline].title
+    result = trial.result
     if result is None:
-        reason = (turn.reason.splitlines() or [""])[0].replace("|", "/")  # the whole of it is in the results
-        return [title, str(turn.number), f"{turn.status}: {reason}", *["-"] * 8]
-    ratio = comparison.times_ours(turn.contestant)
+        reason = (trial.reason.splitlines() or [""])[0].replace("|", "/")  # the whole of it is in the results
+        return [title, str(trial.number), f"{trial.status}: {reason}", *["-"] * 8]
+    ratio = comparison.times_ours(trial.baseline)
     return [
         title,
-        str(turn.number),
+        str(trial.number),
         _way(result),
         _spread(result.step_seconds),
         _spread(result.step_without_optimizer_seconds),
@@ -94,20 +94,20 @@ def _percent(fraction: float | None) -> str:
 
 
 def _versions(comparison: Comparison) -> dict[str, str]:
-    """Of all packages that any contestant names."""
+    """Of all packages that any baseline names."""
     wanted = ("python", "torch", "triton", "megatron-core", "transformer-engine", "transformers")
     found = {name: version for name, version in comparison.identity.items() if version != "none"}
-    for turn in comparison.turns:
-        found |= {name: version for name, version in (turn.result.versions if turn.result else {}).items() if version}
+    for trial in comparison.trials:
+        found |= {name: version for name, version in (trial.result.versions if trial.result else {}).items() if version}
     return {name: found[name] for name in wanted if name in found}
 
 
 def _optimizers(comparison: Comparison) -> list[str]:
-    """Whose optimizer each contestant ran: Megatron-Core takes Transformer Engine's where that is installed."""
+    """Whose optimizer each baseline ran: Megatron-Core takes Transformer Engine's where that is installed."""
     used: dict[str, list[str]] = {}
-    for turn in comparison.turns:
-        if turn.number == 1 and turn.result and turn.result.optimizer:
-            used.setdefault(turn.result.optimizer, []).append(CONTESTANTS[turn.contestant].title)
+    for trial in comparison.trials:
+        if trial.number == 1 and trial.result and trial.result.optimizer:
+            used.setdefault(trial.result.optimizer, []).append(BASELINES[trial.baseline].title)
     engine = _versions(comparison).get("transformer-engine", "")
     told = [
         f"{name.replace('transformer_engine', f'Transformer Engine {engine}'.rstrip())} ({', '.join(users)})"
@@ -149,10 +149,10 @@ def _mfu_targets(comparison: Comparison) -> list[tuple[str, float, float | None]
     if ours is None or ours.result is None:
         return []
     how = f"ours at micro batch {_way(ours.result)}"
-    without = comparison.mfu(ours.contestant, "step_without_optimizer_seconds")
+    without = comparison.mfu(ours.baseline, "step_without_optimizer_seconds")
     return [
         (f"MFU without the optimizer step, {how}", 0.45, without),
-        (f"MFU with it, {how}", 0.42, comparison.mfu(ours.contestant)),
+        (f"MFU with it, {how}", 0.42, comparison.mfu(ours.baseline)),
     ]
 
 

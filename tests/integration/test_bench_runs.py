@@ -91,8 +91,8 @@ def test_every_timed_step_does_the_work_of_the_first() -> None:
 
 
 def test_hugging_face_passes_the_gate_and_a_changed_weight_does_not() -> None:
-    (turns,) = run_ranks("bench_jobs.gated", 1)
-    equal, perturbed = turns["equal"], turns["perturbed"]
+    (trials,) = run_ranks("bench_jobs.gated", 1)
+    equal, perturbed = trials["equal"], trials["perturbed"]
     assert (equal["status"], equal["reason"]) == ("measured", "")
     result = BenchResult.model_validate(equal["result"])
     assert (result.backend, result.variant, result.parts_seconds) == ("hugging_face", "openai", None)
@@ -125,8 +125,8 @@ def test_a_comparison_of_processes(tmp_path: Path) -> None:
 
     done = run()
     assert done.returncode == 0, done.stderr
-    turns = [(turn.contestant, turn.number, turn.status) for turn in read(tmp_path / "out").turns]
-    assert turns == [
+    trials = [(trial.baseline, trial.number, trial.status) for trial in read(tmp_path / "out").trials]
+    assert trials == [
         ("ours_openai", 1, "measured"), ("hugging_face", 1, "measured"),
         ("hugging_face", 2, "measured"), ("ours_openai", 2, "measured"),
     ]  # fmt: skip

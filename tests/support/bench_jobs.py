@@ -1,4 +1,4 @@
-"""What a rank does to time scenarios, and to compare contestants, in one process."""
+"""What a rank does to time scenarios, and to compare baselines, in one process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 from benchmarks.gpu.compare import TOLERANCE
 from benchmarks.gpu.hugging_face import HuggingFace
 from benchmarks.gpu.records import Expected, Request
-from benchmarks.gpu.turn import GateError, gate, outcome_of
+from benchmarks.gpu.trial import GateError, gate, run_trial
 from gptoss20b.cli import app
 from gptoss20b.config import Config
 from gptoss20b.process_groups import distributed_session, read_rank
 from gptoss20b.tools.bench.measure import Timing, time_scenario
 from gptoss20b.tools.bench.result import as_dict
 from gptoss20b.tools.bench.scenarios import SCENARIOS, configure
-from gptoss20b.tools.bench.subject import Bare, Outcome, Trained
+from gptoss20b.tools.bench.workload import ForwardBackward, Outcome, TrainStep
 
 QUICK = Timing(warmup=1, steps=2)
 CPU = torch.device("cpu")
@@ -60,10 +60,10 @@ def by_back_end() -> dict[str, dict[str, Any]]:
         "one by one": as_dict(time_scenario("tiny", "torch", "reference", QUICK, 1, 2)),
         "openai": as_dict(time_scenario("tiny", "torch", "openai", QUICK)),
     }
-    updates = SCENARIOS["tiny"].updates
-    object.__setattr__(SCENARIOS["tiny"], "updates", False)
+    has_optimizer = SCENARIOS["tiny"].has_optimizer
+    object.__setattr__(SCENARIOS["tiny"], "has_optimizer", False)
     found["bare"] = as_dict(time_scenario("tiny", "torch", "reference", QUICK))
-    object.__setattr__(SCENARIOS["tiny"], "updates", updates)
+    object.__setattr__(SCENARIOS["tiny"], "has_optimizer", has_optimizer)
     return found
 
 
@@ -73,15 +73,15 @@ def unchanged_by_steps() -> dict[str, list[Outcome]]:
     config = configure("tiny", "openai", "torch", on_gpu=False)
     found = {}
     with distributed_session(config, read_rank(config)):
-        for name, subject in (
-            ("ours", Trained(config, "torch", CPU)),
-            ("bare", Bare(config, "torch", CPU)),
+        for name, workload in (
+            ("ours", TrainStep(config, "torch", CPU)),
+            ("bare", ForwardBackward(config, "torch", CPU)),
             ("hugging_face", HuggingFace(config, CPU, compiled=False)),
         ):
-            outcomes = [subject.first()]
-            for _ in range(3 if subject.updates else 0):
-                subject.update()
-            found[name] = [*outcomes, subject.first()]
+            outcomes = [workload.first_step()]
+            for _ in range(3 if workload.has_optimizer else 0):
+                workload.full_step()
+            found[name] = [*outcomes, workload.first_step()]
     return found
 
 
@@ -100,13 +100,13 @@ def gated_in_bf16() -> dict[str, str]:
         rules = config.fixed.model_copy(update={"init_method_std": std})
         config = config.model_copy(update={"model": model, "fixed": rules})
         with distributed_session(config, read_rank(config)):
-            said |= {f"{variant} {name}": text for name, text in _said_of_mutants(config).items()}
+            said |= {f"{variant} {name}": text for name, text in _gate_mutants(config).items()}
     return said
 
 
-def _said_of_mutants(config: Config) -> dict[str, str]:
-    ours = Bare(config, "torch", CPU)
-    right = ours.first()
+def _gate_mutants(config: Config) -> dict[str, str]:
+    ours = ForwardBackward(config, "torch", CPU)
+    right = ours.first_step()
     of_loss, of_norms = TOLERANCE["bf16"]
     expected = Expected(
         loss=right.loss, grad_norm=right.grad_norm, norms=right.norms, loss_tolerance=of_loss, norm_tolerance=of_norms
@@ -119,35 +119,39 @@ def _said_of_mutants(config: Config) -> dict[str, str]:
             return str(error)
         return ""
 
-    peer = HuggingFace(config, CPU, False) if config.model.attention_sinks else Bare(config, "megatron_local", CPU)
-    found = {"peer": said(peer.first())}
+    peer = (
+        HuggingFace(config, CPU, False)
+        if config.model.attention_sinks
+        else ForwardBackward(config, "megatron_local", CPU)
+    )
+    found = {"peer": said(peer.first_step())}
     cores = [layer.self_attention.core_attention for layer in ours.gpt.decoder.layers]
     windows = [core.past for core in cores]
     for core in cores:
         core.past = None
-    found["windowless"] = said(ours.first())
+    found["windowless"] = said(ours.first_step())
     for core, window in zip(cores, windows, strict=True):
         core.past = window
     if config.model.attention_sinks:
         for core in cores:
             core.softmax_offset.data.fill_(-1e4)
-        found["sinkless"] = said(ours.first())
+        found["sinkless"] = said(ours.first_step())
     return found
 
 
 def gated() -> dict[str, Any]:
-    """Hugging Face's turn when it computes what ours does, and when one of its weights is another."""
+    """Hugging Face's trial when it computes what ours does, and when one of its weights is another."""
     _run_alone()
     ours = time_scenario("tiny", "torch", "openai", QUICK)
     expected = Expected(
         loss=ours.loss, grad_norm=ours.grad_norm, norms=ours.norms, loss_tolerance=1e-4, norm_tolerance=1e-4
     )
     request = Request(
-        contestant="hugging_face", scenario="tiny", micro_batch_size=2, sequences=2, warmup=1, steps=2, limit=10.0,
+        baseline="hugging_face", scenario="tiny", micro_batch_size=2, sequences=2, warmup=1, steps=2, limit=10.0,
         expected=expected,
     )  # fmt: skip
-    found = {"equal": outcome_of(request, 1)}
-    build, spoilt = HuggingFace.__init__, HuggingFace.update
+    found = {"equal": run_trial(request, 1)}
+    build, spoilt = HuggingFace.__init__, HuggingFace.full_step
 
     def perturbed(self: HuggingFace, *arguments: Any, **more: Any) -> None:
         build(self, *arguments, **more)
@@ -157,7 +161,7 @@ def gated() -> dict[str, Any]:
     def never(self: HuggingFace) -> None:
         raise AssertionError("timed in spite of the gate")
 
-    HuggingFace.__init__, HuggingFace.update = perturbed, never  # type: ignore[method-assign]
-    found["perturbed"] = outcome_of(request, 1)
-    HuggingFace.__init__, HuggingFace.update = build, spoilt  # type: ignore[method-assign]
-    return {name: turn.model_dump() for name, turn in found.items()}
+    HuggingFace.__init__, HuggingFace.full_step = perturbed, never  # type: ignore[method-assign]
+    found["perturbed"] = run_trial(request, 1)
+    HuggingFace.__init__, HuggingFace.full_step = build, spoilt  # type: ignore[method-assign]
+    return {name: trial.model_dump() for name, trial in found.items()}

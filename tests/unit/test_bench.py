@@ -21,9 +21,9 @@ from gptoss20b.tools.bench.parts import by_part, profiled, range_of
 from gptoss20b.tools.bench.result import BenchResult, Spread, as_table, from_json, peak_of, speed, to_json
 from gptoss20b.tools.bench.routing import balance
 from gptoss20b.tools.bench.scenarios import SCENARIOS, configure
-from gptoss20b.tools.bench.subject import Outcome
 from gptoss20b.tools.bench.timing import seconds_of, spread, time_steps
 from gptoss20b.tools.bench.tokens import micro_batches
+from gptoss20b.tools.bench.workload import Outcome
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_scenarios_are_what_the_protocol_says() -> None:
         name: (c.model.num_layers, c.model.num_experts, c.execution.micro_batch_size) for name, c in models.items()
     }
     assert shapes == {"S1": (24, 4, 2), "S2": (24, 32, 1), "S3": (4, 32, 2), "tiny": (2, 8, 2)}
-    assert {name: each.updates for name, each in SCENARIOS.items()} == {
+    assert {name: each.has_optimizer for name, each in SCENARIOS.items()} == {
         "S1": True, "S2": False, "S3": True, "tiny": True,
     }  # fmt: skip
     for name in ("S1", "S2", "S3"):
@@ -151,21 +151,21 @@ def test_norms_are_by_kind_over_all_layers() -> None:
 
 @dataclass
 class Fake:
-    """A subject that takes no time and remembers what was asked of it."""
+    """A workload that takes no time and remembers what was asked of it."""
 
-    updates: bool = True
+    has_optimizer: bool = True
     gpt: Any = None
     optimizer_name: str | None = "torch AdamW"
     asked: list[str] = field(default_factory=list)
 
-    def first(self) -> Outcome:
+    def first_step(self) -> Outcome:
         self.asked.append("first")
         return Outcome(5.0, 0.5, {"router": 0.25})
 
-    def gradients(self) -> None:
+    def forward_backward(self) -> None:
         self.asked.append("gradients")
 
-    def update(self) -> None:
+    def full_step(self) -> None:
         self.asked.append("update")
         timing_module.time.perf_counter()  # on the clock below, half a second longer than without the optimizer
 
@@ -179,16 +179,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_module, "peak_of", lambda _: (1e-3, "for this test"))
 
 
-def measured(subject: Fake, timing: Timing, gate: Any = None) -> BenchResult:
+def measured(workload: Fake, timing: Timing, gate: Any = None) -> BenchResult:
     config = configure("tiny", "reference", "torch", on_gpu=False)
-    return measure(subject, "tiny", "torch", config, CPU, timing, gate)
+    return measure(workload, "tiny", "torch", config, CPU, timing, gate)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_subject_is_warmed_up_and_timed_with_and_without_the_optimizer() -> None:
-    subject = Fake()
-    found = measured(subject, Timing(warmup=2, steps=3))
-    assert subject.asked == ["first", *["update"] * 5, *["gradients"] * 4]
+    workload = Fake()
+    found = measured(workload, Timing(warmup=2, steps=3))
+    assert workload.asked == ["first", *["update"] * 5, *["gradients"] * 4]
     assert found.step_seconds == Spread(median=1.0, p10=1.0, p90=1.0, steps=3)
     assert found.step_without_optimizer_seconds == Spread(median=0.5, p10=0.5, p90=0.5, steps=3)
     # By hand: 2 x 192 tokens in a second.
@@ -203,11 +203,11 @@ def test_a_subject_is_warmed_up_and_timed_with_and_without_the_optimizer() -> No
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("updates", "optimizer"), [(False, True), (True, False)])
-def test_without_an_optimizer_none_is_timed(updates: bool, optimizer: bool) -> None:
-    subject = Fake(updates=updates)
-    found = measured(subject, Timing(warmup=2, steps=3, optimizer=optimizer))
-    assert subject.asked == ["first", *["gradients"] * 5]
+@pytest.mark.parametrize(("has_optimizer", "optimizer"), [(False, True), (True, False)])
+def test_without_an_optimizer_none_is_timed(has_optimizer: bool, optimizer: bool) -> None:
+    workload = Fake(has_optimizer=has_optimizer)
+    found = measured(workload, Timing(warmup=2, steps=3, optimizer=optimizer))
+    assert workload.asked == ["first", *["gradients"] * 5]
     assert found.step_seconds is None
     assert found.optimizer is None
     assert found.mfu is None
@@ -217,15 +217,15 @@ def test_without_an_optimizer_none_is_timed(updates: bool, optimizer: bool) -> N
 
 @pytest.mark.usefixtures("quick")
 def test_the_gate_comes_before_the_timing() -> None:
-    subject = Fake()
+    workload = Fake()
 
     def gate(outcome: Outcome) -> None:
         assert outcome == Outcome(5.0, 0.5, {"router": 0.25})
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        measured(subject, Timing(), gate)
-    assert subject.asked == ["first"]
+        measured(workload, Timing(), gate)
+    assert workload.asked == ["first"]
 
 
 @pytest.mark.usefixtures("quick")

@@ -13,18 +13,18 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.gpu import compare
-from benchmarks.gpu import turn as turn_module
+from benchmarks.gpu import trial as trial_module
+from benchmarks.gpu.baselines import BASELINES, Attempt, attempts, kept_scores
 from benchmarks.gpu.compare import README, Session
-from benchmarks.gpu.contestants import CONTESTANTS, Attempt, attempts, kept_scores
 from benchmarks.gpu.identity import IdentityError, identity
-from benchmarks.gpu.records import Expected, Request, Turn
+from benchmarks.gpu.records import Expected, Request, Trial
 from benchmarks.gpu.results import Comparison, read, write
 from benchmarks.gpu.table import BEGIN, END, markdown, rewrite
-from benchmarks.gpu.turn import GateError, gate, out_of_memory
+from benchmarks.gpu.trial import GateError, gate, out_of_memory
 from gptoss20b.model.size import flops_per_token
 from gptoss20b.tools.bench.result import BenchResult, Gemm, Parts, Spread
 from gptoss20b.tools.bench.scenarios import configure
-from gptoss20b.tools.bench.subject import Outcome
+from gptoss20b.tools.bench.workload import Outcome
 
 NORMS = {"query": 0.1, "router": 0.5}
 
@@ -53,8 +53,8 @@ def result(seconds: float, **more: Any) -> BenchResult:
 
 
 IDENTITY = {"device": "NVIDIA H200", "commit": "abc", "torch": "2.13.0", "transformer-engine": "2.9", "triton": "none"}
-EMPTY = Comparison(scenario="S1", sequences=2, warmup=5, steps=20, identity=IDENTITY, turns=[])
-# Seconds of each contestant's step in the made runs below; no Transformer Engine there.
+EMPTY = Comparison(scenario="S1", sequences=2, warmup=5, steps=20, identity=IDENTITY, trials=[])
+# Seconds of each baseline's step in the made runs below; no Transformer Engine there.
 SECONDS = {
     "ours": 0.8, "megatron_local": 3.2, "ours_openai": 1.0, "hugging_face_compiled": 1.3, "hugging_face": 1.5,
 }  # fmt: skip
@@ -120,11 +120,11 @@ def test_the_whole_reason_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Request) -> BenchResult:
         raise ValueError("first line\nsecond line")
 
-    monkeypatch.setattr(turn_module, "take", fail)
+    monkeypatch.setattr(trial_module, "run_baseline", fail)
     request = Request(
-        contestant="ours", scenario="tiny", micro_batch_size=1, sequences=1, warmup=1, steps=1, limit=1, expected=None
+        baseline="ours", scenario="tiny", micro_batch_size=1, sequences=1, warmup=1, steps=1, limit=1, expected=None
     )
-    found = turn_module.outcome_of(request, 1)
+    found = trial_module.run_trial(request, 1)
     assert (found.status, found.reason) == ("failed", "ValueError: first line\nsecond line")
 
 
@@ -132,28 +132,28 @@ def test_the_whole_reason_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ours_and_transformer_engine_recompute_before_they_take_one_sequence_at_a_time() -> None:
-    ways = attempts(CONTESTANTS["ours"], "S1", 2, 139 * 2**30)
+    ways = attempts(BASELINES["ours"], "S1", 2, 139 * 2**30)
     assert ways == [Attempt(2), Attempt(2, "moe_act"), Attempt(1), Attempt(1, "moe_act")]
-    assert attempts(CONTESTANTS["transformer_engine"], "S1", 2, 139 * 2**30) == ways
-    assert attempts(CONTESTANTS["hugging_face"], "S1", 2, 139 * 2**30) == [Attempt(2), Attempt(1)]
-    assert attempts(CONTESTANTS["hugging_face"], "S1", 1, 139 * 2**30) == [Attempt(1)]
+    assert attempts(BASELINES["transformer_engine"], "S1", 2, 139 * 2**30) == ways
+    assert attempts(BASELINES["hugging_face"], "S1", 2, 139 * 2**30) == [Attempt(2), Attempt(1)]
+    assert attempts(BASELINES["hugging_face"], "S1", 1, 139 * 2**30) == [Attempt(1)]
 
 
 def test_the_local_spec_is_not_tried_where_its_scores_cannot_fit() -> None:
     # By hand: 64 heads x 8,192 x 8,192 x 2 bytes are 8 GiB a layer.
     assert kept_scores("S1", 1) == 24 * 8 * 2**30
-    local = CONTESTANTS["megatron_local"]
+    local = BASELINES["megatron_local"]
     assert attempts(local, "S1", 2, 139 * 2**30) == [Attempt(1, "layers")]
     everything = [Attempt(2), Attempt(1), Attempt(1, "layers")]
     assert attempts(local, "S3", 2, 139 * 2**30) == everything
     assert attempts(local, "S1", 2, None) == everything
 
 
-# --- the order of turns
+# --- the order of trials
 
 
 class Machine:
-    """Stands in for the processes: answers each request by contestant, and remembers them."""
+    """Stands in for the processes: answers each request by baseline, and remembers them."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -166,17 +166,17 @@ class Machine:
         request = Request.model_validate_json(Path(command[3]).read_text())
         self.requests.append(request)
         self.environments.append(env)
-        if request.contestant in self.hangs:
-            raise subprocess.TimeoutExpired("turn", timeout)
-        name, way = request.contestant, (request.contestant, request.micro_batch_size, env.get("RECOMPUTE"))
-        turn = Turn(contestant=name, number=int(command[5]), status="not available", reason="not installed")
+        if request.baseline in self.hangs:
+            raise subprocess.TimeoutExpired("trial", timeout)
+        name, way = request.baseline, (request.baseline, request.micro_batch_size, env.get("RECOMPUTE"))
+        trial = Trial(baseline=name, number=int(command[5]), status="not available", reason="not installed")
         if way in self.too_large:
-            turn = turn.model_copy(update={"status": "out of memory"})
+            trial = trial.model_copy(update={"status": "out of memory"})
         elif name in self.seconds:
             found = result(self.seconds[name], micro_batch_size=request.micro_batch_size)
             found = found.model_copy(update={"recompute": env.get("RECOMPUTE", "none")})
-            turn = Turn(contestant=name, number=turn.number, status="measured", result=found)
-        Path(command[4]).write_text(turn.model_dump_json())
+            trial = Trial(baseline=name, number=trial.number, status="measured", result=found)
+        Path(command[4]).write_text(trial.model_dump_json())
 
 
 @pytest.fixture
@@ -189,35 +189,35 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def took(session: Session) -> list[tuple[str, int]]:
-    return [(turn.contestant, turn.number) for turn in session.comparison.turns]
+    return [(trial.baseline, trial.number) for trial in session.comparison.trials]
 
 
 def test_the_best_peer_and_ours_are_timed_abba(machine: Machine, tmp_path: Path) -> None:
     session = Session(tmp_path, EMPTY, 600)
-    session.first_turns(list(CONTESTANTS))
-    session.second_turns()
+    session.first_trials(list(BASELINES))
+    session.second_trials()
     assert took(session) == [
-        *((name, 1) for name in CONTESTANTS),
+        *((name, 1) for name in BASELINES),
         ("hugging_face_compiled", 2),
         ("ours_openai", 2),
     ]
     assert read(tmp_path) == session.comparison
-    # Ours has nothing to be compared with; every peer, and every second turn, has to compute what ours did.
-    asked = {request.contestant: request.expected for request in machine.requests[:6]}
-    assert asked == {name: None if each.ours else EXPECTED for name, each in CONTESTANTS.items()}
+    # Ours has nothing to be compared with; every peer, and every second trial, has to compute what ours did.
+    asked = {request.baseline: request.expected for request in machine.requests[:6]}
+    assert asked == {name: None if each.ours else EXPECTED for name, each in BASELINES.items()}
     assert all(request.expected == EXPECTED for request in machine.requests[6:])
 
 
 def test_peers_are_compared_with_ours_of_their_architecture(tmp_path: Path, machine: Machine) -> None:
     session = Session(tmp_path, EMPTY, 600)
-    session.first_turns(list(CONTESTANTS))
+    session.first_trials(list(BASELINES))
     found = session.comparison
     assert found.times_ours("megatron_local") == pytest.approx(4.0)
     assert found.times_ours("hugging_face") == pytest.approx(1.5)
     assert found.times_ours("transformer_engine") is None
     assert found.best_peer() == "hugging_face_compiled"
     machine.seconds |= {"hugging_face_compiled": 2.3, "ours_openai": 2.0}
-    session.second_turns()
+    session.second_trials()
     # By hand: (1.3 + 2.3) / 2 over (1.0 + 2.0) / 2. That is more than the other's 1.5 / 1.5, and changes nothing.
     assert session.comparison.times_ours("hugging_face_compiled") == pytest.approx(1.2)
     assert session.comparison.best_peer() == "hugging_face_compiled"
@@ -226,16 +226,16 @@ def test_peers_are_compared_with_ours_of_their_architecture(tmp_path: Path, mach
 def test_what_was_finished_is_kept_and_not_run_again(machine: Machine, tmp_path: Path) -> None:
     machine.hangs = {"ours_openai"}
     session = Session(tmp_path, EMPTY, 600)
-    with pytest.raises(compare.OutOfTimeError, match="ours_openai did not finish turn 1"):
-        session.first_turns(list(CONTESTANTS))
+    with pytest.raises(compare.OutOfTimeError, match="ours_openai did not finish trial 1"):
+        session.first_trials(list(BASELINES))
     kept = read(tmp_path)
-    assert [turn.contestant for turn in kept.turns] == list(CONTESTANTS)[:3]
+    assert [trial.baseline for trial in kept.trials] == list(BASELINES)[:3]
     machine.hangs, machine.requests = set(), []
     session = Session(tmp_path, kept, 600)
-    session.first_turns(list(CONTESTANTS))
+    session.first_trials(list(BASELINES))
     # What was not available may have been installed since; it is in its first place no longer, and there once.
-    again = ["transformer_engine", *list(CONTESTANTS)[3:]]
-    assert [request.contestant for request in machine.requests] == again
+    again = ["transformer_engine", *list(BASELINES)[3:]]
+    assert [request.baseline for request in machine.requests] == again
     assert took(session) == [("ours", 1), ("megatron_local", 1), *((name, 1) for name in again)]
 
 
@@ -244,46 +244,46 @@ def test_what_was_finished_is_kept_and_not_run_again(machine: Machine, tmp_path:
     [("measured", 0), ("refused", 0), ("out of memory", 0), ("not available", 1), ("failed", 1)],
 )
 def test_only_what_is_settled_is_not_tried_again(machine: Machine, tmp_path: Path, status: Any, again: int) -> None:
-    kept = Turn(contestant="ours", number=1, status=status, reason="r", result=result(0.8))
-    session = Session(tmp_path, EMPTY.with_turn(kept), 600)
-    session.take("ours", 1)
+    kept = Trial(baseline="ours", number=1, status=status, reason="r", result=result(0.8))
+    session = Session(tmp_path, EMPTY.with_trial(kept), 600)
+    session.run_trial("ours", 1)
     assert len(machine.requests) == again
-    assert [turn.status for turn in session.comparison.turns] == ["measured" if again else status]
+    assert [trial.status for trial in session.comparison.trials] == ["measured" if again else status]
 
 
 def test_the_time_for_timed_steps_lets_ours_and_the_best_peer_have_twenty(machine: Machine, tmp_path: Path) -> None:
-    Session(tmp_path, EMPTY, 600).take("ours", 1)
+    Session(tmp_path, EMPTY, 600).run_trial("ours", 1)
     (request,) = machine.requests
     slowest = 1.5 * sum(float(row[4]) for row in predictions()) / 1000  # Hugging Face's, plain
     assert request.limit // slowest >= request.steps == 20
 
 
 def test_the_result_folder_holds_its_results_and_a_folder_of_logs(machine: Machine, tmp_path: Path) -> None:
-    Session(tmp_path, EMPTY, 600).take("ours", 1)
+    Session(tmp_path, EMPTY, 600).run_trial("ours", 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "results.json"]
     assert (tmp_path / "logs" / "ours-1.log").exists()
 
 
 def test_nothing_is_begun_when_the_time_is_over(machine: Machine, tmp_path: Path) -> None:
-    with pytest.raises(compare.OutOfTimeError, match="ours has not had turn 1"):
-        Session(tmp_path, EMPTY, 1).first_turns(["ours"])
+    with pytest.raises(compare.OutOfTimeError, match="ours has not had trial 1"):
+        Session(tmp_path, EMPTY, 1).first_trials(["ours"])
     assert not machine.requests
 
 
 def test_peers_without_ours_are_not_run(machine: Machine, tmp_path: Path) -> None:
     del machine.seconds["ours"]
     session = Session(tmp_path, EMPTY, 600)
-    session.first_turns(["ours", "megatron_local"])
+    session.first_trials(["ours", "megatron_local"])
     assert took(session) == [("ours", 1)]
 
 
 def test_what_does_not_fit_is_tried_otherwise_and_stays_so(machine: Machine, tmp_path: Path) -> None:
     machine.too_large = {("hugging_face", 2, "none"), ("ours_openai", 2, None)}
     session = Session(tmp_path, EMPTY, 600)
-    session.first_turns(["ours_openai", "hugging_face"])
-    session.second_turns()
+    session.first_trials(["ours_openai", "hugging_face"])
+    session.second_trials()
     ways = [
-        (request.contestant, request.micro_batch_size, env.get("RECOMPUTE"))
+        (request.baseline, request.micro_batch_size, env.get("RECOMPUTE"))
         for request, env in zip(machine.requests, machine.environments, strict=True)
     ]
     assert ways == [
@@ -299,10 +299,10 @@ def test_a_process_that_ends_without_a_word_has_failed(
 ) -> None:
     monkeypatch.setattr(compare.subprocess, "run", lambda *_, **__: None)
     session = Session(tmp_path, EMPTY, 600)
-    session.first_turns(["ours"])
-    (turn,) = session.comparison.turns
-    assert turn.status == "failed"
-    assert turn.reason.endswith("ours-1.log")
+    session.first_trials(["ours"])
+    (trial,) = session.comparison.trials
+    assert trial.status == "failed"
+    assert trial.reason.endswith("ours-1.log")
 
 
 # --- the table
@@ -310,7 +310,7 @@ def test_a_process_that_ends_without_a_word_has_failed(
 
 def filled(tmp_path: Path) -> Comparison:
     session = Session(tmp_path, EMPTY, 600)
-    session.first_turns(list(CONTESTANTS))
+    session.first_trials(list(BASELINES))
     return session.comparison
 
 
@@ -319,7 +319,7 @@ def test_the_table_has_every_contestant_and_the_targets(tmp_path: Path) -> None:
     text = markdown(filled(tmp_path))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     table = {row[0]: row for row in rows}
-    assert {each.title for each in CONTESTANTS.values()} <= table.keys()
+    assert {each.title for each in BASELINES.values()} <= table.keys()
     assert len({len(row) for row in rows[:8]}) == 1
     assert table["ours"][3:5] == ["0.8000 (0.8000 to 0.8000; 20)", "0.7500 (0.7500 to 0.8000; 20)"]
     assert table["Hugging Face"][-1] == "1.50"
@@ -328,7 +328,7 @@ def test_the_table_has_every_contestant_and_the_targets(tmp_path: Path) -> None:
     # By hand: 374.6 TFLOP in 0.8 s and 0.75 s of 990 TFLOP/s.
     assert table["ours"][7:9] == ["47.3%", "50.5%"]
     assert table["MFU with it, ours at micro batch 2"][1:] == ["at least 0.42", "0.473", "met"]
-    users = ", ".join(CONTESTANTS[name].title for name in SECONDS)
+    users = ", ".join(BASELINES[name].title for name in SECONDS)
     assert f"Optimizers: Transformer Engine 2.9 FusedAdam ({users})." in text
     assert table["times Hugging Face's best"][1:] == ["at least 1.25", "1.3", "met"]
     assert "times Megatron-Core with Transformer Engine" not in table
@@ -346,9 +346,9 @@ def test_a_missed_target_is_called_so(tmp_path: Path, machine: Machine) -> None:
 def test_mfu_and_ratios_are_of_the_same_turns_and_name_the_recomputation(tmp_path: Path, machine: Machine) -> None:
     machine.too_large = {("ours", 2, None)}
     session = Session(tmp_path, EMPTY, 600)
-    session.first_turns(["ours", "megatron_local"])
+    session.first_trials(["ours", "megatron_local"])
     machine.seconds |= {"ours": 1.0, "megatron_local": 3.6}
-    session.second_turns()
+    session.second_trials()
     text = markdown(session.comparison)
     # By hand: 374.6 TFLOP in (0.8 + 1.0) / 2 s, and in 0.05 s less, of 990 TFLOP/s; (3.2 + 3.6) / (0.8 + 1.0).
     how = "ours at micro batch 2, RECOMPUTE=moe_act"
@@ -512,7 +512,7 @@ def test_the_predictions_have_all_the_work_and_add_up() -> None:
 
 def test_the_readme_names_the_contestants_and_claims_no_measurement_that_was_not_made() -> None:
     table = TEXT.split("## Contestants")[1].split("##")[0]
-    assert re.findall(r"^\| `(\w+)` ", table, re.MULTILINE) == list(CONTESTANTS)
+    assert re.findall(r"^\| `(\w+)` ", table, re.MULTILINE) == list(BASELINES)
     assert f"{22.864e9 / 1e9:.3f} GFLOP" in TEXT
     assert flops_per_token(configure("S1", "reference", "torch", True)) == pytest.approx(22.864e9, rel=1e-4)
     block = TEXT.split(BEGIN)[1].split(END)[0]

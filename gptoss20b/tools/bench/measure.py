@@ -18,19 +18,19 @@ from .parts import profiled
 from .result import BenchResult, Parts, Routing, peak_of, speed
 from .routing import routing_of
 from .scenarios import SCENARIOS, Name, Variant, configure
-from .subject import Bare, Outcome, Subject, Trained
 from .timing import gemm, peak_memory_bytes, reset_peak_memory, time_steps
+from .workload import ForwardBackward, Outcome, TrainStep, Workload
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How a subject is timed.
+    """How a workload is timed.
 
     Attributes:
         warmup, steps: calls before the timed ones, and timed calls, each with and without the optimizer.
             One call is enough before those without, once those with have been timed.
         optimizer: whether steps with the optimizer are timed, where there is one.
-        limit: seconds that the timed calls of one kind may take: fewer are timed of a slow subject.
+        limit: seconds that the timed calls of one kind may take: fewer are timed of a slow workload.
     """
 
     warmup: int = 5
@@ -65,12 +65,12 @@ def time_scenario(
         choose_backend(config)  # raises if it cannot run
     rank = read_rank(config)
     with distributed_session(config, rank):
-        kind = Trained if SCENARIOS[scenario].updates else Bare
+        kind = TrainStep if SCENARIOS[scenario].has_optimizer else ForwardBackward
         return measure(kind(config, backend, rank.device), scenario, backend, config, rank.device, timing, gate)
 
 
 def measure(
-    subject: Subject,
+    workload: Workload,
     scenario: Name,
     backend: str,
     config: Config,
@@ -78,19 +78,19 @@ def measure(
     timing: Timing,
     gate: Callable[[Outcome], None] | None = None,
 ) -> BenchResult:
-    """Time a subject that was built from ``config``; other arguments as `time_scenario` takes them."""
-    outcome = subject.first()
+    """Time a workload that was built from ``config``; other arguments as `time_scenario` takes them."""
+    outcome = workload.first_step()
     if gate is not None:
         gate(outcome)
     reset_peak_memory(device)
     with_optimizer = None
-    if subject.updates and timing.optimizer:
-        with_optimizer = time_steps(subject.update, timing.warmup, timing.steps, device, timing.limit)
+    if workload.has_optimizer and timing.optimizer:
+        with_optimizer = time_steps(workload.full_step, timing.warmup, timing.steps, device, timing.limit)
     # A whole step warms up what is in a part of it.
     warmup = 1 if with_optimizer else timing.warmup
-    without = time_steps(subject.gradients, warmup, timing.steps, device, timing.limit)
+    without = time_steps(workload.forward_backward, warmup, timing.steps, device, timing.limit)
     memory = peak_memory_bytes(device)
-    parts, profiled_seconds, routing = _look_inside(subject, config, device, with_optimizer is not None)
+    parts, profiled_seconds, routing = _look_inside(workload, config, device, with_optimizer is not None)
     plain = gemm(device)
 
     tokens = config.free.global_batch_size * config.fixed.sequence_length
@@ -130,7 +130,7 @@ def measure(
         loss=outcome.loss,
         grad_norm=outcome.grad_norm,
         norms=outcome.norms,
-        optimizer=subject.optimizer_name if with_optimizer else None,
+        optimizer=workload.optimizer_name if with_optimizer else None,
         versions=versions(),
         git_commit=git_commit() or config.submission.git_commit or "unknown",
         date=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
@@ -138,13 +138,13 @@ def measure(
 
 
 def _look_inside(
-    subject: Subject, config: Config, device: torch.device, whole: bool
+    workload: Workload, config: Config, device: torch.device, whole: bool
 ) -> tuple[Parts | None, float | None, Routing | None]:
     """Parts and routing of steps after the timed ones, which they would slow down."""
-    if subject.gpt is None:
+    if workload.gpt is None:
         return None, None, None
-    routing = routing_of(subject.gradients, subject.gpt)
+    routing = routing_of(workload.forward_backward, workload.gpt)
     if config.execution.compile_mode == "layers":
         return None, None, routing  # a compiled module does not run hooks that came later
-    parts, seconds = profiled(subject.update if whole else subject.gradients, subject.gpt, device)
+    parts, seconds = profiled(workload.full_step if whole else workload.forward_backward, workload.gpt, device)
     return parts, seconds, routing

@@ -1,4 +1,4 @@
-"""Norms of a step's gradients by kind of tensor, under names that every contestant has.
+"""Norms of a step's gradients by kind of tensor, under names that every baseline has.
 
 A loss and one norm over everything say little at initial weights: queries and keys hardly show in them, and so neither
 do windows, sinks or rotations. The norms of their own gradients do.
@@ -42,7 +42,7 @@ def norms_by_kind(gradients: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
     return {kind: float(torch.linalg.vector_norm(torch.stack(norms))) for kind, norms in squares.items()}
 
 
-def named_as_theirs(
+def to_hf_names(
     gpt: GPTModel, config: Config, gradient_of: Callable[[Parameter], Tensor | None]
 ) -> Iterator[tuple[str, Tensor]]:
     """The gradients that a Megatron-Core model has, by transformers' names, a tensor's or one expert's; as they lie."""

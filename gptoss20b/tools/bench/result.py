@@ -10,13 +10,13 @@ from rich.table import Table
 from ...hardware import SYSTEMS, system_of_device
 
 
-class Found(BaseModel):
+class Record(BaseModel):
     """A frozen record that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Spread(Found):
+class Spread(Record):
     """Seconds of a step: the median and the 10th and 90th percentile of ``steps`` timed ones."""
 
     median: float
@@ -25,7 +25,7 @@ class Spread(Found):
     steps: int
 
 
-class Gemm(Found):
+class Gemm(Record):
     """A square matrix multiplication of this size and type, and the TFLOP/s that it reached."""
 
     size: int
@@ -33,7 +33,7 @@ class Gemm(Found):
     tflops: float
 
 
-class Parts(Found):
+class Parts(Record):
     """Seconds of one profiled step by part of the model, which is slower than a timed one.
 
     Attributes:
@@ -53,14 +53,14 @@ class Parts(Found):
     other: float
 
 
-class Routing(Found):
+class Routing(Record):
     """Rows of the expert that got most, over the mean of all experts, in a step: mean and worst of the layers."""
 
     max_over_mean: float
     worst_layer: float
 
 
-class BenchResult(Found):
+class BenchResult(Record):
     """One scenario timed on one back end.
 
     Attributes:
@@ -77,7 +77,7 @@ class BenchResult(Found):
         parts_seconds, profiled_seconds: of one profiled step, by part and their sum; None for models without names
             for their parts, or compiled as a whole layer. On a GPU the kernels' time, on a CPU the operators' own.
         routing: how balanced it was; None as above.
-        loss, grad_norm, norms: of the first step, from the initial weights; `subject.Outcome`.
+        loss, grad_norm, norms: of the first step, from the initial weights; `workload.Outcome`.
         optimizer: package and class; None where there is none.
     """
 

@@ -18,7 +18,7 @@ Variant = Literal["reference", "openai"]
 # The weights stay what they were, and the routing with them: every timed step does the work of the first. Adam's
 # arithmetic does not depend on the rate.
 _LEARNING_RATE = 1e-12
-# More than a run's 0.008, so that scores, gates and routing weights are far from all equal and a contestant without
+# More than a run's 0.008, so that scores, gates and routing weights are far from all equal and a baseline without
 # windows, rotation or sinks shows (`norms`). At 0.04 softmax is so sharp that rounding to bf16 shows as well.
 _INIT_METHOD_STD = "0.02"
 _SIZES = (
@@ -45,7 +45,7 @@ class Scenario:
         sizes: of the model, where they are not the variant's.
         sequence_length: tokens per sequence.
         micro_batch_size: sequences per forward pass unless told otherwise.
-        updates: whether gradient buffers in fp32 and the optimizer's state fit, and are there.
+        has_optimizer: whether gradient buffers in fp32 and the optimizer's state fit, and are there.
         settings: further settings by environment name.
     """
 
@@ -53,7 +53,7 @@ class Scenario:
     sizes: dict[str, int]
     sequence_length: int = 8192
     micro_batch_size: int = 2
-    updates: bool = True
+    has_optimizer: bool = True
     settings: dict[str, str] = field(default_factory=dict)
 
 
@@ -68,7 +68,7 @@ SCENARIOS: dict[Name, Scenario] = {
         "weights' type (20.5 billion weights and gradients are 82 GB in bf16; fp32 gradients alone would be as much)",
         _WIDTH,
         micro_batch_size=1,
-        updates=False,
+        has_optimizer=False,
     ),
     "S3": Scenario("4 of the 24 layers with all 32 experts, optimizer included", _WIDTH | {"num_layers": 4}),
     "tiny": Scenario(

@@ -13,7 +13,7 @@ import torch
 
 from .result import Gemm, Spread
 
-# Enough for a median and percentiles, however slow the contestant.
+# Enough for a median and percentiles, however slow the baseline.
 _FEWEST = 3
 # Rows, columns and depth of the plain multiplication.
 _ON_GPU, _ON_CPU = 8192, 1024

@@ -1,4 +1,4 @@
-"""The tokens of a timed step, which every contestant sees."""
+"""The tokens of a timed step, which every baseline sees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...config import Config
 
 
 def micro_batches(config: Config, device: torch.device) -> list[DeviceBatch]:
-    """The micro batches of a step: uniformly random tokens, the same for every contestant and micro batch size.
+    """The micro batches of a step: uniformly random tokens, the same for every baseline and micro batch size.
 
     A sequence depends on its number in the step alone. Each token's label is the next; the last has none, as in
     Hugging Face's loss.

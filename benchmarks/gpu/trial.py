@@ -1,4 +1,4 @@
-"""One turn of one contestant, in a process of its own: `python -m benchmarks.gpu.turn REQUEST OUTCOME` (JSON files)."""
+"""One trial of one baseline, in a process of its own: `python -m benchmarks.gpu.trial REQUEST OUTCOME` (JSON files)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.contestants import CONTESTANTS
-from benchmarks.gpu.records import Expected, Request, Status, Turn
+from benchmarks.gpu.baselines import BASELINES
+from benchmarks.gpu.records import Expected, Request, Status, Trial
 from gptoss20b.model.build import BackendError
 from gptoss20b.process_groups import distributed_session, read_rank
 from gptoss20b.stopping import die_with_parent
 from gptoss20b.tools.bench.measure import Timing, measure, time_scenario
 from gptoss20b.tools.bench.result import BenchResult
 from gptoss20b.tools.bench.scenarios import configure
-from gptoss20b.tools.bench.subject import Outcome
+from gptoss20b.tools.bench.workload import Outcome
 
 # In lower case: of torch, cuBLAS (CUBLAS_STATUS_ALLOC_FAILED), cuDNN (CUDNN_STATUS_ALLOC_FAILED, later
 # ..._ALLOCATION_FAILED) and AMD's, of the CUDA runtime (cudaErrorMemoryAllocation), and of NCCL.
@@ -28,11 +28,11 @@ _SIGNS_OF_FULL_MEMORY = (
 
 
 class GateError(ValueError):
-    """A contestant that does not compute what ours does."""
+    """A baseline that does not compute what ours does."""
 
 
 def gate(outcome: Outcome, expected: Expected) -> None:
-    """Refuse a contestant whose first loss or gradient norms, whole and by kind of tensor, are not ours.
+    """Refuse a baseline whose first loss or gradient norms, whole and by kind of tensor, are not ours.
 
     Raises:
         GateError: with all numbers that differ; also where one is not a number, or only one side has a gradient.
@@ -56,13 +56,13 @@ def gate(outcome: Outcome, expected: Expected) -> None:
         raise GateError("; ".join(wrong))
 
 
-def take(request: Request) -> BenchResult:
-    """Run the contestant in this process.
+def run_baseline(request: Request) -> BenchResult:
+    """Run the baseline in this process.
 
     Raises:
         GateError, BackendError, torch.OutOfMemoryError: why it has no result.
     """
-    contestant = CONTESTANTS[request.contestant]
+    baseline = BASELINES[request.baseline]
     timing = Timing(request.warmup, request.steps, limit=request.limit)
     shape = (request.micro_batch_size, request.sequences)
 
@@ -70,28 +70,28 @@ def take(request: Request) -> BenchResult:
         if request.expected is not None:
             gate(outcome, request.expected)
 
-    if contestant.backend is not None:
-        return time_scenario(request.scenario, contestant.backend, contestant.variant, timing, *shape, check)
+    if baseline.backend is not None:
+        return time_scenario(request.scenario, baseline.backend, baseline.variant, timing, *shape, check)
     try:
         from benchmarks.gpu.hugging_face import HuggingFace, version
     except ImportError as error:
         raise BackendError(f"transformers cannot be imported: {error}") from error
-    config = configure(request.scenario, contestant.variant, "torch", torch.cuda.is_available(), *shape)
+    config = configure(request.scenario, baseline.variant, "torch", torch.cuda.is_available(), *shape)
     rank = read_rank(config)
     with distributed_session(config, rank):
-        subject = HuggingFace(config, rank.device, contestant.compiled)
-        result = measure(subject, request.scenario, request.contestant, config, rank.device, timing, check)
+        workload = HuggingFace(config, rank.device, baseline.compiled)
+        result = measure(workload, request.scenario, request.baseline, config, rank.device, timing, check)
     return result.model_copy(update={"versions": result.versions | {"transformers": version()}})
 
 
-def outcome_of(request: Request, number: int) -> Turn:
-    """Run the contestant and say how it went, whatever happens."""
+def run_trial(request: Request, number: int) -> Trial:
+    """Run the baseline and say how it went, whatever happens."""
 
-    def without_result(status: Status, reason: str) -> Turn:
-        return Turn(contestant=request.contestant, number=number, status=status, reason=reason)
+    def without_result(status: Status, reason: str) -> Trial:
+        return Trial(baseline=request.baseline, number=number, status=status, reason=reason)
 
     try:
-        return Turn(contestant=request.contestant, number=number, status="measured", result=take(request))
+        return Trial(baseline=request.baseline, number=number, status="measured", result=run_baseline(request))
     except GateError as error:
         return without_result("refused", str(error))
     except BackendError as error:
@@ -116,8 +116,8 @@ def main(request: Path, outcome: Path, number: int) -> None:
     """Read the request, run it, write the outcome."""
     warnings.simplefilter("ignore")  # of packages about each other; errors are told
     die_with_parent()
-    turn = outcome_of(Request.model_validate_json(request.read_text()), number)
-    outcome.write_text(turn.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    trial = run_trial(Request.model_validate_json(request.read_text()), number)
+    outcome.write_text(trial.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

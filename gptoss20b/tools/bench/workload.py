@@ -15,12 +15,12 @@ from ...config import Config
 from ...model.build import Backend
 from ...optimizer import optimizer_parts
 from ...trainer import Trainer, build_and_initialize, mean_loss
-from .norms import named_as_theirs, norms_by_kind
+from .norms import norms_by_kind, to_hf_names
 from .parts import OPTIMIZER, OTHER, range_of
 from .tokens import micro_batches
 
 SEED = 1
-"""Of the initial weights, for every contestant."""
+"""Of the initial weights, for every baseline."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,26 @@ class Outcome:
     norms: dict[str, float]
 
 
-class Subject(Protocol):
-    """A contestant, ready to run.
+class Workload(Protocol):
+    """A baseline, ready to run.
 
     Attributes:
-        updates: whether it has an optimizer.
+        has_optimizer: whether it has an optimizer.
         gpt: the Megatron-Core model whose parts have names; None for others.
         optimizer_name: package and class of what updates the weights; None without an optimizer.
     """
 
-    updates: bool
+    has_optimizer: bool
     gpt: Any
     optimizer_name: str | None
 
-    def first(self) -> Outcome:
+    def first_step(self) -> Outcome:
         """Take the first step and read what came of it."""
 
-    def gradients(self) -> object:
+    def forward_backward(self) -> object:
         """Forward and backward on the step's tokens."""
 
-    def update(self) -> object:
+    def full_step(self) -> object:
         """A whole step; only where there is an optimizer."""
 
 
@@ -66,10 +66,10 @@ def gradient_norm(model: torch.nn.Module) -> Tensor:
     return total
 
 
-def name_of(optimizer: torch.optim.Optimizer) -> str:
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
     """Package and class.
 
-    >>> name_of(torch.optim.AdamW([torch.zeros(1)]))
+    >>> describe_optimizer(torch.optim.AdamW([torch.zeros(1)]))
     'torch AdamW'
     """
     kind = type(optimizer)
@@ -85,30 +85,30 @@ def _own(parameter: torch.nn.Parameter) -> Tensor | None:
     return parameter.grad
 
 
-class Trained(Trainer):
+class TrainStep(Trainer):
     """The real trainer (DDP, distributed optimizer) on the scenario's tokens."""
 
-    updates = True
+    has_optimizer = True
 
     def __init__(self, config: Config, backend: Backend, device: torch.device) -> None:
         super().__init__(config, backend, device, SEED)
-        self.optimizer_name: str | None = name_of(optimizer_parts(self.optimizer)[0].optimizer)
+        self.optimizer_name: str | None = describe_optimizer(optimizer_parts(self.optimizer)[0].optimizer)
         self._batches = micro_batches(config, device)
 
-    def first(self) -> Outcome:
+    def first_step(self) -> Outcome:
         """One step of the trainer, whose rate is 0 then; the norm is before clipping."""
-        self.gradients()  # by themselves first: the step clips them
-        norms = norms_by_kind(named_as_theirs(self.gpt, self.config, _reduced))
+        self.forward_backward()  # by themselves first: the step clips them
+        norms = norms_by_kind(to_hf_names(self.gpt, self.config, _reduced))
         result = self.step(iter(self._batches))
         return Outcome(result.loss(), float(result.grad_norm), norms)
 
-    def gradients(self) -> object:
+    def forward_backward(self) -> object:
         """All of a step up to the reduced gradients."""
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         return self._run(iter(self._batches), self.config.accumulation_steps, forward_only=False)
 
-    def update(self) -> object:
+    def full_step(self) -> object:
         """The trainer's step."""
         with record_function(range_of(OPTIMIZER)):  # all of a step that is not forward and backward
             return self.step(iter(self._batches))
@@ -118,10 +118,10 @@ class Trained(Trainer):
             return super()._run(batches, count, forward_only)
 
 
-class Bare(Trained):
+class ForwardBackward(TrainStep):
     """The model alone, for when fp32 gradients and an optimizer do not fit: gradients stay in the weights' type."""
 
-    updates = False
+    has_optimizer = False
 
     def __init__(self, config: Config, backend: Backend, device: torch.device) -> None:
         # Not the trainer's: it would make what does not fit.
@@ -132,15 +132,15 @@ class Bare(Trained):
         self._batches = micro_batches(config, device)
         self.model.train()
 
-    def first(self) -> Outcome:
+    def first_step(self) -> Outcome:
         """Forward and backward; the norm is of gradients in the weights' type."""
-        loss_sum, tokens = self.gradients()
+        loss_sum, tokens = self.forward_backward()
         # Of the sum over tokens: the trainer divides by their number after the reduction.
-        norms = norms_by_kind(named_as_theirs(self.gpt, self.config, _own))
+        norms = norms_by_kind(to_hf_names(self.gpt, self.config, _own))
         means = {kind: norm / float(tokens) for kind, norm in norms.items()}
         return Outcome(mean_loss(loss_sum, tokens), float(gradient_norm(self.model) / tokens), means)
 
-    def gradients(self) -> tuple[Tensor, Tensor]:
+    def forward_backward(self) -> tuple[Tensor, Tensor]:
         """Forward and backward into new gradients; returns the sum of the losses and the counted tokens."""
         for parameter in self.model.parameters():
             parameter.grad = None

@@ -12,7 +12,7 @@ Backend = Literal["torch", "transformer_engine", "megatron_local"]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Baseline:
     """One row of the table.
 
     Attributes:
@@ -35,29 +35,29 @@ class Contestant:
         return self.backend == "torch"
 
 
-# In the order of their first turns: ours of a variant before the peers that must compute the same.
-CONTESTANTS: dict[str, Contestant] = {
-    "ours": Contestant("torch", "reference", "ours", ("moe_act",)),
-    "transformer_engine": Contestant(
+# In the order of their first trials: ours of a variant before the peers that must compute the same.
+BASELINES: dict[str, Baseline] = {
+    "ours": Baseline("torch", "reference", "ours", ("moe_act",)),
+    "transformer_engine": Baseline(
         "transformer_engine", "reference", "Megatron-Core, Transformer Engine spec", ("moe_act",)
     ),
-    "megatron_local": Contestant("megatron_local", "reference", "Megatron-Core, local spec", ("layers",)),
-    "ours_openai": Contestant("torch", "openai", "ours, openai variant", ("moe_act",)),
-    "hugging_face_compiled": Contestant(None, "openai", "Hugging Face, layers compiled", compiled=True),
-    "hugging_face": Contestant(None, "openai", "Hugging Face"),
+    "megatron_local": Baseline("megatron_local", "reference", "Megatron-Core, local spec", ("layers",)),
+    "ours_openai": Baseline("torch", "openai", "ours, openai variant", ("moe_act",)),
+    "hugging_face_compiled": Baseline(None, "openai", "Hugging Face, layers compiled", compiled=True),
+    "hugging_face": Baseline(None, "openai", "Hugging Face"),
 }
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A way to run a contestant: sequences per micro batch, and a level of RECOMPUTE (None: the environment's)."""
+    """A way to run a baseline: sequences per micro batch, and a level of RECOMPUTE (None: the environment's)."""
 
     micro_batch_size: int
     recompute: str | None = None
 
 
-def attempts(contestant: Contestant, scenario: Name, sequences: int, memory_bytes: int | None) -> list[Attempt]:
-    """How to run a contestant, the best first: all sequences in one micro batch, or one by one.
+def attempts(baseline: Baseline, scenario: Name, sequences: int, memory_bytes: int | None) -> list[Attempt]:
+    """How to run a baseline, the best first: all sequences in one micro batch, or one by one.
 
     Recomputing an activation costs less than smaller micro batches and comes before them; recomputing whole layers, the
     local spec's way out, costs more.
@@ -67,12 +67,12 @@ def attempts(contestant: Contestant, scenario: Name, sequences: int, memory_byte
         memory_bytes: of the device; ways that cannot fit by arithmetic are left out. None: nothing is left out.
     """
     sizes = sorted({sequences, 1}, reverse=True)
-    if contestant.backend != "megatron_local":
-        return [Attempt(size, level) for size in sizes for level in (None, *contestant.recompute)]
+    if baseline.backend != "megatron_local":
+        return [Attempt(size, level) for size in sizes for level in (None, *baseline.recompute)]
     if memory_bytes is not None:
         sizes = [size for size in sizes if kept_scores(scenario, size) < memory_bytes]
     # A single layer's scores, in fp32 on their way, are many GiB too: recomputed, only one sequence has a chance.
-    return [*(Attempt(size) for size in sizes), *(Attempt(1, level) for level in contestant.recompute)]
+    return [*(Attempt(size) for size in sizes), *(Attempt(1, level) for level in baseline.recompute)]
 
 
 def kept_scores(scenario: Name, micro_batch_size: int) -> int:

@@ -1,4 +1,4 @@
-"""Every command and number in the README is what the code does."""
+"""Commands of the README run, and its tables match the code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import pytest
 from compliance.cli import ExitCode as JudgingExitCode
 from compliance.cli import rules_table
 from compliance.rules import ALL_RULES
-from data_scripts import c4
 from data_scripts.errors import ExitCode as DataExitCode
-from gptoss20b.config import resolve, settings
+from gptoss20b.config import settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.stopping import ExitCode
 from tests.support.paths import ROOT
@@ -27,7 +26,7 @@ BLOCKS = re.findall(r"^```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def rows(header: str) -> list[list[str]]:
-    """The cells of the table whose header row starts like this."""
+    """Return the cells of the table whose header row starts with ``header``."""
     table = README.split(f"\n| {header}", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")]
 
@@ -37,7 +36,6 @@ def test_it_opens_with_the_two_commands() -> None:
     assert commands == [["make", "run"], ["make", "test"]]
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"run", "test"} <= set(targets)
-    assert README.index("make run") < 200
 
 
 def test_every_setting_is_listed_with_its_meaning() -> None:
@@ -76,24 +74,10 @@ def test_exit_statuses_of_the_data_commands() -> None:
     assert sorted(int(row[0]) for row in rows("status")) == sorted(DataExitCode)
 
 
-def test_what_the_data_commands_are_said_to_take_is_what_was_measured() -> None:
-    recorded = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    ready = float(re.search(r"\| first start: to the first sample, s \| ([\d.]+) \|", recorded)[1])
-    assert f"{ready * 1000:.0f} ms until the first sample" in README
-    figures = dict(
-        re.findall(r"^\| `tokenizer\.(model|json)`, ours, 2 workers \| [\d,]+ \| ([\d,]+) \|", recorded, re.M)
-    )
-    per_core = {kind: int(figure.replace(",", "")) for kind, figure in figures.items()}
-    assert f"{per_core['model'] / 1e6:.0f} million tokens a second and core" in README
-    assert round(per_core["model"] / per_core["json"]) == 5 and "five\ntimes as fast" in README
-
-
-def test_the_data_s_commands_of_the_shell_exist() -> None:
+def test_shell_commands_of_the_data_exist() -> None:
     named = set(re.findall(r"data_scripts/\w+\.sh", README))
     assert named == {"data_scripts/download_dataset.sh", "data_scripts/verify_dataset.sh"}
     assert all((ROOT / name).is_file() for name in named)
-    documents = f"{c4.EVALUATION_SEQUENCES:,} evaluation sequences"
-    assert documents in README
 
 
 def test_the_table_of_rules_is_the_one_that_the_command_prints() -> None:
@@ -114,7 +98,7 @@ def test_what_judging_needs_is_pinned_like_the_rest() -> None:
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, dict[str, float]]:
-    """What `info --json` says of each variant, in one process."""
+    """Count each variant with `info --json`, all in one process."""
     command = (
         "from typer.testing import CliRunner; from gptoss20b.cli import app\n"
         f"for variant in {list(PRESETS)}:\n"
@@ -157,17 +141,6 @@ def test_the_published_points_are_those_of_the_official_package() -> None:
         for _, gbs, rate, steps, samples in rows("published point")
     }
     assert listed == official
-
-
-def test_numbers_in_the_text() -> None:
-    config = resolve({})
-    assert f"{config.fixed.sequence_length:,}" in README
-    assert f"{config.fixed.eval_samples:,} validation sequences" in README
-    assert f"CEIL({config.fixed.eval_interval_samples} / GBS)" in README
-    assert f"at most {config.fixed.target_loss}" in README
-    assert (
-        f"{config.model.num_layers}-layer, {config.model.num_experts}-expert, top-{config.model.router_topk}" in README
-    )
 
 
 def test_paths_named_here_exist() -> None:

@@ -1,4 +1,4 @@
-"""One frozen, typed tree per run, with every problem reported at once."""
+"""Configuration of a run: a frozen, typed tree, and all of its problems at once."""
 
 from .checks import Problem, fixed_hyperparameter_overrides, mismatched_settings
 from .environment import settings

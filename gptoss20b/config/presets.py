@@ -1,9 +1,9 @@
-"""The model variants as plain data, with the settings that only make sense for them.
+"""Model variants as plain data, each with the other settings that it needs.
 
-`reference` is what the closed division trains; `openai` is the released gpt-oss-20b; `openai_120b` its larger sibling;
-`tiny` is the same architecture as `reference` at a size that two CPU cores train to a target in about a minute.
-Figures: public reference configuration and the released model's config.json; where sources differ, the choice is one
-named field of `tree.Model`.
+`reference` is the closed division's model. `openai` is the released gpt-oss-20b, `openai_120b` its larger sibling.
+`tiny` has the architecture of `reference` at a size that two CPU cores train to its target in about a minute.
+Sources: the public reference configuration, and the config.json of the released models. Where they differ, one field of
+`tree.ModelConfig` names the choice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REFERENCE: dict[str, Any] = {
     "num_experts": 32,
     "router_topk": 4,
     "moe_ffn_hidden_size": 2880,
-    "window_left": 128,  # Megatron's window_size (128, 0): 128 keys before the query, and its own
+    "window_left": 128,  # Megatron's window_size (128, 0): 128 earlier keys and the query's own
 }
 
 _OPENAI: dict[str, Any] = {
@@ -30,7 +30,7 @@ _OPENAI: dict[str, Any] = {
     "biases": True,
     "qk_norm": False,
     "attention_sinks": True,
-    "window_left": 127,  # 128 keys including the query's own
+    "window_left": 127,  # Hugging Face's sliding_window 128 includes the query's own key
     "yarn": {},
 }
 
@@ -46,7 +46,7 @@ _TINY: dict[str, Any] = {
     "moe_ffn_hidden_size": 64,
 }
 
-# Each preset is a partial Config tree; the command line and the environment go on top of it.
+# Each preset is a partial `Config` tree. Environment and command line override it.
 PRESETS: dict[str, dict[str, Any]] = {
     "reference": {"model": _REFERENCE},
     "openai": {"model": _OPENAI},

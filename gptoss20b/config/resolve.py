@@ -1,4 +1,4 @@
-"""From command line, environment and preset to one `Config`, with every problem collected before any is reported."""
+"""Resolve command line, environment and preset to one `Config`, and collect every problem before reporting any."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from .tree import Config
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run. `problems` holds everything wrong with it."""
+    """Invalid configuration. `problems` lists everything that is wrong with it."""
 
-    def __init__(self, found: list[Problem]) -> None:
-        self.problems = found
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        super().__init__("\n".join([f"{count} in the configuration:", *(f"  {problem}" for problem in found)]))
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{count} in the configuration:", *(f"  {problem}" for problem in problems)]))
 
 
 def resolve(options: Mapping[str, str | None] | None = None) -> Config:
-    """The configuration from command-line ``options`` (by variable name) over the environment over the preset.
+    """Resolve a configuration. Command-line options override the environment, which overrides the preset.
+
+    Args:
+        options: values of command-line options by variable name.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: with every problem.
     """
-    # An empty option counts as unset, as an empty variable does.
+    # An empty option counts as unset, like an empty variable.
     given = read_settings() | {name: value for name, value in (options or {}).items() if value}
     found: list[Problem] = []
     variant = given.get("MODEL_VARIANT", "reference")
@@ -39,27 +42,31 @@ def resolve(options: Mapping[str, str | None] | None = None) -> Config:
         )
         variant = "reference"
     try:
-        config = Config.model_validate(_tree(variant, given))
+        config = Config.model_validate(_build_tree(variant, given))
     except ValidationError as error:
-        found += [_type_problem(detail, given) for detail in error.errors()]
-        # What is well typed is checked further, with the preset's value in place of each value already found wrong.
+        found += [_to_problem(detail, given) for detail in error.errors()]
+        # Replace each invalid value by the preset's, and check the rest further.
         well_typed = {name: value for name, value in given.items() if name not in {p.variables[0] for p in found}}
-        config = Config.model_validate(_tree(variant, well_typed))
-    wrong = {problem.variables[0] for problem in found}
-    if "MODEL_VARIANT" not in wrong:  # without the model, what follows from it cannot be told
-        found += [problem for problem in check_config(config) if not wrong.intersection(problem.variables)]
+        config = Config.model_validate(_build_tree(variant, well_typed))
+    invalid = {problem.variables[0] for problem in found}
+    if "MODEL_VARIANT" not in invalid:  # the checks depend on the model
+        found += [problem for problem in check_config(config) if not invalid.intersection(problem.variables)]
     if found:
         raise ConfigError(found)
     return config
 
 
-def _tree(variant: str, given: Mapping[str, str]) -> dict[str, Any]:
-    """The preset with the given values on top, as `Config` takes it."""
+def _build_tree(variant: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the preset with the given values on top, as input for `Config`."""
     tree = copy.deepcopy(PRESETS[variant])
     for variable, value in given.items():
-        _place(tree, settings()[variable].path, value)
+        *branches, leaf = settings()[variable].path
+        node = tree
+        for name in branches:
+            node = node.setdefault(name, {})
+        node[leaf] = value
     tree["model"]["variant"] = variant
-    # The log wants a platform and a configuration file's name; both default to the system's name.
+    # The log requires a platform and the name of a configuration file.
     submission = tree.setdefault("submission", {})
     system = submission.get("system", "unnamed")
     submission.setdefault("platform", system)
@@ -67,15 +74,10 @@ def _tree(variant: str, given: Mapping[str, str]) -> dict[str, Any]:
     return tree
 
 
-def _type_problem(detail: Any, given: Mapping[str, str]) -> Problem:
+def _to_problem(detail: Any, given: Mapping[str, str]) -> Problem:
+    """Convert one error of pydantic."""
     variable = next(name for name, setting in settings().items() if setting.path == tuple(detail["loc"]))
     expected = detail["msg"][0].lower() + detail["msg"][1:]
     return Problem(
         (variable,), f"got '{given.get(variable, detail['input'])}': {expected}. Correct or unset {variable}."
     )
-
-
-def _place(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value

@@ -1,8 +1,8 @@
-"""The configuration of one run: a frozen, typed tree.
+"""Configuration of one run, as a frozen, typed tree.
 
-Every leaf that a user may set carries the name of its environment variable; `resolve` derives the environment reader
-and the command-line options from these names, so a new setting is added here and nowhere else. What can be computed
-from other values is a property, never a field.
+Each leaf that a user may set carries the name of its environment variable. The environment reader and the command-line
+options are derived from these names, so a new setting is added here and nowhere else. A value that follows from other
+values is a property, never a field.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class FrozenModel(BaseModel):
-    """A frozen branch of the tree that refuses unknown keys."""
+    """Immutable branch of the tree. Rejects unknown keys, NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def setting(env: str, description: str, default: Any = ..., **bounds: Any) -> Any:
-    """Declare a leaf that a user sets through the environment variable ``env`` or the option of the same name."""
+    """Declare a leaf that a user sets by the environment variable ``env`` or the option of the same name."""
     return Field(default, description=description, json_schema_extra={"env": env}, **bounds)
 
 
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
+# Users may write a choice in any case: CLOSED, MXFP8.
+_LOWERCASE = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 
 class FixedHyperparameters(FrozenModel):
-    """What the closed division fixes (MLPerf Training rules for gpt_oss_20b, rounds v6.0 and v6.1).
+    """Hyperparameters that the closed division fixes. The open division may change them.
 
-    The defaults are the rules' values. The open division may change them; the closed division refuses to.
+    The defaults are the rules' values (MLPerf Training, gpt_oss_20b, rounds v6.0 and v6.1).
     """
 
     sequence_length: int = setting("SEQUENCE_LENGTH", "tokens per sequence", 8192, ge=2)
-    max_steps: int = setting("MAX_STEPS", "steps after which a run that has not converged is aborted", 1_200_000, ge=1)
+    max_steps: int = setting("MAX_STEPS", "optimizer steps after which an unconverged run stops", 1_200_000, ge=1)
     end_learning_rate_ratio: float = setting("END_LR_RATIO", "end learning rate / base learning rate", 0.1, ge=0, le=1)
     adam_beta1: float = setting("ADAM_BETA1", "AdamW beta 1", 0.9, ge=0, lt=1)
     adam_beta2: float = setting("ADAM_BETA2", "AdamW beta 2", 0.95, ge=0, lt=1)
     adam_epsilon: float = setting("ADAM_EPSILON", "AdamW epsilon", 1e-5, gt=0)
     weight_decay: float = setting("WEIGHT_DECAY", "AdamW decoupled weight decay", 0.1, ge=0)
-    gradient_clip: float = setting("GRADIENT_CLIP", "largest global gradient norm", 1.0, gt=0)
-    init_method_std: float = setting("INIT_METHOD_STD", "standard deviation of initial weights", 0.008, gt=0)
-    eval_samples: int = setting("EVAL_SAMPLES", "validation sequences of every evaluation, in file order", 1024, ge=1)
+    gradient_clip: float = setting("GRADIENT_CLIP", "gradients are clipped to this global norm", 1.0, gt=0)
+    init_method_std: float = setting("INIT_METHOD_STD", "standard deviation of the initial weights", 0.008, gt=0)
+    eval_samples: int = setting("EVAL_SAMPLES", "validation sequences per evaluation, in file order", 1024, ge=1)
     eval_interval_samples: int = setting(
         "EVAL_INTERVAL_SAMPLES", "training sequences between evaluations, rounded up to whole steps", 12_288, ge=1
     )
-    target_loss: float = setting("TARGET_LOSS", "evaluation loss, in nats per token, that ends the run", 3.34, gt=0)
-    aux_loss_coefficient: float = setting("AUX_LOSS_COEFF", "weight of the load-balancing loss; 0 is off", 0.0, ge=0)
+    target_loss: float = setting("TARGET_LOSS", "evaluation loss to reach, in nats per token", 3.34, gt=0)
+    aux_loss_coefficient: float = setting("AUX_LOSS_COEFF", "load-balancing loss coefficient; 0 is off", 0.0, ge=0)
     expert_bias_rate: float = setting(
         "EXPERT_BIAS_RATE",
-        "step of the expert biases toward balance, which makes the router's scores sigmoids; 0 is off",
+        "update rate of the expert biases, which also makes the router score with sigmoids; 0 is off",
         0.0,
         ge=0,
     )
@@ -62,12 +62,12 @@ class FreeHyperparameters(FrozenModel):
     """The hyperparameters that the closed division leaves free."""
 
     global_batch_size: int = setting("GLOBAL_BATCH_SIZE", "sequences per optimizer step", 16, ge=1)
-    learning_rate: float = setting("LEARNING_RATE", "base (highest) learning rate", 4e-4, gt=0)
+    learning_rate: float = setting("LEARNING_RATE", "peak learning rate", 4e-4, gt=0)
     warmup_steps: int = setting("WARMUP_STEPS", "steps of linear learning-rate warm-up", 128, ge=0)
 
 
 class Yarn(FrozenModel):
-    """YaRN position scaling (Peng et al. 2023), as the released gpt-oss uses it."""
+    """YaRN scaling of rotary positions (Peng et al. 2023), with the values of the released gpt-oss."""
 
     factor: float = 32.0
     original_max_position_embeddings: int = 4096
@@ -77,10 +77,10 @@ class Yarn(FrozenModel):
 
 
 class ModelConfig(FrozenModel):
-    """The architecture. `presets` holds the variants; only the vocabulary can be set from outside."""
+    """Model architecture. `presets` holds the variants; a user can change the variant and the vocabulary only."""
 
     variant: str = setting("MODEL_VARIANT", "model preset: reference, openai, openai_120b or tiny", "reference")
-    vocab_size: int = setting("VOCAB_SIZE", "rows of the embedding and of the LM head", ge=2)
+    vocab_size: int = setting("VOCAB_SIZE", "vocabulary size: rows of the embedding and of the output layer", ge=2)
     num_layers: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
     num_attention_heads: int = Field(ge=1)
@@ -90,27 +90,27 @@ class ModelConfig(FrozenModel):
     router_topk: int = Field(ge=1)
     moe_ffn_hidden_size: int = Field(ge=1)
     activation: Literal["swiglu", "clamped_swiglu"] = Field("swiglu", description="expert activation")
-    biases: bool = Field(False, description="biases on attention projections, router and experts")
+    biases: bool = Field(False, description="biases of attention projections, router and experts")
     qk_norm: bool = Field(True, description="RMSNorm on queries and keys over the head dimension, before RoPE")
     attention_sinks: bool = Field(False, description="one learned sink logit per head in the attention softmax")
-    window_left: int = Field(128, ge=1, description="keys before the query's own that a windowed layer sees")
+    window_left: int = Field(128, ge=1, description="earlier keys that a query sees in a sliding-window layer")
     router_softmax_before_topk: bool = Field(
-        False, description="normalise over all experts before choosing (no renormalisation) instead of over the chosen"
+        False, description="softmax over all experts before the top-k choice, instead of over the chosen experts"
     )
     rotary_base: int = 150_000
     yarn: Yarn | None = None
     norm_epsilon: float = Field(1e-5, gt=0)
 
     def has_sliding_window(self, layer_number: int) -> bool:
-        """Whether the layer with this 1-based number has sliding-window attention: 1, 3, 5, ... do."""
+        """Return True for the layers 1, 3, 5, ...; numbers start at 1."""
         return layer_number % 2 == 1
 
 
 class Parallel(FrozenModel):
-    """How the processes share the model and the batch."""
+    """Parallel layout: how the ranks share the model and the batch."""
 
     nodes: int = setting("DGXNNODES", "nodes of the run", 1, ge=1)
-    gpus_per_node: int = setting("DGXNGPU", "processes (one per GPU) on each node", 8, ge=1)
+    gpus_per_node: int = setting("DGXNGPU", "ranks per node, one per GPU", 8, ge=1)
     expert: int = setting("EXPERT_PARALLEL", "expert parallel size", 8, ge=1)
     tensor: int = setting("TENSOR_PARALLEL", "tensor parallel size", 1, ge=1)
     pipeline: int = setting("PIPELINE_PARALLEL", "pipeline parallel size", 1, ge=1)
@@ -118,126 +118,131 @@ class Parallel(FrozenModel):
 
     @property
     def world_size(self) -> int:
-        """Processes of the run."""
+        """Number of ranks."""
         return self.nodes * self.gpus_per_node
 
     @property
+    def ranks_per_replica(self) -> int:
+        """Number of ranks that share one sequence: tensor x pipeline x context parallel."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
     def data(self) -> int:
-        """Data parallel size: model replicas that each see different sequences."""
-        return self.world_size // (self.tensor * self.pipeline * self.context)
+        """Data parallel size: groups of ranks that train on different sequences."""
+        return self.world_size // self.ranks_per_replica
 
     @property
     def expert_data(self) -> int:
-        """Processes that hold a copy of the same experts."""
+        """Number of ranks that hold a copy of the same experts."""
         return self.world_size // (self.pipeline * self.expert)
 
 
 class Execution(FrozenModel):
-    """How fast, not what: none of these changes the mathematics of the run.
+    """Performance settings. They do not change the result, except for rounding.
 
-    But for the open division's load-balancing loss, which is one of each micro batch.
+    Exception: the open division's load-balancing loss is computed per micro batch, so it depends on `micro_batch_size`.
     """
 
-    micro_batch_size: int = setting("MICRO_BATCH_SIZE", "sequences per forward pass on one rank", 2, ge=1)
-    precision: Annotated[Literal["bf16", "fp32", "fp8", "mxfp8"], BeforeValidator(_lower)] = setting(
+    micro_batch_size: int = setting("MICRO_BATCH_SIZE", "sequences per forward pass of one rank", 2, ge=1)
+    precision: Annotated[Literal["bf16", "fp32", "fp8", "mxfp8"], _LOWERCASE] = setting(
         "PRECISION",
-        "arithmetic of the layers: bf16 or fp32; fp8 or mxfp8 of the layers' matrix products, the rest bf16. "
-        "Master weights and gradients are fp32",
+        "arithmetic of the layers: bf16, fp32, or fp8 or mxfp8 for their matrix products and bf16 for the rest; "
+        "master weights and gradients are always fp32",
         "bf16",
     )
-    backend: Annotated[Literal["auto", "torch", "transformer_engine"], BeforeValidator(_lower)] = setting(
-        "BACKEND", "layer implementation; auto takes Transformer Engine where it is installed", "auto"
+    backend: Annotated[Literal["auto", "torch", "transformer_engine"], _LOWERCASE] = setting(
+        "BACKEND", "layer implementation; auto uses Transformer Engine if it is installed", "auto"
     )
-    recompute: Annotated[Literal["none", "moe_act", "moe", "layers"], BeforeValidator(_lower)] = setting(
+    recompute: Annotated[Literal["none", "moe_act", "moe", "layers"], _LOWERCASE] = setting(
         "RECOMPUTE",
-        "activations computed again instead of kept: none, moe_act (the experts' activation), moe (all of the experts) "
-        "or layers (all but each layer's input)",
+        "activations to recompute in the backward pass to save memory: none, moe_act (the experts' activation "
+        "function), moe (the whole expert layer) or layers (everything but each layer's input)",
         "none",
     )
-    compile_mode: Annotated[Literal["kernels", "layers"], BeforeValidator(_lower)] = setting(
+    compile_mode: Annotated[Literal["kernels", "layers"], _LOWERCASE] = setting(
         "COMPILE",
-        "what torch.compile makes on GPUs: kernels (of this project's own arithmetic) or layers (each layer's norms "
-        "and attention too)",
+        "what torch.compile compiles on GPUs: kernels (this project's own operators) or layers (also the norms and "
+        "the attention of each layer)",
         "kernels",
     )
-    warmup_passes: int = setting("WARMUP_PASSES", "synthetic steps before the clock starts", 2, ge=0)
-    timeout_seconds: int = setting(
-        "COLLECTIVE_TIMEOUT", "seconds after which a stuck collective ends the run", 45, ge=5
-    )
+    warmup_passes: int = setting("WARMUP_PASSES", "warm-up steps on synthetic tokens before the clock starts", 2, ge=0)
+    timeout_seconds: int = setting("COLLECTIVE_TIMEOUT", "seconds until a stuck collective aborts the run", 45, ge=5)
     deterministic: bool = setting(
-        "DETERMINISTIC", "give the same bits twice on the same machine, at a cost on GPUs (docs/endurance.md)", False
+        "DETERMINISTIC", "make reruns on the same machine bit-identical; slower on GPUs (docs/endurance.md)", False
     )
-    cpu_threads: int = setting("CPU_THREADS", "threads of one rank on a machine without a GPU", 1, ge=1)
+    cpu_threads: int = setting("CPU_THREADS", "CPU threads per rank on a machine without a GPU", 1, ge=1)
 
     @property
     def bf16_weights(self) -> bool:
-        """Whether weights and activations are bf16 beside fp32 master weights; 8-bit precisions round them further."""
+        """True if weights and activations are bf16, with fp32 master weights. True for the 8-bit precisions too."""
         return self.precision != "fp32"
 
 
 class Data(FrozenModel):
-    """Where the tokens are."""
+    """Location and format of the token files."""
 
-    directory: Path = setting("DATADIR", "folder with the two .bin/.idx pairs", Path("/data"))
-    eod_token: int | None = setting("EOD_TOKEN", "end-of-document token id, masked from the loss", None, ge=0)
+    directory: Path = setting("DATADIR", "folder with the training and validation .bin/.idx files", Path("/data"))
+    eod_token: int | None = setting("EOD_TOKEN", "id of the end-of-document token, which the loss ignores", None, ge=0)
 
 
 class Logging(FrozenModel):
-    """What is written, and where."""
+    """Result folder, and how often the loss is logged."""
 
-    directory: Path | None = setting("LOGDIR", "folder of the result; a new one under results/ if not given", None)
-    interval: int = setting("LOG_INTERVAL", "steps between train_loss records and progress lines", 10, ge=1)
+    directory: Path | None = setting("LOGDIR", "result folder; default: a new folder under results/", None)
+    interval: int = setting("LOG_INTERVAL", "optimizer steps between train_loss records and progress lines", 10, ge=1)
 
 
 class Checkpointing(FrozenModel):
-    """When and where checkpoints are written, and whether a run goes on from one. None are in a timed run."""
+    """When and where checkpoints are saved, and whether to resume. Timed runs save none."""
 
     interval: str = setting(
         "SAVE_INTERVAL",
-        "training sequences between checkpoints, or minutes (30min); 0 writes none",
+        "training sequences between checkpoints, or minutes (30min); 0 saves none",
         "0",
         pattern=r"^(0|[1-9]\d{0,11}|[1-9]\d{0,5}min)$",
     )
-    keep: int = setting("SAVE_KEEP", "newest checkpoints kept", 2, ge=1)
-    directory: Path | None = setting("SAVE_DIR", "folder of checkpoints; checkpoints in LOGDIR if not given", None)
-    asynchronous: bool = setting("SAVE_ASYNC", "write checkpoints while training goes on, from a copy in memory", True)
-    resume: bool = setting("RESUME", "go on from the newest checkpoint, or begin where there is no log yet", False)
+    keep: int = setting("SAVE_KEEP", "number of newest checkpoints to keep", 2, ge=1)
+    directory: Path | None = setting("SAVE_DIR", "checkpoint folder; default: checkpoints/ in LOGDIR", None)
+    asynchronous: bool = setting("SAVE_ASYNC", "save in the background, from a copy in host memory", True)
+    resume: bool = setting(
+        "RESUME", "resume from the newest checkpoint; start from scratch if LOGDIR has no log yet", False
+    )
 
     @property
     def minutes(self) -> int | None:
-        """Minutes between checkpoints, None if they are counted in samples."""
+        """Minutes between checkpoints; None if the interval counts samples."""
         return int(self.interval.removesuffix("min")) if self.interval.endswith("min") else None
 
     @property
     def samples(self) -> int:
-        """Training sequences between checkpoints, 0 if there are none or time decides."""
+        """Training sequences between checkpoints; 0 if none are saved or the interval is in minutes."""
         return int(self.interval) if self.minutes is None else 0
 
 
 class Submission(FrozenModel):
-    """What the log says about its submitter. MLPERF_ and MLLOG_ prefixes to SUBMISSION_* are accepted too."""
+    """Submission details for the log. Each SUBMISSION_* is also read with the prefix MLPERF_ or MLLOG_."""
 
-    system: str = setting("DGXSYSTEM", "name of the system, from the configuration file's name", "unnamed")
+    system: str = setting("DGXSYSTEM", "system name; a configuration file sets it to its own name", "unnamed")
     org: str = setting("SUBMISSION_ORG", "submitting organisation", "reference", min_length=1)
-    platform: str = setting(
-        "SUBMISSION_PLATFORM", "platform; the system's name if not given", "", validate_default=True
+    platform: str = setting("SUBMISSION_PLATFORM", "platform name; default: the system name", "", validate_default=True)
+    division: Annotated[Literal["closed", "open"], _LOWERCASE] = setting(
+        "SUBMISSION_DIVISION", "division whose rules apply: closed or open", "closed"
     )
-    division: Annotated[Literal["closed", "open"], BeforeValidator(_lower)] = setting(
-        "SUBMISSION_DIVISION", "division whose rules apply", "closed"
+    status: Annotated[Literal["onprem", "cloud", "preview", "research"], _LOWERCASE] = setting(
+        "SUBMISSION_STATUS", "system availability: onprem, cloud, preview or research", "onprem"
     )
-    status: Annotated[Literal["onprem", "cloud", "preview", "research"], BeforeValidator(_lower)] = setting(
-        "SUBMISSION_STATUS", "availability of the system", "onprem"
+    config_filename: str = setting(
+        "CONFIG_FILENAME", "configuration file's name; default: derived from the system name", "", validate_default=True
     )
-    config_filename: str = setting("CONFIG_FILENAME", "configuration file that was sourced", "", validate_default=True)
-    git_commit: str | None = setting("GIT_COMMIT", "commit of the code, where there is no .git to ask", None)
-    cache_cleared: bool = setting("CACHE_CLEARED", "whether the caches really were cleared before this run", False)
+    git_commit: str | None = setting("GIT_COMMIT", "commit of the code, used if there is no git repository", None)
+    cache_cleared: bool = setting("CACHE_CLEARED", "whether the file-system caches were cleared before this run", False)
 
 
 class Config(FrozenModel):
-    """Everything that decides one run. Frozen; equal trees mean equal runs up to the seed's own randomness."""
+    """Complete configuration of one run."""
 
     seed: int | None = setting(
-        "SEED", "seed of weights and order; system randomness if not given", None, ge=0, lt=2**63
+        "SEED", "seed of the initial weights and the data order; default: random", None, ge=0, lt=2**63
     )
     submission: Submission = Submission()
     model: ModelConfig
@@ -251,26 +256,26 @@ class Config(FrozenModel):
 
     @property
     def accumulation_steps(self) -> int:
-        """Micro batches per rank and optimizer step."""
+        """Micro batches per rank in one optimizer step."""
         return self.free.global_batch_size // (self.execution.micro_batch_size * self.parallel.data)
 
     @property
     def eval_interval_steps(self) -> int:
-        """Steps between evaluations: CEIL(eval_interval_samples / GBS), never the floor."""
+        """Optimizer steps between evaluations: CEIL(eval_interval_samples / global batch size), by the rules."""
         return math.ceil(self.fixed.eval_interval_samples / self.free.global_batch_size)
 
     @property
     def end_learning_rate(self) -> float:
-        """Learning rate at the end of the cosine."""
+        """Learning rate at the end of the cosine decay."""
         return self.fixed.end_learning_rate_ratio * self.free.learning_rate
 
     @property
     def decay_steps(self) -> int:
-        """Steps of the cosine after the warm-up, as the log's opt_learning_rate_decay_steps counts them."""
+        """Steps of the cosine decay, without the warm-up: opt_learning_rate_decay_steps of the log."""
         return self.fixed.max_steps - self.free.warmup_steps
 
     def derived(self) -> dict[str, int | float]:
-        """The computed values, by name."""
+        """Return the derived values by name, for the printed and the saved configuration."""
         return {
             "world_size": self.parallel.world_size,
             "data_parallel": self.parallel.data,

@@ -1,12 +1,15 @@
-"""For all tests."""
+"""Fixtures and settings for all tests."""
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.support.config_cases import without_settings
 
 # A shell's background jobs ignore Ctrl-C, and so would what they start: tests send it, to themselves and to others.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -19,8 +22,15 @@ settings.load_profile("shared machine")
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on PATH, with nothing in it but what a test makes."""
+    """Replace PATH by one empty folder, which the test fills."""
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     return folder
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove every setting from the environment."""
+    for name in set(os.environ) - set(without_settings(dict(os.environ))):
+        monkeypatch.delenv(name)

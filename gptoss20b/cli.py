@@ -129,17 +129,25 @@ def doctor(
 ) -> None:
     """Check this node before a long run: say pass, or what to fix. It changes nothing and takes less than a minute."""
     config = _resolved(given)
-    from .tools.doctor import Verdict, as_document, as_table, examine, last_line, read_node_context, verdict_of
+    from .tools.doctor import (
+        Verdict,
+        as_document,
+        as_table,
+        check_node,
+        overall_verdict,
+        read_node_context,
+        summary_line,
+    )
 
-    findings = examine(config, read_node_context(os.environ))
+    findings = check_node(config, read_node_context(os.environ))
     if as_json:
         print(json.dumps(as_document(findings), indent=2))
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         Console(width=None if sys.stdout.isatty() else 120).print(as_table(findings))
-        print(last_line(findings))
-    raise typer.Exit(ExitCode.FAILED if verdict_of(findings) is Verdict.FAIL else ExitCode.CONVERGED)
+        print(summary_line(findings))
+    raise typer.Exit(ExitCode.FAILED if overall_verdict(findings) is Verdict.FAIL else ExitCode.CONVERGED)
 
 
 @app.command()

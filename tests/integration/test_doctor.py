@@ -1,4 +1,4 @@
-"""`python -m gptoss20b doctor` as it is typed, and the sum over real ranks that it starts."""
+"""The command `python -m gptoss20b doctor`, and the sum over real ranks that it starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gptoss20b.tools.doctor.finding import Finding, Verdict
-from gptoss20b.tools.doctor.network import look_at_collectives
+from gptoss20b.tools.doctor.network import check_collectives
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU
 
@@ -50,7 +50,7 @@ def test_a_healthy_node_passes_and_is_left_as_it_was(tiny: dict[str, str], data:
     assert list(found) == [
         "configuration", "processors", "back end", "host memory", "swap", "shared memory", "open files",
         "locked memory", "processor frequency", "data", "data verified", "data speed", "LOGDIR", "free space",
-        "checkpoints", "clock", "packages", "Transformer Engine", "code", "page cache", "meeting point", "collectives",
+        "checkpoints", "clock", "packages", "Transformer Engine", "code", "page cache", "rendezvous", "collectives",
     ]  # fmt: skip
     for name in ("configuration", "back end", "host memory", "data", "LOGDIR", "free space", "collectives"):
         assert found[name].verdict is Verdict.PASS, found[name]
@@ -63,7 +63,7 @@ def test_a_healthy_node_passes_and_is_left_as_it_was(tiny: dict[str, str], data:
 
 
 @pytest.mark.slow
-def test_a_node_without_its_gpus_and_data_is_told_what_to_fix(tmp_path: Path) -> None:
+def test_a_node_without_its_gpus_and_data_gets_the_fixes(tmp_path: Path) -> None:
     # The reference on eight GPUs, on a machine where torch sees none: no rank is started.
     settings = {"DATADIR": str(tmp_path / "nowhere"), "LOGDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "99"}
     done = doctor(settings)
@@ -79,7 +79,7 @@ def test_a_node_without_its_gpus_and_data_is_told_what_to_fix(tmp_path: Path) ->
 
 @pytest.fixture
 def one_rank_sleeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second rank of a node sleeps before it does anything, as one on a GPU that hangs."""
+    """Have the second rank of a node sleep at its start, as on a GPU that hangs."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, threading\nif os.environ.get('LOCAL_RANK') == '1':\n    threading.Event().wait(600)\n"
     )
@@ -87,9 +87,9 @@ def one_rank_sleeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_rank_sleeps")
-def test_a_rank_that_hangs_is_ended_at_the_limit_and_named() -> None:
+def test_a_hanging_rank_is_killed_at_the_limit_and_named() -> None:
     began = time.monotonic()
-    found = look_at_collectives(2, "gloo", 6)
+    found = check_collectives(2, "gloo", 6)
     assert time.monotonic() - began < 25
     assert found.verdict is Verdict.FAIL
     assert re.search(r"no end within \d+ s; rank 1 never started$", found.found)
@@ -97,17 +97,17 @@ def test_a_rank_that_hangs_is_ended_at_the_limit_and_named() -> None:
 
 
 def test_a_rank_that_fails_is_named_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What a wrong interface does to a run: the rank says so itself, long before any limit.
+    # A wrong interface ends a rank with an error, long before any limit.
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
     began = time.monotonic()
-    found = look_at_collectives(2, "gloo", 60)
+    found = check_collectives(2, "gloo", 60)
     assert time.monotonic() - began < 40
     assert found.verdict is Verdict.FAIL
     assert "failed after" in found.found
     assert "no-such-interface" in found.found
 
 
-# A rank whose sum is wrong, as of one whose memory or link changes bits.
+# A rank whose sum is wrong, as with memory or a link that changes bits.
 WRONG_SUM = """
 import sys
 import torch.distributed as dist
@@ -119,9 +119,9 @@ main("gloo", sys.argv[1], 20.0)
 
 
 def test_a_sum_that_is_wrong_is_an_error(tmp_path: Path) -> None:
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WRONG_SUM, str(tmp_path / "meeting")]
-    done = subprocess.run(command, env=os.environ | NO_GPU | alone, capture_output=True, text=True, check=False)
+    one_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WRONG_SUM, str(tmp_path / "store")]
+    done = subprocess.run(command, env=os.environ | NO_GPU | one_rank, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.split() == ["started", "joined"]
     assert "the sum is wrong in 2 of 1048576 elements: got 2.0, expected 1.0" in done.stderr

@@ -1,4 +1,4 @@
-"""What the doctor says of the place where nodes meet: real sockets, real names."""
+"""The doctor's findings on the rendezvous of nodes: real sockets, real names."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from collections.abc import Iterator
 import pytest
 
 from gptoss20b.config import resolve
-from gptoss20b.tools.doctor import network
 from gptoss20b.tools.doctor.finding import Finding, Verdict
-from gptoss20b.tools.doctor.network import look_at_meeting_point
-from gptoss20b.tools.doctor.place import Place
+from gptoss20b.tools.doctor.network import check_rendezvous
+from gptoss20b.tools.doctor.node_context import NodeContext
 
 NOWHERE = "198.51.100.1"  # of a block that is for documentation and no machine's (RFC 5737)
 
 
-def look(node_rank: str | None, address: str | None, port: str | int = 29500, nodes: int = 2) -> Finding:
+def rendezvous(node_rank: str | None, address: str | None, port: str | int = 29500, nodes: int = 2) -> Finding:
     config = resolve({"DGXNNODES": str(nodes), "GLOBAL_BATCH_SIZE": "64"})
-    return look_at_meeting_point(config, Place(node_rank, address, str(port)))
+    return check_rendezvous(config, NodeContext(node_rank, address, str(port)))
 
 
 @pytest.fixture
 def own_address() -> str:
-    """This machine's address in its network, which another process reaches as another node would."""
+    """Return this machine's address in its network, which a process reaches as another node would."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((NOWHERE, 9))  # sends nothing
@@ -40,12 +39,12 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
-def test_one_node_meets_nobody() -> None:
-    assert look(None, None, nodes=1).verdict is Verdict.SKIPPED
+def test_one_node_needs_no_rendezvous() -> None:
+    assert rendezvous(None, None, nodes=1).verdict is Verdict.SKIPPED
 
 
 @pytest.mark.parametrize(
-    ("rank", "address", "port", "said"),
+    ("rank", "address", "port", "key"),
     [
         (None, "localhost", 29500, "NODE_RANK is not set, expected 0 to 1"),
         ("2", "localhost", 29500, "NODE_RANK is 2, expected 0 to 1"),
@@ -54,15 +53,13 @@ def test_one_node_meets_nobody() -> None:
         ("0", "localhost", "http", "MASTER_PORT is 'http', expected 1 to 65535"),
         ("0", "localhost", 65536, "MASTER_PORT is '65536'"),
         ("0", "no-such-host.invalid", 29500, "'no-such-host.invalid' cannot be resolved"),
-        ("1", "127.0.0.1", 29500, "this node itself, expected the first node"),
+        ("1", "127.0.0.1", 29500, "expected the first node"),
     ],
 )
-def test_what_cannot_be_a_meeting_point_fails(
-    rank: str | None, address: str | None, port: str | int, said: str
-) -> None:
-    found = look(rank, address, port)
+def test_an_impossible_rendezvous_fails(rank: str | None, address: str | None, port: str | int, key: str) -> None:
+    found = rendezvous(rank, address, port)
     assert found.verdict is Verdict.FAIL
-    assert said in found.found
+    assert key in found.found
     assert found.fix
 
 
@@ -71,11 +68,11 @@ def test_on_the_first_node_the_port_is_free() -> None:
         listener.bind(("127.0.0.2", 0))  # one of this node's addresses is enough: a run's store listens on all
         listener.listen()
         port = listener.getsockname()[1]
-        taken = look("0", "127.0.0.1", port)
+        taken = rendezvous("0", "127.0.0.1", port)
     assert taken.verdict is Verdict.FAIL
     assert f"port {port} cannot be bound: Address already in use" in taken.found
     assert "another MASTER_PORT" in taken.fix
-    free = look("0", "127.0.0.1", port)
+    free = rendezvous("0", "127.0.0.1", port)
     assert (free.verdict, free.found) == (Verdict.PASS, f"127.0.0.1 is this node, and port {port} is free")
 
 
@@ -83,31 +80,31 @@ def test_another_machines_address_on_the_first_node_is_a_warning() -> None:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    found = look("0", NOWHERE, port)
+    found = rendezvous("0", NOWHERE, port)
     assert found.verdict is Verdict.WARN
     assert f"{NOWHERE}, which is no address of this first node" in found.found
 
 
 def test_from_another_node_it_is_reached_or_not_yet_listening(own_address: str, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
-    reached = look("1", own_address, port)
+    reached = rendezvous("1", own_address, port)
     assert (reached.verdict, "something listens there" in reached.found) == (Verdict.PASS, True)
     listener.close()
-    early = look("1", own_address, port)
+    early = rendezvous("1", own_address, port)
     assert (early.verdict, "nothing listens" in early.found) == (Verdict.PASS, True)
 
 
 def test_a_first_node_that_does_not_answer_fails(
     own_address: str, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "_CONNECT_S", 0.5)
+    monkeypatch.setattr("gptoss20b.tools.doctor.network._CONNECT_S", 0.5)
     port = listener.getsockname()[1]
     waiting = [socket.socket() for _ in range(4)]
     try:
         for client in waiting:  # a queue that nobody empties: further connections are dropped, as a firewall does
             client.setblocking(False)
             client.connect_ex((own_address, port))
-        found = look("1", own_address, port)
+        found = rendezvous("1", own_address, port)
     finally:
         for client in waiting:
             client.close()

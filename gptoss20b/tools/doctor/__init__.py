@@ -1,12 +1,21 @@
-"""Whether this node is ready for a long run: `python -m gptoss20b doctor`.
+"""Check whether this node is ready for a long run: ``python -m gptoss20b doctor``.
 
-Every check looks at the real thing, has a time limit, and changes nothing. `examination` lists them; the other modules
-hold one subject each.
+Every check uses the real thing, has a time limit, and changes nothing. `checks` lists them; the other modules hold one
+subject each.
 """
 
-from .examination import examine
-from .finding import Finding, Verdict, as_document, verdict_of
-from .place import read_node_context
-from .table import as_table, last_line
+from .checks import check_node
+from .finding import Finding, Verdict
+from .node_context import read_node_context
+from .report import as_document, as_table, overall_verdict, summary_line
 
-__all__ = ["Finding", "Verdict", "as_document", "as_table", "examine", "last_line", "read_node_context", "verdict_of"]
+__all__ = [
+    "Finding",
+    "Verdict",
+    "as_document",
+    "as_table",
+    "check_node",
+    "overall_verdict",
+    "read_node_context",
+    "summary_line",
+]

@@ -1,4 +1,4 @@
-"""The clock that times the run: set, kept by a time server, and even."""
+"""The clock that times the run: it must be set, synchronised to a time server, and steady."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .finding import Finding, failed, passed, warned
-from .tools import ask
+from system_info.tools import run_tool
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+from .finding import Finding, failed, passed, warned
+
+_PACKAGE = Path(__file__).resolve().parents[2]
 _STA_UNSYNC = 0x40  # <linux/timex.h>
 _SAMPLE_S = 0.2
-# NTP slews by 0.05 %, and chronyd by 8 % at most, which is 17 ms here: what is more is a step.
-_UNEVEN_S = 0.02
-# Two builds of one commit may be a time zone's mistake apart; a clock is not.
+# NTP slews by 0.05 %, and chronyd by 8 % at most, which is 17 ms in the sample. Larger differences are steps.
+_MAX_DEVIATION_S = 0.02
+# Tolerance for the clock of the machine on which the code was committed.
 _SLACK_S = 60.0
 
 
 class _Timex(ctypes.Structure):
-    """The head of struct timex of <linux/timex.h>; the kernel writes no more than `room` behind it."""
+    """The head of struct timex of <linux/timex.h>. ``room`` is larger than the rest, which the kernel writes."""
 
     _fields_ = [
         ("modes", ctypes.c_uint),
@@ -35,81 +36,79 @@ class _Timex(ctypes.Structure):
     ]
 
 
-def kernel_says_synchronised() -> bool | None:
-    """Whether the kernel's clock is disciplined (adjtimex(2), which only reads here); None where it does not say."""
+def is_kernel_synchronised() -> bool | None:
+    """Ask the kernel whether a time server disciplines its clock. Return None where it does not answer."""
     state = _Timex()
     try:
-        answered = ctypes.CDLL(None).adjtimex(ctypes.byref(state)) >= 0
+        answered = ctypes.CDLL(None).adjtimex(ctypes.byref(state)) >= 0  # with modes = 0 the call only reads
     except (OSError, AttributeError):
         return None
     return not state.status & _STA_UNSYNC if answered else None
 
 
-def look_at_clock(
-    built: float | None = None,
-    synchronised: Callable[[], bool | None] = kernel_says_synchronised,
-    wall: Callable[[], float] = time.time,
+def check_clock(
+    code_time: float | None = None,
+    kernel_synchronised: Callable[[], bool | None] = is_kernel_synchronised,
+    wall_clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
-    """Check the system clock; its time zone does not matter.
+    """Check the system clock. Its time zone does not matter.
 
     Args:
-        built: when the code was made, in seconds since 1970; None: looked up.
-        synchronised: asks the kernel.
-        wall: the clock, in seconds since 1970.
+        code_time: time of the code's commit in seconds since 1970; None: looked up.
+        kernel_synchronised: asks the kernel.
+        wall_clock: the clock, in seconds since 1970.
     """
-    now, made = wall(), built if built is not None else code_date()
-    shown = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    if now + _SLACK_S < made:
-        expected = f"{datetime.fromtimestamp(made, UTC):%Y-%m-%d %H:%M:%S} UTC, when this code was made, or later"
-        return [
-            failed("clock", f"got {shown}, expected {expected}", "set the clock: start chronyd or another NTP client")
-        ]
-    uneven = _unevenness(wall)
-    if uneven > _UNEVEN_S:
-        found = f"{shown}; in {_SAMPLE_S:g} s it went {uneven * 1000:.0f} ms astray of the monotonic clock"
-        return [
-            warned(
-                "clock",
-                found,
-                "let one time service keep the clock, by slewing, and look at the host of a virtual machine",
-            )
-        ]
-    keeper = _keeper(synchronised)
-    if keeper is None:
-        found = f"{shown}; neither the kernel, timedatectl nor chronyc says that a time server keeps it"
-        return [
-            warned(
-                "clock", found, "start chronyd or systemd-timesyncd: a clock that is set during the run spoils its time"
-            )
-        ]
-    return [passed("clock", f"{shown}, synchronised ({keeper})")]
+    now, earliest = wall_clock(), code_time if code_time is not None else read_code_time()
+    shown = _format(now)
+    if now + _SLACK_S < earliest:
+        found = f"got {shown}, expected {_format(earliest)}, when this code was made, or later"
+        return [failed("clock", found, "set the clock: start chronyd or another NTP client")]
+    deviation = _measure_deviation(wall_clock)
+    if deviation > _MAX_DEVIATION_S:
+        found = f"{shown}; in {_SAMPLE_S:g} s it deviated {deviation * 1000:.0f} ms from the monotonic clock"
+        fix = "let a single time service slew the clock; on a virtual machine, check the host"
+        return [warned("clock", found, fix)]
+    source = _find_time_source(kernel_synchronised)
+    if source is None:
+        found = f"{shown}; neither the kernel, timedatectl nor chronyc reports a time server"
+        fix = "start chronyd or systemd-timesyncd: a clock that is set during the run spoils its time"
+        return [warned("clock", found, fix)]
+    return [passed("clock", f"{shown}, synchronised ({source})")]
 
 
-def code_date() -> float:
-    """When the code was made, in seconds since 1970: its commit's date, or without git its newest file's."""
-    answer = ask("git", "-C", str(_PACKAGE), "show", "--no-patch", "--format=%ct", "HEAD")
-    if answer.status == 0 and answer.printed.strip().isdecimal():
-        return float(answer.printed)
+def read_code_time() -> float:
+    """Return when the code was made, in seconds since 1970: its commit's date, or its newest file's without git."""
+    printed = run_tool("git", "-C", str(_PACKAGE), "show", "--no-patch", "--format=%ct", "HEAD").answer
+    if printed.strip().isdecimal():
+        return float(printed)
     return max(path.stat().st_mtime for path in _PACKAGE.rglob("*.py"))
 
 
-def _keeper(synchronised: Callable[[], bool | None]) -> str | None:
-    """Who says that the clock follows a time server."""
-    if synchronised():
+def _format(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _find_time_source(kernel_synchronised: Callable[[], bool | None]) -> str | None:
+    """Return who reports that the clock follows a time server."""
+    if kernel_synchronised():
         return "kernel"
-    if ask("timedatectl", "show", "--property=NTPSynchronized", "--value").printed.strip() == "yes":
+    if run_tool("timedatectl", "show", "--property=NTPSynchronized", "--value").answer.strip() == "yes":
         return "timedatectl"
-    # Without `rtcsync`, chronyd keeps the clock and the kernel does not know.
-    tracking = ask("chronyc", "-n", "tracking").printed
+    # Without its option `rtcsync`, chronyd disciplines the clock and the kernel does not know.
+    tracking = run_tool("chronyc", "-n", "tracking").answer
     return "chronyc" if re.search(r"^Leap status\s*: Normal\s*$", tracking, re.MULTILINE) else None
 
 
-def _unevenness(wall: Callable[[], float]) -> float:
-    """How far the clock leaves what the monotonic one says around each reading, in seconds, over `_SAMPLE_S`."""
-    earliest, first, latest = time.monotonic(), wall(), time.monotonic()
-    worst, after = 0.0, latest
-    while after - latest < _SAMPLE_S:
-        before, passed_s, after = time.monotonic(), wall() - first, time.monotonic()
-        worst = max(worst, before - latest - passed_s, passed_s - (after - earliest))
+def _measure_deviation(wall_clock: Callable[[], float]) -> float:
+    """Return the largest difference in seconds between elapsed wall and monotonic time, over `_SAMPLE_S`.
+
+    Each reading of the wall clock lies between two readings of the monotonic clock, so that a busy machine does not
+    count as a deviation.
+    """
+    before_first, first, after_first = time.monotonic(), wall_clock(), time.monotonic()
+    worst, after = 0.0, after_first
+    while after - after_first < _SAMPLE_S:
+        before, elapsed, after = time.monotonic(), wall_clock() - first, time.monotonic()
+        worst = max(worst, before - after_first - elapsed, elapsed - (after - before_first))
         time.sleep(_SAMPLE_S / 50)
     return worst

@@ -1,7 +1,7 @@
-"""One rank of the check of collectives: `python -m gptoss20b.tools.doctor.collective BACKEND MEETING_FILE LIMIT_S`.
+"""One rank of the collectives check: ``python -m gptoss20b.tools.doctor.collective BACKEND STORE_FILE LIMIT_S``.
 
-RANK, LOCAL_RANK and WORLD_SIZE give its place. It prints how far it got, one of `STEPS` a line; what goes wrong is one
-line on stderr and exit status 1.
+RANK, LOCAL_RANK and WORLD_SIZE are as torchrun sets them. The process prints each of `PROGRESS` that it reaches on a
+line. An error is one line on stderr and exit status 1.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import sys
 from datetime import timedelta
 
+from system_info.files import one_line
+
 from ...config.environment import read_launch
 from ...stopping import die_with_parent, hard_exit
-from .limits import one_line
-from .network import STEPS
+from .network import PROGRESS
 
-# Large enough that NCCL takes the channels that it takes in training, small enough to be nothing: 4 MiB of fp32.
+# 4 MiB of fp32: large enough that NCCL uses the channels that it uses in training.
 _ELEMENTS = 1 << 20
 
 
-def main(backend: str, meeting_file: str, limit_s: float) -> None:
-    """Join the others at the file, sum a tensor over all ranks, and check every element."""
+def main(backend: str, store_file: str, limit_s: float) -> None:
+    """Join the other ranks through the file, sum a tensor over all ranks, and check every element."""
     die_with_parent()
     launch = read_launch()
-    print(STEPS[0], flush=True)
+    print(PROGRESS[0], flush=True)
     import torch
     import torch.distributed as dist
     from torch._C._distributed_c10d import FileStore
@@ -30,10 +31,10 @@ def main(backend: str, meeting_file: str, limit_s: float) -> None:
     device = torch.device("cuda", launch.local_rank) if backend == "nccl" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = FileStore(meeting_file, launch.world_size)
+    store = FileStore(store_file, launch.world_size)
     limit = timedelta(seconds=limit_s)
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=limit)
-    print(STEPS[1], flush=True)
+    print(PROGRESS[1], flush=True)
     tensor = torch.full((_ELEMENTS,), float(launch.rank + 1), device=device)
     dist.all_reduce(tensor)
     expected = launch.world_size * (launch.world_size + 1) / 2
@@ -42,7 +43,7 @@ def main(backend: str, meeting_file: str, limit_s: float) -> None:
         raise ValueError(
             f"the sum is wrong in {wrong} of {_ELEMENTS} elements: got {tensor.max()}, expected {expected}"
         )
-    print(STEPS[2], flush=True)
+    print(PROGRESS[2], flush=True)
 
 
 if __name__ == "__main__":
@@ -51,4 +52,5 @@ if __name__ == "__main__":
     except Exception as error:
         print(one_line(f"{type(error).__name__}: {error}"), file=sys.stderr)
         hard_exit(1)
-    hard_exit(0)  # taking communicators down may wait for a rank that failed
+    # Without the interpreter's shutdown: destroying communicators may wait for a rank that failed.
+    hard_exit(0)

@@ -1,0 +1,114 @@
+"""Folders of results and checkpoints: they can be made, written, locked and flushed, and have room for a run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ...checkpoint.files import CheckpointError, list_checkpoints, should_resume
+from ...config import Config
+from ...durable import fsync_path
+from ...memory import checkpoint_bytes
+from ...run_metadata import save_directory
+from .finding import Finding, failed, gib, passed, skipped
+
+# A train_loss record has about 250 bytes, an evaluation five records. Launchers keep the output, which repeats the log.
+_RECORD_BYTES, _RECORDS_PER_EVALUATION, _COPIES = 300, 6, 2
+_OTHER_BYTES = 64 * 2**20  # config.json, the checker's report, messages of libraries
+
+
+def check_results(config: Config) -> list[Finding]:
+    """Check LOGDIR, or results/, with files in a temporary folder. LOGDIR itself is not made."""
+    folder = config.logging.directory
+    if folder is not None and (reason := _rejection(config, folder)):
+        fix = "name another folder in LOGDIR, or unset it: each run then makes a new one under results/"
+        return [failed("LOGDIR", reason, fix)]
+    needed = estimate_log_bytes(config)
+    purpose = f"about {needed / 2**20:,.0f} MiB needed up to MAX_STEPS"
+    return _check_folder("LOGDIR", "free space", folder or Path("results"), needed, purpose)
+
+
+def check_checkpoints(config: Config) -> list[Finding]:
+    """Check the folder of checkpoints in the same way, and that it has room for the checkpoints still to come.
+
+    An old checkpoint is removed after the next is complete, so that SAVE_KEEP + 1 exist at a time.
+    """
+    saving = config.checkpoints
+    if saving.interval == "0":
+        return [skipped("checkpoints", "SAVE_INTERVAL=0: the run writes none")]
+    folder = save_directory(config, config.logging.directory or Path("results"))
+    size, existing = checkpoint_bytes(config), len(list_checkpoints(folder))
+    to_come = max(1, saving.keep + 1 - existing)
+    purpose = f"room for {to_come} more of {gib(size)} needed ({saving.keep} + 1 at a time, {existing} there)"
+    return _check_folder("SAVE_DIR", "space for checkpoints", folder, to_come * size, purpose)
+
+
+def estimate_log_bytes(config: Config) -> int:
+    """Return an upper estimate of the bytes that a run writes until MAX_STEPS, without checkpoints."""
+    losses = config.fixed.max_steps // config.logging.interval
+    evaluations = config.fixed.max_steps // config.eval_interval_steps
+    return _OTHER_BYTES + _COPIES * _RECORD_BYTES * (losses + _RECORDS_PER_EVALUATION * evaluations)
+
+
+def _rejection(config: Config, folder: Path) -> str | None:
+    """Return why a run would not write its result into the folder, by the run's own rules, or None."""
+    log = folder / "result_0.txt"
+    try:
+        resumes = should_resume(save_directory(config, folder), log, config.checkpoints.resume)
+    except CheckpointError as error:
+        return str(error)
+    return f"{log} exists, and results are never overwritten" if log.exists() and not resumes else None
+
+
+def _check_folder(name: str, space: str, folder: Path, needed: int, purpose: str) -> list[Finding]:
+    """Check that files can be made in or for a folder, and that its file system has room."""
+    # The folder in which the run would begin to make folders.
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if failure := _try_files(existing):
+        fix = f"name a folder in {name} that this user can write, on a file system with room that keeps what is flushed"
+        return [failed(name, f"{folder}: {failure}", fix)]
+    to_make = "" if existing == folder.absolute() else f", will be made in {existing}"
+    written = passed(name, f"{folder}{to_make}: files can be written, flushed, renamed and locked")
+    free = shutil.disk_usage(existing).free
+    found, fix = f"{gib(free)} free in {existing}, {purpose}", f"make room, or name a folder elsewhere in {name}"
+    return [written, failed(space, found, fix) if free < needed else passed(space, found)]
+
+
+def _try_files(folder: Path) -> str | None:
+    """Use files as a run does, in a temporary folder. Return the step that failed and its error, or None."""
+    step, content = "making a folder", b"new" * 2**16
+    try:
+        with tempfile.TemporaryDirectory(prefix=".gptoss20b-doctor-", dir=folder) as name:
+            old, new = Path(name) / "config.json", Path(name) / "config.tmp"
+            step = "writing a file"
+            old.write_bytes(b"old")
+            with new.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                step = "fsync"
+                os.fsync(stream.fileno())
+            step = "fsync of a folder"
+            fsync_path(Path(name))
+            step = "rename over a file"
+            new.replace(old)
+            if old.read_bytes() != content or new.exists():
+                raise OSError(0, "the old file is still there")
+            step = "flock"
+            _try_lock(old)
+    except OSError as error:
+        return f"{step} failed in {folder} ({error.strerror or error})"
+    return None
+
+
+def _try_lock(path: Path) -> None:
+    """Lock a file, and raise OSError unless a second lock is rejected. File systems can be mounted without locks."""
+    with path.open("rb") as first, path.open("rb") as second:
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+    raise OSError(0, "two locked it at the same time: mount the file system with locks")

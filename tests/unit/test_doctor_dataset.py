@@ -174,10 +174,8 @@ def test_a_file_of_another_size_than_the_report_says_fails(folder: Path) -> None
 
 
 def test_slow_storage_is_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()
-    monkeypatch.setattr(
-        "gptoss20b.tools.doctor.dataset.time.monotonic", lambda: next(clock) * 0.4
-    )  # each window takes 0.4 s
+    readings = itertools.count(step=0.4)  # each window takes 0.4 s
+    monkeypatch.setattr("gptoss20b.tools.doctor.dataset.time.monotonic", lambda: next(readings))
     found = check(folder)["data speed"]
     assert found.verdict is Verdict.WARN
     assert "expected 0.12 for 2 ranks" in found.found

@@ -17,6 +17,7 @@ from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.storage import check_checkpoints, check_results, estimate_log_bytes
 
 GIB = 2**30
+STORAGE = "gptoss20b.tools.doctor.storage"
 TINY = {"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open", "SEQUENCE_LENGTH": "64", "EVAL_SAMPLES": "10"}
 
 
@@ -72,9 +73,7 @@ def test_checkpoints_have_room_for_those_kept_and_the_next(tmp_path: Path, monke
     assert (none.name, none.verdict) == ("checkpoints", Verdict.SKIPPED)
     free = shutil.disk_usage(tmp_path).free
     for keep, share, verdict in ((1, 2.1, Verdict.PASS), (2, 2.9, Verdict.FAIL), (2, 3.2, Verdict.PASS)):
-        monkeypatch.setattr(
-            "gptoss20b.tools.doctor.storage.checkpoint_bytes", lambda config, share=share: round(free / share)
-        )
+        monkeypatch.setattr(f"{STORAGE}.checkpoint_bytes", lambda config, share=share: round(free / share))
         folder, space = checkpoints(tmp_path / "new", SAVE_KEEP=str(keep))
         assert (folder.name, folder.verdict) == ("SAVE_DIR", Verdict.PASS)
         assert (space.name, space.verdict) == ("space for checkpoints", verdict)
@@ -96,11 +95,9 @@ def test_checkpoints_that_are_there_need_no_more_room(
     # No others: what an interrupted save left, and damaged ones.
     for name in (".step_00000009.part", ".step_00000001.old", "damaged_step_00000003"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr("gptoss20b.tools.doctor.storage.checkpoint_bytes", lambda config: GIB)
+    monkeypatch.setattr(f"{STORAGE}.checkpoint_bytes", lambda config: GIB)
     for free, verdict in ((to_come * GIB, Verdict.PASS), (to_come * GIB - 1, Verdict.FAIL)):
-        monkeypatch.setattr(
-            "gptoss20b.tools.doctor.storage.shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free)
-        )
+        monkeypatch.setattr(f"{STORAGE}.shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         space = checkpoints(tmp_path, SAVE_KEEP=str(keep), RESUME="1")[-1]
         assert (space.name, space.verdict) == ("space for checkpoints", verdict)
         assert f"{to_come} more of 1.0 GiB needed ({keep} + 1 at a time, {there} there)" in space.found

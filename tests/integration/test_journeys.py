@@ -1,4 +1,4 @@
-"""The README's journeys of a submitter, a reviewer and a vendor: every command of them, in clones of their own."""
+"""Run every command of the README's journeys of a submitter, a reviewer and a vendor, each in a new clone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.journeys import Journey, change, make_clone, read_steps, travel
+from tests.support.journeys import Journey, make_clone, read_steps, replace_in_steps, run_steps
 from tests.support.local_runs import NO_COMPILER, values
 from tests.support.paths import ROOT
 
@@ -23,12 +23,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FAKE_PIP = ROOT / "tests" / "support" / "fake_pip.py"
 LIMIT_S = 600.0
 
-# --- what is not done here as the README has it; everything else is
+# --- differences from the README
 
-# `pip` is fake_pip.py, which links what the requirements pin in place of fetching it, and needs no pip inside.
+# `pip` is fake_pip.py, which links the pinned packages instead of downloading them.
 ENVIRONMENT = {"python3 -m venv": f"{sys.executable} -m venv --without-pip"}
-# The CPU configuration with half its batch, which meets the open division's 3.34 at the first evaluation. Seeds are
-# given, so that every time the same runs are made.
+# The CPU configuration with half its batch size, which reaches the open division's 3.34 at the first evaluation. The
+# seeds are fixed, so that the runs are the same every time.
 QUICK = (
     "GLOBAL_BATCH_SIZE=2 LEARNING_RATE=8e-3 WARMUP_STEPS=4 EVAL_INTERVAL_SAMPLES=36 EVAL_SAMPLES=2 MAX_STEPS=72"
     " TARGET_LOSS=3.34 WARMUP_PASSES=0"
@@ -40,50 +40,54 @@ THREE_TRIALS = {
     "compliance package": "compliance package --runs 3",
     "check-package": "check-package --runs 3",
 }
-JUDGED_AS_THREE = {
+CHECKED_AS_THREE = {
     f"compliance {name}": f"compliance {name} --runs 3" for name in ("check-set", "check-package", "report")
 }
-# The first set is the submitter's, so the launcher finds its trials done. The second has other seeds.
+# The first set is the submitter's, so its trials are already done. The second has other seeds.
 TWO_TRIALS = {
     "NEXP=10": f"NEXP=2 {QUICK}",
     "LEARNING_RATE=4e-3": "LEARNING_RATE=4e-3 SEED_BASE=8",
     "10 converged": "2 converged",
     "0.006 in A": "0.008 in A",
 }
-# No GPU, no docker and no 86 GB: their commands are written down, and end well.
+# Without GPUs, docker and 86 GB of disk, these commands are only recorded. docker lists a setting, which
+# run_with_docker.sh asks for.
 RECORDED = ("docker", "nvidia-smi", "recording-python")
-RECORDER = '#!/bin/bash\n{ printf "%s\\x1f" "${0##*/}" "$@"; echo; } >> "$CALLS"\n'
+RECORDER = """#!/bin/bash
+{ printf "%s\\x1f" "${0##*/}" "$@"; echo; } >> "$CALLS"
+[[ "${*: -1}" != settings ]] || echo SEED
+"""
 
 # ---
 
 
 @dataclass(frozen=True)
-class Road:
-    """Where journeys are made, one after the other at the same place: a set of runs knows where its data lay."""
+class Workspace:
+    """Run journeys one after the other in the same folder: the settings of a set contain the path of its data."""
 
     folder: Path
 
-    def make(self, name: str, changes: dict[str, str], hand_over: dict[Path, str], **environment: str) -> Journey:
-        """Make this journey of the README; `hand_over` is what its clone begins with beside the code."""
+    def run(self, name: str, changes: dict[str, str], inputs: dict[Path, str], **environment: str) -> Journey:
+        """Run a journey of the README. `inputs` are folders to copy into its clone first."""
         steps = read_steps(name, README)
-        change(steps, ENVIRONMENT | changes)
-        place = self.folder / "clone"
-        shutil.copytree(self.folder / "fresh", place)
-        for source, target in hand_over.items():
-            shutil.copytree(source, place / target)
+        replace_in_steps(steps, ENVIRONMENT | changes)
+        clone = self.folder / "clone"
+        shutil.copytree(self.folder / "fresh", clone)
+        for source, target in inputs.items():
+            shutil.copytree(source, clone / target)
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         final = self.folder / name.replace(" ", "_")
         try:
-            travel(place, steps, {"PATH": path, "HOME": "/nonexistent"} | NO_COMPILER | environment, LIMIT_S)
+            run_steps(clone, steps, {"PATH": path, "HOME": "/nonexistent"} | NO_COMPILER | environment, LIMIT_S)
         finally:
-            place.rename(final)
+            clone.rename(final)
         return Journey(final, steps)
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
-    folder = tmp_path_factory.mktemp("road")
-    # Once, so that all journeys begin at one commit.
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("journeys")
+    # Once, so that all journeys start from the same commit.
     make_clone(folder / "fresh")
     (folder / "bin").mkdir()
     for name in RECORDED:
@@ -91,31 +95,31 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
     (folder / "bin" / "pip").write_text(f'#!/bin/bash\nexec "{sys.executable}" "{FAKE_PIP}" "$@"\n')
     for stub in (folder / "bin").iterdir():
         stub.chmod(0o755)
-    return Road(folder)
+    return Workspace(folder)
 
 
 @pytest.fixture(scope="module")
-def submitter(road: Road) -> Journey:
-    return road.make("submitter", THREE_TRIALS, {})
+def submitter(workspace: Workspace) -> Journey:
+    return workspace.run("submitter", THREE_TRIALS, {})
 
 
 @pytest.fixture(scope="module")
-def reviewer(road: Road, submitter: Journey) -> Journey:
-    return road.make("reviewer", JUDGED_AS_THREE, {submitter.clone / "results/submission": "results/submission"})
+def reviewer(workspace: Workspace, submitter: Journey) -> Journey:
+    return workspace.run("reviewer", CHECKED_AS_THREE, {submitter.clone / "results/submission": "results/submission"})
 
 
 @pytest.fixture(scope="module")
-def vendor(road: Road, submitter: Journey) -> Journey:
-    # The submitter's organisation, which is one of the settings that a set of runs was begun with.
+def vendor(workspace: Workspace, submitter: Journey) -> Journey:
+    # The submitter's organisation is one of the settings of the set, which must not change.
     ten = {submitter.clone / "results/ten": "results/before"}
-    return road.make("vendor", TWO_TRIALS, ten, SUBMISSION_ORG="Example")
+    return workspace.run("vendor", TWO_TRIALS, ten, SUBMISSION_ORG="Example")
 
 
 def logs(journey: Journey, folder: str, count: int = 3) -> list[Path]:
     return [journey.clone / folder / f"result_{i}.txt" for i in range(1, count + 1)]
 
 
-def test_the_submitter_s_trials_converge_with_consecutive_seeds_and_the_set_passes(submitter: Journey) -> None:
+def test_the_submitters_trials_converge_with_consecutive_seeds_and_the_set_passes(submitter: Journey) -> None:
     shown = submitter.output("NEXP=")
     ten = logs(submitter, "results/ten")
     assert [values(log, "seed") for log in ten] == [[5], [6], [7]]
@@ -132,7 +136,7 @@ def test_the_submitter_s_trials_converge_with_consecutive_seeds_and_the_set_pass
     assert summary in shown and verdict in shown
 
 
-def test_the_submitter_s_package_holds_the_logs_the_description_and_the_code(submitter: Journey) -> None:
+def test_the_submitters_package_holds_the_logs_the_description_and_the_code(submitter: Journey) -> None:
     assert "built results/submission; the TODO marks in its README are yours" in submitter.output(
         "python -m compliance package"
     )
@@ -153,8 +157,8 @@ def test_the_submitter_s_package_holds_the_logs_the_description_and_the_code(sub
     assert not (code / "results").exists() and not (code / "data").exists()
 
 
-def test_the_official_tools_miss_nothing_in_the_package_but_seven_logs(submitter: Journey) -> None:
-    """A set of ten is too long for a test; its three stand for it as far as they can."""
+def test_the_official_tools_find_only_that_seven_logs_are_missing(submitter: Journey) -> None:
+    """Ten runs would take too long. The number of logs must be the only difference."""
     shown = " ".join(submitter.output("python -m compliance check-package").split())
     assert "compliance_checker: 3 pass" in shown
     assert "system_desc_checker: 1 pass" in shown
@@ -164,17 +168,17 @@ def test_the_official_tools_miss_nothing_in_the_package_but_seven_logs(submitter
         "results/CPU_1x2/gpt_oss_20b: Incorrect number of files in dir, or wrong file names in directory"
         " results/CPU_1x2/gpt_oss_20b, found 3, expected 10 results/submission"
     )
-    # And ours does not pass three where ten are asked for.
+    # Our checker also requires ten.
     command = [sys.executable, "-m", "compliance", "check-package", "--no-official", "results/submission"]
     done = subprocess.run(command, cwd=submitter.clone, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "package-result-count" in done.stdout
 
 
-def test_the_first_lines_of_a_submitter_with_gpus_fetch_the_data_and_start_ten_containers(road: Road) -> None:
-    calls, data = road.folder / "calls", road.folder / "data"
+def test_a_submitter_with_gpus_downloads_the_data_and_starts_ten_containers(workspace: Workspace) -> None:
+    calls, data = workspace.folder / "calls", workspace.folder / "data"
     data.mkdir()
-    road.make(
+    workspace.run(
         "submitter with GPUs",
         {" /data": f" {data}", "=/data": f"={data}"},
         {},
@@ -182,7 +186,7 @@ def test_the_first_lines_of_a_submitter_with_gpus_fetch_the_data_and_start_ten_c
         PYTHON="recording-python",
     )
     made = [line.rstrip("\x1f").split("\x1f") for line in calls.read_text().splitlines()]
-    command = ["git", "-C", str(road.folder / "fresh"), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(workspace.folder / "fresh"), "rev-parse", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert re.fullmatch(rf"GIT_COMMIT={commit}(-dirty)?", made[0].pop(3))
     assert made[0] == ["docker", "build", "--build-arg", "-t", "gptoss20b", "."]
@@ -194,12 +198,10 @@ def test_the_first_lines_of_a_submitter_with_gpus_fetch_the_data_and_start_ten_c
     for call in trials:
         assert call[:2] == ["docker", "run"] and call[-2] == "gptoss20b"
         assert f"--volume={data}:/data:ro" in call and "--gpus=all" in call
-        assert f"--volume={road.folder}/clone/results/ten:/results" in call
+        assert f"--volume={workspace.folder}/clone/results/ten:/results" in call
 
 
-def test_the_reviewer_finds_what_the_submitter_s_launcher_found_and_reads_a_report(
-    submitter: Journey, reviewer: Journey
-) -> None:
+def test_the_reviewer_gets_the_submitters_verdict_and_a_report(submitter: Journey, reviewer: Journey) -> None:
     assert " 1 run " in reviewer.output("python -m compliance check-run").splitlines()[0]
     kept = (submitter.clone / "results/ten/compliance.txt").read_text()
     checked = reviewer.output("python -m compliance check-set")
@@ -227,7 +229,7 @@ def test_the_vendor_plans_and_compares_two_sets_with_another_learning_rate(vendo
     assert "has the seed of a run of A" not in shown
 
 
-def test_every_result_that_the_journeys_name_was_made(submitter: Journey, reviewer: Journey, vendor: Journey) -> None:
+def test_every_result_that_the_journeys_name_exists(submitter: Journey, reviewer: Journey, vendor: Journey) -> None:
     section = README.split("## Three journeys")[1].split("\n## ")[0]
     named = set(re.findall(r"results/[\w./]+\w", section))
     assert {"results/report.html", "results/submission/benchmarks/gpt_oss_20b/README.md"} <= named

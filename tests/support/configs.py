@@ -1,4 +1,4 @@
-"""What configurations export, and what a dry run makes of it, each in an environment of its own."""
+"""Source configurations, and check them with a dry run, in an otherwise empty environment."""
 
 from __future__ import annotations
 
@@ -13,22 +13,32 @@ CONFIGS = sorted(path.name for path in ROOT.glob("config_*.sh") if path.name != 
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
 
 
+def read_environment(text: str) -> dict[str, str]:
+    """Parse the output of `env -0`."""
+    return dict(line.split("=", 1) for line in text.split("\0") if line)
+
+
 def load_config(*names: str, folder: Path = ROOT, cwd: Path | None = None, **given: str) -> dict[str, str]:
-    """What sourcing configurations, one after the other, adds to an empty environment."""
-    sources = "".join(f"source {folder}/{name}\n" for name in names)
-    bash = ["bash", "--norc", "--noprofile", "-euo", "pipefail", "-c"]
-    both = [
-        subprocess.run(
-            [*bash, f"{script}env -0"], env={**BARE, **given}, cwd=cwd or folder, capture_output=True, check=True
-        ).stdout.decode()
-        for script in ("", sources)
-    ]
-    bare, loaded = (dict(line.split("=", 1) for line in text.split("\0") if line) for text in both)
-    return {name: value for name, value in loaded.items() if bare.get(name) != value and name != "_"}
+    """Return the variables that change when configurations are sourced, one after the other."""
+
+    def environment_after(script: str) -> dict[str, str]:
+        done = subprocess.run(
+            ["bash", "--norc", "--noprofile", "-euo", "pipefail", "-c", f"{script}env -0"],
+            env={**BARE, **given},
+            cwd=cwd or folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return read_environment(done.stdout)
+
+    before = environment_after("")
+    after = environment_after("".join(f"source {folder}/{name}\n" for name in names))
+    return {name: value for name, value in after.items() if before.get(name) != value and name != "_"}
 
 
 def dry_run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Ask the real command, with nothing else in its environment."""
+    """Run `python -m gptoss20b train --dry-run`."""
     return subprocess.run(
         [sys.executable, "-m", "gptoss20b", "train", "--dry-run"],
         cwd=ROOT,

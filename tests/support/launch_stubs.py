@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss20b.config import settings
+from tests.support.configs import read_environment
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
@@ -156,11 +157,6 @@ def assert_refused(done: subprocess.CompletedProcess[str], *facts: str) -> None:
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert all(fact in last for fact in facts), last
-
-
-def read_environment(text: str) -> dict[str, str]:
-    """Parse the output of `env -0`."""
-    return dict(line.split("=", 1) for line in text.split("\0") if line)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The configurations: each loads in an empty environment, validates, and says only what is its own."""
+"""Test that each configuration loads in an empty environment, is valid, and sets only its own values."""
 
 from __future__ import annotations
 
@@ -13,16 +13,10 @@ from gptoss20b.config import settings
 from tests.support.configs import BARE, CONFIGS, dry_run, load_config
 from tests.support.paths import ROOT
 
-# What configurations may export beside settings: for run_and_time.sh, and for the libraries below.
-OTHER_NAMES = {
-    "CLEAR_CACHES",
-    "OMP_NUM_THREADS",
-    "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-}
+# Variables that configurations may export beside settings: for run_and_time.sh, and for libraries.
+OTHER_VARIABLES = {"CLEAR_CACHES", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"}
 
-
-# What each GPU configuration decides; everything else is the same in all of them.
+# What each GPU configuration decides. Everything else is the same in all of them.
 GPU_NODES = {
     "config_B200_1x8.sh": {"DGXNNODES": "1", "GLOBAL_BATCH_SIZE": "16", "MICRO_BATCH_SIZE": "2"},
     "config_B200_2x8.sh": {"DGXNNODES": "2", "GLOBAL_BATCH_SIZE": "32", "MICRO_BATCH_SIZE": "2"},
@@ -31,8 +25,8 @@ GPU_NODES = {
 }
 
 
-def shown_by(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The derived values and the settings that a dry run prints."""
+def printed_values(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Return the derived values and the settings that a dry run prints."""
     return dict(line.strip().split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
 
 
@@ -41,51 +35,47 @@ def test_the_promised_configurations_exist() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_loads_in_an_empty_environment_and_validates(name: str, tmp_path: Path) -> None:
+def test_a_configuration_loads_in_an_empty_environment_and_is_valid(name: str, tmp_path: Path) -> None:
     loaded = load_config(name)
-    assert set(loaded) <= set(settings()) | OTHER_NAMES
-    assert loaded["CONFIG_FILENAME"] == name
-    assert loaded["DGXSYSTEM"] == re.fullmatch(r"config_(.*)\.sh", name)[1]  # type: ignore[index]
+    assert set(loaded) <= set(settings()) | OTHER_VARIABLES
+    assert loaded["CONFIG_FILENAME"] == name == f"config_{loaded['DGXSYSTEM']}.sh"
     assert loaded["DGXSYSTEM"].endswith(f"_{loaded['DGXNNODES']}x{loaded['DGXNGPU']}")
-    assert load_config(name, cwd=tmp_path) == loaded  # sourced from anywhere
+    assert load_config(name, cwd=tmp_path) == loaded  # from any folder
     done = dry_run(loaded)
     assert (done.returncode, done.stderr) == (0, "")
-    shown = shown_by(done)
-    assert shown["DGXSYSTEM"] == shown["SUBMISSION_PLATFORM"] == loaded["DGXSYSTEM"]
-    assert shown["CONFIG_FILENAME"] == name
-    assert shown["SEED"] == "(not set)"  # every run draws its own
-    assert shown["LOGDIR"] == "(not set)"
+    values = printed_values(done)
+    assert values["DGXSYSTEM"] == values["SUBMISSION_PLATFORM"] == loaded["DGXSYSTEM"]
+    assert values["CONFIG_FILENAME"] == name
+    assert values["SEED"] == values["LOGDIR"] == "(not set)"  # each run has its own
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_only_exports(name: str) -> None:
+def test_a_configuration_only_exports_settings(name: str) -> None:
     for line in (ROOT / name).read_text().splitlines():
         assert re.match(r"$|#|export [A-Z0-9_]+=|source ", line), line
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_leaves_no_variable_unexported(name: str) -> None:
     script = f'before=$(compgen -v); source ./{name}; comm -13 <(sort <<< "$before") <(compgen -v | sort)'
     done = subprocess.run(
         ["bash", "--norc", "-c", script], cwd=ROOT, env=BARE, capture_output=True, text=True, check=True
     )
-    assert set(done.stdout.split()) - {"before", "_", "BASH_REMATCH", "PIPESTATUS"} <= set(settings()) | OTHER_NAMES
+    assert set(done.stdout.split()) - {"before", "_", "BASH_REMATCH", "PIPESTATUS"} <= set(settings()) | OTHER_VARIABLES
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_repeats_nothing_that_all_share(name: str, tmp_path: Path) -> None:
+def test_a_configuration_repeats_no_shared_value(name: str, tmp_path: Path) -> None:
     (tmp_path / "config_EMPTY_0x0.sh").write_text(f"source {ROOT}/config_common.sh\n")
     shared = load_config("config_EMPTY_0x0.sh", folder=tmp_path)
     assert shared["SUBMISSION_DIVISION"] == "closed"
-    own = re.findall(r"^export (\w+)=", (ROOT / name).read_text(), re.MULTILINE)
+    exported = re.findall(r"^export (\w+)=", (ROOT / name).read_text(), re.MULTILINE)
     loaded = load_config(name)
-    assert [variable for variable in own if shared.get(variable) == loaded[variable]] == []
+    assert [variable for variable in exported if shared.get(variable) == loaded[variable]] == []
 
 
 @pytest.mark.parametrize(("name", "own"), GPU_NODES.items(), ids=GPU_NODES)
-def test_gpu_nodes_run_the_closed_division_in_the_reference_layout(name: str, own: dict[str, str]) -> None:
+def test_gpu_nodes_run_the_closed_division_in_the_reference_layout_at_a_reference_point(
+    name: str, own: dict[str, str]
+) -> None:
     done = dry_run(load_config(name))
-    shown = shown_by(done)
+    values = printed_values(done)
     expected = {
         "SUBMISSION_DIVISION": "closed",
         "SUBMISSION_STATUS": "onprem",
@@ -100,15 +90,10 @@ def test_gpu_nodes_run_the_closed_division_in_the_reference_layout(name: str, ow
         "eval_interval_samples": "12288",
         **own,
     }
-    assert {key: shown[key] for key in expected} == expected
+    assert {key: values[key] for key in expected} == expected
     assert done.stdout.startswith("differs from the closed division's fixed values: nothing\n")
-
-
-@pytest.mark.parametrize("name", GPU_NODES)
-def test_gpu_nodes_start_from_a_point_at_which_the_reference_converged(name: str) -> None:
-    shown = shown_by(dry_run(load_config(name)))
-    tuning = (int(shown["GLOBAL_BATCH_SIZE"]), float(shown["LEARNING_RATE"]), int(shown["WARMUP_STEPS"]))
-    assert tuning in {(point.gbs, point.learning_rate, point.warmup_steps) for point in full_points("6.1.0")}
+    free = (int(values["GLOBAL_BATCH_SIZE"]), float(values["LEARNING_RATE"]), int(values["WARMUP_STEPS"]))
+    assert free in {(point.gbs, point.learning_rate, point.warmup_steps) for point in full_points("6.1.0")}
 
 
 def test_the_cpu_run_is_an_open_run_of_the_small_model() -> None:
@@ -116,29 +101,29 @@ def test_the_cpu_run_is_an_open_run_of_the_small_model() -> None:
     assert (loaded["SUBMISSION_DIVISION"], loaded["MODEL_VARIANT"], loaded["EXPERT_PARALLEL"]) == ("open", "tiny", "2")
     done = dry_run(loaded)
     assert "  SEQUENCE_LENGTH = 8192\n" in done.stdout
-    # What it must say again, because all share a GPU's, is what its variant would choose by itself.
-    by_itself = {name: value for name, value in loaded.items() if name not in {"PRECISION", "BACKEND"}}
-    assert dry_run(by_itself).stdout == done.stdout
+    # It overrides the shared PRECISION and BACKEND with the defaults of its model variant.
+    defaults = {name: value for name, value in loaded.items() if name not in {"PRECISION", "BACKEND"}}
+    assert dry_run(defaults).stdout == done.stdout
 
 
 @pytest.mark.parametrize("name", GPU_NODES)
-def test_gpu_nodes_keep_the_user_s_data_folder(name: str) -> None:
+def test_gpu_nodes_keep_the_users_data_folder(name: str) -> None:
     assert load_config(name, DATADIR="/scratch/c4").get("DATADIR", "/scratch/c4") == "/scratch/c4"
     assert load_config(name)["DATADIR"] == "/data"
 
 
-def test_the_cpu_configuration_hides_gpus_and_the_others_bring_them_back() -> None:
+def test_the_cpu_configuration_hides_gpus_and_the_others_unhide_them() -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
     assert hidden.items() <= load_config("config_CPU_1x2.sh").items()
     after = load_config("config_CPU_1x2.sh", "config_B200_1x8.sh")
     assert not hidden.keys() & after.keys()
-    chosen = load_config("config_B200_1x8.sh", CUDA_VISIBLE_DEVICES="4,5,6,7")
-    assert "CUDA_VISIBLE_DEVICES" not in chosen, "a choice among GPUs stays as the user made it"
+    selected = load_config("config_B200_1x8.sh", CUDA_VISIBLE_DEVICES="4,5,6,7")
+    assert "CUDA_VISIBLE_DEVICES" not in selected, "the user's selection of GPUs was changed"
 
 
 @pytest.mark.parametrize("second", CONFIGS)
 @pytest.mark.parametrize("first", CONFIGS)
-def test_a_configuration_forgets_the_one_sourced_before(first: str, second: str) -> None:
+def test_a_configuration_removes_the_values_of_the_one_sourced_before(first: str, second: str) -> None:
     both, alone = load_config(first, second), load_config(second)
-    both["DATADIR"] = alone["DATADIR"]  # the user's, if set before
+    both["DATADIR"] = alone["DATADIR"]  # kept, as if the user had set it
     assert both == alone

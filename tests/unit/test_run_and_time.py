@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.configs import load_config
-from tests.support.launch_stubs import Sandbox, assert_refused, read_environment
+from tests.support.configs import load_config, read_environment
+from tests.support.launch_stubs import Sandbox, assert_refused
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from gptoss20b import training
+from gptoss20b import trainer as trainer_module
 from gptoss20b.batches import synthetic_batches
 from gptoss20b.config import Config
 from gptoss20b.model.build import Backend
-from gptoss20b.optimizer import fuse_adam, optimizer_parts
+from gptoss20b.optimizer import clip_gradients, fuse_adam, optimizer_parts
 from gptoss20b.trainer import Trainer
 from tests.support.jobs import Variables, digests, in_whole_model, layouts, make_dataloader
 
@@ -24,8 +24,8 @@ def steps(variables: Variables, count: int, overlap: bool, bucket: int) -> dict[
 
     The weights are those that `Trainer.synchronize` leaves, as a checkpoint finds them after one more step.
     """
-    vars(training)["DistributedDataParallelConfig"] = functools.partial(
-        training.DistributedDataParallelConfig, bucket_size=bucket
+    vars(trainer_module)["DistributedDataParallelConfig"] = functools.partial(
+        trainer_module.DistributedDataParallelConfig, bucket_size=bucket
     )
     with layouts([variables]) as configs:
         config = next(configs)
@@ -90,8 +90,8 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
 
     Weights are gathered during forward passes, of a few parameters a bucket: what is computed again waits once more.
     """
-    vars(training)["DistributedDataParallelConfig"] = functools.partial(
-        training.DistributedDataParallelConfig, bucket_size=1000
+    vars(trainer_module)["DistributedDataParallelConfig"] = functools.partial(
+        trainer_module.DistributedDataParallelConfig, bucket_size=1000
     )
     outcomes = {}
     with layouts([variables | {"RECOMPUTE": level} for level in levels]) as configs:
@@ -114,7 +114,7 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
             trainer.model.zero_grad_buffer()
             loss_sum, tokens = trainer._run(dataloader.train_batches(2), config.accumulation_steps, forward_only=False)
             gradients = {name: p.main_grad.numpy().copy() for name, p in trainer.model.named_parameters()}
-            losses.append(training.mean_loss(loss_sum, tokens))
+            losses.append(trainer_module.mean_loss(loss_sum, tokens))
             gathered = digests(trainer, config) != behind
             trainer.model.zero_grad_buffer()
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -143,8 +143,8 @@ def differentiated(config: Config, backend: Backend, device: torch.device) -> di
         for name, gradient in in_whole_model(trainer.gpt, config, held)
     }
     trainer.optimizer.prepare_grads()
-    norm = training.clip_gradients(trainer.optimizer, math.inf, device)
-    return {"loss": training.mean_loss(loss_sum, tokens), "norm": float(norm), "gradients": gradients}
+    norm = clip_gradients(trainer.optimizer, math.inf, device)
+    return {"loss": trainer_module.mean_loss(loss_sum, tokens), "norm": float(norm), "gradients": gradients}
 
 
 def outputs(variables: Variables) -> dict[str, Any]:

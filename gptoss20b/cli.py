@@ -99,11 +99,11 @@ def info(
         given["SUBMISSION_DIVISION"] = "open"  # counting a model of the open division needs no saying so
     config = _resolved(given)
     _silence_dependencies()
-    from .model.size import measure
+    from .model.size import compute_model_size
     from .process_groups import single_process
 
     with single_process():
-        size = measure(config)
+        size = compute_model_size(config)
     if as_json:
         print(json.dumps(size.as_dict(), indent=2))
         return
@@ -218,7 +218,7 @@ def bench(
     from torch import OutOfMemoryError
 
     from .config.environment import LaunchError
-    from .model.build import BackendError
+    from .model.backend import BackendError
     from .tools.bench.measure import Timing, time_scenario
     from .tools.bench.result import as_table, to_json
 

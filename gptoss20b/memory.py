@@ -8,7 +8,7 @@ from .checkpoint.files import bytes_on_disk, host_bytes_to_save
 from .config import Config
 
 if TYPE_CHECKING:
-    from .model.size import Size
+    from .model.size import ModelSize
 
 # Activations of the reference model were estimated at 26 to 39 GiB a sequence of 8,192 tokens: 24 layers of width
 # 2,880 in bf16, no recomputation (docs/tuning.md). Scaling needs numbers per token, layer and unit of width. The upper
@@ -53,9 +53,9 @@ def activation_bytes(config: Config) -> int:
     return round(bytes_per_number * tokens * kept)
 
 
-def _measure_size(config: Config) -> Size:
-    from .model.size import measure
+def _measure_size(config: Config) -> ModelSize:
+    from .model.size import compute_model_size
     from .process_groups import single_process
 
     with single_process():
-        return measure(config)
+        return compute_model_size(config)

@@ -16,7 +16,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 
 from .config import Config
-from .model.build import params_dtype
+from .model.megatron_config import params_dtype
 
 
 def build_optimizer(config: Config, model: DistributedDataParallel, *, overlap_param_gather: bool, fused: bool) -> Any:

@@ -24,7 +24,7 @@ from .config.environment import LaunchError
 from .data.files import DataError
 from .dataloader import DataLoader, DataShard, build_dataloader
 from .mlperf_log import CutLogError, RunLog
-from .model.build import Backend, BackendError, choose_backend
+from .model.backend import Backend, BackendError, choose_backend
 from .process_groups import Rank, distributed_session, read_rank
 from .result import read_result
 from .run_metadata import make_record, point_latest, result_directory, save_directory, write_record

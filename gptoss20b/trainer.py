@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .batches import DeviceBatch, shard_for_context_parallel
 from .config import Config
-from .model.build import Backend, build_model, compile_layers
-from .model.initialise import initialise
+from .model.backend import Backend
+from .model.build import build_model, compile_layers
+from .model.initialize import initialize_weights
 from .optimizer import build_optimizer, build_scheduler, clip_gradients, finalize_gradients
 
 
@@ -67,7 +68,7 @@ def build_and_initialize(
     gpt = build_model(config, backend, on_gpu=device.type == "cuda")
     # Megatron-Core creates norms and routers on torch's default device.
     gpt.to(device)
-    initialise(gpt, config, seed)
+    initialize_weights(gpt, config, seed)
     module = Float16Module(gpt.config, gpt) if config.execution.bf16_weights else gpt
     _count_experts_in_fp32(gpt)
     if config.execution.compile_mode == "layers":

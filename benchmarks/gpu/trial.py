@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu.baselines import BASELINES
 from benchmarks.gpu.records import Expected, Request, Status, Trial
-from gptoss20b.model.build import BackendError
+from gptoss20b.model.backend import BackendError
 from gptoss20b.process_groups import distributed_session, read_rank
 from gptoss20b.stopping import die_with_parent
 from gptoss20b.tools.bench.measure import Timing, measure, time_scenario

@@ -1,1 +1,1 @@
-"""Weights in and out: folders of Hugging Face's GptOssForCausalLM, folders of this project, the model of a rank."""
+"""Conversion of weights between Hugging Face's GptOssForCausalLM and this project, and loading into a rank's model."""

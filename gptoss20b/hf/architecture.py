@@ -1,7 +1,7 @@
-"""The architecture in `config.json`: GptOssForCausalLM's spelling of it, ours, and the way from one to the other.
+"""Translate between the `config.json` of GptOssForCausalLM and the `model` section of this project's configuration.
 
-Ours is the `model` section of `gptoss20b.config`. Facts of the other side: the released gpt-oss-20b's config.json and
-transformers' GptOssConfig. What that class cannot express, or this project does not do, is a problem with a name.
+The Hugging Face side is defined by the released gpt-oss-20b's config.json and by transformers' GptOssConfig. Features
+that GptOssConfig cannot express, or that this project does not train, become problems: one message each, with the name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from ..config.presets import PRESETS
 from ..config.tree import ModelConfig
 
-# GptOssConfig's names of our fields.
-_NAMES = {
+# GptOssConfig field -> ModelConfig field.
+_FIELD_NAMES = {
     "vocab_size": "vocab_size",
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -28,94 +28,98 @@ _NAMES = {
     "intermediate_size": "moe_ffn_hidden_size",
     "rms_norm_eps": "norm_epsilon",
 }
-# What GptOssConfig can vary and this project's `openai` variant does not; each is that class's default.
-_FIXED: dict[str, Any] = {
+# GptOssConfig fields that this project's `openai` variant does not vary. Each value is that class's default.
+_FIXED_HF_FIELDS: dict[str, Any] = {
     "hidden_act": "silu",
-    "swiglu_alpha": 1.702,  # experts.SIGMOID_SLOPE
-    "swiglu_limit": 7.0,  # experts.CLAMP
+    "swiglu_alpha": 1.702,  # experts.SWIGLU_ALPHA; not imported, to keep Megatron out of conversion
+    "swiglu_limit": 7.0,  # experts.SWIGLU_LIMIT
     "attention_bias": True,
     "attention_dropout": 0.0,
     "tie_word_embeddings": False,
 }
-# What makes a model a GptOssForCausalLM.
-_FEATURES: dict[str, Any] = {
+# ModelConfig fields with the value that every GptOssForCausalLM has.
+_GPT_OSS_FEATURES: dict[str, Any] = {
     "activation": "clamped_swiglu",
     "biases": True,
     "qk_norm": False,
     "attention_sinks": True,
     "router_softmax_before_topk": False,
 }
-# GptOssConfig's names of YaRN's parameters, and what it takes where one is missing; None: it must be there.
-_YARN: dict[str, tuple[str, Any]] = {
+# GptOssConfig's YaRN parameter -> field of Yarn, and its default where it is missing; None: required.
+_YARN_FIELDS: dict[str, tuple[str, Any]] = {
     "factor": ("factor", None),
     "original_max_position_embeddings": ("original_max_position_embeddings", None),
     "beta_fast": ("beta_fast", 32.0),
     "beta_slow": ("beta_slow", 1.0),
     "truncate": ("truncate", True),
 }
-# GptOssConfig's names of all our fields that it decides, for messages.
-_SPELLED = (
-    {ours: theirs for theirs, ours in _NAMES.items()}
-    | {f"yarn.{ours}": f"rope_parameters.{theirs}" for theirs, (ours, _) in _YARN.items()}
+# ModelConfig field -> GptOssConfig's name, for messages about a GptOssConfig.
+_HF_FIELD_NAMES = (
+    {ours: theirs for theirs, ours in _FIELD_NAMES.items()}
+    | {f"yarn.{ours}": f"rope_parameters.{theirs}" for theirs, (ours, _) in _YARN_FIELDS.items()}
     | {"window_left": "sliding_window - 1", "rotary_base": "rope_theta"}
 )
 
 
-def model_from(settings: Mapping[str, Any], found: list[str]) -> ModelConfig | None:
-    """Our model section for a GptOssConfig, as its config.json has it; problems are added to ``found``.
+def from_hf_config(hf_config: Mapping[str, Any], problems: list[str]) -> ModelConfig | None:
+    """Return the model section for a GptOssConfig, given as its config.json.
 
     Returns:
-        The model; None if ``found`` got a problem.
+        The model, or None if a problem was appended to ``problems``.
     """
-    before = len(found)
-    if settings.get("model_type") != "gpt_oss":
-        found.append(f"config.json: model_type: got {settings.get('model_type')!r}, expected 'gpt_oss'")
+    before = len(problems)
+    if hf_config.get("model_type") != "gpt_oss":
+        problems.append(f"config.json: model_type: got {hf_config.get('model_type')!r}, expected 'gpt_oss'")
         return None
-    found += [
-        f"config.json: {name}: got {settings[name]!r}, expected {value!r}, which is all that this project trains"
-        for name, value in _FIXED.items()
-        if name in settings and settings[name] != value
+    problems += [
+        f"config.json: {name}: got {hf_config[name]!r}, expected {value!r}, the only value this project trains"
+        for name, value in _FIXED_HF_FIELDS.items()
+        if name in hf_config and hf_config[name] != value
     ]
-    fields = _FEATURES | {ours: _required(settings, theirs, found) for theirs, ours in _NAMES.items()}
-    window = _required(settings, "sliding_window", found)
+    fields = _GPT_OSS_FEATURES | {
+        ours: _required_field(hf_config, theirs, problems) for theirs, ours in _FIELD_NAMES.items()
+    }
+    window = _required_field(hf_config, "sliding_window", problems)
     if isinstance(window, int):
-        fields["window_left"] = window - 1  # Megatron's window does not count the query's own key
+        # transformers' window counts the query's own key; Megatron's left window does not.
+        fields["window_left"] = window - 1
     elif window is not None:
-        found.append(f"config.json: sliding_window: got {window!r}, expected a whole number")
-    fields |= _rope_from(settings, found)
-    model = _validated(fields, found, _SPELLED) if len(found) == before else None
-    if model is not None and settings.get("layer_types", _layer_types(model)) != _layer_types(model):
-        found.append(
-            f"config.json: layer_types: got {settings['layer_types']!r}, expected sliding_attention and "
-            "full_attention in turns, sliding_attention first"
+        problems.append(f"config.json: sliding_window: got {window!r}, expected a whole number")
+    fields |= _rope_fields(hf_config, problems)
+    model = _validated_model(fields, problems, _HF_FIELD_NAMES) if len(problems) == before else None
+    if model is not None and hf_config.get("layer_types", _layer_types(model)) != _layer_types(model):
+        problems.append(
+            f"config.json: layer_types: got {hf_config['layer_types']!r}, expected sliding_attention and "
+            "full_attention alternating, sliding_attention first"
         )
-    return model if len(found) == before else None
+    return model if len(problems) == before else None
 
 
-def settings_of(model: ModelConfig, dtype: str, found: list[str]) -> dict[str, Any]:
-    """The config.json of a GptOssForCausalLM (as transformers 5 writes and reads it) for our model section.
+def to_hf_config(model: ModelConfig, dtype: str, problems: list[str]) -> dict[str, Any]:
+    """Return the config.json of a GptOssForCausalLM (written as by transformers 5) for a model section.
 
     Args:
-        model: our model section.
+        model: the model section.
         dtype: "bfloat16" or "float32".
-        found: gets a problem for each feature that GptOssForCausalLM does not have.
+        problems: gets a message for each feature that GptOssForCausalLM does not have.
     """
-    found += [
-        f"config.json: model.{name}: got {getattr(model, name)!r}, expected {value!r} as GptOssForCausalLM has it"
-        for name, value in _FEATURES.items()
+    problems += [
+        f"config.json: model.{name}: got {getattr(model, name)!r}, expected {value!r} as in GptOssForCausalLM"
+        for name, value in _GPT_OSS_FEATURES.items()
         if getattr(model, name) != value
     ]
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(model.rotary_base)}
     length = {}
     if model.yarn:
-        rope |= {"rope_type": "yarn"} | {theirs: getattr(model.yarn, ours) for theirs, (ours, _) in _YARN.items()}
+        rope |= {"rope_type": "yarn"}
+        rope |= {theirs: getattr(model.yarn, ours) for theirs, (ours, _) in _YARN_FIELDS.items()}
         length = {"max_position_embeddings": round(model.yarn.factor * model.yarn.original_max_position_embeddings)}
     return {
         "architectures": ["GptOssForCausalLM"],
         "model_type": "gpt_oss",
         "dtype": dtype,
-        **_FIXED,
-        **{theirs: getattr(model, ours) for theirs, ours in _NAMES.items()},
+        **_FIXED_HF_FIELDS,
+        **{theirs: getattr(model, ours) for theirs, ours in _FIELD_NAMES.items()},
         "sliding_window": model.window_left + 1,
         "layer_types": _layer_types(model),
         "rope_parameters": rope,
@@ -123,35 +127,39 @@ def settings_of(model: ModelConfig, dtype: str, found: list[str]) -> dict[str, A
     }
 
 
-def model_in(section: Any, found: list[str]) -> ModelConfig | None:
-    """Our own model section, checked; problems are added to ``found`` and make it None."""
+def parse_model_section(section: Any, problems: list[str]) -> ModelConfig | None:
+    """Validate a model section of this project. Append problems and return None if there are any."""
     if not isinstance(section, dict):
-        found.append("config.json: model: missing; expected the model section of gptoss20b's configuration")
+        problems.append("config.json: model: missing; expected the model section of gptoss20b's configuration")
         return None
-    return _validated(section, found, {})
+    return _validated_model(section, problems, {})
 
 
-def _validated(fields: Mapping[str, Any], found: list[str], spelled: Mapping[str, str]) -> ModelConfig | None:
-    """The model of these fields; ``spelled`` gives the names of fields in the file where they are not ours."""
+def _validated_model(
+    fields: Mapping[str, Any], problems: list[str], file_names: Mapping[str, str]
+) -> ModelConfig | None:
+    """Return the model of these fields. ``file_names`` maps them to their names in the file, for messages."""
     try:
         model = ModelConfig.model_validate(fields)
     except ValidationError as error:
         for detail in error.errors():
             name = ".".join(map(str, detail["loc"]))
-            found.append(f"config.json: {spelled.get(name, f'model.{name}')}: got {detail['input']!r}: {detail['msg']}")
+            shown = file_names.get(name, f"model.{name}")
+            problems.append(f"config.json: {shown}: got {detail['input']!r}: {detail['msg']}")
         return None
     if model.num_attention_heads % model.num_query_groups:
-        heads, groups = (spelled.get(name, f"model.{name}") for name in ("num_attention_heads", "num_query_groups"))
-        found.append(
-            f"config.json: {heads}: got {model.num_attention_heads}, expected a multiple of {groups} {model.num_query_groups}"
+        heads, groups = (file_names.get(name, f"model.{name}") for name in ("num_attention_heads", "num_query_groups"))
+        problems.append(
+            f"config.json: {heads}: got {model.num_attention_heads}, expected a multiple of {groups} "
+            f"{model.num_query_groups}"
         )
         return None
-    named = model.variant if "variant" in fields else _variant(model)
-    return model.model_copy(update={"variant": named})
+    variant = model.variant if "variant" in fields else _matching_preset(model)
+    return model.model_copy(update={"variant": variant})
 
 
-def _variant(model: ModelConfig) -> str:
-    """The preset that this is; `openai`, from which it then differs, if it is none."""
+def _matching_preset(model: ModelConfig) -> str:
+    """Return the name of the preset that equals the model, else `openai`, its nearest."""
     for name, preset in PRESETS.items():
         if ModelConfig(variant=name, **preset["model"]) == model.model_copy(update={"variant": name}):
             return name
@@ -163,43 +171,43 @@ def _layer_types(model: ModelConfig) -> list[str]:
     return ["sliding_attention" if model.has_sliding_window(number) else "full_attention" for number in numbers]
 
 
-def _required(settings: Mapping[str, Any], name: str, found: list[str]) -> Any:
-    if settings.get(name) is None:
-        found.append(f"config.json: {name}: missing")
-    return settings.get(name)
+def _required_field(hf_config: Mapping[str, Any], name: str, problems: list[str]) -> Any:
+    if hf_config.get(name) is None:
+        problems.append(f"config.json: {name}: missing")
+    return hf_config.get(name)
 
 
-def _rope_from(settings: Mapping[str, Any], found: list[str]) -> dict[str, Any]:
-    """Our rope_base and yarn; transformers 5 calls its parameters rope_parameters, the released file rope_scaling."""
-    key = next((name for name in ("rope_parameters", "rope_scaling") if settings.get(name)), None)
+def _rope_fields(hf_config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return rotary_base and yarn. transformers 5 calls the parameters rope_parameters, the released file rope_scaling."""
+    key = next((name for name in ("rope_parameters", "rope_scaling") if hf_config.get(name)), None)
     if key is None:
-        found.append("config.json: rope_parameters: missing (rope_scaling in files of transformers 4)")
+        problems.append("config.json: rope_parameters: missing (rope_scaling in files of transformers 4)")
         return {}
-    if not isinstance(settings[key], dict):
-        found.append(f"config.json: {key}: got {settings[key]!r}, expected an object")
+    if not isinstance(hf_config[key], dict):
+        problems.append(f"config.json: {key}: got {hf_config[key]!r}, expected an object")
         return {}
-    rope = dict(settings[key])
-    base = _required({"rope_theta": rope.pop("rope_theta", settings.get("rope_theta"))}, "rope_theta", found)
-    kind = rope.pop("rope_type", None)
-    if kind not in ("default", "yarn"):
-        found.append(f"config.json: {key}.rope_type: got {kind!r}, expected 'default' or 'yarn'")
+    rope = dict(hf_config[key])
+    base = _required_field({"rope_theta": rope.pop("rope_theta", hf_config.get("rope_theta"))}, "rope_theta", problems)
+    rope_type = rope.pop("rope_type", None)
+    if rope_type not in ("default", "yarn"):
+        problems.append(f"config.json: {key}.rope_type: got {rope_type!r}, expected 'default' or 'yarn'")
         return {}
     yarn = None
-    if kind == "yarn":
-        given = {theirs: rope.pop(theirs, default) for theirs, (_, default) in _YARN.items()}
-        found += [f"config.json: {key}.{name}: missing" for name, value in given.items() if value is None]
-        yarn = {_YARN[theirs][0]: value for theirs, value in given.items()}
-        if _is_the_papers(rope.get("attention_factor"), given["factor"]):
+    if rope_type == "yarn":
+        given = {theirs: rope.pop(theirs, default) for theirs, (_, default) in _YARN_FIELDS.items()}
+        problems += [f"config.json: {key}.{name}: missing" for name, value in given.items() if value is None]
+        yarn = {_YARN_FIELDS[theirs][0]: value for theirs, value in given.items()}
+        if _is_paper_attention_factor(rope.get("attention_factor"), given["factor"]):
             del rope["attention_factor"]
-    found += [
-        f"config.json: {key}.{name}: got {value!r}, expected nothing: this project's {kind} has no such parameter"
+    problems += [
+        f"config.json: {key}.{name}: got {value!r}, expected nothing: this project's {rope_type} has no such parameter"
         for name, value in rope.items()
         if value is not None and (name, value) != ("partial_rotary_factor", 1.0)
     ]
     return {"rotary_base": base, "yarn": yarn}
 
 
-def _is_the_papers(attention_factor: Any, factor: Any) -> bool:
-    """Whether a given attention factor is 0.1 ln(factor) + 1 (Peng et al. 2023), which Megatron-Core uses."""
+def _is_paper_attention_factor(attention_factor: Any, factor: Any) -> bool:
+    """Return whether an attention factor is 0.1 ln(factor) + 1 (Peng et al. 2023), which Megatron-Core uses."""
     numbers = isinstance(attention_factor, int | float) and isinstance(factor, int | float) and factor > 1
     return numbers and math.isclose(attention_factor, 0.1 * math.log(factor) + 1, rel_tol=1e-6)

@@ -1,8 +1,8 @@
-"""Weights of GptOssForCausalLM to a folder of ours and back, a layer at a time; bit for bit unless they come as MXFP4.
+"""Convert weights between GptOssForCausalLM's folders and this project's, one layer at a time.
 
-Ours is config.json with the `model` section, and a safetensors file for the embedding, for each layer and for the
-head, whatever layout the weights will be trained in. Everything is checked by the files' headers before a byte is
-written. Tokenizers and other files that transformers keeps beside the weights are not carried along.
+Conversion is bit-exact, except from MXFP4. A folder of this project holds config.json with the `model` section, and a
+safetensors file for the embedding, for each layer and for the head, whatever layout the weights will be trained in.
+All headers are checked before a byte is written. Tokenizers and other files beside the weights are not converted.
 """
 
 from __future__ import annotations
@@ -15,152 +15,158 @@ import torch
 from torch import Tensor
 
 from ..config.tree import ModelConfig
-from .architecture import model_from, model_in, settings_of
+from .architecture import from_hf_config, parse_model_section, to_hf_config
 from .errors import ConversionError
-from .folder import DTYPES, Folder, Shape, Stored, new_folder, obstacles
-from .mxfp4 import BLOCK, dequantize
-from .names import Weight, shards
+from .folder import DTYPES, Shape, TensorInfo, WeightsFolder, atomic_folder, check_target
+from .mxfp4 import BLOCK_SIZE, dequantize
+from .weight_mapping import WeightMapping, weight_shards
 
-_FLOAT, _PACKED = ("F32", "BF16"), ("U8",)
-# The released checkpoint holds expert matrices as MXFP4 under the plain tensor's name with these endings.
+_FLOAT_DTYPES, _PACKED_DTYPES = ("F32", "BF16"), ("U8",)
+# The released checkpoint stores expert matrices as MXFP4 under the plain tensor's name with these suffixes.
 _BLOCKS, _SCALES = "_blocks", "_scales"
 
-Expected = Mapping[str, tuple[Shape, tuple[str, ...]]]
-"""Shape and possible element types of each tensor that there must be, by name."""
+ExpectedTensors = Mapping[str, tuple[Shape, tuple[str, ...]]]
+"""Shape and allowed dtypes of each required tensor, by name."""
 
 
 def from_hugging_face(source: Path, target: Path) -> None:
-    """Make a folder of ours from one of GptOssForCausalLM: fp32 or bf16 tensors, experts plain or as MXFP4.
+    """Create this project's folder from one of GptOssForCausalLM: fp32 or bf16 tensors, experts plain or as MXFP4.
 
     Raises:
-        ConversionError: with everything that is wrong; nothing was written.
-        OSError: the target cannot be written; nothing of it is left.
+        ConversionError: lists everything that is wrong; nothing was written.
+        OSError: the target cannot be written; nothing is left of it.
     """
-    theirs = Folder(source)
-    found = list(theirs.problems)
-    model = model_from(theirs.settings, found) if theirs.settings else None
+    folder = WeightsFolder(source)
+    problems = list(folder.problems)
+    model = from_hf_config(folder.config, problems) if folder.config else None
     if model is not None:
-        found += _differences(theirs.tensors, _expected_there(model, theirs.tensors))
-        found += _mixed_types(model, theirs.tensors)
-    model = _agreed(f"in {source}; {target} was not made", found, model, target, theirs.tensors)
-    with new_folder(target, model.num_layers + 2) as made:
-        for weights in shards(model):
-            made.add({weight.ours: _to_ours(weight, theirs) for weight in weights})
-        made.finish({"model": model.model_dump(mode="json")})
+        problems += _compare_tensors(folder.tensors, _expected_hf_tensors(model, folder.tensors))
+        problems += _mixed_dtypes(model, folder.tensors)
+    model = _require_convertible(source, target, problems, model, folder.tensors)
+    with atomic_folder(target, model.num_layers + 2) as writer:
+        for shard in weight_shards(model):
+            writer.add({weight.name: _read_from_hf(weight, folder) for weight in shard})
+        writer.finish({"model": model.model_dump(mode="json")})
 
 
 def to_hugging_face(source: Path, target: Path) -> None:
-    """Make a folder that GptOssForCausalLM.from_pretrained (transformers 5) reads from one of ours.
+    """Create a folder for GptOssForCausalLM.from_pretrained (transformers 5) from one of this project.
 
-    Raises: as `from_hugging_face`.
+    Raises:
+        ConversionError: lists everything that is wrong; nothing was written.
+        OSError: the target cannot be written; nothing is left of it.
     """
-    ours = Folder(source)
-    found = list(ours.problems)
-    model = model_here(ours, found)
-    settings = settings_of(model, _common_type(ours.tensors), found) if model is not None else {}
-    model = _agreed(f"in {source}; {target} was not made", found, model, target, ours.tensors)
-    with new_folder(target, model.num_layers + 2) as made:
-        for weights in shards(model):
-            made.add({name: x for weight in weights for name, x in _to_theirs(weight, ours).items()})
-        made.finish(settings)
+    folder = WeightsFolder(source)
+    problems = list(folder.problems)
+    model = check_folder_model(folder, problems)
+    hf_config = to_hf_config(model, _main_dtype(folder.tensors), problems) if model is not None else {}
+    model = _require_convertible(source, target, problems, model, folder.tensors)
+    with atomic_folder(target, model.num_layers + 2) as writer:
+        for shard in weight_shards(model):
+            writer.add({name: x for weight in shard for name, x in _convert_to_hf(weight, folder).items()})
+        writer.finish(hf_config)
 
 
-def model_here(ours: Folder, found: list[str]) -> ModelConfig | None:
-    """The model section of a folder of ours, whose tensors are compared with it; problems are added to ``found``."""
-    model = model_in(ours.settings.get("model"), found) if ours.settings else None
+def check_folder_model(folder: WeightsFolder, problems: list[str]) -> ModelConfig | None:
+    """Return the model section of this project's folder, and append problems of it and of the folder's tensors."""
+    model = parse_model_section(folder.config.get("model"), problems) if folder.config else None
     if model is not None:
-        expected = {weight.ours: (weight.shape, _FLOAT) for weights in shards(model) for weight in weights}
-        found += _differences(ours.tensors, expected)
+        expected = {weight.name: (weight.shape, _FLOAT_DTYPES) for shard in weight_shards(model) for weight in shard}
+        problems += _compare_tensors(folder.tensors, expected)
     return model
 
 
-def _agreed(
-    doing: str, found: list[str], model: ModelConfig | None, target: Path, tensors: Mapping[str, Stored]
+def _require_convertible(
+    source: Path, target: Path, problems: list[str], model: ModelConfig | None, tensors: Mapping[str, TensorInfo]
 ) -> ModelConfig:
-    """The model, if nothing is wrong with it nor with the place where the converted weights go."""
-    found += obstacles(target, 0 if found else sum(_converted_bytes(name, x) for name, x in tensors.items()))
-    if found or model is None:
-        raise ConversionError(doing, found)
+    """Return the model if there are no problems with the source nor with the target; else raise ConversionError."""
+    problems += check_target(target, 0 if problems else sum(_converted_bytes(name, x) for name, x in tensors.items()))
+    if problems or model is None:
+        raise ConversionError(f"in {source}; {target} was not created", problems)
     return model
 
 
-def _converted_bytes(name: str, stored: Stored) -> int:
-    if stored.dtype in _PACKED:  # two values a byte, which become bf16
-        return 4 * math.prod(stored.shape) if name.endswith(_BLOCKS) else 0
-    return math.prod(stored.shape) * DTYPES[stored.dtype].itemsize
+def _converted_bytes(name: str, tensor: TensorInfo) -> int:
+    if tensor.dtype in _PACKED_DTYPES:  # two values per byte, each of which becomes bf16
+        return 4 * math.prod(tensor.shape) if name.endswith(_BLOCKS) else 0
+    return math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
 
 
-def _common_type(tensors: Mapping[str, Stored]) -> str:
-    """The torch name of the type of most weights; norms may be kept in fp32 beside bf16."""
-    return "bfloat16" if any(stored.dtype == "BF16" for stored in tensors.values()) else "float32"
+def _main_dtype(tensors: Mapping[str, TensorInfo]) -> str:
+    """Return torch's name of the dtype of most weights; norms may be fp32 beside bf16."""
+    return "bfloat16" if any(tensor.dtype == "BF16" for tensor in tensors.values()) else "float32"
 
 
-def _expected_there(model: ModelConfig, present: Mapping[str, Stored]) -> Expected:
-    """What GptOssForCausalLM's files must hold; an expert matrix is packed where ``present`` has it so."""
+def _expected_hf_tensors(model: ModelConfig, present: Mapping[str, TensorInfo]) -> ExpectedTensors:
+    """Return the tensors that GptOssForCausalLM's files must hold. Expert matrices may be packed, as in ``present``."""
     expected: dict[str, tuple[Shape, tuple[str, ...]]] = {}
-    for weight in (weight for weights in shards(model) for weight in weights):
-        for name, shape in weight.theirs.items():
+    for weight in (weight for shard in weight_shards(model) for weight in shard):
+        for name, shape in weight.hf_shapes.items():
             if weight.by_expert and (name + _BLOCKS in present or name + _SCALES in present):
                 experts, inputs, outputs = shape
-                blocks = (experts, outputs, inputs // BLOCK)
-                expected[name + _BLOCKS] = ((*blocks, BLOCK // 2), _PACKED)
-                expected[name + _SCALES] = (blocks, _PACKED)
+                blocks = (experts, outputs, inputs // BLOCK_SIZE)
+                expected[name + _BLOCKS] = ((*blocks, BLOCK_SIZE // 2), _PACKED_DTYPES)
+                expected[name + _SCALES] = (blocks, _PACKED_DTYPES)
             else:
-                expected[name] = (shape, _FLOAT)
+                expected[name] = (shape, _FLOAT_DTYPES)
     return expected
 
 
-def _differences(present: Mapping[str, Stored], expected: Expected) -> list[str]:
-    """What is missing, has another shape or type, or should not be there, in this order."""
-    found = []
-    for name, (shape, types) in expected.items():
-        kinds = " or ".join(types)
+def _compare_tensors(present: Mapping[str, TensorInfo], expected: ExpectedTensors) -> list[str]:
+    """Return a message per tensor that is missing, has another shape or dtype, or is unexpected."""
+    problems = []
+    for name, (shape, dtypes) in expected.items():
+        allowed = " or ".join(dtypes)
         if name not in present:
-            found.append(f"{name}: missing, expected {list(shape)} {kinds}")
-        elif present[name].shape != shape or present[name].dtype not in types:
+            problems.append(f"{name}: missing, expected {list(shape)} {allowed}")
+        elif present[name].shape != shape or present[name].dtype not in dtypes:
             got = present[name]
-            found.append(f"{name}: got {list(got.shape)} {got.dtype} in {got.file}, expected {list(shape)} {kinds}")
+            problems.append(
+                f"{name}: got {list(got.shape)} {got.dtype} in {got.file}, expected {list(shape)} {allowed}"
+            )
     unexpected = sorted(present.keys() - expected.keys())
-    return found + [f"{name}: unexpected, in {present[name].file}; the model has no such tensor" for name in unexpected]
+    return problems + [
+        f"{name}: unexpected, in {present[name].file}; the model has no such tensor" for name in unexpected
+    ]
 
 
-def _mixed_types(model: ModelConfig, present: Mapping[str, Stored]) -> list[str]:
-    """Tensors that become one tensor and differ in type: the way back would not know."""
-    found = []
-    for weight in (weight for weights in shards(model) for weight in weights):
-        types = {name: present[name].dtype for name in weight.theirs if name in present}
-        if len(set(types.values())) > 1:
-            found.append(f"{', '.join(types)}: got {', '.join(types.values())}, expected one type for all")
-    return found
+def _mixed_dtypes(model: ModelConfig, present: Mapping[str, TensorInfo]) -> list[str]:
+    """Return a message per group of tensors that are merged but differ in dtype: converting back would lose it."""
+    problems = []
+    for weight in (weight for shard in weight_shards(model) for weight in shard):
+        dtypes = {name: present[name].dtype for name in weight.hf_shapes if name in present}
+        if len(set(dtypes.values())) > 1:
+            problems.append(f"{', '.join(dtypes)}: got {', '.join(dtypes.values())}, expected one dtype for all")
+    return problems
 
 
-def _to_ours(weight: Weight, theirs: Folder) -> Tensor:
+def _read_from_hf(weight: WeightMapping, folder: WeightsFolder) -> Tensor:
     if not weight.by_expert:
-        return weight.to_ours([theirs.read(name) for name in weight.theirs]).contiguous()
-    (name,) = weight.theirs
-    return _each_expert(weight.shape, lambda expert: weight.to_ours([_their_expert(theirs, name, expert)]))
+        return weight.from_hf([folder.read(name) for name in weight.hf_shapes]).contiguous()
+    (name,) = weight.hf_shapes
+    return _stack_experts(weight.shape, lambda expert: weight.from_hf([_read_hf_expert(folder, name, expert)]))
 
 
-def _to_theirs(weight: Weight, ours: Folder) -> dict[str, Tensor]:
+def _convert_to_hf(weight: WeightMapping, folder: WeightsFolder) -> dict[str, Tensor]:
     if not weight.by_expert:
-        parts = weight.to_theirs(ours.read(weight.ours))
-        return {name: part.contiguous() for name, part in zip(weight.theirs, parts, strict=True)}
-    ((name, shape),) = weight.theirs.items()
-    return {name: _each_expert(shape, lambda expert: weight.to_theirs(ours.read(weight.ours, expert))[0])}
+        parts = weight.to_hf(folder.read(weight.name))
+        return {name: part.contiguous() for name, part in zip(weight.hf_shapes, parts, strict=True)}
+    ((name, shape),) = weight.hf_shapes.items()
+    return {name: _stack_experts(shape, lambda expert: weight.to_hf(folder.read(weight.name, expert))[0])}
 
 
-def _their_expert(theirs: Folder, name: str, expert: int) -> Tensor:
-    """One expert's matrix [in, out]; packed ones are kept [out, in]."""
-    if name in theirs.tensors:
-        return theirs.read(name, expert)
-    return dequantize(theirs.read(name + _BLOCKS, expert), theirs.read(name + _SCALES, expert)).mT
+def _read_hf_expert(folder: WeightsFolder, name: str, expert: int) -> Tensor:
+    """Return one expert's matrix [in, out]. Packed matrices are stored as [out, in]."""
+    if name in folder.tensors:
+        return folder.read(name, expert)
+    return dequantize(folder.read(name + _BLOCKS, expert), folder.read(name + _SCALES, expert)).mT
 
 
-def _each_expert(shape: Shape, make: Callable[[int], Tensor]) -> Tensor:
-    """The experts' matrices as one tensor [experts, ...]; only one of them is in memory beside it."""
+def _stack_experts(shape: Shape, make: Callable[[int], Tensor]) -> Tensor:
+    """Stack the experts' matrices to [experts, ...]. Only one of them is in memory beside the result."""
     first = make(0)
-    whole = torch.empty(shape, dtype=first.dtype)
-    whole[0] = first
+    stacked = torch.empty(shape, dtype=first.dtype)
+    stacked[0] = first
     for expert in range(1, shape[0]):
-        whole[expert] = make(expert)
-    return whole
+        stacked[expert] = make(expert)
+    return stacked

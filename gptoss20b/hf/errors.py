@@ -1,4 +1,4 @@
-"""What is wrong with a folder of weights, all of it at once."""
+"""The error of conversion and loading, with all problems at once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 class ConversionError(ValueError):
-    """Weights that cannot be converted or loaded. `problems` holds everything wrong with them."""
+    """Weights that cannot be converted or loaded. `problems` lists everything wrong with them."""
 
-    def __init__(self, doing: str, problems: Sequence[str]) -> None:
+    def __init__(self, context: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{count} {doing}:", *(f"  {problem}" for problem in problems)]))
+        super().__init__("\n".join([f"{count} {context}:", *(f"  {problem}" for problem in problems)]))

@@ -1,6 +1,6 @@
-"""A folder with `config.json` and safetensors files: looked into without reading weights, and made whole or not at all.
+"""A folder with `config.json` and safetensors files: inspected without reading weights, and created atomically.
 
-Files are mapped, not read: a tensor or a slice of one costs memory only where it is changed.
+Files are memory-mapped: a tensor or a slice takes memory only where it is modified.
 """
 
 from __future__ import annotations
@@ -23,79 +23,79 @@ from ..durable import fsync_path
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+SINGLE_FILE = "model.safetensors"
 
 Shape = tuple[int, ...]
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
-"""The element types of weights, as safetensors calls them."""
+"""Dtypes of weights by their safetensors names."""
 
-# Headers, index and config.json take less.
+# More than headers, index and config.json take.
 _OVERHEAD_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One tensor in a file: its shape, and its element type as safetensors calls it."""
+class TensorInfo:
+    """One tensor in a file: its shape, and its dtype by its safetensors name."""
 
     file: str
     shape: Shape
     dtype: str
 
 
-class Folder:
-    """The weights and the settings in a folder.
+class WeightsFolder:
+    """The weights and the configuration in a folder.
 
     Attributes:
         path: the folder.
-        settings: its config.json; empty if that cannot be read.
-        tensors: what its files hold, by name.
-        problems: what kept the above from being complete.
+        config: its config.json; empty if that cannot be read.
+        tensors: the tensors of its files, by name.
+        problems: reasons why the above are incomplete.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.problems = path, list[str]()
-        self.settings: dict[str, Any] = self._json(CONFIG)
+        self.config: dict[str, Any] = self._read_json(CONFIG)
         self._files: dict[str, Any] = {}
-        self.tensors: dict[str, Stored] = {}
+        self.tensors: dict[str, TensorInfo] = {}
         for file in self._file_names():
-            self._look_into(file)
+            self._open(file)
 
     def read(self, name: str, *where: int | slice) -> Tensor:
-        """A tensor, or the part of it that ``where`` (a number or a slice per dimension) selects.
+        """Return a tensor, or the part that ``where`` (a number or a slice per dimension) selects.
 
-        A view of the mapped file: what is not used is not read.
+        The result is a view of the mapped file: parts that are not used are not read.
         """
         part = self._files[self.tensors[name].file].get_slice(name)
         return part[where or slice(None)]  # type: ignore[no-any-return]
 
-    def _look_into(self, file: str) -> None:
+    def _open(self, file: str) -> None:
         try:
-            opened: Any = safe_open(self.path / file, framework="pt")  # whose methods have no types
+            opened: Any = safe_open(self.path / file, framework="pt")  # safetensors does not type its methods
             self._files[file] = opened
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+            for name in opened.keys():  # noqa: SIM118 - not a mapping: it cannot be iterated
                 part = opened.get_slice(name)
                 if name in self.tensors:
                     self.problems.append(f"{name}: in {self.tensors[name].file} and in {file}, expected once")
-                self.tensors[name] = Stored(file, tuple(part.get_shape()), part.get_dtype())
+                self.tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
         except (OSError, SafetensorError) as error:
             self.problems.append(f"{file}: cannot be read: {error}. Fetch or make it again.")
 
     def _file_names(self) -> list[str]:
-        """The single file, or those that the index names, as transformers looks for them."""
-        if (self.path / SINGLE).exists():
-            return [SINGLE]
-        places = self._json(INDEX, f" (and no {SINGLE})").get("weight_map", {})
-        names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+        """Return the single file, or the files that the index names, as transformers does."""
+        if (self.path / SINGLE_FILE).exists():
+            return [SINGLE_FILE]
+        weight_map = self._read_json(INDEX, f" (and no {SINGLE_FILE})").get("weight_map", {})
+        names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
         outside = [name for name in names if Path(name).name != name]
         self.problems += [f"{INDEX}: names {name!r}, expected a file in its own folder" for name in outside]
         return [name for name in names if name not in outside]
 
-    def _json(self, name: str, otherwise: str = "") -> dict[str, Any]:
+    def _read_json(self, name: str, if_missing: str = "") -> dict[str, Any]:
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            self.problems.append(f"{name}: missing{otherwise}")
+            self.problems.append(f"{name}: missing{if_missing}")
             return {}
         except (OSError, ValueError) as error:
             self.problems.append(f"{name}: cannot be read: {error}")
@@ -106,57 +106,57 @@ class Folder:
         return value
 
 
-def obstacles(path: Path, tensor_bytes: int) -> list[str]:
-    """Why no folder with so many bytes of tensors can be made at ``path``; nothing if it can."""
+def check_target(path: Path, tensor_bytes: int) -> list[str]:
+    """Return the reasons why a folder with this many bytes of tensors cannot be created at ``path``."""
     if os.path.lexists(path):
         return [f"{path}: exists, and nothing is ever overwritten. Name another folder."]
     if not path.parent.is_dir():
-        return [f"{path}: there is no folder {path.parent} to make it in. Make that first."]
+        return [f"{path}: there is no folder {path.parent} to create it in. Create that first."]
     free, needed = shutil.disk_usage(path.parent).free, tensor_bytes + _OVERHEAD_BYTES
     if free < needed:
-        return [f"{path}: got {free:,} bytes free on its disk, expected {needed:,}. Make room or name another disk."]
+        return [f"{path}: got {free:,} bytes free on its disk, expected {needed:,}. Free space or name another disk."]
     return []
 
 
-class NewFolder:
-    """A folder in the making: a file per portion of weights, then the index and config.json."""
+class FolderWriter:
+    """Write a folder: one file per shard of weights, then the index and config.json."""
 
     def __init__(self, path: Path, files: int) -> None:
-        self._path, self._count = path, files
-        self._places: dict[str, str] = {}
+        self._path, self._files = path, files
+        self._weight_map: dict[str, str] = {}
         self._bytes = 0
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the next file."""
-        number = len(set(self._places.values())) + 1
-        name = f"model-{number:05d}-of-{self._count:05d}.safetensors"
-        # Readers of transformers ask the metadata for this word.
+        number = len(set(self._weight_map.values())) + 1
+        name = f"model-{number:05d}-of-{self._files:05d}.safetensors"
+        # transformers refuses safetensors files without this metadata.
         save_file(dict(tensors), self._path / name, metadata={"format": "pt"})
-        self._places |= dict.fromkeys(tensors, name)
+        self._weight_map |= dict.fromkeys(tensors, name)
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
 
-    def finish(self, settings: Mapping[str, Any]) -> None:
-        """Write the index and config.json, and put all on the disk."""
-        index = {"metadata": {"total_size": self._bytes}, "weight_map": self._places}
-        for name, value in ((INDEX, index), (CONFIG, settings)):
+    def finish(self, config: Mapping[str, Any]) -> None:
+        """Write the index and config.json, and flush everything to disk."""
+        index = {"metadata": {"total_size": self._bytes}, "weight_map": self._weight_map}
+        for name, value in ((INDEX, index), (CONFIG, config)):
             (self._path / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         for path in (*self._path.iterdir(), self._path):
             fsync_path(path)
 
 
 @contextmanager
-def new_folder(path: Path, files: int) -> Iterator[NewFolder]:
-    """A folder that gets its name when the block is through, and is gone if it fails.
+def atomic_folder(path: Path, files: int) -> Iterator[FolderWriter]:
+    """Create a folder atomically: rename it into place when the block succeeds, delete it when the block fails.
 
-    A killed process leaves a hidden folder, `.<name>.<process>.unfinished`, which may be removed.
+    A killed process leaves a hidden folder, `.<name>.<process>.unfinished`, which may be deleted.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     unfinished.mkdir()
     try:
-        yield NewFolder(unfinished, files)
+        yield FolderWriter(unfinished, files)
         unfinished.rename(path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

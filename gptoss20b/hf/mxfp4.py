@@ -1,8 +1,8 @@
-"""MXFP4, in which the released gpt-oss stores its expert matrices, to bf16.
+"""Dequantize MXFP4, in which the released gpt-oss stores its expert matrices, to bf16.
 
-OCP Microscaling Formats v1.0: 32 values share a scale. A value is E2M1, four bits of sign, exponent and mantissa; the
-scale is E8M0, a power of two with bias 127, of which 255 means not a number. In the released checkpoint a byte holds
-two values, the first one in its low half.
+OCP Microscaling Formats v1.0: 32 values share a scale. A value is E2M1: four bits of sign, exponent and mantissa. A
+scale is E8M0: a power of two with bias 127, where 255 is NaN. In the released checkpoint a byte holds two values, the
+first in its low half.
 """
 
 from __future__ import annotations
@@ -12,35 +12,33 @@ from functools import cache
 import torch
 from torch import Tensor
 
-BLOCK = 32
+BLOCK_SIZE = 32
 """Values that share a scale."""
 
-_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_BIAS, _NOT_A_NUMBER = 127, 255
+# E2M1 without sign, by code: 0 and 0.5 are subnormal, then (1 + mantissa / 2) x 2^(exponent - 1).
+_E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_E8M0_BIAS, _E8M0_NAN = 127, 255
 
 
 @cache
-def _pairs() -> Tensor:
-    """The two values of each byte under each scale: bf16 [256 scales, 256 bytes, 2].
+def _value_pairs() -> Tensor:
+    """Return the two values of each byte under each scale: bf16 [256 scales, 256 bytes, 2].
 
-    All but 6 x 2^127 and 4 x 2^127, which become infinite, are exact in bf16.
+    All are exact in bf16, except 6 x 2^127 and 4 x 2^127, which become infinite.
     """
-    codes = torch.tensor([*_MAGNITUDES, *(-x for x in _MAGNITUDES)], dtype=torch.float64)
+    codes = torch.tensor([*_E2M1_MAGNITUDES, *(-x for x in _E2M1_MAGNITUDES)], dtype=torch.float64)
     byte = torch.arange(256)
-    factor = torch.exp2(torch.arange(256, dtype=torch.float64) - _BIAS)
-    factor[_NOT_A_NUMBER] = torch.nan
+    scale = torch.exp2(torch.arange(256, dtype=torch.float64) - _E8M0_BIAS)
+    scale[_E8M0_NAN] = torch.nan
     values = codes[torch.stack([byte & 0xF, byte >> 4], dim=-1)]
-    return (factor[:, None, None] * values).to(torch.bfloat16)
+    return (scale[:, None, None] * values).to(torch.bfloat16)
 
 
 def dequantize(blocks: Tensor, scales: Tensor) -> Tensor:
-    """Packed values to bf16.
+    """Return the bf16 values [..., number of blocks x 32] of packed ones.
 
     Args:
-        blocks: uint8 [..., number of blocks, 16], two values a byte.
+        blocks: uint8 [..., number of blocks, 16], two values per byte.
         scales: uint8 [..., number of blocks].
-
-    Returns:
-        bf16 [..., number of blocks x 32].
     """
-    return _pairs()[scales.int()[..., None], blocks.int()].flatten(-3)
+    return _value_pairs()[scales.int()[..., None], blocks.int()].flatten(-3)

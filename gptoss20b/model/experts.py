@@ -1,9 +1,12 @@
-"""The experts of one rank as grouped GEMMs with one pointwise kernel between them, on plain torch operators.
+"""The experts of one rank as grouped GEMMs, with one pointwise kernel between them, on plain torch operators.
 
 Megatron-Core's local spec would run the experts one after another (`SequentialMLP`); its grouped GEMM needs an
-extension. `torch.nn.functional.grouped_mm` multiplies each expert's rows with its own matrix in one call, on CUDA, ROCm
-and the CPU, forward and backward, empty experts included. Group ends stay on the device, no row is padding, and every
-gradient is a grouped GEMM of the tensors as they lie: sums over the rows of an expert are never atomic additions.
+extension. `torch.nn.functional.grouped_mm` multiplies each expert's rows with that expert's matrix in one call. It
+works on CUDA, ROCm and the CPU, forward and backward, also for experts without rows. Group offsets stay on the device
+and no row is padding. Every gradient is a grouped GEMM of tensors in their given memory layout, so sums over the rows
+of an expert are never atomic additions.
+
+Rows are (token, expert) pairs sorted by local expert, as the token dispatcher leaves them.
 """
 
 from __future__ import annotations
@@ -19,154 +22,167 @@ from torch import Tensor, nn
 
 from .fused import fused
 
-# The released gpt-oss: gate * sigmoid(1.702 gate) * (up + 1), gate clamped above, up clamped on both sides.
-SIGMOID_SLOPE = 1.702
-CLAMP = 7.0
-# Rows of a grouped GEMM's operands start at multiples of 16 bytes: 8 numbers of bf16, and of fp32.
+# Clamped SwiGLU of the released gpt-oss (arXiv 2508.10925; transformers, GptOssExperts):
+# gate * sigmoid(1.702 gate) * (up + 1) with gate clamped from above at 7 and up clamped to [-7, 7].
+SWIGLU_ALPHA = 1.702
+SWIGLU_LIMIT = 7.0
+# grouped_mm requires operand rows that start at multiples of 16 bytes: 8 numbers in bf16, 4 in fp32.
 _ALIGNED_COLUMNS = 8
 
 
-def _gate_and_up(gate_up: Tensor, bias: Tensor | None, expert_of_row: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both halves in fp32, each [rows, ffn], with the bias [experts, 2 x ffn] of each row's expert added."""
+def _gate_and_up(gate_up: Tensor, bias: Tensor | None, expert_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return gate and up in fp32, each [rows, ffn], with the bias [experts, 2 x ffn] of each row's expert added."""
     gate_up = gate_up.float()
     if bias is not None:
-        gate_up = gate_up + bias[expert_of_row]
+        gate_up = gate_up + bias[expert_ids]
     gate, up = gate_up.chunk(2, dim=-1)
     return gate, up
 
 
-def _gated(gate: Tensor, up: Tensor, clamped: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The argument of silu, the factor that multiplies it, and what the factor multiplies, each [rows, ffn]."""
+def _swiglu_factors(gate: Tensor, up: Tensor, clamped: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the argument of silu, the linear factor and the gated factor, each [rows, ffn].
+
+    The activation is linear factor x gated factor, and the gated factor is silu of the argument (over alpha).
+    """
     if not clamped:
         return gate, up, F.silu(gate)
-    # g * sigmoid(slope * g) is silu(slope * g) / slope.
-    gate = SIGMOID_SLOPE * gate.clamp(max=CLAMP)
-    return gate, up.clamp(-CLAMP, CLAMP) + 1, F.silu(gate) / SIGMOID_SLOPE
+    # g * sigmoid(alpha * g) = silu(alpha * g) / alpha
+    gate = SWIGLU_ALPHA * gate.clamp(max=SWIGLU_LIMIT)
+    return gate, up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1, F.silu(gate) / SWIGLU_ALPHA
 
 
 @fused()
-def weighted_activation(
-    gate_up: Tensor, weights: Tensor, bias: Tensor | None, expert_of_row: Tensor | None, clamped: bool
+def weighted_swiglu(
+    gate_up: Tensor, probs: Tensor, bias: Tensor | None, expert_ids: Tensor | None, clamped: bool
 ) -> Tensor:
-    """SwiGLU, or the released gpt-oss's clamped variant, times each row's routing probability.
+    """Return SwiGLU, or the released gpt-oss's clamped variant, times each row's routing probability.
 
     Args:
         gate_up: [rows, 2 x ffn], the gate first.
-        weights: [rows] fp32.
-        bias: [experts, 2 x ffn] to add to ``gate_up`` by ``expert_of_row`` [rows], or None twice.
-        clamped: the released gpt-oss's activation.
+        probs: [rows] fp32.
+        bias: [experts, 2 x ffn] to add to ``gate_up``, or None.
+        expert_ids: [rows] the local expert of each row, for ``bias``, or None.
+        clamped: compute the released gpt-oss's activation.
 
     Returns:
-        [rows, ffn] of gate_up's type: fp32 inside, rounded once.
+        [rows, ffn] of gate_up's dtype, computed in fp32 and rounded once.
     """
-    _, up, gated = _gated(*_gate_and_up(gate_up, bias, expert_of_row), clamped)
+    _, up, gated = _swiglu_factors(*_gate_and_up(gate_up, bias, expert_ids), clamped)
     hidden = gated * up
-    hidden *= weights[:, None]
+    hidden *= probs[:, None]
     return hidden.to(gate_up.dtype)
 
 
 @fused()
-def weighted_activation_backward(
-    grad: Tensor, gate_up: Tensor, weights: Tensor, bias: Tensor | None, expert_of_row: Tensor | None, clamped: bool
+def weighted_swiglu_backward(
+    grad: Tensor, gate_up: Tensor, probs: Tensor, bias: Tensor | None, expert_ids: Tensor | None, clamped: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `weighted_activation` from its result's [rows, ffn]: of gate_up, and of the weights (fp32)."""
-    gate, up = _gate_and_up(gate_up, bias, expert_of_row)
-    moves = (gate <= CLAMP, up.abs() <= CLAMP) if clamped else None
-    gate, up, gated = _gated(gate, up, clamped)
+    """Return the gradients of `weighted_swiglu` with respect to ``gate_up`` and ``probs`` (fp32).
+
+    Args:
+        grad: [rows, ffn] gradient of the result.
+        gate_up, probs, bias, expert_ids, clamped: as given to `weighted_swiglu`.
+    """
+    gate, up = _gate_and_up(gate_up, bias, expert_ids)
+    # clamp has derivative 0 outside its limits.
+    unclamped = (gate <= SWIGLU_LIMIT, up.abs() <= SWIGLU_LIMIT) if clamped else None
+    gate, up, gated = _swiglu_factors(gate, up, clamped)
     grad = grad.float()
     grad_up = grad * gated
-    grad_weights = (grad_up * up).sum(-1)
-    # In place, because on a CPU, where nothing is fused, new memory costs more than the arithmetic.
-    grad_up *= weights[:, None]
+    grad_probs = (grad_up * up).sum(-1)
+    # In place: on a CPU nothing is fused, and new memory costs more than the arithmetic.
+    grad_up *= probs[:, None]
     grad_gate = grad * up
-    grad_gate *= weights[:, None]
+    grad_gate *= probs[:, None]
+    # d/dg silu(alpha g) / alpha = silu'(alpha g): the factors of alpha cancel.
     grad_gate = torch.ops.aten.silu_backward(grad_gate, gate)
-    if moves is not None:
-        grad_gate, grad_up = grad_gate * moves[0], grad_up * moves[1]
-    return torch.cat([grad_gate, grad_up], dim=-1).to(gate_up.dtype), grad_weights
+    if unclamped is not None:
+        grad_gate, grad_up = grad_gate * unclamped[0], grad_up * unclamped[1]
+    return torch.cat([grad_gate, grad_up], dim=-1).to(gate_up.dtype), grad_probs
 
 
 @fused()
-def _add_weighted_bias(rows: Tensor, weights: Tensor, bias: Tensor, expert_of_row: Tensor) -> Tensor:
-    """Rows [rows, hidden] plus bias [experts, hidden] of each row's expert times its weight [rows]."""
-    return (rows.float() + bias[expert_of_row] * weights[:, None]).to(rows.dtype)
+def _add_weighted_bias(rows: Tensor, probs: Tensor, bias: Tensor, expert_ids: Tensor) -> Tensor:
+    """Add to rows [rows, hidden] the bias [experts, hidden] of each row's expert times the row's probability."""
+    return (rows.float() + bias[expert_ids] * probs[:, None]).to(rows.dtype)
 
 
 @fused()
-def _bias_along(grad: Tensor, bias: Tensor, expert_of_row: Tensor) -> Tensor:
-    """[rows] fp32: each row of grad [rows, hidden] times its expert's bias: the gradient of the bias's weight."""
-    return (grad.float() * bias[expert_of_row]).sum(-1)
+def _bias_probs_grad(grad: Tensor, bias: Tensor, expert_ids: Tensor) -> Tensor:
+    """Return the gradient [rows] fp32 of the probabilities through the bias: each grad row dot its expert's bias."""
+    return (grad.float() * bias[expert_ids]).sum(-1)
 
 
-def _sum_by_expert(rows: Tensor, factors: Tensor, group_ends: Tensor) -> Tensor:
-    """[experts, columns]: each expert's sum of rows [rows, columns] times factors [rows]; fp32 sums, rounded once.
+def _sum_by_expert(rows: Tensor, factors: Tensor, offsets: Tensor) -> Tensor:
+    """Return each expert's sum [experts, columns] of rows [rows, columns] times factors [rows].
 
-    A grouped GEMM whose other operand holds the factors in its first column: indexed additions would be atomic, or
-    sort their indices first.
+    Sums are fp32 and rounded once. This is a grouped GEMM whose other operand holds the factors in its first column:
+    index_add would be atomic, hence not deterministic, or would sort its indices first.
     """
     column = F.pad(factors.to(rows.dtype)[:, None], (0, _ALIGNED_COLUMNS - 1))
-    return F.grouped_mm(column.T, rows, offs=group_ends)[:, 0]
+    return F.grouped_mm(column.T, rows, offs=offsets)[:, 0]
 
 
 class _ActivateAndProject(torch.autograd.Function):
-    """From the up projection's result to the experts' output: activation, routing weight, down projection.
+    """Activation, routing probability and down projection: from the up projection's result to the experts' output.
 
-    One function, because autograd would keep every step between: of tensors as long as the rows it keeps gate_up and,
-    unless it is to be computed again, the activation, which the down projection's weight gradient needs.
+    One function, because autograd would keep every intermediate. Of tensors with as many rows as the input it keeps
+    gate_up and, unless that is recomputed, the activation, which the down projection's weight gradient needs.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         gate_up: Tensor,
-        weights: Tensor,
+        probs: Tensor,
         up_bias: Tensor | None,
         down: Tensor,
         down_bias: Tensor | None,
-        group_ends: Tensor,
-        expert_of_row: Tensor | None,
+        offsets: Tensor,
+        expert_ids: Tensor | None,
         clamped: bool,
         recompute: bool,
     ) -> Tensor:
-        # Kernels are compiled once more for arguments that require gradients, which recomputed layers' do not.
-        gate_up, weights, down = gate_up.detach(), weights.detach(), down.detach()
+        # Detached: torch.compile would specialize kernels for arguments that require gradients, which those of
+        # recomputed layers do not.
+        gate_up, probs, down = gate_up.detach(), probs.detach(), down.detach()
         up_bias, down_bias = (bias if bias is None else bias.detach() for bias in (up_bias, down_bias))
-        hidden = weighted_activation(gate_up, weights, up_bias, expert_of_row, clamped)
-        out = F.grouped_mm(hidden, down.transpose(-2, -1), offs=group_ends)
-        if down_bias is not None and expert_of_row is not None:
-            out = _add_weighted_bias(out, weights, down_bias, expert_of_row)
+        hidden = weighted_swiglu(gate_up, probs, up_bias, expert_ids, clamped)
+        out = F.grouped_mm(hidden, down.transpose(-2, -1), offs=offsets)
+        if down_bias is not None and expert_ids is not None:
+            out = _add_weighted_bias(out, probs, down_bias, expert_ids)
         ctx.clamped = clamped
-        kept = None if recompute else hidden
-        ctx.save_for_backward(gate_up, weights, up_bias, down, down_bias, group_ends, expert_of_row, kept)
+        saved_hidden = None if recompute else hidden
+        ctx.save_for_backward(gate_up, probs, up_bias, down, down_bias, offsets, expert_ids, saved_hidden)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gate_up, weights, up_bias, down, down_bias, group_ends, expert_of_row, hidden = ctx.saved_tensors
+        gate_up, probs, up_bias, down, down_bias, offsets, expert_ids, hidden = ctx.saved_tensors
         grad = grads[0].contiguous()
         if hidden is None:
-            # The forward pass's own kernel, so that the result is the same to the bit.
-            hidden = weighted_activation(gate_up, weights, up_bias, expert_of_row, ctx.clamped)
-        grad_down = F.grouped_mm(grad.T, hidden, offs=group_ends)
-        del hidden
-        grad_hidden = F.grouped_mm(grad, down, offs=group_ends)
-        grad_gate_up, grad_weights = weighted_activation_backward(
-            grad_hidden, gate_up, weights, up_bias, expert_of_row, ctx.clamped
+            # The forward pass's own kernel, so that the result is bit-identical.
+            hidden = weighted_swiglu(gate_up, probs, up_bias, expert_ids, ctx.clamped)
+        grad_down = F.grouped_mm(grad.T, hidden, offs=offsets)
+        del hidden  # frees its memory before the next tensor of this size
+        grad_hidden = F.grouped_mm(grad, down, offs=offsets)
+        grad_gate_up, grad_probs = weighted_swiglu_backward(
+            grad_hidden, gate_up, probs, up_bias, expert_ids, ctx.clamped
         )
         grad_up_bias = grad_down_bias = None
         if up_bias is not None:
-            grad_up_bias = _sum_by_expert(grad_gate_up, torch.ones_like(weights), group_ends)
+            grad_up_bias = _sum_by_expert(grad_gate_up, torch.ones_like(probs), offsets)
         if down_bias is not None:
-            grad_down_bias = _sum_by_expert(grad, weights, group_ends)
-            grad_weights = grad_weights + _bias_along(grad, down_bias, expert_of_row)
-        return grad_gate_up, grad_weights, grad_up_bias, grad_down, grad_down_bias, None, None, None, None
+            grad_down_bias = _sum_by_expert(grad, probs, offsets)
+            grad_probs = grad_probs + _bias_probs_grad(grad, down_bias, expert_ids)
+        return grad_gate_up, grad_probs, grad_up_bias, grad_down, grad_down_bias, None, None, None, None
 
 
 class GroupedLinear(nn.Module):
     """One matrix (and bias) per local expert: weight [experts, out, in], bias [experts, out] or None.
 
-    The bias is left to the caller to add, as Megatron's linear layers can be told to: on the way into the activation,
-    with the activation, in one kernel.
+    The caller adds the bias, as with Megatron's ``skip_bias_add``: the activation's kernel adds that of the up
+    projection.
     """
 
     def __init__(self, experts: int, inputs: int, outputs: int, bias: bool, device: Any, dtype: torch.dtype) -> None:
@@ -174,50 +190,50 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, outputs, inputs, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(experts, outputs, device=device, dtype=dtype)) if bias else None
         for parameter in self.parameters():
-            # Tells Megatron's DDP to reduce these over the ranks that hold the same experts only.
+            # Megatron's DDP then reduces these only over the ranks that hold the same experts.
             setattr(parameter, "allreduce", False)  # noqa: B010 - an attribute torch does not declare
 
-    def forward(self, rows: Tensor, group_ends: Tensor) -> Tensor:
-        """Rows [rows, in] sorted by expert -> [rows, out]; ``group_ends`` int32 [experts] ends of the groups."""
-        return F.grouped_mm(rows, self.weight.transpose(-2, -1), offs=group_ends)
+    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Project rows [rows, in] sorted by expert to [rows, out].
+
+        Args:
+            rows: [rows, in].
+            offsets: int32 [experts], the end of each expert's rows.
+        """
+        return F.grouped_mm(rows, self.weight.transpose(-2, -1), offs=offsets)
 
 
-class GatedGroupedLinear(GroupedLinear):
-    """The down projection with the activation before it and the routing weight on both (`_ActivateAndProject`)."""
+class WeightedDownProjection(GroupedLinear):
+    """The down projection with the activation before it and the routing probability on both."""
 
-    def __init__(self, *shape: Any, clamped: bool, recompute: bool, **kind: Any) -> None:
-        super().__init__(*shape, **kind)
+    def __init__(self, *shape: Any, clamped: bool, recompute: bool, **options: Any) -> None:
+        super().__init__(*shape, **options)
         self.clamped, self.recompute = clamped, recompute
 
     def forward(  # type: ignore[override]
-        self,
-        gate_up: Tensor,
-        group_ends: Tensor,
-        weights: Tensor,
-        up_bias: Tensor | None,
-        expert_of_row: Tensor | None,
+        self, gate_up: Tensor, offsets: Tensor, probs: Tensor, up_bias: Tensor | None, expert_ids: Tensor | None
     ) -> Tensor:
-        """[rows, 2 x in] without its bias [experts, 2 x in], ``weights`` [rows] fp32 -> weighted output [rows, out]."""
+        """Return the weighted output [rows, out].
+
+        Args:
+            gate_up: [rows, 2 x in] from the up projection, without bias.
+            offsets: int32 [experts], the end of each expert's rows.
+            probs: [rows] fp32 routing probabilities.
+            up_bias: [experts, 2 x in] of the up projection, or None.
+            expert_ids: [rows] the local expert of each row; needed with biases only.
+        """
         out: Tensor = _ActivateAndProject.apply(  # type: ignore[no-untyped-call]
-            gate_up,
-            weights,
-            up_bias,
-            self.weight,
-            self.bias,
-            group_ends,
-            expert_of_row,
-            self.clamped,
-            self.recompute,
+            gate_up, probs, up_bias, self.weight, self.bias, offsets, expert_ids, self.clamped, self.recompute
         )
         return out
 
 
 class GroupedExperts(MegatronModule):
-    """Megatron-Core's experts slot: gated feed-forward experts, weighted by their routing probability.
+    """Gated feed-forward experts for Megatron-Core's experts slot, weighted by their routing probability.
 
-    Reads from the TransformerConfig: hidden_size, moe_ffn_hidden_size, activation_func_clamp_value (set for the
-    released gpt-oss's activation, None for SwiGLU), add_bias_linear, params_dtype, and whether the selectively
-    recomputed modules include "moe_act": then the activation is computed again in the backward pass.
+    Reads from the TransformerConfig: hidden_size, moe_ffn_hidden_size, add_bias_linear, params_dtype,
+    activation_func_clamp_value (set for the released gpt-oss's activation, None for SwiGLU), and recompute_modules:
+    "moe_act" recomputes the activation in the backward pass.
     """
 
     def __init__(self, num_local_experts: int, config: Any, **_unused: Any) -> None:
@@ -225,30 +241,34 @@ class GroupedExperts(MegatronModule):
         # None leaves the choice to the caller's torch.device context: the meta device when only counting.
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size
-        kind = {"bias": config.add_bias_linear, "device": device, "dtype": config.params_dtype}
+        options = {"bias": config.add_bias_linear, "device": device, "dtype": config.params_dtype}
         self.num_local_experts = num_local_experts
-        self.linear_fc1 = GroupedLinear(num_local_experts, hidden, 2 * ffn, **kind)
-        self.linear_fc2 = GatedGroupedLinear(
+        self.linear_fc1 = GroupedLinear(num_local_experts, hidden, 2 * ffn, **options)
+        self.linear_fc2 = WeightedDownProjection(
             num_local_experts,
             ffn,
             hidden,
             clamped=config.activation_func_clamp_value is not None,
             recompute=config.recompute_granularity == "selective" and "moe_act" in config.recompute_modules,
-            **kind,
+            **options,
         )
 
-    def forward(self, rows: Tensor, rows_per_expert: Tensor, probabilities: Tensor) -> tuple[Tensor, None]:
-        """Rows [rows, hidden] sorted by local expert, weights [rows] fp32 -> (weighted output [rows, hidden], None).
+    def forward(self, rows: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> tuple[Tensor, None]:
+        """Return the weighted output [rows, hidden] and None for the bias.
 
-        ``rows_per_expert`` [experts] lies on the rows' device: nothing here waits for the device.
+        Args:
+            rows: [rows, hidden] sorted by local expert.
+            tokens_per_expert: [local experts] on the rows' device: nothing here waits for the device.
+            probs: [rows] fp32 routing probabilities.
         """
-        group_ends = rows_per_expert.cumsum(0, dtype=torch.int32)
-        expert_of_row = None
+        offsets = tokens_per_expert.cumsum(0, dtype=torch.int32)
+        expert_ids = None
         if self.linear_fc1.bias is not None:
-            numbers = torch.arange(rows.shape[0], device=rows.device, dtype=torch.int32)
-            expert_of_row = torch.searchsorted(group_ends, numbers, right=True)
-        gate_up = self.linear_fc1(rows, group_ends)
-        return self.linear_fc2(gate_up, group_ends, probabilities, self.linear_fc1.bias, expert_of_row), None
+            row_numbers = torch.arange(rows.shape[0], device=rows.device, dtype=torch.int32)
+            # A row belongs to the first expert whose rows end after it.
+            expert_ids = torch.searchsorted(offsets, row_numbers, right=True)
+        gate_up = self.linear_fc1(rows, offsets)
+        return self.linear_fc2(gate_up, offsets, probs, self.linear_fc1.bias, expert_ids), None
 
     def sharded_state_dict(
         self,
@@ -256,15 +276,16 @@ class GroupedExperts(MegatronModule):
         sharded_offsets: tuple[tuple[int, int, int], ...] = (),
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, ShardedTensor]:
-        """What a checkpoint holds of these experts: each tensor as a slice, along its first axis, of all experts'.
+        """Return this rank's tensors for a checkpoint, each as a slice of all experts' tensor along its first axis.
 
-        ``sharded_offsets`` are Megatron-Core's: (axis, position, size) of the axes put in front, the layers'.
+        Args:
+            prefix: prepended to the names.
+            sharded_offsets: Megatron-Core's (axis, position, size) of the prepended axes: the layers'.
+            metadata: ignored.
         """
         axis = len(sharded_offsets)
-        ranks, rank = (
-            parallel_state.get_expert_model_parallel_world_size(),
-            parallel_state.get_expert_model_parallel_rank(),
-        )
+        ranks = parallel_state.get_expert_model_parallel_world_size()
+        rank = parallel_state.get_expert_model_parallel_rank()
         return {
             prefix + name: ShardedTensor.from_rank_offsets(
                 prefix + name,

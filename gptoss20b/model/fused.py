@@ -1,7 +1,7 @@
-"""Arithmetic that is written as plain torch operators and runs as few kernels on a GPU.
+"""Fuse chains of pointwise torch operators into few GPU kernels.
 
-A chain of pointwise operators reads and writes its tensors once per operator; compiled, it reads and writes them once.
-On a CPU the operators run as they are: compiling takes longer there than the runs and tests that use it.
+A chain of pointwise operators reads and writes its tensors once per operator. Compiled, it reads and writes them once.
+On a CPU the operators run eagerly: compiling would take longer than the runs and tests that use a CPU.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Fused(Generic[P, R]):
-    """A function that is compiled where its tensors are on a GPU, and called as it is elsewhere.
+class FusedFunction(Generic[P, R]):
+    """A function that runs through torch.compile where an argument is on a GPU, and eagerly elsewhere.
 
     Attributes:
-        eager: the function itself.
-        compiled: the same through torch.compile, on any device; a test on a CPU calls it by this name.
+        eager: the undecorated function.
+        compiled: the function through torch.compile, on any device. Tests call it on a CPU.
     """
 
     def __init__(self, function: Callable[P, R], dynamic: bool | None) -> None:
@@ -32,28 +32,27 @@ class Fused(Generic[P, R]):
 
     @functools.cached_property
     def compiled(self) -> Callable[P, R]:
-        """Made at its first use: importing the compiler takes seconds."""
-        # One graph or an error: what falls back to many kernels would only be slow, and nobody would see it.
+        """Compile at the first use: importing the compiler takes seconds."""
+        # fullgraph: a graph break would fall back to many kernels, which is only slow and which nobody would notice.
         return torch.compile(self.eager, fullgraph=True, dynamic=self._dynamic)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call it, compiled if any tensor among the arguments is on a GPU."""
-        on_gpu = any(isinstance(each, Tensor) and each.is_cuda for each in (*args, *kwargs.values()))
+        """Call the function, compiled if any tensor among the arguments is on a GPU."""
+        on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in (*args, *kwargs.values()))
         return (self.compiled if on_gpu else self.eager)(*args, **kwargs)
 
 
-def fused(dynamic: bool | None = None) -> Callable[[Callable[P, R]], Fused[P, R]]:
-    """Decorator: compile this function on GPUs, forward and backward.
+def fused(dynamic: bool | None = None) -> Callable[[Callable[P, R]], FusedFunction[P, R]]:
+    """Return a decorator that compiles a function on GPUs, forward and backward.
+
+    torch.compile specializes a function at most 8 times before it raises. It specializes for a dimension of size 0 or
+    1, for a dtype, for a tensor that does or does not require gradients, and for grad mode on or off.
+
+    The function takes its tensors as arguments, does not synchronize with the device and is one graph: no ``.item()``,
+    no branch on a tensor's values.
 
     Args:
-        dynamic: torch.compile's. None compiles for the sizes first seen, and once more, for any size, in each
-            dimension that changes; False compiles for each combination of sizes (torch allows 8 before it raises);
-            True compiles for any size at once.
-
-    Besides, torch makes versions of their own for a dimension of size 0 or 1, for another dtype, for a tensor that does
-    or does not require gradients, and for grad mode on or off; all count toward the 8.
-
-    The function takes its tensors as arguments, synchronises with nothing, and is one graph: no ``.item()``, no branch
-    on a tensor's values.
+        dynamic: as in torch.compile. None specializes for the first sizes, then once more, for any size, in each
+            dimension that changes. False specializes for each combination of sizes. True compiles for any size.
     """
-    return lambda function: Fused(function, dynamic)
+    return lambda function: FusedFunction(function, dynamic)

@@ -1,4 +1,4 @@
-"""What the model costs: parameters counted from its modules, FLOPs per token, bytes of state per GPU."""
+"""Model size: parameters counted from its modules, FLOPs per token, bytes of training state per GPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from ..config.tree import Parallel
 
 
 @dataclass(frozen=True)
-class Size:
-    """The figures of `python -m gptoss20b info`.
+class ModelSize:
+    """Figures printed by `python -m gptoss20b info`.
 
     Attributes:
-        total_parameters: all of them.
-        active_parameters: those one token uses: top_k of the experts, the LM head, not the input embedding.
-        flops_per_token: forward and backward, recomputation never counted.
+        variant: model preset.
+        layers: transformer layers.
+        total_parameters: all parameters.
+        active_parameters: parameters that one token uses: router_topk experts per layer and the LM head, but not the
+            input embedding.
+        flops_per_token: forward and backward, without recomputation.
         state_bytes_per_gpu: weights, gradients, master weights and moments on one rank, without activations.
+        layout: parallel sizes and precision, for people.
     """
 
     variant: str
@@ -30,18 +34,18 @@ class Size:
     layout: str
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def count_parameters(config: Config) -> dict[str, int]:
-    """Parameters by kind ("experts", "embedding", "other"), counted from Megatron-Core's modules on the meta device.
+    """Count parameters by kind ("experts", "embedding", "other") in Megatron-Core's modules on the meta device.
 
-    Builds the whole model on one rank: needs process groups of size one (see `process_groups.single_process`).
+    Builds the whole model on one rank: needs process groups of size one (`process_groups.single_process`).
     """
     from .build import build_model
 
-    # YaRN has no parameters, and its tables cannot be computed without memory.
+    # YaRN has no parameters, and Megatron-Core's YaRN module cannot compute its tables on the meta device.
     model_config = config.model.model_copy(update={"yarn": None})
     one_rank = Parallel(nodes=1, gpus_per_node=1, expert=1)
     whole = config.model_copy(update={"parallel": one_rank, "model": model_config})
@@ -55,7 +59,7 @@ def count_parameters(config: Config) -> dict[str, int]:
 
 
 def flops_per_token(config: Config) -> float:
-    """Training FLOPs per token: three times the forward pass's matrix multiplications, averaged over a sequence.
+    """Return training FLOPs per token: three times the forward pass's matrix products, averaged over a sequence.
 
     Forward = 2 [L (H (n_h + 2 n_kv) d + n_h d H + H E) + L k 3 H F + V H] + 4 n_h d x sum over layers of the mean
     number of keys a query sees. Norms, softmax and activations are not counted, as usual for MFU.
@@ -73,38 +77,40 @@ def flops_per_token(config: Config) -> float:
     return 3.0 * forward
 
 
-def _mean_keys(length: int, past: int) -> float:
-    """Mean over positions 0..length-1 of min(position, past) + 1.
+def _mean_keys(length: int, window_left: int) -> float:
+    """Return the mean of min(position, window_left) + 1 over positions 0..length-1.
 
     >>> _mean_keys(8192, 8192), _mean_keys(4, 1)
     (4096.5, 1.75)
     """
-    full = min(past, length - 1)  # positions that see everything before them and not yet a full window
-    return (full * (full + 1) / 2 + (length - full) * (full + 1)) / length
+    partial = min(window_left, length - 1)  # positions that see less than a full window
+    return (partial * (partial + 1) / 2 + (length - partial) * (partial + 1)) / length
 
 
 def state_bytes_per_gpu(config: Config, counts: dict[str, int]) -> int:
-    """Bytes of weights, fp32 gradients, and the distributed optimizer's share of fp32 master weights and moments.
+    """Return bytes of weights, fp32 gradients and this rank's shard of fp32 master weights and Adam moments.
 
-    Experts are spread over expert parallel and their optimizer over the ranks that share them; the rest is on every
-    rank with its optimizer over the data-parallel (and context-parallel) ranks. Tensor and pipeline parallelism are
-    taken to divide the rest evenly.
+    Experts are split over expert parallel ranks, and their optimizer state over the ranks that hold the same experts.
+    All other parameters are on every rank, with their optimizer state split over the data-parallel (and
+    context-parallel) ranks. Tensor and pipeline parallelism are taken to divide them evenly.
     """
     p = config.parallel
     weight_bytes = 2 if config.execution.bf16_weights else 4
     # fp32 weights are their own master copy.
     optimizer_bytes = 12 if config.execution.bf16_weights else 8
     experts = counts["experts"] / (p.expert * p.pipeline)
-    rest = (counts["embedding"] + counts["other"]) / (p.tensor * p.pipeline)
-    resident = (experts + rest) * (weight_bytes + 4)
-    return round(resident + optimizer_bytes * (experts / p.expert_data + rest / (p.data * p.context)))
+    other = (counts["embedding"] + counts["other"]) / (p.tensor * p.pipeline)
+    local_params = experts + other
+    return round(
+        local_params * (weight_bytes + 4) + optimizer_bytes * (experts / p.expert_data + other / (p.data * p.context))
+    )
 
 
-def measure(config: Config) -> Size:
-    """All figures for one configuration. Needs process groups of size one."""
+def compute_model_size(config: Config) -> ModelSize:
+    """Return all figures of one configuration. Needs process groups of size one."""
     counts = count_parameters(config)
     model, p = config.model, config.parallel
-    return Size(
+    return ModelSize(
         variant=model.variant,
         layers=model.num_layers,
         total_parameters=sum(counts.values()),

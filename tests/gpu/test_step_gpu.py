@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gptoss20b.batches import synthetic_batches
-from gptoss20b.model.build import Backend
+from gptoss20b.model.backend import Backend
 from gptoss20b.optimizer import optimizer_parts
 from gptoss20b.process_groups import Rank, distributed_session
 from gptoss20b.trainer import Trainer

@@ -108,10 +108,10 @@ def test_experts_and_layers_on_two_ranks_do_too(tiny: dict[str, str], tmp_path: 
 
 
 def test_the_activation_has_the_numbers_that_are_compared_with() -> None:
-    from gptoss20b.hf.architecture import _FIXED
-    from gptoss20b.model.experts import CLAMP, SIGMOID_SLOPE
+    from gptoss20b.hf.architecture import _FIXED_HF_FIELDS
+    from gptoss20b.model.experts import SWIGLU_ALPHA, SWIGLU_LIMIT
 
-    assert (_FIXED["swiglu_alpha"], _FIXED["swiglu_limit"]) == (SIGMOID_SLOPE, CLAMP)
+    assert (_FIXED_HF_FIELDS["swiglu_alpha"], _FIXED_HF_FIELDS["swiglu_limit"]) == (SWIGLU_ALPHA, SWIGLU_LIMIT)
 
 
 def test_mxfp4_is_dequantized_as_transformers_does() -> None:

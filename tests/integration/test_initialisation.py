@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptoss20b.model.initialise import draw, rule
+from gptoss20b.model.initialize import draw_normal, init_method
 from tests.support.ranks import run_ranks
 
 STD, LAYERS, HIDDEN, VOCABULARY = 0.04, 2, 64, 256
@@ -55,27 +55,31 @@ def test_the_benchmark_first_loss_as_the_reference_page_has_it() -> None:
         ("decoder.layers.0.self_attention.linear_qkv.bias", "zeros"),
         ("decoder.layers.0.self_attention.linear_qkv.layer_norm_weight", "ones"),
         ("decoder.layers.0.self_attention.core_attention.softmax_offset", "normal"),
-        ("decoder.layers.0.self_attention.linear_proj.weight", "scaled"),
+        ("decoder.layers.0.self_attention.linear_proj.weight", "scaled_normal"),
         ("decoder.layers.0.mlp.experts.linear_fc1.weight", "normal"),
-        ("decoder.layers.0.mlp.experts.linear_fc2.weight", "scaled"),
+        ("decoder.layers.0.mlp.experts.linear_fc2.weight", "scaled_normal"),
         ("decoder.layers.0.mlp.experts.linear_fc2.bias", "zeros"),
         ("decoder.final_layernorm.weight", "ones"),
     ],
 )
 def test_rule_by_name(name: str, expected: str) -> None:
-    assert rule(name) == expected
+    assert init_method(name) == expected
 
 
 def test_a_draw_depends_on_seed_name_and_expert_alone() -> None:
     import torch
 
     shape = torch.Size((8, 8))
-    first = draw(1, "w", 3, shape, 0.1)
+    first = draw_normal(1, "w", 3, shape, 0.1)
     torch.manual_seed(99)  # another stream must not matter
-    assert torch.equal(draw(1, "w", 3, shape, 0.1), first)
-    for other in (draw(2, "w", 3, shape, 0.1), draw(1, "v", 3, shape, 0.1), draw(1, "w", 4, shape, 0.1)):
+    assert torch.equal(draw_normal(1, "w", 3, shape, 0.1), first)
+    for other in (
+        draw_normal(2, "w", 3, shape, 0.1),
+        draw_normal(1, "v", 3, shape, 0.1),
+        draw_normal(1, "w", 4, shape, 0.1),
+    ):
         assert not torch.equal(other, first)
-    assert not torch.equal(draw(1, "w", None, shape, 0.1), first)
+    assert not torch.equal(draw_normal(1, "w", None, shape, 0.1), first)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

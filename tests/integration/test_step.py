@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from megatron.core.models.common.embeddings import rope_utils
-from megatron.core.transformer import transformer_config as megatron_config
+from megatron.core.transformer import transformer_config
 from megatron.core.transformer.moe import experts as megatron_experts
 from megatron.core.transformer.moe import moe_utils
 
 from gptoss20b.config import resolve
-from gptoss20b.model import build
-from gptoss20b.model.build import Backend, BackendError, choose_backend, fusions, transformer_config
-from gptoss20b.model.experts import weighted_activation
+from gptoss20b.model import megatron_config
+from gptoss20b.model.backend import Backend, BackendError, choose_backend
+from gptoss20b.model.experts import weighted_swiglu
+from gptoss20b.model.megatron_config import build_transformer_config, fusion_flags
 from tests.support.ranks import run_ranks
 
 TWO = {"DGXNGPU": "2", "EXPERT_PARALLEL": "1"}
@@ -94,7 +95,7 @@ def test_compiled_layers_train_alike(tiny: dict[str, str]) -> None:
 
 def _megatrons(backend: Backend = "torch", **settings: str) -> Any:
     config = resolve(settings)
-    return transformer_config(config, on_gpu=False, **fusions(config, backend))
+    return build_transformer_config(config, on_gpu=False, **fusion_flags(config, backend))
 
 
 FUSIONS = ("bias_activation_fusion", "moe_permute_fusion", "apply_rope_fusion", "moe_router_fusion")
@@ -103,7 +104,7 @@ FUSIONS = ("bias_activation_fusion", "moe_permute_fusion", "apply_rope_fusion", 
 @pytest.fixture
 def transformer_engine(monkeypatch: pytest.MonkeyPatch) -> str:
     """All that Megatron-Core asks of Transformer Engine before it accepts a configuration is there."""
-    for module in (megatron_config, build):
+    for module in (transformer_config, megatron_config):
         monkeypatch.setattr(module, "is_te_min_version", lambda *_, **__: True)
     kernels = ("permute", "permute_with_probs", "sort_chunks_by_index", "sort_chunks_by_index_with_probs", "unpermute")
     for name in kernels:
@@ -139,7 +140,7 @@ def test_transformer_engines_fusions_are_on_where_they_compute_the_same(
 def test_an_older_transformer_engine_routes_unfused(
     transformer_engine: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "is_te_min_version", lambda version: version != "2.7.0")
+    monkeypatch.setattr(megatron_config, "is_te_min_version", lambda version: version != "2.7.0")
     found = _megatrons(transformer_engine)
     assert [name for name in FUSIONS if not getattr(found, name)] == ["moe_router_fusion"]
 
@@ -155,7 +156,7 @@ def test_the_fused_clamped_activation_is_the_experts_own(transformer_engine: Bac
         theirs = weighted_bias_quick_geglu_impl(
             gate_up, None, weights, False, found.glu_linear_offset, found.activation_func_clamp_value
         )
-    torch.testing.assert_close(weighted_activation(gate_up, weights[:, 0], None, None, True), theirs)
+    torch.testing.assert_close(weighted_swiglu(gate_up, weights[:, 0], None, None, True), theirs)
 
 
 def test_recomputation_is_named_as_megatron_core_names_it() -> None:

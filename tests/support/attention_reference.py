@@ -97,11 +97,11 @@ def compare_rotation(
     device: str = "cpu",
 ) -> None:
     """``split_rotate`` as `gptoss20b.model.rotary.split_rotate`, on two sequences."""
-    from gptoss20b.model.rotary import rotation
+    from gptoss20b.model.rotary import rotary_cos_sin
 
     eps = 1e-2  # large enough to be seen
     angles = torch.rand(length, head_dim // 2, generator=torch.Generator().manual_seed(length)) * 50
-    cos, sin = rotation(torch.cat([angles, angles], dim=-1)[:, None, None].to(device), magnitude)
+    cos, sin = rotary_cos_sin(torch.cat([angles, angles], dim=-1)[:, None, None].to(device), magnitude)
 
     def reference(projected: Tensor, *weights: Tensor) -> list[Tensor]:
         parts = projected.reshape(length, 2, groups, repeats + 2, head_dim)

@@ -24,14 +24,14 @@ def beside_megatrons(variables: list[Variables], tokens: list[int], lean: float)
     from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-    from gptoss20b.model.build import transformer_config
     from gptoss20b.model.dispatch import SortingDispatcher
+    from gptoss20b.model.megatron_config import build_transformer_config
 
     outcomes = []
     with layouts(variables) as configs:
         for config in configs:
             rank = torch.distributed.get_rank()
-            settings = transformer_config(config, on_gpu=False)
+            settings = build_transformer_config(config, on_gpu=False)
             experts, local = config.model.num_experts, config.model.num_experts // config.parallel.expert
             first = local * parallel_state.get_expert_model_parallel_rank()
             theirs = MoEAlltoAllTokenDispatcher(

@@ -18,11 +18,11 @@ from gptoss20b.config import Config, ModelConfig
 from gptoss20b.hf import load as load_module
 from gptoss20b.hf.convert import from_hugging_face
 from gptoss20b.hf.errors import ConversionError
-from gptoss20b.hf.folder import Folder
-from gptoss20b.hf.load import load
-from gptoss20b.hf.names import shards
+from gptoss20b.hf.folder import WeightsFolder
+from gptoss20b.hf.load import load_weights
+from gptoss20b.hf.weight_mapping import weight_shards
 from gptoss20b.model import build as build_module
-from gptoss20b.model.build import transformer_config
+from gptoss20b.model.megatron_config import build_transformer_config
 from tests.support.jobs import Variables, in_whole_model, layouts, make_trainer
 
 BATCH = 2
@@ -64,7 +64,7 @@ def _compared(layout: Config, folder: Path, sequence: int, **architecture: Any) 
 
     config = configured(layout, folder, sequence)
     trainer = make_trainer(config)
-    load(trainer.model.module, folder, config)
+    load_weights(trainer.model.module, folder, config)
     own_rows = tokens.chunk(config.parallel.data)[parallel_state.get_data_parallel_rank()]
     found = {}
     if config.parallel.pipeline == 1:
@@ -141,9 +141,9 @@ def in_our_names(peer: Any, model: ModelConfig) -> dict[str, Tensor]:
     """The peer's gradients under our names and in our arrangement."""
     theirs = {name: parameter.grad for name, parameter in peer.named_parameters()}
     return {
-        weight.ours: weight.to_ours([theirs[name] for name in weight.theirs])
-        for weights in shards(model)
-        for weight in weights
+        weight.name: weight.from_hf([theirs[name] for name in weight.hf_shapes])
+        for shard in weight_shards(model)
+        for weight in shard
     }
 
 
@@ -153,10 +153,10 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.detach() - theirs).abs().max() / theirs.abs().max())
 
 
-class _Watched(Folder):
+class _Watched(WeightsFolder):
     """A folder that stays mapped after loading, so that what was read of it can be seen."""
 
-    all: ClassVar[list[Folder]] = []
+    all: ClassVar[list[WeightsFolder]] = []
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -170,8 +170,8 @@ def loaded(folder: str, variables: list[Variables], backends: list[Any]) -> list
         By layout: "weights" as NumPy arrays by their names in the whole model, experts one by one, "held", the bytes
         of the weights, and "read", the bytes of the files that came into memory.
     """
-    load_module.Folder = _Watched  # type: ignore[misc]
-    build_module.transformer_config = _with_whole_sequences
+    load_module.WeightsFolder = _Watched  # type: ignore[misc]
+    build_module.build_transformer_config = _with_whole_sequences
     with layouts(variables) as configs:
         return [
             _loaded(configured(config, Path(folder), 16), folder, backend)
@@ -181,7 +181,7 @@ def loaded(folder: str, variables: list[Variables], backends: list[Any]) -> list
 
 def _with_whole_sequences(config: Config, on_gpu: bool) -> TransformerConfig:
     """Sequence parallelism goes with tensor parallelism; torch's norms refuse it, and weights are cut alike without."""
-    built = transformer_config(config, on_gpu)
+    built = build_transformer_config(config, on_gpu)
     built.sequence_parallel = False
     return built
 
@@ -191,7 +191,7 @@ def _loaded(config: Config, folder: str, backend: Any) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in gpt.parameters():
             parameter.fill_(torch.nan)
-    load(gpt, Path(folder), config)
+    load_weights(gpt, Path(folder), config)
     read = _resident(folder)
     _Watched.all.clear()
     held = in_whole_model(gpt, config, gpt.named_parameters())
@@ -223,7 +223,7 @@ def refused(folder: str, variables: Variables, changes: dict[str, Any]) -> str:
             for parameter in gpt.parameters():
                 parameter.fill_(1.0)
         try:
-            load(gpt, Path(folder), config)
+            load_weights(gpt, Path(folder), config)
         except ConversionError as error:
             assert all(bool((parameter == 1.0).all()) for parameter in gpt.parameters()), "nothing may be loaded"
             return str(error)

@@ -15,7 +15,7 @@ from gptoss20b.config import Config, resolve
 from gptoss20b.config.tree import Yarn
 from gptoss20b.dataloader import DataLoader, build_dataloader
 from gptoss20b.mlperf_log import RunLog
-from gptoss20b.model.initialise import canonical
+from gptoss20b.model.initialize import canonical_name
 from gptoss20b.process_groups import create_process_groups, distributed_session, read_rank
 
 Variables = dict[str, str]
@@ -99,7 +99,7 @@ def in_whole_model(
         if name.startswith("decoder.layers."):
             _, _, number, rest = name.split(".", 3)
             name = f"decoder.layers.{int(number) + offset}.{rest}"
-        name, local_expert = canonical(name)
+        name, local_expert = canonical_name(name)
         if local_expert is not None:
             yield f"{name}[{first + local_expert}]", tensor
         elif ".experts." in name:

@@ -130,7 +130,7 @@ def built(variables: Variables) -> dict[str, Any]:
         angles, concentration = rotary if isinstance(rotary, tuple) else (rotary, 1.0)
         router = gpt.decoder.layers[0].mlp.router
         return {
-            "past": [each.past for each in attention],
+            "past": [each.window_left for each in attention],
             "never called": sorted(set(owners) - called),
             "sunk": sunk,
             "norm epsilons": {m.eps for m in gpt.modules() if isinstance(m, torch.nn.RMSNorm)},

@@ -6,7 +6,8 @@ import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
 from gptoss20b.config import resolve
-from gptoss20b.model.build import mark_split_weights, transformer_config
+from gptoss20b.model.build import mark_tensor_parallel_weights
+from gptoss20b.model.megatron_config import build_transformer_config
 from gptoss20b.process_groups import distributed_session, read_rank
 
 
@@ -14,7 +15,7 @@ def marked(variables: dict[str, str]) -> dict[str, tuple[tuple[int, ...], bool, 
     """Shape on this rank, and tensor_model_parallel, partition_dim and partition_stride, of three kinds of weights."""
     config = resolve(variables)
     with distributed_session(config, read_rank(config)):
-        options = {"config": transformer_config(config, on_gpu=False), "init_method": torch.nn.init.zeros_}
+        options = {"config": build_transformer_config(config, on_gpu=False), "init_method": torch.nn.init.zeros_}
         linear = options | {"bias": False, "skip_bias_add": False}
         modules = torch.nn.ModuleDict(
             {
@@ -24,7 +25,7 @@ def marked(variables: dict[str, str]) -> dict[str, tuple[tuple[int, ...], bool, 
                 "norm": torch.nn.RMSNorm(8),
             }
         )
-        mark_split_weights(modules)
+        mark_tensor_parallel_weights(modules)
         return {
             name: (
                 tuple(module.weight.shape),

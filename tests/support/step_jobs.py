@@ -11,7 +11,7 @@ import torch
 from gptoss20b import trainer as trainer_module
 from gptoss20b.batches import synthetic_batches
 from gptoss20b.config import Config
-from gptoss20b.model.build import Backend
+from gptoss20b.model.backend import Backend
 from gptoss20b.optimizer import clip_gradients, fuse_adam, optimizer_parts
 from gptoss20b.trainer import Trainer
 from tests.support.jobs import Variables, digests, in_whole_model, layouts, make_dataloader
@@ -182,12 +182,12 @@ def compiled(variables: Variables) -> dict[str, Any]:
     """
     from torch._dynamo.utils import counters
 
-    from gptoss20b.model.rotary import rotation
+    from gptoss20b.model.rotary import rotary_cos_sin
 
     outcomes: dict[str, Any] = {}
     with layouts([variables | {"COMPILE": what} for what in ("kernels", "layers")]) as configs:
         for config in configs:
-            rotation.__wrapped__.cache_clear()
+            rotary_cos_sin.__wrapped__.cache_clear()
             trainer, dataloader = Trainer(config, "torch", CPU, 1), make_dataloader(config)
             losses = [trainer.step(dataloader.train_batches(step)).loss() for step in range(3)]
             names = [name for name, _ in trainer.model.named_parameters()]
@@ -198,7 +198,7 @@ def compiled(variables: Variables) -> dict[str, Any]:
             outcomes.setdefault("names", names)
             assert outcomes["names"] == names
             outcomes[f"{config.execution.compile_mode} graphs"] = counters["stats"]["unique_graphs"]
-            cache = rotation.__wrapped__.cache_info()
+            cache = rotary_cos_sin.__wrapped__.cache_info()
             outcomes[f"{config.execution.compile_mode} tables"] = (cache.hits + cache.misses, cache.misses)
             dataloader.close()
     return outcomes

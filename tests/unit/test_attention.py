@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.model import attention
-from gptoss20b.model.attention import attend
+from gptoss20b.model.attention import dot_product_attention
 from tests.support.attention_reference import compare_attention
 
 EDGES = [0, 1, 127, 128, 129, None]
@@ -23,13 +23,13 @@ EDGES = [0, 1, 127, 128, 129, None]
 @pytest.mark.parametrize("past", EDGES)
 @pytest.mark.parametrize("length", [2, 130, 384])
 def test_windows_and_lengths(length: int, past: int | None, with_sink: bool) -> None:
-    compare_attention(attend, length, 4, 2, 16, past, with_sink)
+    compare_attention(dot_product_attention, length, 4, 2, 16, past, with_sink)
 
 
 @pytest.mark.parametrize("with_sink", [False, True])
 @pytest.mark.parametrize("past", EDGES)
 def test_windows_in_bf16(past: int | None, with_sink: bool) -> None:
-    compare_attention(attend, 257, 4, 1, 64, past, with_sink, torch.bfloat16)
+    compare_attention(dot_product_attention, 257, 4, 1, 64, past, with_sink, torch.bfloat16)
 
 
 @settings(max_examples=25, deadline=None)
@@ -44,7 +44,7 @@ def test_windows_in_bf16(past: int | None, with_sink: bool) -> None:
 def test_random_shapes(
     length: int, groups: int, repeats: int, head_dim: int, past: int | None, with_sink: bool
 ) -> None:
-    compare_attention(attend, length, groups * repeats, groups, head_dim, past, with_sink)
+    compare_attention(dot_product_attention, length, groups * repeats, groups, head_dim, past, with_sink)
 
 
 # Of a few queries that see a few keys, the scores' gradients are differences of nearly equal numbers; and over the
@@ -61,7 +61,9 @@ def test_random_shapes(
 def test_random_shapes_in_bf16(
     length: int, groups: int, repeats: int, head_dim: int, past: int | None, with_sink: bool
 ) -> None:
-    compare_attention(attend, length, groups * repeats, groups, head_dim, past, with_sink, torch.bfloat16)
+    compare_attention(
+        dot_product_attention, length, groups * repeats, groups, head_dim, past, with_sink, torch.bfloat16
+    )
 
 
 class Work(TorchDispatchMode):
@@ -87,7 +89,7 @@ def work(length: int, past: int | None, heads: int = 4, groups: int = 1, with_si
     query, key, value = (torch.randn(1, n, length, 8, requires_grad=True) for n in (heads, groups, groups))
     sink = torch.randn(heads, requires_grad=True) if with_sink else None
     with Work() as seen:
-        attend(query, key, value, 0.25, past, sink).sum().backward()
+        dot_product_attention(query, key, value, 0.25, past, sink).sum().backward()
     return seen
 
 
@@ -139,10 +141,10 @@ def test_the_way_on_a_gpu(
         taken.append("flex")
 
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", sdpa)
-    monkeypatch.setattr(attention, "flex", flex)
+    monkeypatch.setattr(attention, "flex_sink_attention", flex)
     # Tensors of a GPU that is not there; a test before this one may have told torch to read it as the CPU.
     with FakeTensorMode(), torch._C.DisableTorchFunction():
         query, key = (torch.empty(1, n, 4096, 64, dtype=dtype, device="cuda") for n in (8, 2))
-        attend(query, key, key, 0.25, past, torch.empty(8, device="cuda") if with_sink else None)
+        dot_product_attention(query, key, key, 0.25, past, torch.empty(8, device="cuda") if with_sink else None)
     assert taken == [way]
     assert backends.math_sdp_enabled()  # for others, afterwards

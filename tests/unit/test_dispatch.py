@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.config import resolve
-from gptoss20b.model.dispatch import Exchange, SortingDispatcher, sort_by_expert
-from gptoss20b.model.fused import Fused
+from gptoss20b.model.dispatch import AllToAllPlan, SortingDispatcher, build_permutation
+from gptoss20b.model.fused import FusedFunction
 from gptoss20b.process_groups import single_process
 from tests.support.dispatch_cases import alone, check, routed
 
@@ -43,25 +43,25 @@ def test_one_rank_at_random(
 def test_kernels_are_given_what_requires_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     requiring = []
 
-    def watched(function: Fused[..., Any], x: torch.Tensor, index: torch.Tensor) -> Any:
+    def watched(function: FusedFunction[..., Any], x: torch.Tensor, index: torch.Tensor) -> Any:
         requiring.append(x.requires_grad)
         return function.eager(x, index)
 
-    monkeypatch.setattr(Fused, "__call__", watched)
+    monkeypatch.setattr(FusedFunction, "__call__", watched)
     check("cpu", torch.float32, 1e-5, 8, 4, 2, 0.0)
     assert requiring == [False, False]
 
 
 def test_the_order_says_where_each_choice_went() -> None:
     routing_map, _ = routed(20, 6, 3, 0.5, seed=3)
-    order = sort_by_expert(routing_map, 3)
-    assert order.expert_of_choice.sort().values.equal(order.expert_of_choice), "a token's experts by number"
-    expert_of_row = torch.repeat_interleave(torch.arange(6), order.rows_per_expert)
+    order = build_permutation(routing_map, 3)
+    assert order.topk_experts.sort().values.equal(order.topk_experts), "a token's experts by number"
+    expert_of_row = torch.repeat_interleave(torch.arange(6), order.tokens_per_expert)
     for token in range(20):
-        assert order.expert_of_choice[token].tolist() == routing_map[token].nonzero().flatten().tolist()
-        assert expert_of_row[order.row_of_choice[token]].equal(order.expert_of_choice[token])
-        assert order.token_of_row[order.row_of_choice[token]].tolist() == [token] * 3
-    assert order.choice_of_row[order.row_of_choice.flatten()].tolist() == list(range(60))
+        assert order.topk_experts[token].tolist() == routing_map[token].nonzero().flatten().tolist()
+        assert expert_of_row[order.topk_rows[token]].equal(order.topk_experts[token])
+        assert order.row_tokens[order.topk_rows[token]].tolist() == [token] * 3
+    assert order.row_choices[order.topk_rows.flatten()].tolist() == list(range(60))
 
 
 @settings(max_examples=50)
@@ -79,7 +79,7 @@ def test_arrived_rows_are_sorted_by_expert_then_source(counts: list[list[int]]) 
         for expert, count in enumerate(by_expert)
         for number in range(count)
     ]
-    order, inverse = Exchange(torch.tensor(counts), torch.empty(0), None).order(len(arrived))
+    order, inverse = AllToAllPlan(torch.tensor(counts), torch.empty(0), None).expert_order(len(arrived))
     assert [arrived[row] for row in order.tolist()] == sorted(arrived)
     assert order[inverse].tolist() == list(range(len(arrived)))
 

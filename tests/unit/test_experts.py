@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptoss20b.model.experts import weighted_activation, weighted_activation_backward
-from gptoss20b.model.fused import Fused
+from gptoss20b.model.experts import weighted_swiglu, weighted_swiglu_backward
+from gptoss20b.model.fused import FusedFunction
 from tests.support.expert_cases import FFN, HIDDEN, compare, gradients, inputs, make
 
 
@@ -45,11 +45,11 @@ def test_kernels_are_given_what_requires_no_gradients(
     # Or torch compiled each twice: for layers whose input requires gradients and for recomputed ones.
     requiring = []
 
-    def watched(function: Fused[..., Any], *arguments: Any) -> Any:
+    def watched(function: FusedFunction[..., Any], *arguments: Any) -> Any:
         requiring.append(any(isinstance(each, Tensor) and each.requires_grad for each in arguments))
         return function.eager(*arguments)
 
-    monkeypatch.setattr(Fused, "__call__", watched)
+    monkeypatch.setattr(FusedFunction, "__call__", watched)
     gradients(make(2, openai, recompute=recompute), [3, 5])
     assert requiring == [False] * (2 + recompute + 2 * openai)
 
@@ -131,7 +131,7 @@ def test_what_a_gpu_runs_compiles_to_the_same() -> None:
         True,
     )
     grad = torch.randn(18, FFN, generator=random).bfloat16()
-    torch.testing.assert_close(weighted_activation.compiled(*arguments), weighted_activation.eager(*arguments))
+    torch.testing.assert_close(weighted_swiglu.compiled(*arguments), weighted_swiglu.eager(*arguments))
     torch.testing.assert_close(
-        weighted_activation_backward.compiled(grad, *arguments), weighted_activation_backward.eager(grad, *arguments)
+        weighted_swiglu_backward.compiled(grad, *arguments), weighted_swiglu_backward.eager(grad, *arguments)
     )

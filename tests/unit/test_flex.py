@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gptoss20b.model import flex as module
-from gptoss20b.model.flex import BLOCK, block_mask, flex
+from gptoss20b.model.flex import BLOCK_SIZE, flex_sink_attention, window_block_mask
 from tests.support.attention_reference import compare_attention
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def gradients_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_numbers(length: int, groups: int, repeats: int, past: int | None, with_sink: bool, dtype: torch.dtype) -> None:
-    compare_attention(flex, length, groups * repeats, groups, 16, past, with_sink, dtype)
+    compare_attention(flex_sink_attention, length, groups * repeats, groups, 16, past, with_sink, dtype)
 
 
 def by_block(counts: Tensor | None, columns: Tensor | None) -> Tensor:
@@ -72,12 +72,12 @@ def blocks(mask: BlockMask) -> list[Tensor]:
 @example(length=640, past=384)
 @example(length=641, past=None)
 def test_the_blocks_are_those_that_torch_finds_by_trying_every_pair(length: int, past: int | None) -> None:
-    ours = block_mask(length, past, CPU)
+    ours = window_block_mask(length, past, CPU)
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= query - (length if past is None else past))
 
-    theirs = create_block_mask(seen, None, None, length, length, device="cpu", BLOCK_SIZE=BLOCK)
+    theirs = create_block_mask(seen, None, None, length, length, device="cpu", BLOCK_SIZE=BLOCK_SIZE)
     for one, other in zip(blocks(ours), blocks(theirs), strict=True):
         assert torch.equal(one, other)
     assert ours.seq_lengths == theirs.seq_lengths
@@ -85,7 +85,7 @@ def test_the_blocks_are_those_that_torch_finds_by_trying_every_pair(length: int,
 
 def test_blocks_visited_are_proportional_to_the_window() -> None:
     def visited(length: int, past: int) -> int:
-        mask = block_mask(length, past, CPU)
+        mask = window_block_mask(length, past, CPU)
         assert mask.full_kv_num_blocks is not None
         return int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
 
@@ -96,19 +96,19 @@ def test_blocks_visited_are_proportional_to_the_window() -> None:
 
 def test_making_the_mask_tries_no_pairs_of_positions() -> None:
     length = 128 * 128
-    mask = block_mask.__wrapped__.__wrapped__(length, 128, CPU)  # behind the compiler's fence and the cache
+    mask = window_block_mask.__wrapped__.__wrapped__(length, 128, CPU)  # behind the compiler's fence and the cache
     largest = max(x.numel() for x in mask.as_tuple() if isinstance(x, Tensor))
-    assert largest <= math.ceil(length / BLOCK) ** 2
-    assert block_mask(length, 128, CPU) is block_mask(length, 128, CPU)
+    assert largest <= math.ceil(length / BLOCK_SIZE) ** 2
+    assert window_block_mask(length, 128, CPU) is window_block_mask(length, 128, CPU)
 
 
 def test_a_compiled_layer_takes_the_mask_that_was_made_once() -> None:
     @torch.compile(backend="eager")
     def layer(x: Tensor) -> Tensor:
-        visited: Tensor = block_mask(300, 77, x.device).kv_num_blocks
+        visited: Tensor = window_block_mask(300, 77, x.device).kv_num_blocks
         return x + visited.sum()
 
-    cached = block_mask.__wrapped__
+    cached = window_block_mask.__wrapped__
     before = cached.cache_info()
     for _ in range(3):
         layer(torch.zeros(2))
@@ -121,11 +121,11 @@ def test_a_compiled_layer_takes_the_mask_that_was_made_once() -> None:
 @pytest.mark.parametrize(("past", "with_sink"), [(None, True), (128, True), (128, False)])
 def test_the_compiler_takes_it_as_one_graph(past: int | None, with_sink: bool) -> None:
     # Tracing, mask as an argument and the autograd graph are the compiler's on a GPU; only the kernels are not.
-    traced = torch.compile(module._flex.eager, backend="aot_eager", fullgraph=True, dynamic=False)
+    traced = torch.compile(module._flex_with_sink.eager, backend="aot_eager", fullgraph=True, dynamic=False)
 
     def attend(
         query: Tensor, key: Tensor, value: Tensor, scale: float, past: int | None, sink: Tensor | None
     ) -> Tensor:
-        return traced(query, key, value, sink, block_mask(query.shape[2], past, CPU), scale)
+        return traced(query, key, value, sink, window_block_mask(query.shape[2], past, CPU), scale)
 
     compare_attention(attend, 300, 4, 2, 16, past, with_sink)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gptoss20b.model.fused import Fused, fused
+from gptoss20b.model.fused import FusedFunction, fused
 
 
 @fused()
@@ -32,7 +32,7 @@ def test_any_tensor_on_a_gpu_compiles_it_once(dynamic: bool | None, monkeypatch:
 
     monkeypatch.setattr(torch, "compile", compile_)
     function = fused(dynamic)(doubled_sum.eager)
-    assert isinstance(function, Fused)
+    assert isinstance(function, FusedFunction)
     # Tensors of a GPU that is not there; a test before this one may have told torch to read it as the CPU.
     with FakeTensorMode(), torch._C.DisableTorchFunction():
         here, there = torch.ones(3), torch.ones(3, device="cuda")

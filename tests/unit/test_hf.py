@@ -148,7 +148,7 @@ def test_every_fault_of_the_tensors_is_named_at_once(tmp_path: Path) -> None:
         f"extra: unexpected, in {file}; the model has no such tensor",
         f"model.layers.3.self_attn.sinks: unexpected, in {file}; the model has no such tensor",
         "model.layers.2.self_attn.q_proj.bias, model.layers.2.self_attn.k_proj.bias, "
-        "model.layers.2.self_attn.v_proj.bias: got BF16, F32, BF16, expected one type for all",
+        "model.layers.2.self_attn.v_proj.bias: got BF16, F32, BF16, expected one dtype for all",
         f"{tmp_path / 'target'}: exists, and nothing is ever overwritten. Name another folder.",
     )
     assert sorted(tmp_path.iterdir()) == before
@@ -177,7 +177,7 @@ def test_faults_of_our_own_folder(tmp_path: Path) -> None:
     (tmp_path / "ours/config.json").write_text(json.dumps(settings))
     save_file({"decoder.layers.0.mlp.router.bias": torch.zeros(3)}, tmp_path / "ours/model-00002-of-00005.safetensors")
     found = problems(to_hugging_face, tmp_path / "ours", tmp_path / "back")
-    assert found[-1] == "config.json: model.qk_norm: got True, expected False as GptOssForCausalLM has it"
+    assert found[-1] == "config.json: model.qk_norm: got True, expected False as in GptOssForCausalLM"
     assert len(found) == 1 + 13  # what the layer's file held
     assert "decoder.layers.0.mlp.router.bias: got [3] F32 in model-00002-of-00005.safetensors, expected [4]" in str(
         found
@@ -229,7 +229,7 @@ def test_files_that_cannot_be_used(break_it: Callable[[Path], Any], expected: st
 def test_a_target_without_a_parent_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = write(tmp_path / "there", their_tensors(packed=True))
     (problem,) = problems(from_hugging_face, tmp_path / "there", tmp_path / "no" / "ours")
-    assert problem.endswith(f"there is no folder {tmp_path / 'no'} to make it in. Make that first.")
+    assert problem.endswith(f"there is no folder {tmp_path / 'no'} to create it in. Create that first.")
     plain = sum(x.nbytes for x in there.values() if x.dtype != torch.uint8)
     unpacked = sum(4 * x.nbytes for name, x in there.items() if name.endswith("_blocks"))
     needed = plain + unpacked + 2**24
@@ -306,7 +306,7 @@ torch.set_num_threads(1)
 root, room = Path(sys.argv[1]), int(sys.argv[2])
 
 def read_all(source, target):
-    opened = folder.Folder(source)
+    opened = folder.WeightsFolder(source)
     return [opened.read(name).clone() for name in opened.tensors]
 
 used = 1024 * int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0])
@@ -374,7 +374,7 @@ def test_the_command_names_all_problems_and_says_2(tmp_path: Path) -> None:
     code, error = run("--from-hf", tmp_path / "there", "--to", tmp_path / "ours")
     assert code == 2
     lines = error.splitlines()
-    assert lines[0] == f"error: 6 problems in {tmp_path / 'there'}; {tmp_path / 'ours'} was not made:"
+    assert lines[0] == f"error: 6 problems in {tmp_path / 'there'}; {tmp_path / 'ours'} was not created:"
     assert len(lines) == 7
 
 

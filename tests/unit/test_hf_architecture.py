@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gptoss20b.config import ModelConfig
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Yarn
-from gptoss20b.hf.architecture import model_from, model_in, settings_of
-from gptoss20b.hf.names import shards
+from gptoss20b.hf.architecture import from_hf_config, parse_model_section, to_hf_config
+from gptoss20b.hf.weight_mapping import weight_shards
 from tests.support.hf_folders import RELEASED, SMALL
 
 
@@ -23,7 +23,7 @@ def preset(name: str) -> ModelConfig:
 
 def without_problems(settings: dict[str, Any]) -> ModelConfig:
     found: list[str] = []
-    model = model_from(settings, found)
+    model = from_hf_config(settings, found)
     assert model is not None, found
     assert found == []
     return model
@@ -31,7 +31,7 @@ def without_problems(settings: dict[str, Any]) -> ModelConfig:
 
 def refused(settings: dict[str, Any]) -> list[str]:
     found: list[str] = []
-    assert model_from(settings, found) is None
+    assert from_hf_config(settings, found) is None
     return found
 
 
@@ -49,9 +49,9 @@ def test_the_released_models_are_our_presets() -> None:
 def test_the_weights_add_up_to_the_released_models(name: str, total: int) -> None:
     import math
 
-    weights = [weight for part in shards(preset(name)) for weight in part]
+    weights = [weight for part in weight_shards(preset(name)) for weight in part]
     assert sum(math.prod(weight.shape) for weight in weights) == total
-    assert sum(math.prod(shape) for weight in weights for shape in weight.theirs.values()) == total
+    assert sum(math.prod(shape) for weight in weights for shape in weight.hf_shapes.values()) == total
 
 
 def test_the_spelling_of_transformers_5_and_of_no_scaling() -> None:
@@ -156,15 +156,15 @@ models = st.builds(
 @given(models)
 def test_there_and_back_is_the_same_model(model: ModelConfig) -> None:
     found: list[str] = []
-    settings = json.loads(json.dumps(settings_of(model, "bfloat16", found)))
+    settings = json.loads(json.dumps(to_hf_config(model, "bfloat16", found)))
     assert without_problems(settings) == model
-    assert model_in(json.loads(model.model_dump_json()), found) == model
+    assert parse_model_section(json.loads(model.model_dump_json()), found) == model
     assert found == []
 
 
 def test_a_model_that_is_no_gpt_oss_says_in_what() -> None:
     found: list[str] = []
-    settings_of(preset("reference"), "float32", found)
+    to_hf_config(preset("reference"), "float32", found)
     assert [text.split(": ")[1] for text in found] == [
         "model.activation",
         "model.biases",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.model import loss as module
-from gptoss20b.model.loss import chunk_rows, linear_cross_entropy
+from gptoss20b.model.loss import chunk_size, linear_cross_entropy
 from tests.support.loss_cases import check, inputs
 
 CPU = torch.device("cpu")
@@ -96,12 +96,12 @@ def test_evaluation_computes_no_gradients() -> None:
 
 
 def test_chunks_are_equal_and_within_their_bytes() -> None:
-    assert chunk_rows(16_384, 128_256) == 2048
-    assert chunk_rows(8192, 201_088) == 1171  # 7 of at most 1,334
-    assert chunk_rows(5, 256) == 5
-    assert chunk_rows(7, 2**40) == 1
+    assert chunk_size(16_384, 128_256) == 2048
+    assert chunk_size(8192, 201_088) == 1171  # 7 of at most 1,334
+    assert chunk_size(5, 256) == 5
+    assert chunk_size(7, 2**40) == 1
     for tokens in (1, 2093, 2094, 10_000):
-        assert 4 * 128_256 * chunk_rows(tokens, 128_256) <= module.LOGITS_BYTES
+        assert 4 * 128_256 * chunk_size(tokens, 128_256) <= module.MAX_LOGITS_BYTES
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_the_compiled_pieces_are_the_eager_ones() -> None:
     hidden, weight, labels, mask = inputs(CPU, torch.bfloat16, 33, 8, 300, 0.3, 5)
     logits = (hidden @ weight.T).detach()
     torch.testing.assert_close(
-        module._losses.compiled(logits, labels, mask), module._losses.eager(logits, labels, mask)
+        module._chunk_losses.compiled(logits, labels, mask), module._chunk_losses.eager(logits, labels, mask)
     )
-    compiled = module._losses_and_gradient.compiled(logits, labels, mask)
-    torch.testing.assert_close(compiled, module._losses_and_gradient.eager(logits, labels, mask))
+    compiled = module._chunk_losses_and_grad.compiled(logits, labels, mask)
+    torch.testing.assert_close(compiled, module._chunk_losses_and_grad.eager(logits, labels, mask))

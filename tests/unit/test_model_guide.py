@@ -183,11 +183,11 @@ def test_positions_turn_the_whole_head() -> None:
 
 
 def test_the_activation() -> None:
-    from gptoss20b.model.experts import CLAMP, SIGMOID_SLOPE
+    from gptoss20b.model.experts import SWIGLU_ALPHA, SWIGLU_LIMIT
 
-    assert RELEASED["swiglu_limit"] == CLAMP
+    assert RELEASED["swiglu_limit"] == SWIGLU_LIMIT
     assert says(
-        f"gate x sigmoid({SIGMOID_SLOPE} gate) x (up + 1) with gate at most {CLAMP:g} and up within +-{CLAMP:g}"
+        f"gate x sigmoid({SWIGLU_ALPHA} gate) x (up + 1) with gate at most {SWIGLU_LIMIT:g} and up within +-{SWIGLU_LIMIT:g}"
     )
 
 
@@ -543,7 +543,7 @@ def count_modules() -> dict[str, Any]:
     import torch
 
     from gptoss20b.model.build import build_model
-    from gptoss20b.model.size import measure
+    from gptoss20b.model.size import compute_model_size
     from gptoss20b.process_groups import single_process
 
     found: dict[str, Any] = {}
@@ -555,7 +555,7 @@ def count_modules() -> dict[str, Any]:
             with torch.device("meta"):
                 whole = build_model(config.model_copy(update=plain), "torch", on_gpu=False)
             sizes = {name: parameter.numel() for name, parameter in whole.named_parameters()}
-            found[variant] = measure(config).as_dict() | {"parameters": sizes}
+            found[variant] = compute_model_size(config).as_dict() | {"parameters": sizes}
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss20b.model.rotary import norm_rotate, rotation, split_rotate
+from gptoss20b.model.rotary import rms_norm_rope, rotary_cos_sin, split_qkv_rope
 from tests.support.attention_reference import compare_rotation
 
 BOTH = st.sampled_from([torch.float32, torch.bfloat16])
@@ -28,13 +28,13 @@ BOTH = st.sampled_from([torch.float32, torch.bfloat16])
 def test_random_shapes(
     length: int, groups: int, repeats: int, head_dim: int, normed: bool, magnitude: float, dtype: torch.dtype
 ) -> None:
-    compare_rotation(split_rotate, length, groups, repeats, head_dim, normed, magnitude, dtype)
+    compare_rotation(split_qkv_rope, length, groups, repeats, head_dim, normed, magnitude, dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("normed", [True, False])
 def test_compiled(normed: bool) -> None:
-    compare_rotation(split_rotate.compiled, 20, 2, 4, 16, normed, 1.35)
+    compare_rotation(split_qkv_rope.compiled, 20, 2, 4, 16, normed, 1.35)
 
 
 def test_as_megatron_does_it() -> None:
@@ -46,32 +46,32 @@ def test_as_megatron_does_it() -> None:
     norm = torch.nn.RMSNorm(16, eps=1e-5)
     norm.weight.data.copy_(weight)
     theirs = _apply_rotary_pos_emb_bshd(norm(x), angles, mscale=1.35)
-    cos, sin = (table.squeeze(2) for table in rotation(angles, 1.35))
-    torch.testing.assert_close(norm_rotate(x, weight, cos, sin, 1e-5), theirs)
+    cos, sin = (table.squeeze(2) for table in rotary_cos_sin(angles, 1.35))
+    torch.testing.assert_close(rms_norm_rope(x, weight, cos, sin, 1e-5), theirs)
 
 
 def test_a_table_is_made_once() -> None:
     angles = torch.rand(7, 1, 1, 8)
-    cos, sin = rotation(angles, 2.0)
+    cos, sin = rotary_cos_sin(angles, 2.0)
     assert cos.shape == (7, 1, 1, 1, 4)
     torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, 4.0))
-    assert rotation(angles, 2.0)[0] is cos
-    assert rotation(angles.clone(), 2.0)[0] is not cos
+    assert rotary_cos_sin(angles, 2.0)[0] is cos
+    assert rotary_cos_sin(angles.clone(), 2.0)[0] is not cos
 
 
 def test_bf16_is_rounded_once() -> None:
     half = torch.rand(64, 1, 1, 32) * 100
     angles = torch.cat([half, half], dim=-1)
     x = torch.randn(64, 1, 8, 64).bfloat16()
-    cos, sin = (table.squeeze(2) for table in rotation(angles, 1.0))
-    exact = norm_rotate(x.float(), torch.ones(64), cos, sin, 1e-5)
-    assert torch.equal(norm_rotate(x, torch.ones(64).bfloat16(), cos, sin, 1e-5), exact.bfloat16())
+    cos, sin = (table.squeeze(2) for table in rotary_cos_sin(angles, 1.0))
+    exact = rms_norm_rope(x.float(), torch.ones(64), cos, sin, 1e-5)
+    assert torch.equal(rms_norm_rope(x, torch.ones(64).bfloat16(), cos, sin, 1e-5), exact.bfloat16())
 
 
 def test_outputs_need_no_copy_before_the_kernels() -> None:
-    cos, sin = rotation(torch.rand(6, 1, 1, 8), 1.0)
+    cos, sin = rotary_cos_sin(torch.rand(6, 1, 1, 8), 1.0)
     for each, heads in zip(
-        split_rotate(torch.randn(6, 2, 80), 2, (None, None), cos, sin, 1e-5), (6, 2, 2), strict=True
+        split_qkv_rope(torch.randn(6, 2, 80), 2, (None, None), cos, sin, 1e-5), (6, 2, 2), strict=True
     ):
         assert each.shape == (6, 2, heads, 8)
         assert each.is_contiguous()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ...config import Config
-from ...model.build import Backend, choose_backend
+from ...model.backend import Backend, choose_backend
 from ...model.size import flops_per_token
 from ...process_groups import distributed_session, read_rank
 from ...run_metadata import git_commit, versions

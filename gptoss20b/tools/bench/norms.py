@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ...config import Config
-from ...hf.names import shards
-from ...model.initialise import held
+from ...hf.weight_mapping import weight_shards
+from ...model.initialize import local_parameters
 
 # How the names of each kind end in transformers' GptOssForCausalLM, which has queries, keys and values apart.
 KINDS = {
@@ -46,10 +46,10 @@ def to_hf_names(
     gpt: GPTModel, config: Config, gradient_of: Callable[[Parameter], Tensor | None]
 ) -> Iterator[tuple[str, Tensor]]:
     """The gradients that a Megatron-Core model has, by transformers' names, a tensor's or one expert's; as they lie."""
-    known = {weight.ours: weight for portion in shards(config.model) for weight in portion}
-    for name, _, parameter in held(gpt, config):
+    known = {weight.name: weight for shard in weight_shards(config.model) for weight in shard}
+    for name, _, parameter in local_parameters(gpt, config):
         gradient = gradient_of(parameter)
         if name in known and gradient is not None:
-            theirs = list(known[name].theirs)
-            parts = known[name].to_theirs(gradient) if len(theirs) > 1 else [gradient]
+            theirs = list(known[name].hf_shapes)
+            parts = known[name].to_hf(gradient) if len(theirs) > 1 else [gradient]
             yield from zip(theirs, parts, strict=True)

@@ -12,7 +12,7 @@ from torch.autograd.profiler import record_function
 
 from ...batches import DeviceBatch
 from ...config import Config
-from ...model.build import Backend
+from ...model.backend import Backend
 from ...optimizer import optimizer_parts
 from ...trainer import Trainer, build_and_initialize, mean_loss
 from .norms import norms_by_kind, to_hf_names

@@ -107,7 +107,7 @@ def _check_cpus(config: Config) -> Sequence[Finding]:
 
 def _check_backend(config: Config) -> Finding:
     """Report the layer back end that the run will choose."""
-    from ...model.build import BackendError, choose_backend
+    from ...model.backend import BackendError, choose_backend
 
     try:
         return passed("back end", f"{choose_backend(config)} (BACKEND={config.execution.backend})")

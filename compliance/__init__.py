@@ -1,7 +1,9 @@
-"""Judging finished logs: one run, a set of ten, a submission tree. Parse, judge and render are separate and pure.
+"""Check finished logs: one run, a set of ten runs, a submission tree.
 
-The typed interface is `check_run`, `check_set` and `check_package` in `compliance.check`; the command line renders what
-they return. Nothing here imports torch or Megatron-Core, and nothing in a log chooses a path or is executed.
+Parsing, judging and rendering are separate and pure. `compliance.check` is the typed interface, and the command line
+renders its results. Nothing here imports torch or Megatron-Core. No text of a log becomes a path or is executed.
 """
+
+from __future__ import annotations
 
 __version__ = "0.1.0"

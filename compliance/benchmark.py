@@ -6,8 +6,19 @@ values; a test compares them.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 NAME = "gpt_oss_20b"
-RULESETS = ("6.0.0", "6.1.0")
+
+
+class Ruleset(StrEnum):
+    """Version of the rules: the round of MLPerf Training."""
+
+    V6_0_0 = "6.0.0"
+    V6_1_0 = "6.1.0"
+
+
+RULESETS = tuple(ruleset.value for ruleset in Ruleset)
 RUNS = 10
 TARGET_LOSS = 3.34
 EVAL_SAMPLES = 1024

@@ -1,6 +1,7 @@
-"""The command line, `python -m compliance COMMAND`: judges logs, plans and compares runs, builds packages, reports.
+"""Command line, ``python -m compliance COMMAND``.
 
-It renders what the typed interface returns. Everything slow to import is imported where it is used.
+Commands call the typed interface (`check`, `plan`, `compare`, `package`) and render its result. Slow imports are inside
+the functions that need them.
 """
 
 from __future__ import annotations
@@ -9,25 +10,22 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from . import system_description
-from .benchmark import RULESETS, RUNS
+from .benchmark import RUNS, Ruleset
 from .check import DEFAULTS, Options, check_package, check_run, check_set, unreadable_report
 from .findings import Report, Verdict
 from .log_files import InputError
 from .official import OfficialToolsError
 from .rcp import RcpDataError
 from .welch import CONFIDENCE
-
-if TYPE_CHECKING:
-    from .rules.rule import Rule
 
 
 class ExitCode(IntEnum):
@@ -41,54 +39,63 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-class Format(StrEnum):
-    """How a report is shown."""
+class ReportFormat(StrEnum):
+    """Format of a report."""
 
     TEXT = "text"
     JSON = "json"
     JUNIT = "junit"
 
 
-class PlanFormat(StrEnum):
-    """How a plan or a comparison is shown."""
+class TextOrJson(StrEnum):
+    """Format of a plan or a comparison."""
 
     TEXT = "text"
     JSON = "json"
 
 
-# typer wants an enumeration for a choice.
-Ruleset = StrEnum("Ruleset", {f"V{name.replace('.', '_')}": name for name in RULESETS})  # type: ignore[misc]
+class DocumentName(StrEnum):
+    """JSON document with a schema."""
+
+    REPORT = "report"
+    PLAN = "plan"
+    COMPARISON = "comparison"
+
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Judges logs of MLPerf Training's gpt_oss_20b: one run, a set of ten, a submission tree.",
+    help="Check MLPerf Training logs of gpt_oss_20b: one run, a set of ten runs, or a submission tree.",
     epilog="Exit status: 0 pass, 1 violation, 2 usage, 3 unreadable input, 4 internal error, 130 interrupted.",
 )
 
 RulesetOption = Annotated[Ruleset, typer.Option("--ruleset", help="Version of the rules.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to show the report, on stdout.")]
-RunsOption = Annotated[int, typer.Option("--runs", min=3, help="Runs that make a result.")]
+FormatOption = Annotated[ReportFormat, typer.Option("--format", help="Format of the report on stdout.")]
+RunsOption = Annotated[int, typer.Option("--runs", min=3, help="Runs required for a result.")]
 LimitOption = Annotated[
-    float, typer.Option("--cv-limit", min=0.0, help="CV of samples and minutes, in percent, above which to warn.")
+    float,
+    typer.Option("--cv-limit", min=0.0, help="Warn if the CV of samples or of minutes is above this, in percent."),
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Warnings fail as well.")]
-OfficialOption = Annotated[bool, typer.Option("--official/--no-official", help="Ask the official tools as well.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")]
+OfficialOption = Annotated[
+    bool, typer.Option("--official/--no-official", help="Run the official mlperf-logging checkers, too.")
+]
 TimeoutOption = Annotated[
-    float, typer.Option("--official-timeout", min=1.0, help="Seconds that an official tool may take for one file.")
+    float, typer.Option("--official-timeout", min=1.0, help="Time limit of an official checker, in seconds per log.")
 ]
 SystemOption = Annotated[
-    Path | None, typer.Option("--system", help="System description, to check the sizes in the log against.")
+    Path | None, typer.Option("--system", help="System description (JSON) of the logs, to check parallel sizes.")
 ]
-LATEST = Ruleset(RULESETS[-1])
+LogsArgument = Annotated[list[Path], typer.Argument(metavar="DIR|LOG...", help="Folder of logs, or log files.")]
+LATEST = Ruleset.V6_1_0
 
 
 @app.command("check-run")
 def check_run_command(
-    log: Annotated[Path, typer.Argument(help="A log, gzipped or not.")],
+    log: Annotated[Path, typer.Argument(help="Log file, plain or gzipped.")],
     ruleset: RulesetOption = LATEST,
-    form: FormatOption = Format.TEXT,
+    output_format: FormatOption = ReportFormat.TEXT,
     runs: RunsOption = RUNS,
     cv_limit: LimitOption = DEFAULTS.cv_limit,
     strict: StrictOption = False,
@@ -96,16 +103,16 @@ def check_run_command(
     official_timeout: TimeoutOption = DEFAULTS.official_timeout,
     system: SystemOption = None,
 ) -> None:
-    """Judge one log."""
-    options = Options(str(ruleset), runs, cv_limit, strict, official, official_timeout, system)
-    _answer("check-run", options, form, lambda: check_run(log, options))
+    """Check one log."""
+    options = Options(ruleset, runs, cv_limit, strict, official, official_timeout, system)
+    _report_and_exit("check-run", options, output_format, lambda: check_run(log, options))
 
 
 @app.command("check-set")
 def check_set_command(
-    logs: Annotated[list[Path], typer.Argument(metavar="DIR|LOG...", help="A folder of logs, or logs.")],
+    logs: LogsArgument,
     ruleset: RulesetOption = LATEST,
-    form: FormatOption = Format.TEXT,
+    output_format: FormatOption = ReportFormat.TEXT,
     runs: RunsOption = RUNS,
     cv_limit: LimitOption = DEFAULTS.cv_limit,
     strict: StrictOption = False,
@@ -113,71 +120,76 @@ def check_set_command(
     official_timeout: TimeoutOption = DEFAULTS.official_timeout,
     system: SystemOption = None,
 ) -> None:
-    """Judge the runs of one result: each log, and what only several show."""
-    options = Options(str(ruleset), runs, cv_limit, strict, official, official_timeout, system)
-    _answer("check-set", options, form, lambda: check_set(logs, options))
+    """Check the runs of one result: every log, and the rules across runs (seeds, copies, variance, RCP)."""
+    options = Options(ruleset, runs, cv_limit, strict, official, official_timeout, system)
+    _report_and_exit("check-set", options, output_format, lambda: check_set(logs, options))
 
 
 @app.command("check-package")
 def check_package_command(
-    root: Annotated[Path, typer.Argument(help="A submission tree: systems/, benchmarks/, results/.")],
+    root: Annotated[Path, typer.Argument(help="Submission tree with systems/, benchmarks/ and results/.")],
     ruleset: RulesetOption = LATEST,
-    form: FormatOption = Format.TEXT,
+    output_format: FormatOption = ReportFormat.TEXT,
     runs: RunsOption = RUNS,
     cv_limit: LimitOption = DEFAULTS.cv_limit,
     strict: StrictOption = False,
     official: OfficialOption = True,
     official_timeout: TimeoutOption = DEFAULTS.official_timeout,
 ) -> None:
-    """Judge a submission tree: every result in it, its system descriptions and its code."""
-    options = Options(str(ruleset), runs, cv_limit, strict, official, official_timeout)
-    _answer("check-package", options, form, lambda: check_package(root, options))
+    """Check a submission tree: every result, the system descriptions and the code."""
+    options = Options(ruleset, runs, cv_limit, strict, official, official_timeout)
+    _report_and_exit("check-package", options, output_format, lambda: check_package(root, options))
 
 
 @app.command("plan")
 def plan_command(
     gbs: Annotated[int, typer.Option("--gbs", min=1, help="Global batch size, in sequences.")],
     ruleset: RulesetOption = LATEST,
-    form: Annotated[PlanFormat, typer.Option("--format", help="How to show the plan.")] = PlanFormat.JSON,
+    output_format: Annotated[TextOrJson, typer.Option("--format", help="Format of the plan.")] = TextOrJson.JSON,
 ) -> None:
-    """Say what a global batch size asks for: evaluations, RCPs, published rates, the chance of failing."""
-    import json
-
+    """Plan a global batch size: evaluation interval, layouts, RCP bounds, learning rates, risk of failing."""
     from .plan import make_plan
 
-    plan = make_plan(gbs, str(ruleset))
-    if form is PlanFormat.JSON:
-        _write(json.dumps(plan.to_json(), indent=2))
+    plan = make_plan(gbs, ruleset)
+    if output_format is TextOrJson.JSON:
+        from .documents import to_json
+
+        _print(to_json(plan))
     else:
         from .render.plan_text import plan_text
 
-        _write(plan_text(plan, width=_width()))
+        _print(plan_text(plan, width=_width()))
 
 
 @app.command("compare")
 def compare_command(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Runs before a change: a folder of logs, or a log.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Runs after it, likewise.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="Runs before a change: a folder of logs, or one log.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Runs after it: a folder of logs, or one log.")],
     ruleset: RulesetOption = LATEST,
-    form: Annotated[PlanFormat, typer.Option("--format", help="How to show the comparison.")] = PlanFormat.TEXT,
+    output_format: Annotated[TextOrJson, typer.Option("--format", help="Format of the comparison.")] = TextOrJson.TEXT,
     confidence: Annotated[
-        float, typer.Option("--confidence", help="Of the intervals and of the verdict.")
+        float, typer.Option("--confidence", help="Confidence of the intervals and the verdict, 0.5 to 0.9999.")
     ] = CONFIDENCE,
 ) -> None:
-    """Say whether B meets the target in fewer samples, or minutes, than A, beyond noise (Welch's t test)."""
+    """Test whether B meets the target in fewer samples or minutes than A, by Welch's t test."""
     from .compare import NotComparableError, compare
     from .judge import judge_run
     from .log_files import find_logs, read_log
-    from .render.comparison import comparison_json, comparison_text
 
-    runs_a, runs_b = ([judge_run(read_log(log), str(ruleset)) for log in find_logs([path])] for path in (a, b))
+    runs_a, runs_b = ([judge_run(read_log(log), ruleset) for log in find_logs([path])] for path in (a, b))
     try:
-        compared = compare(runs_a, runs_b, str(ruleset), names=(str(a), str(b)), confidence=confidence)
+        comparison = compare(runs_a, runs_b, ruleset, names=(str(a), str(b)), confidence=confidence)
     except NotComparableError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(ExitCode.USAGE) from error
-    as_text = form is PlanFormat.TEXT
-    _write(comparison_text(compared, width=_width(), colour=_colour()) if as_text else comparison_json(compared))
+    if output_format is TextOrJson.JSON:
+        from .documents import to_json
+
+        _print(to_json(comparison))
+    else:
+        from .render.comparison_text import comparison_text
+
+        _print(comparison_text(comparison, width=_width(), colour=_colour()))
 
 
 app.command("system-description")(system_description.main)
@@ -186,31 +198,31 @@ app.command("system-description")(system_description.main)
 @app.command("package")
 def package_command(
     logs: Annotated[Path, typer.Option("--logs", help="Folder of the logs.")],
-    system: Annotated[Path, typer.Option("--system", help="System description; its name becomes the system's.")],
+    system: Annotated[Path, typer.Option("--system", help="System description; its file name names the system.")],
     code: Annotated[Path, typer.Option("--code", help="Folder of the source code.")],
-    out: Annotated[Path, typer.Option("--out", help="Submission tree to make: a new or an empty folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Submission tree to create: a new or an empty folder.")],
     ruleset: RulesetOption = LATEST,
-    form: FormatOption = Format.TEXT,
+    output_format: FormatOption = ReportFormat.TEXT,
     runs: RunsOption = RUNS,
     cv_limit: LimitOption = DEFAULTS.cv_limit,
     strict: StrictOption = False,
     official: OfficialOption = True,
     official_timeout: TimeoutOption = DEFAULTS.official_timeout,
-    force: Annotated[bool, typer.Option("--force", help="Build although the logs or the tree fail.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even if the logs or the tree fail.")] = False,
     write_scaling: Annotated[
-        bool, typer.Option("--write-scaling", help="Write scaling.json, if the score is to be normalised.")
+        bool, typer.Option("--write-scaling", help="Write scaling.json if the RCP test normalizes the score.")
     ] = False,
 ) -> None:
-    """Build a submission tree from logs that pass, and judge it."""
+    """Build a submission tree from logs that pass, and check it."""
     from .package import PackageRefusedError, build
 
-    options = Options(str(ruleset), runs, cv_limit, strict, False, official_timeout, system)
-    judged = check_set([logs], options)
-    by_start = sorted(judged.sets[0].runs, key=lambda run: run.start_ms or 0.0)
+    options = Options(ruleset, runs, cv_limit, strict, False, official_timeout, system)
+    report = check_set([logs], options)
+    by_start = sorted(report.sets[0].runs, key=lambda run: run.start_ms or 0.0)
     try:
         built = build(
             [Path(run.file) for run in by_start], system, code, out,
-            report=judged, runs=runs, force=force, write_scaling=write_scaling,
+            report=report, runs=runs, force=force, write_scaling=write_scaling,
         )  # fmt: skip
     except PackageRefusedError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -218,16 +230,18 @@ def package_command(
     except FileExistsError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
     if built.left_out:
-        print(f"left out of the code: {', '.join(built.left_out)}", file=sys.stderr)
-    print(f"built {built.root}; the TODO marks in its README are yours", file=sys.stderr)
+        print(f"not copied from the code: {', '.join(built.left_out)}", file=sys.stderr)
+    print(f"built {built.root}; fill in the TODO marks in its README", file=sys.stderr)
     checked = replace(options, official=official, system=None)
-    _answer("check-package", checked, form, lambda: check_package(out, checked))
+    _report_and_exit("check-package", checked, output_format, lambda: check_package(out, checked))
 
 
 @app.command("report")
 def report_command(
-    logs: Annotated[list[Path], typer.Argument(metavar="DIR|LOG...", help="A folder of logs, logs, or a tree.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write: report.html or report.md.")],
+    logs: Annotated[
+        list[Path], typer.Argument(metavar="DIR|LOG...", help="Folder of logs, log files, or a submission tree.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write, for example report.html or report.md.")],
     ruleset: RulesetOption = LATEST,
     runs: RunsOption = RUNS,
     cv_limit: LimitOption = DEFAULTS.cv_limit,
@@ -236,70 +250,74 @@ def report_command(
     official_timeout: TimeoutOption = DEFAULTS.official_timeout,
     system: SystemOption = None,
 ) -> None:
-    """Write one self-contained file: verdict, findings, runs, curves, variance. Exit status as the check's."""
+    """Check logs or a submission tree, and write the report with its pictures to one HTML or Markdown file."""
     kind = {".html": "html", ".htm": "html", ".md": "md"}.get(out.suffix.lower())
     if kind is None:
         raise typer.BadParameter(f"--out {out}: the name must end in .html or .md")
     if not out.parent.is_dir() or out.is_dir():
-        raise typer.BadParameter(f"--out {out}: not a file that can be made; name one in a folder that exists")
-    from .render.document import document
+        raise typer.BadParameter(f"--out {out}: not a file that can be written; name one in an existing folder")
+    from .render.report_file import report_file
 
-    options = Options(str(ruleset), runs, cv_limit, strict, official, official_timeout, system)
+    options = Options(ruleset, runs, cv_limit, strict, official, official_timeout, system)
     is_tree = len(logs) == 1 and (logs[0] / "results").is_dir() and (logs[0] / "systems").is_dir()
-    found = check_package(logs[0], options) if is_tree else check_set(logs, options)
-    text = document(found, kind)  # type: ignore[arg-type]
+    report = check_package(logs[0], options) if is_tree else check_set(logs, options)
+    text = report_file(report, kind)  # type: ignore[arg-type]
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise typer.BadParameter(f"--out {out}: {error.strerror}") from error
-    _write(f"{found.verdict}: {out}")
-    raise typer.Exit(_status(found))
+    _print(f"{report.verdict}: {out}")
+    raise typer.Exit(_exit_code(report))
 
 
 @app.command("rules")
 def rules_command(
-    markdown: Annotated[bool, typer.Option("--markdown", help="A table as the README has it.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, as in the README.")] = False,
 ) -> None:
-    """List every rule: id, weight, what it asks, and where that comes from."""
+    """List every rule: id, severity, requirement and source."""
+    from .render.rules_text import rules_table, rules_text
     from .rules import ALL_RULES
 
-    _write(rules_table(ALL_RULES) if markdown else "\n\n".join(map(_rule_text, ALL_RULES)))
+    _print(rules_table(ALL_RULES) if markdown else rules_text(ALL_RULES))
 
 
-def rules_table(rules: Iterable[Rule[Any]]) -> str:
-    """The rules as a Markdown table."""
-    rows = [f"| `{rule.id}` | {rule.severity} | {rule.description} |" for rule in rules]
-    return "\n".join(["| rule | weight | what it asks |", "|---|---|---|", *rows])
+@app.command("schema")
+def schema_command(
+    document: Annotated[DocumentName, typer.Argument(help="JSON document of a check, of plan, or of compare.")],
+) -> None:
+    """Print the JSON schema of what --format json prints."""
+    import json
+
+    from .documents import DOCUMENTS, json_schema
+
+    _print(json.dumps(json_schema(DOCUMENTS[document]), indent=2))
 
 
-def _rule_text(rule: Rule[Any]) -> str:
-    divisions = "" if len(rule.divisions) > 1 else f", {next(iter(rule.divisions))} division only"
-    return f"{rule.id} ({rule.severity}{divisions})\n  {rule.description}\n  [{rule.citation}]"
-
-
-def _answer(command: str, options: Options, form: Format, check: Callable[[], Report]) -> NoReturn:
-    """Runs a check and shows its report. What cannot be read is a report, too, for whoever reads JSON."""
+def _report_and_exit(
+    command: str, options: Options, output_format: ReportFormat, check: Callable[[], Report]
+) -> NoReturn:
+    """Run a check, print its report and exit. In JSON and JUnit, unreadable input is a report as well."""
     try:
-        found = check()
+        report = check()
     except InputError as error:
-        if form is Format.TEXT:
+        if output_format is ReportFormat.TEXT:
             raise
-        _write(_rendered(unreadable_report(command, options, str(error)), form))
+        _print(_render(unreadable_report(command, options, str(error)), output_format))
         raise typer.Exit(ExitCode.UNREADABLE) from error
-    _write(_rendered(found, form))
-    raise typer.Exit(_status(found))
+    _print(_render(report, output_format))
+    raise typer.Exit(_exit_code(report))
 
 
-def _status(report: Report) -> ExitCode:
+def _exit_code(report: Report) -> ExitCode:
     return ExitCode.PASS if report.verdict is Verdict.PASS else ExitCode.VIOLATION
 
 
-def _rendered(report: Report, form: Format) -> str:
-    if form is Format.JSON:
-        from .render.json_report import json_report
+def _render(report: Report, output_format: ReportFormat) -> str:
+    if output_format is ReportFormat.JSON:
+        from .documents import report_document, to_json
 
-        return json_report(report)
-    if form is Format.JUNIT:
+        return to_json(report_document(report))
+    if output_format is ReportFormat.JUNIT:
         from .render.junit_report import junit_report
 
         return junit_report(report)
@@ -316,17 +334,17 @@ def _colour() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def _write(text: str) -> None:
-    """Text on stdout, in whatever encoding it has."""
+def _print(text: str) -> None:
+    """Print text to stdout; characters that its encoding lacks become escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def main() -> NoReturn:
-    """Runs a command and exits; every end has a line and a status of its own."""
+    """Run a command and exit with an `ExitCode`. Every failure prints one line."""
     status = ExitCode.INTERNAL
     try:
-        app(prog_name="python -m compliance")  # ends in SystemExit, usage errors and interruptions with theirs
+        app(prog_name="python -m compliance")  # raises SystemExit, also for usage errors and interrupts
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = ExitCode.UNREADABLE

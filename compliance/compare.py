@@ -1,6 +1,6 @@
-"""Two judged sets of runs, A before a change and B after it: is B faster, in samples and in minutes, beyond noise?
+"""Compare two judged sets of runs, A before a change and B after it, in samples and in minutes.
 
-Pure. Runs that break rules are compared like any others, and named.
+Pure. Runs that break rules are compared like all others, and the rules are named.
 """
 
 from __future__ import annotations
@@ -8,18 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from .benchmark import DESCRIPTION, DISCLOSURE, OPTIONAL, RUNS
-from .findings import RunSummary, Severity, Spread, Status
+from annotated_types import Ge, Interval
+
+from .benchmark import DESCRIPTION, DISCLOSURE, OPTIONAL, RUNS, Ruleset
+from .findings import PositiveInt, RunSummary, Severity, Spread, Status
 from .judge import JudgedRun, judge_set
 from .rules.rule import quote_json
 from .run import MAX_PLAUSIBLE, Run, comparison_key
-from .welch import CONFIDENCE, Measure, in_percent, measure, plain
+from .welch import CONFIDENCE, MetricComparison, compare_metric, format_number, format_percent
 
-CONFIDENCES = (0.5, 0.9999)
+MIN_CONFIDENCE, MAX_CONFIDENCE = 0.5, 0.9999
 _DESCRIBED = (*DESCRIPTION, *DISCLOSURE, *OPTIONAL)
-# They belong to one run, not to a set; in some logs train_samples is how far the run came.
-_OF_ONE_RUN = frozenset({"seed", "train_samples", "cache_clear"})
+# These differ between the runs of one set. In some logs train_samples is the number of samples reached.
+_PER_RUN_KEYS = frozenset({"seed", "train_samples", "cache_clear"})
 _DEFINITIONS = (
     "Minutes: run_start to the first evaluation that meets the target. sd and CV with ddof 1. Percentages are of A's "
     "mean, taken as exact.",
@@ -29,12 +32,17 @@ _DEFINITIONS = (
 
 
 class NotComparableError(ValueError):
-    """The sets, or the confidence, allow no comparison; says what is missing."""
+    """The sets cannot be compared at this confidence; the message names what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """A rule that is broken, and by which logs; none are named if it is the set that breaks it."""
+class BrokenRule:
+    """A rule that a set breaks.
+
+    Attributes:
+        rule: id of the rule.
+        files: logs that break it; empty if the set as a whole does.
+    """
 
     rule: str
     files: tuple[str, ...]
@@ -45,52 +53,64 @@ class Side:
     """One of the two sets.
 
     Attributes:
-        name: the folder or log as the user named it.
-        runs: how many logs.
-        converged: how many of them met the target.
-        left_out: the logs of the others.
-        broken: rules of weight error; those on convergence against the reference only for ten runs, which they are for.
-        step: samples between evaluations, the least that samples to target can move by; None if not one number.
+        name: folder or log as the user named it.
+        runs: number of logs.
+        converged: number of runs that met the target.
+        left_out: logs of the other runs.
+        broken: broken rules of severity error. RCP rules are included for a set of ten runs only.
+        eval_interval_samples: training samples between evaluations, the resolution of the samples to the target; None
+            if the runs do not share one.
     """
 
     name: str
-    runs: int
-    converged: int
+    runs: Annotated[int, Ge(2)]
+    converged: Annotated[int, Ge(2)]
     left_out: tuple[str, ...]
-    broken: tuple[Broken, ...]
-    step: int | None
+    broken: tuple[BrokenRule, ...]
+    eval_interval_samples: PositiveInt | None
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A logged setting that is not the same in both sets: the values of each as JSON, none where it is not logged."""
+    """A logged setting that differs between the sets.
+
+    Attributes:
+        key: key of the log record.
+        a, b: distinct values in the set, as JSON; empty if the setting is not logged.
+    """
 
     key: str
     a: tuple[str, ...]
     b: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two sets side by side.
+    """Two sets side by side, as printed by ``compare --format json``.
 
     Attributes:
-        ruleset: that both were judged by.
-        confidence: of the intervals; a p-value below 1 - confidence is a difference.
-        a, b: the sets.
-        settings: logged settings that differ between them.
-        samples, minutes: to the target.
-        warnings: why the figures may mislead.
-        notes: what the figures are.
+        schema_version: version of this schema.
+        command: name of the command.
+        ruleset: version of the rules.
+        confidence: of the intervals. A p-value below 1 - confidence is a difference.
+        a: set before the change.
+        b: set after the change.
+        settings: logged settings that differ between the sets.
+        samples: training samples to the target.
+        minutes: minutes from run_start to the first evaluation that meets the target.
+        warnings: reasons why the figures may mislead.
+        notes: definitions of the figures.
     """
 
-    ruleset: str
-    confidence: float
+    schema_version: Literal[2] = 2
+    command: Literal["compare"] = "compare"
+    ruleset: Ruleset
+    confidence: Annotated[float, Interval(ge=MIN_CONFIDENCE, le=MAX_CONFIDENCE)]
     a: Side
     b: Side
     settings: tuple[Setting, ...]
-    samples: Measure
-    minutes: Measure
+    samples: MetricComparison
+    minutes: MetricComparison
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -103,65 +123,66 @@ def compare(
     names: tuple[str, str] = ("A", "B"),
     confidence: float = CONFIDENCE,
 ) -> Comparison:
-    """Compares two sets of judged runs.
+    """Compare two sets of judged runs. The sets may differ in size.
 
     Args:
-        a: runs before a change; at least two that met the target.
-        b: runs after it, likewise. The sets need not be of one size.
-        ruleset: that they were judged by.
-        names: of the sets, for people.
+        a: runs before a change.
+        b: runs after it.
+        ruleset: version of the rules that judged the runs.
+        names: names of the sets.
         confidence: of the intervals, 0.5 to 0.9999.
 
     Raises:
-        NotComparableError: too few runs met the target, or no such confidence.
+        NotComparableError: fewer than two runs of a set met the target, or the confidence is out of range.
     """
-    if not CONFIDENCES[0] <= confidence <= CONFIDENCES[1]:
-        raise NotComparableError(f"confidence {confidence:g}: expected {CONFIDENCES[0]} to {CONFIDENCES[1]}; try 0.95")
+    if not MIN_CONFIDENCE <= confidence <= MAX_CONFIDENCE:
+        expected = f"expected {MIN_CONFIDENCE} to {MAX_CONFIDENCE}; try 0.95"
+        raise NotComparableError(f"confidence {confidence:g}: {expected}")
     side_a, side_b = _side(names[0], a, ruleset), _side(names[1], b, ruleset)
     for label, side in (("A", side_a), ("B", side_b)):
         if side.converged < 2:
             met = f"{side.converged} of {side.runs} runs met the target"
             raise NotComparableError(f"{label} ({side.name}): {met}; expected 2 or more in each set: add runs")
     runs_a, runs_b = [each.summary for each in a], [each.summary for each in b]
-    samples = measure(
-        "samples", _samples(runs_a), _samples(runs_b), confidence, steps=(_float(side_a.step), _float(side_b.step))
+    samples = compare_metric(
+        "samples",
+        _samples(runs_a),
+        _samples(runs_b),
+        confidence,
+        quanta=(side_a.eval_interval_samples, side_b.eval_interval_samples),
     )
     return Comparison(
-        ruleset=ruleset,
+        ruleset=Ruleset(ruleset),
         confidence=confidence,
         a=side_a,
         b=side_b,
         settings=tuple(_settings([each.run for each in a], [each.run for each in b])),
         samples=samples,
-        minutes=measure("minutes", _minutes(runs_a), _minutes(runs_b), confidence),
-        warnings=(*_left_out(side_a, side_b), *_unlike_or_shared(runs_a, runs_b)),
-        notes=(*_grid(side_a, side_b, samples), *_batches(side_a, side_b, runs_a, runs_b), *_DEFINITIONS),
+        minutes=compare_metric("minutes", _minutes(runs_a), _minutes(runs_b), confidence),
+        warnings=(*_excluded_runs(side_a, side_b), *_dependent_runs(runs_a, runs_b)),
+        notes=(*_resolution(side_a, side_b, samples), *_batch_sizes(side_a, side_b, runs_a, runs_b), *_DEFINITIONS),
     )
 
 
 def _met_target(run: RunSummary) -> bool:
-    """As for a set's score: an aborted run did not converge, and an evaluation at no samples or less is nonsense."""
+    """Return whether a run counts as converged, as for a score: not aborted, and at a plausible number of samples."""
     samples = run.samples_to_target
     return samples is not None and 0 < samples < MAX_PLAUSIBLE and run.status is not Status.NOT_CONVERGED
 
 
 def _samples(runs: Sequence[RunSummary]) -> list[float]:
-    """Samples to target, infinite where it was not met."""
+    """Return samples to target; infinite where the target was not met."""
     return [float(run.samples_to_target or 0) if _met_target(run) else math.inf for run in runs]
 
 
 def _minutes(runs: Sequence[RunSummary]) -> list[float]:
-    """Minutes to target, infinite where it was not met, and where the clock is missing or runs back."""
+    """Return minutes to target; infinite where the target was not met, or the clock is missing or runs backwards."""
     known = [run.minutes_to_target or 0.0 if _met_target(run) else 0.0 for run in runs]
     return [minutes if 0 < minutes < MAX_PLAUSIBLE else math.inf for minutes in known]
 
 
-def _float(step: int | None) -> float | None:
-    return None if step is None else float(step)
-
-
 def _side(name: str, judged: Sequence[JudgedRun], ruleset: str) -> Side:
-    # A comparison is of as many runs as there are: none are missing, and none outside a window.
+    # All runs are compared: none is missing, and none is outside a window.
     result, of_set = judge_set(judged, ruleset, required_runs=len(judged))
     files: dict[str, list[str]] = {}
     for finding in (*(each for run in judged for each in run.findings), *of_set):
@@ -173,97 +194,101 @@ def _side(name: str, judged: Sequence[JudgedRun], ruleset: str) -> Side:
         runs=len(judged),
         converged=len(judged) - len(left_out),
         left_out=left_out,
-        broken=tuple(Broken(rule, tuple(dict.fromkeys(found))) for rule, found in files.items()),
-        step=result.eval_interval_samples,
+        broken=tuple(BrokenRule(rule, tuple(dict.fromkeys(logs))) for rule, logs in files.items()),
+        eval_interval_samples=result.eval_interval_samples,
     )
 
 
 def _settings(a: Sequence[Run], b: Sequence[Run]) -> Iterator[Setting]:
-    """What the logs say of the runs and differs: known settings, then others that are one value throughout each set."""
-    others = {key for run in (*a, *b) for key in _announced(run)}.difference(_DESCRIBED)
+    """Yield the settings that differ: known ones, then other keys that have one value in each set."""
+    others = {key for run in (*a, *b) for key in _keys_before_start(run)}.difference(_DESCRIBED)
     for key in (*_DESCRIBED, *sorted(others)):
-        of_a, of_b = _values(key, a), _values(key, b)
-        one_each = len(of_a) <= 1 and len(of_b) <= 1
-        if key not in _OF_ONE_RUN and (key in _DESCRIBED or one_each) and set(of_a) != set(of_b):
-            yield Setting(key, tuple(of_a.values()), tuple(of_b.values()))
+        values_a, values_b = _values(key, a), _values(key, b)
+        one_each = len(values_a) <= 1 and len(values_b) <= 1
+        if key not in _PER_RUN_KEYS and (key in _DESCRIBED or one_each) and set(values_a) != set(values_b):
+            yield Setting(key, tuple(values_a.values()), tuple(values_b.values()))
 
 
-def _announced(run: Run) -> Iterator[str]:
-    """Keys that are logged before the clock starts, and mark no start or end."""
+def _keys_before_start(run: Run) -> Iterator[str]:
+    """Yield the keys logged before the clock starts, without starts and ends of intervals."""
     start = math.inf if run.run_start is None else run.run_start.line
     return (record.key for record in run.records if record.line < start and record.event == "POINT_IN_TIME")
 
 
 def _values(key: str, runs: Sequence[Run]) -> dict[str, str]:
-    """Distinct values of a setting as people read them, by what makes them distinct."""
+    """Return the distinct values of a setting: comparison key -> JSON text."""
     records = [record for run in runs if (record := run.first(key)) is not None]
     return {comparison_key(record.value): quote_json(record.value) for record in records}
 
 
-def _left_out(a: Side, b: Side) -> Iterator[str]:
+def _excluded_runs(a: Side, b: Side) -> Iterator[str]:
     for label, side in (("A", a), ("B", b)):
         if side.left_out:
             missed = f"{len(side.left_out)} of {side.runs} runs of {label} did not meet the target and are left out"
             yield f"{missed}: a set without its slowest runs looks faster than it is."
 
 
-def _unlike_or_shared(a: Sequence[RunSummary], b: Sequence[RunSummary]) -> Iterator[str]:
-    """Targets of their own make two sets incomparable; what they share makes them dependent."""
+def _dependent_runs(a: Sequence[RunSummary], b: Sequence[RunSummary]) -> Iterator[str]:
+    """Warn of different targets, which make sets incomparable, and of shared seeds or losses, which make them dependent."""
     target_a, target_b = (", ".join(f"{each:g}" for each in sorted({run.target for run in runs})) for runs in (a, b))
     if target_a != target_b:
         yield f"The target is {target_a} in A and {target_b} in B: what it takes to meet them is not comparable."
     seeds = _shared(a, b, lambda run: run.seed)
     if seeds:
-        yield f"{_of_b(seeds)} the seed of a run of A ({_pairs(seeds)}): not independent, as the test takes them to be."
+        shared = f"{_runs_of_b(seeds)} the seed of a run of A ({_pairs(seeds)})"
+        yield f"{shared}: not independent, as the test takes them to be."
     copies = _shared(a, b, lambda run: tuple((each.samples, each.loss) for each in run.evaluations) or None)
     if copies:
-        same = f"{_of_b(copies)} the evaluation losses of a run of A to the last digit ({_pairs(copies)})"
-        yield f"{same}: the same log, a copy, or the same seed and arithmetic; not independent."
+        shared = f"{_runs_of_b(copies)} the evaluation losses of a run of A to the last digit ({_pairs(copies)})"
+        yield f"{shared}: the same log, a copy, or the same seed and arithmetic; not independent."
 
 
 def _shared(
-    a: Sequence[RunSummary], b: Sequence[RunSummary], what: Callable[[RunSummary], object]
+    a: Sequence[RunSummary], b: Sequence[RunSummary], value_of: Callable[[RunSummary], object]
 ) -> list[tuple[str, str]]:
-    """Runs of B that have something, other than None, in common with one of A: both files."""
-    owners = {value: run.file for run in reversed(a) if (value := what(run)) is not None}
-    return [(run.file, owners[what(run)]) for run in b if what(run) in owners]
+    """Return (file of B, file of A) for each run of B that shares a value, other than None, with a run of A."""
+    files_a = {value: run.file for run in reversed(a) if (value := value_of(run)) is not None}
+    return [(run.file, files_a[value_of(run)]) for run in b if value_of(run) in files_a]
 
 
-def _of_b(pairs: Sequence[object]) -> str:
+def _runs_of_b(pairs: Sequence[object]) -> str:
     return "1 run of B has" if len(pairs) == 1 else f"{len(pairs)} runs of B have"
 
 
-def _pairs(pairs: Sequence[tuple[str, str]], most: int = 3) -> str:
-    more = [f"and {len(pairs) - most} more"] if len(pairs) > most else []
-    return ", ".join([*(f"{of_b} = {of_a}" for of_b, of_a in pairs[:most]), *more])
+def _pairs(pairs: Sequence[tuple[str, str]], limit: int = 3) -> str:
+    more = [f"and {len(pairs) - limit} more"] if len(pairs) > limit else []
+    return ", ".join([*(f"{file_b} = {file_a}" for file_b, file_a in pairs[:limit]), *more])
 
 
-def _grid(a: Side, b: Side, samples: Measure) -> Iterator[str]:
-    """That evaluations quantise what is compared."""
-    steps = f"{_step('A', a, samples.a)} and {_step('B', b, samples.b)}"
+def _resolution(a: Side, b: Side, samples: MetricComparison) -> Iterator[str]:
+    """State the resolution of samples to target, which evaluations quantise."""
+    intervals = f"{_interval('A', a, samples.a)} and {_interval('B', b, samples.b)}"
     yield (
-        f"Samples to target are quantised: they move by whole evaluation intervals, {steps}. The target is met "
+        f"Samples to target are quantised: they move by whole evaluation intervals, {intervals}. The target is met "
         "somewhere within the last interval, and minutes end with it."
     )
     for label, spread in (("A", samples.a), ("B", samples.b)):
         if spread is not None and spread.sd == 0:
             hidden = "the interval hides what spread there is, and the test takes it to be none"
-            yield f"Every run of {label} needs {plain(spread.mean)} samples: {hidden}."
+            yield f"Every run of {label} needs {format_number(spread.mean)} samples: {hidden}."
 
 
-def _step(label: str, side: Side, spread: Spread | None) -> str:
-    if side.step is None or spread is None or spread.quantum_percent is None:
+def _interval(label: str, side: Side, spread: Spread | None) -> str:
+    if side.eval_interval_samples is None or spread is None or spread.quantum_percent is None:
         return f"of no single size in {label}"
-    return f"{side.step:,} samples in {label} ({in_percent(spread.quantum_percent)} % of the mean)"
+    percent = format_percent(spread.quantum_percent)
+    return f"{side.eval_interval_samples:,} samples in {label} ({percent} % of the mean)"
 
 
-def _batches(a: Side, b: Side, runs_a: Sequence[RunSummary], runs_b: Sequence[RunSummary]) -> Iterator[str]:
-    """What another batch size does to the grid."""
+def _batch_sizes(a: Side, b: Side, runs_a: Sequence[RunSummary], runs_b: Sequence[RunSummary]) -> Iterator[str]:
+    """State the effect of different batch sizes on the evaluation interval."""
     sizes = [", ".join(sorted({str(run.global_batch_size) for run in runs})) for runs in (runs_a, runs_b)]
-    if a.step is None or b.step is None:
+    interval_a, interval_b = a.eval_interval_samples, b.eval_interval_samples
+    if interval_a is None or interval_b is None:
         return
-    if a.step != b.step:
-        half = f"{(b.step - a.step) / 2:+,.0f} samples"
+    if interval_a != interval_b:
+        # A target is met half an interval before the evaluation that shows it, on average.
+        half = f"{(interval_b - interval_a) / 2:+,.0f} samples"
         yield f"The intervals differ (GBS {sizes[0]} and {sizes[1]}): about half of that, {half} of B - A, is its own."
     elif sizes[0] != sizes[1]:
         yield f"GBS differs ({sizes[0]} and {sizes[1]}), the evaluation interval does not: both are on the same grid."

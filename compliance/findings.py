@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, MaxLen
+
+# Bounds and choices of the JSON schemas. annotated_types is the vocabulary of pydantic without its import time.
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Factor = Annotated[float, Ge(1)]
+RcpKind = Literal["exact", "interpolated", "smallest", "missing"]
+OfficialTool = Literal["compliance_checker", "rcp_checker", "seed_checker", "system_desc_checker", "package_checker"]
+OfficialVerdict = Literal["pass", "fail", "refused", "crashed", "timeout"]
 
 
 class Severity(StrEnum):
-    """How much a finding weighs. Errors fail; warnings fail under --strict; the others never do."""
+    """Severity of a finding. Errors fail; warnings fail with --strict; the others never fail."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -17,7 +27,7 @@ class Severity(StrEnum):
 
 
 class Verdict(StrEnum):
-    """PASS: no error. FAIL: at least one. ERROR: the input could not be judged."""
+    """Verdict of a check. PASS: no error. FAIL: at least one. ERROR: the input could not be judged."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -25,7 +35,7 @@ class Verdict(StrEnum):
 
 
 class Status(StrEnum):
-    """What became of a run. INVALID: it breaks a rule, whatever its loss; it is never dropped as the slowest."""
+    """Status of a run. INVALID: it breaks a rule, whatever its loss; it is never dropped as the slowest."""
 
     CONVERGED = "converged"
     NOT_CONVERGED = "not_converged"
@@ -34,24 +44,24 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a rule found.
+    """One violation or note that a rule reports.
 
     Attributes:
-        rule: the rule's id.
-        severity: how much it weighs.
-        message: what, in one sentence, and how to fix it.
-        file: the file as the user named it; None for what concerns the whole set.
-        line: its line, from 1; None for what concerns the whole file.
-        expected: what the rule wants.
-        got: what is there.
-        citation: where the rule comes from.
+        rule: id of the rule.
+        severity: error, warning, info or unverifiable.
+        message: problem and fix, in one sentence.
+        file: file as the user named it; None if the finding concerns a whole set.
+        line: line of the file, from 1; None if the finding concerns the whole file.
+        expected: value that the rule requires.
+        got: value that was found.
+        citation: source of the rule.
     """
 
     rule: str
     severity: Severity
     message: str
     file: str | None
-    line: int | None
+    line: PositiveInt | None
     expected: str | None
     got: str | None
     citation: str
@@ -59,17 +69,24 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One evaluation: training samples before it, its loss in nats per token, its time in ms, its line."""
+    """One evaluation of the model.
+
+    Attributes:
+        samples: training samples before the evaluation.
+        loss: evaluation loss in nats per token.
+        time_ms: time in ms since 1970, as logged.
+        line: line of the log, from 1.
+    """
 
     samples: int
     loss: float
     time_ms: float
-    line: int
+    line: PositiveInt
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """An interval of a run: init, training or evaluation. Times in ms since 1970."""
+    """Interval of a run: init, training or evaluation. Times in ms since 1970."""
 
     name: str
     start_ms: float
@@ -78,37 +95,33 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Logged points for the report, thinned to a thousand or so. x: training samples."""
+    """Logged values over training samples, thinned to about a thousand points."""
 
     samples: tuple[float, ...]
     values: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """One run as judged.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """Settings and outcome of one run. A value is None if the log lacks it, or logs no number.
 
     Attributes:
-        file: the log as the user named it.
+        file: log as the user named it.
         status: converged, not converged or invalid.
-        seed: the logged seed, None if there is none or it is no integer.
-        global_batch_size: sequences per step, None likewise.
-        learning_rate: base learning rate, None likewise.
-        warmup_steps: warm-up steps, None likewise.
+        seed: logged seed.
+        global_batch_size: sequences per step.
+        learning_rate: base learning rate.
+        warmup_steps: warm-up steps.
         samples_to_target: training samples at the first evaluation that meets the target; None if none does.
-        minutes: run_start to run_stop, None if either is missing.
-        minutes_to_target: run_start to the first evaluation that meets the target.
-        first_eval_loss: nats per token.
-        final_eval_loss: of the last evaluation.
-        target: the loss that ends the run.
-        start_ms: time of run_start.
+        minutes: minutes from run_start to run_stop.
+        minutes_to_target: minutes from run_start to the first evaluation that meets the target.
+        first_eval_loss: loss of the first evaluation, in nats per token.
+        final_eval_loss: loss of the last evaluation, in nats per token.
+        target: evaluation loss that ends the run.
+        start_ms: time of run_start in ms since 1970.
+        division, organisation, platform: as logged.
+        system: folder of the system in a submission tree; None elsewhere.
         evaluations: all with a readable loss and count, in file order.
-        train_loss: logged training losses.
-        rates_logged: logged learning rates.
-        rates_expected: the same points by the logged schedule.
-        phases: for the timeline.
-        platform, division, organisation: as logged.
-        system: directory of the system in a submission tree, None elsewhere.
     """
 
     file: str
@@ -124,36 +137,67 @@ class RunSummary:
     final_eval_loss: float | None
     target: float
     start_ms: float | None
-    evaluations: tuple[Evaluation, ...]
-    train_loss: Curve
-    rates_logged: Curve
-    rates_expected: Curve
-    phases: tuple[Phase, ...]
-    platform: str | None
     division: str | None
     organisation: str | None
+    platform: str | None
     system: str | None = None
+    evaluations: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary(RunOutcome):
+    """One run as judged, with the curves and phases for pictures. JSON reports hold the `RunOutcome` only.
+
+    Attributes:
+        train_loss: logged training losses.
+        logged_learning_rates: logged learning rates.
+        expected_learning_rates: learning rates of the logged schedule at the same points.
+        phases: intervals for the timeline.
+    """
+
+    train_loss: Curve
+    logged_learning_rates: Curve
+    expected_learning_rates: Curve
+    phases: tuple[Phase, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and spread of some runs. sd and CV with ddof 1; quantum: the smallest step the figure moves by, if known."""
+    """Mean and spread over runs.
 
-    runs: int
+    Attributes:
+        runs: number of runs.
+        mean: arithmetic mean.
+        sd: standard deviation, ddof 1.
+        cv_percent: coefficient of variation, 100 x sd / mean.
+        minimum: smallest value.
+        maximum: largest value.
+        quantum: resolution of the values; None if there is none, or it is unknown.
+        quantum_percent: resolution in percent of the mean.
+    """
+
+    runs: Annotated[int, Ge(2)]
     mean: float
-    sd: float
-    cv_percent: float
+    sd: NonNegativeFloat
+    cv_percent: NonNegativeFloat
     minimum: float
     maximum: float
-    quantum: float | None
-    quantum_percent: float | None
+    quantum: NonNegativeFloat | None
+    quantum_percent: NonNegativeFloat | None
 
 
 @dataclass(frozen=True, slots=True)
 class Variance:
-    """Run-to-run variance: training samples to target, and minutes from run_start to run_stop."""
+    """Run-to-run variance of a set.
 
-    limit_percent: float
+    Attributes:
+        limit_percent: largest CV without a warning. The limit is this project's; the rules have none.
+        definition: meaning of the figures, in sentences.
+        samples: training samples to the target.
+        minutes: minutes from run_start to run_stop.
+    """
+
+    limit_percent: NonNegativeFloat
     definition: str
     samples: Spread | None
     minutes: Spread | None
@@ -161,28 +205,28 @@ class Variance:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The set's score.
+    """Score of a set.
 
     Attributes:
-        valid: whether the set can be scored; the other figures of an invalid set are for information.
-        olympic_minutes: mean of the runs' minutes without the fastest and the slowest; None without enough runs, or
-            if the set is invalid.
-        normalized_minutes: the same times the normalisation that the RCP test asks for.
-        normalization: that factor, 1 or more.
-        olympic_samples: olympic mean of the samples to target.
-        olympic_minutes_to_target: olympic mean of run_start to the first passing evaluation.
-        window: files of the ten runs that count, by start time.
+        valid: true if the set has a score. The other figures of an invalid set are for information.
+        olympic_minutes: mean minutes without the fastest and the slowest run; None with too few runs, or if the set is
+            invalid.
+        normalized_minutes: olympic_minutes x normalization.
+        normalization: factor of the RCP test, 1 or more.
+        olympic_samples: olympic mean of the samples to the target.
+        olympic_minutes_to_target: olympic mean of the minutes from run_start to the first passing evaluation.
+        window: files of the scored runs, by start time.
         dropped: files of the fastest and the slowest of them.
     """
 
     valid: bool
     olympic_minutes: float | None
     normalized_minutes: float | None
-    normalization: float | None
+    normalization: Factor | None
     olympic_samples: float | None
     olympic_minutes_to_target: float | None
     window: tuple[str, ...]
-    dropped: tuple[str, ...]
+    dropped: Annotated[tuple[str, ...], MaxLen(2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,56 +234,71 @@ class RcpTest:
     """One convergence test against the reference convergence points (RCPs).
 
     Attributes:
-        kind: "exact", "interpolated", "smallest" (below the smallest RCP, which then applies) or "missing".
-        mean, minimum: the RCP's mean and the smallest accepted mean, in samples; None if missing.
-        submission_mean: olympic mean of the set.
-        passed: None if there is nothing to test.
-        margin_samples: submission mean minus minimum.
-        normalization: factor on the score, 1 or more, None if missing.
+        kind: how the RCP was found. "smallest": the smallest RCP, for a batch size below it. "missing": none applies.
+        mean: mean of the RCP in samples; None if missing.
+        minimum: smallest accepted mean in samples; None if missing.
+        submission_mean: olympic mean of the set in samples.
+        passed: outcome; None if there is no mean to test.
+        margin_samples: submission_mean - minimum.
+        normalization: factor on the score, 1 or more; None if missing.
     """
 
-    kind: str
+    kind: RcpKind
     mean: float | None
     minimum: float | None
     submission_mean: float | None
     passed: bool | None
     margin_samples: float | None
-    normalization: float | None
+    normalization: Factor | None
 
 
 @dataclass(frozen=True, slots=True)
 class Rcp:
-    """Both tests. The official package checker decides by the pruned one."""
+    """Both convergence tests of a set.
 
-    global_batch_size: int
+    Attributes:
+        global_batch_size: sequences per step.
+        pruned: the test that the official package checker decides by.
+        full: the test by all published points.
+    """
+
+    global_batch_size: PositiveInt
     pruned: RcpTest
     full: RcpTest
 
 
 @dataclass(frozen=True, slots=True)
 class OfficialResult:
-    """What one official tool said of one file, folder or tree.
+    """Verdict of one official tool on one file, folder or tree.
 
     Attributes:
-        tool: "compliance_checker", "rcp_checker", "seed_checker", "system_desc_checker" or "package_checker".
-        subject: the file or folder as the user named it.
-        verdict: "pass", "fail", "refused" (not run, because running it would be unsafe), "crashed" or "timeout".
-        messages: what it complained about, one entry each.
+        tool: name of the tool.
+        subject: file, folder or tree as the user named it.
+        verdict: "refused": not run, because that would be unsafe.
+        messages: complaints, one entry each.
         seconds: wall time.
     """
 
-    tool: str
+    tool: OfficialTool
     subject: str
-    verdict: str
+    verdict: OfficialVerdict
     messages: tuple[str, ...]
-    seconds: float
+    seconds: NonNegativeFloat
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where the official verdict and ours differ, and why."""
+    """A difference between the official verdict and ours.
 
-    tool: str
+    Attributes:
+        tool: official tool.
+        subject: file, folder or tree as the user named it.
+        ours: our verdict.
+        official: verdict of the official tool.
+        reason: cause of the difference.
+    """
+
+    tool: OfficialTool
     subject: str
     ours: str
     official: str
@@ -248,28 +307,38 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Official:
-    """The official tools' verdicts beside ours, never mixed into them."""
+    """Verdicts of the official tools. They stand beside ours and do not change it.
+
+    Attributes:
+        version: version of mlperf-logging.
+        results: one entry per tool and subject.
+        divergences: differences from our verdict.
+    """
 
     version: str
     results: tuple[OfficialResult, ...]
     divergences: tuple[Divergence, ...]
 
     @property
-    def verdict(self) -> str:
-        """ "pass" if every tool passed, else the worst of what they said."""
-        said = {result.verdict for result in self.results}
-        return next((verdict for verdict in ("refused", "crashed", "timeout", "fail") if verdict in said), "pass")
+    def verdict(self) -> OfficialVerdict:
+        """ "pass" if every tool passed, else the worst verdict."""
+        verdicts = {result.verdict for result in self.results}
+        worst_first: tuple[OfficialVerdict, ...] = ("refused", "crashed", "timeout", "fail")
+        return next((verdict for verdict in worst_first if verdict in verdicts), "pass")
 
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """The figures of one set of runs. A submission tree may hold several.
+    """Runs and figures of one set. A submission tree may hold several sets.
 
     Attributes:
-        name: of the set.
-        runs: as judged.
-        score, variance, rcp: None without the runs, the division or the batch size that they take.
-        eval_interval_samples: samples between evaluations; None if the runs do not share one (`compliance.run`).
+        name: name of the set; empty outside a submission tree.
+        runs: runs as judged.
+        score: None with fewer than three runs.
+        variance: None without runs.
+        rcp: None in the open division, and without a batch size.
+        eval_interval_samples: training samples between evaluations; None if the runs do not share one
+            (`compliance.run`).
     """
 
     name: str
@@ -282,7 +351,18 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check found. Rendered as text, JSON, JUnit, HTML or Markdown."""
+    """Result of a check, rendered as text, JSON, JUnit, HTML or Markdown.
+
+    Attributes:
+        command: name of the command.
+        ruleset: version of the rules.
+        verdict: pass, fail, or error if the input could not be judged.
+        findings: everything that the rules report.
+        sets: one entry per set of runs.
+        official: None if the official tools were not asked.
+        tool: versions of the packages that judged, by name.
+        options: options of the command, by name.
+    """
 
     command: str
     ruleset: str

@@ -84,7 +84,7 @@ def judge_set(
     olympic_samples = score.olympic_mean(samples) if len(samples) >= 3 else None
     tested = None
     if batch is not None and all(run.division != "open" for run in runs):
-        tested = rcp.test(batch, olympic_samples, ruleset)
+        tested = rcp.check_convergence(batch, olympic_samples, ruleset)
     step = common_eval_interval([each.run for each in judged])
     variance = _variance(window, step, batch, cv_limit)
     subject = RunSet(
@@ -180,8 +180,8 @@ def _summary(run: Run, status: Status, system: str | None) -> RunSummary:
         start_ms=None if run.run_start is None else run.run_start.time_ms,
         evaluations=tuple(evaluations),
         train_loss=losses,
-        rates_logged=rates,
-        rates_expected=expected,
+        logged_learning_rates=rates,
+        expected_learning_rates=expected,
         phases=_phases(run),
         platform=platform if isinstance(platform, str) else None,
         division=division if isinstance(division, str) else None,

@@ -1,75 +1,138 @@
-"""What a batch size entails, before a run is paid for: cadence, layouts, RCP minimum, learning rates, risk.
+"""Plan a global batch size: evaluation interval, batch layouts, RCP minimum, published settings, risk of failing.
 
-numpy is imported where it is used, so that importing this module costs nothing.
+The bootstrap imports numpy on its first call, so that importing this module is cheap.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from .benchmark import RUNS, eval_interval_samples
-from .findings import Rcp, RcpTest
-from .rcp import ReferencePoint, full_points
-from .rcp import test as rcp_test
+from annotated_types import Ge, Gt, Interval, MinLen
+
+from .benchmark import EVAL_INTERVAL_SAMPLES, RUNS, Ruleset, eval_interval_samples
+from .findings import Rcp, RcpKind, RcpTest
+from .rcp import PublishedPoint, check_convergence, full_points
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 NODE_GPUS = 8
-# What is tried when nothing is asked for: micro batches that submissions used, and up to 64 GPUs, because no batch
-# above 64 sequences has an RCP.
+# Sizes to try: the micro batches of published submissions, and up to 64 GPUs, because no batch size above 64 has an
+# RCP.
 _MICRO_BATCHES = (1, 2, 4)
 _NODES = range(1, 9)
 DRAWS = 100_000
 _SEED = 20
 
+Positive = Annotated[int, Ge(1)]
+Probability = Annotated[float, Interval(ge=0, le=1)]
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Micro batch x data parallel x accumulation = GBS, in sequences, ranks and micro batches per step."""
+    """A split of the global batch: micro_batch x data_parallel x accumulation = gbs.
 
-    micro_batch: int
-    data_parallel: int
-    accumulation: int
+    Attributes:
+        micro_batch: sequences per rank and micro batch.
+        data_parallel: data-parallel ranks.
+        accumulation: micro batches per step.
+    """
+
+    micro_batch: Positive
+    data_parallel: Positive
+    accumulation: Positive
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceBounds:
+    """Samples to target by the reference convergence point (RCP) of one test.
+
+    Attributes:
+        mean: mean of the reference; None if kind is missing.
+        min: smallest accepted mean; None if kind is missing.
+        kind: how the point was found.
+    """
+
+    mean: float | None
+    min: float | None
+    kind: RcpKind
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRcp:
+    """Bounds of both RCP tests.
+
+    Attributes:
+        pruned: the test that the official package checker decides by.
+        full: the test by all published points.
+    """
+
+    pruned: ReferenceBounds
+    full: ReferenceBounds
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """A published setting. gbs: the batch size it was published for; source: by whom, and how near that is."""
+    """A published setting.
 
-    learning_rate: float
-    warmup_steps: int
+    Attributes:
+        learning_rate: base learning rate.
+        warmup_steps: warm-up steps.
+        source: publisher of the setting, and its distance from the planned batch size.
+        gbs: batch size that the setting was published for.
+    """
+
+    learning_rate: Annotated[float, Gt(0)]
+    warmup_steps: Annotated[int, Ge(0)]
     source: str
-    gbs: int
+    gbs: Positive
+
+
+@dataclass(frozen=True, slots=True)
+class PassingMeans:
+    """Smallest olympic means, in samples, that evaluations allow and the test accepts; None without an RCP.
+
+    Attributes:
+        pruned: by the pruned test.
+        full: by the full test.
+    """
+
+    pruned: float | None
+    full: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A probability from random draws, and the standard error that their number leaves it with."""
+    """A probability estimated from random draws.
 
-    probability: float
-    standard_error: float
+    Attributes:
+        probability: the estimate.
+        standard_error: standard error that is due to the number of draws.
+    """
+
+    probability: Probability
+    standard_error: Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How often ten runs of the reference would fail the RCP tests.
+    """Probability that ten runs of the reference fail the RCP tests.
 
     Attributes:
-        pruned, full: by the pruned and by the full points; None where there is no RCP.
+        pruned, full: by the pruned and by the full points; None without an RCP.
         draws: sets of ten runs drawn.
-        seed: of the random numbers.
-        approximate: whether the runs are not those of this very batch size.
-        note: where they come from, or why there are none.
+        seed: seed of the random numbers.
+        approximate: true if the runs drawn are not of exactly this batch size.
+        note: origin of the runs, or why there are none.
     """
 
     pruned: Estimate | None
     full: Estimate | None
-    draws: int
+    draws: Positive
     seed: int
     approximate: bool
     note: str
@@ -77,96 +140,84 @@ class Bootstrap:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a global batch size entails.
+    """Consequences of a global batch size, as printed by ``plan --format json``.
 
     Attributes:
         gbs: global batch size in sequences.
-        ruleset: "6.0.0" or "6.1.0".
-        eval_interval_samples, eval_interval_steps: cadence of evaluations.
-        layouts: ways to split the batch on 8-GPU nodes.
-        rcp: the convergence tests with nothing to test.
-        suggested: published learning rates and warm-ups, those of this batch size first.
-        passes_pruned, passes_full: smallest olympic mean of eight runs that evaluations allow and the test accepts, in
-            samples; None without an RCP.
-        bootstrap: the risk that the reference itself fails.
+        ruleset: version of the rules.
+        eval_interval_samples: training samples between evaluations, CEIL(12288 / gbs) x gbs.
+        eval_interval_steps: optimizer steps between evaluations.
+        accumulation: ways to split the batch on nodes of 8 GPUs.
+        rcp: bounds of the convergence tests.
+        suggested: published settings, those of this batch size first.
+        olympic_means_that_pass: smallest olympic means that pass the tests.
+        probability_of_failing: of ten runs of the reference, by the pruned test; None without an RCP.
+        bootstrap: both estimates of that probability.
     """
 
-    gbs: int
-    ruleset: str
-    eval_interval_samples: int
-    eval_interval_steps: int
-    layouts: tuple[Layout, ...]
-    rcp: Rcp
-    suggested: tuple[Suggestion, ...]
-    passes_pruned: float | None
-    passes_full: float | None
+    gbs: Positive
+    ruleset: Ruleset
+    eval_interval_samples: Annotated[int, Ge(EVAL_INTERVAL_SAMPLES)]
+    eval_interval_steps: Positive
+    accumulation: Annotated[tuple[Layout, ...], MinLen(1)]
+    rcp: PlanRcp
+    suggested: Annotated[tuple[Suggestion, ...], MinLen(1)]
+    olympic_means_that_pass: PassingMeans
+    probability_of_failing: Probability | None
     bootstrap: Bootstrap
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as `plan` prints it. "probability_of_failing" is that of the pruned test, which decides."""
-        pruned = self.bootstrap.pruned
-        return {
-            "gbs": self.gbs,
-            "ruleset": self.ruleset,
-            "eval_interval_samples": self.eval_interval_samples,
-            "eval_interval_steps": self.eval_interval_steps,
-            "accumulation": [asdict(layout) for layout in self.layouts],
-            "rcp": {name: _bounds(test) for name, test in (("pruned", self.rcp.pruned), ("full", self.rcp.full))},
-            "suggested": [asdict(suggestion) for suggestion in self.suggested],
-            "olympic_means_that_pass": {"pruned": self.passes_pruned, "full": self.passes_full},
-            "probability_of_failing": None if pruned is None else pruned.probability,
-            "bootstrap": asdict(self.bootstrap),
-        }
-
-
-def _bounds(test: RcpTest) -> dict[str, Any]:
-    return {"mean": test.mean, "min": test.minimum, "kind": test.kind}
 
 
 def make_plan(
     gbs: int, ruleset: str, micro_batch: int | None = None, data_parallel: int | None = None, draws: int = DRAWS
 ) -> Plan:
-    """Work out what a batch size entails. The same arguments give the same plan.
+    """Plan a global batch size. The same arguments give the same plan.
 
     Args:
         gbs: global batch size in sequences.
         ruleset: "6.0.0" or "6.1.0".
-        micro_batch: sequences per rank and micro batch; None to try some.
-        data_parallel: ranks that split the batch; None to try some.
-        draws: sets of ten reference runs to draw for the risk.
+        micro_batch: sequences per rank and micro batch; None for several.
+        data_parallel: data-parallel ranks; None for several.
+        draws: sets of ten reference runs to draw.
 
     Raises:
-        ValueError: a number below 1, an unknown ruleset, a micro batch and data parallel size that do not divide GBS.
-        rcp.RcpDataError: the installed mlperf-logging has no RCPs.
+        ValueError: a number is below 1, the ruleset is unknown, or the batch cannot be split as given.
+        RcpDataError: the RCPs of mlperf-logging cannot be read.
     """
     given = {"gbs": gbs, "micro_batch": micro_batch, "data_parallel": data_parallel, "draws": draws}
     for name, value in given.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
     points = full_points(ruleset)
-    rcp = rcp_test(gbs, None, ruleset)
+    rcp = check_convergence(gbs, None, ruleset)
+    risk = bootstrap(rcp, points, draws)
     return Plan(
         gbs=gbs,
-        ruleset=ruleset,
+        ruleset=Ruleset(ruleset),
         eval_interval_samples=eval_interval_samples(gbs),
         eval_interval_steps=eval_interval_samples(gbs) // gbs,
-        layouts=layouts(gbs, micro_batch, data_parallel),
-        rcp=rcp,
+        accumulation=layouts(gbs, micro_batch, data_parallel),
+        rcp=PlanRcp(_bounds(rcp.pruned), _bounds(rcp.full)),
         suggested=suggestions(gbs, points),
-        passes_pruned=lowest_passing(gbs, rcp.pruned.minimum),
-        passes_full=lowest_passing(gbs, rcp.full.minimum),
-        bootstrap=bootstrap(rcp, points, draws),
+        olympic_means_that_pass=PassingMeans(
+            lowest_passing(gbs, rcp.pruned.minimum), lowest_passing(gbs, rcp.full.minimum)
+        ),
+        probability_of_failing=None if risk.pruned is None else risk.pruned.probability,
+        bootstrap=risk,
     )
 
 
-def layouts(gbs: int, micro_batch: int | None, data_parallel: int | None) -> tuple[Layout, ...]:
-    """Ways to split a batch whose product is GBS exactly, on one to eight nodes of 8 GPUs.
+def _bounds(test: RcpTest) -> ReferenceBounds:
+    return ReferenceBounds(test.mean, test.minimum, test.kind)
 
-    Each GPU is a data-parallel rank, unless GBS has too few factors of two: then a node forms 4, 2 or 1 ranks, of 2, 4
+
+def layouts(gbs: int, micro_batch: int | None, data_parallel: int | None) -> tuple[Layout, ...]:
+    """Return the ways to split a batch on one to eight nodes of 8 GPUs; their product is exactly GBS.
+
+    Each GPU is a data-parallel rank, unless GBS has too few factors of two. Then a node forms 4, 2 or 1 ranks, of 2, 4
     or 8 GPUs that share each sequence (context parallel).
 
     Raises:
-        ValueError: a given size leaves no way.
+        ValueError: no layout has the given sizes.
 
     >>> layouts(16, None, None)[1]
     Layout(micro_batch=2, data_parallel=8, accumulation=1)
@@ -174,21 +225,21 @@ def layouts(gbs: int, micro_batch: int | None, data_parallel: int | None) -> tup
     node_ranks = math.gcd(gbs // (micro_batch or 1), NODE_GPUS)
     ranks = [node_ranks * nodes for nodes in _NODES] if data_parallel is None else [data_parallel]
     micro_batches = _MICRO_BATCHES if micro_batch is None else (micro_batch,)
-    found = tuple(
+    splits = tuple(
         Layout(micro, parallel, gbs // (micro * parallel))
         for parallel in ranks
         for micro in micro_batches
         if gbs % (micro * parallel) == 0
     )
-    if not found:
+    if not splits:
         raise ValueError(
             f"GBS must be micro batch x data parallel x accumulation, whole numbers: got GBS {gbs}, micro batch "
             f"{micro_batch or 'any'}, data parallel {data_parallel or 'any'}. Choose sizes whose product divides {gbs}"
         )
-    return found
+    return splits
 
 
-# Submissions to round v6.0, as their public logs say.
+# Settings of submissions to round v6.0, from their public logs.
 _SUBMISSION = "a submission to MLPerf Training v6.0"
 _SUBMITTED = (
     Suggestion(4e-4, 128, _SUBMISSION, 16),
@@ -201,10 +252,10 @@ _SUBMITTED = (
 )
 
 
-def suggestions(gbs: int, points: Sequence[ReferencePoint]) -> tuple[Suggestion, ...]:
-    """Published settings of this batch size, then those of the nearest batch sizes below and above.
+def suggestions(gbs: int, points: Sequence[PublishedPoint]) -> tuple[Suggestion, ...]:
+    """Return the published settings of this batch size, then those of the nearest sizes below and above.
 
-    Nothing is interpolated: a setting of another batch size says so in its source.
+    Nothing is interpolated. The source of a setting of another batch size names that size.
     """
     reference = "the reference runs behind the RCP (mlperf-logging)"
     published = [Suggestion(point.learning_rate, point.warmup_steps, reference, point.gbs) for point in points]
@@ -228,24 +279,25 @@ def suggestions(gbs: int, points: Sequence[ReferencePoint]) -> tuple[Suggestion,
 
 
 def lowest_passing(gbs: int, minimum: float | None) -> float | None:
-    """The smallest mean of eight multiples of the evaluation interval that is not below ``minimum``, in samples.
+    """Return the smallest mean of eight multiples of the evaluation interval that is ``minimum`` or more, in samples.
 
     >>> lowest_passing(64, 290_308.3)
     291840.0
     """
     if minimum is None:
         return None
-    step = eval_interval_samples(gbs) / (RUNS - 2)
-    return math.ceil(minimum / step) * step
+    # The olympic mean is over eight runs, each a multiple of the interval.
+    resolution = eval_interval_samples(gbs) / (RUNS - 2)
+    return math.ceil(minimum / resolution) * resolution
 
 
-def bootstrap(rcp: Rcp, points: Sequence[ReferencePoint], draws: int) -> Bootstrap:
-    """The probability that ten runs of the reference fail the tests, by drawing them from its published runs.
+def bootstrap(rcp: Rcp, points: Sequence[PublishedPoint], draws: int) -> Bootstrap:
+    """Estimate the probability that ten runs of the reference fail the tests, by resampling its published runs.
 
     Args:
-        rcp: the tests of the batch size, of which the minima are used.
-        points: the published runs, by batch size.
-        draws: sets of ten runs. The same number gives the same result.
+        rcp: tests of the batch size; only their minima are used.
+        points: published points, sorted by batch size.
+        draws: sets of ten runs to draw. The same number gives the same result.
     """
     import numpy as np
 
@@ -268,23 +320,23 @@ def _estimate(means: NDArray[np.float64], test: RcpTest) -> Estimate | None:
 
 
 def draw_runs(
-    gbs: int, points: Sequence[ReferencePoint], shape: tuple[int, int], generator: np.random.Generator
+    gbs: int, points: Sequence[PublishedPoint], shape: tuple[int, int], generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], str]:
-    """Draw samples to the target of reference runs, with replacement, and say where they come from.
+    """Draw samples to target of reference runs, with replacement.
 
-    At a batch size without runs, a run is made of the two of equal rank at the published sizes around it. When each met
-    the target is known to one evaluation interval, so a moment within it is drawn, the same fraction for both; the
-    moments are interpolated linearly in GBS, and the next evaluation is what the run would have logged. (The logged
-    counts themselves, interpolated and rounded up, would be half an interval too many at GBS 24 and 48.)
+    At a batch size without published runs, interpolate between the two runs of equal rank at the sizes around it. Each
+    run met the target somewhere within its last evaluation interval. Draw that moment, the same fraction of the
+    interval for both runs, interpolate the moments linearly in GBS, and round up to the next evaluation. Interpolating
+    the logged counts and rounding up would be half an interval too many at GBS 24 and 48.
 
     Args:
-        gbs: global batch size, at most the largest published.
-        points: the published runs, by batch size.
-        shape: of the result.
-        generator: of the random numbers.
+        gbs: global batch size, at most the largest published one.
+        points: published points, sorted by batch size.
+        shape: shape of the result.
+        generator: random numbers.
 
     Returns:
-        Training samples of the given shape, and a sentence.
+        Training samples in the given shape, and a sentence about the origin of the runs.
     """
     import numpy as np
 

@@ -1,7 +1,7 @@
-"""Reference convergence points (RCPs) and the test that a set of runs did not converge too fast.
+"""Reference convergence points (RCPs), and the test that a set of runs did not converge too fast.
 
-The points come from the data files of the installed mlperf-logging, which is never imported here: its RCP checker pulls
-in scipy. Standard library only.
+The points are read from the data files of the installed mlperf-logging. The package is not imported, because its RCP
+checker imports scipy. This module needs the standard library only.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from .benchmark import NAME, RULESETS, RUNS
-from .findings import Rcp, RcpTest
-from .score import normalization, olympic_mean
+from .findings import Rcp, RcpKind, RcpTest
+from .score import normalization_factor, olympic_mean
 
-# The rules want twice as many reference runs as a submission has.
+# The rules require twice as many reference runs as submission runs.
 REFERENCE_RUNS = 2 * RUNS
 CONFIDENCE = 0.95
-# Samples; where the official checker stops searching for its minimum.
+# In samples. The official checker ends its bisection at this width.
 _TOLERANCE = 1e-4
 _INSTALL = "pip install mlperf-logging==4.1.68"
 
 
 class RcpDataError(Exception):
-    """The reference convergence points cannot be read. The message says which package to install."""
+    """The reference convergence points cannot be read. The message names the package to install."""
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """How the reference converges at one batch size.
+class RcpPoint:
+    """Convergence of the reference at one batch size.
 
     Attributes:
         gbs: global batch size in sequences.
         mean: olympic mean of the training samples to the target.
-        sd: standard deviation (ddof 0) of all of them.
-        n_ref: runs that the test reckons with.
+        sd: standard deviation (ddof 0) of the same samples, over all runs.
+        n_ref: number of reference runs in the t-test.
     """
 
     gbs: int
@@ -52,7 +52,7 @@ class Point:
     def limit(self) -> float:
         """Smallest olympic mean, in samples, that a one-sided t-test at 5 % does not call faster than the reference.
 
-        Eight runs of the submission count, and their deviation is taken to be the reference's.
+        The test uses eight runs of the submission, and the standard deviation of the reference for both sides.
         """
         n_submission = RUNS - 2
         quantile = t_quantile(CONFIDENCE, self.n_ref + n_submission - 2)
@@ -60,10 +60,10 @@ class Point:
 
     @property
     def minimum(self) -> float:
-        """Smallest accepted olympic mean, in samples: the limit as the official checker finds it, to the last digit.
+        """Smallest accepted olympic mean, in samples: the limit as the official checker computes it.
 
-        The checker halves the range from 0 to the mean until less than 1e-4 is left, and takes the middle. That is up
-        to 5e-5 from the limit; halving as it does leaves no mean on which the two would disagree.
+        The official checker bisects from 0 to the mean until the interval is below 1e-4, and takes the middle. Its
+        result is up to 5e-5 away from the limit. The same bisection here gives the same verdict for every mean.
         """
         low, high, limit = 0.0, self.mean, self.limit
         while high - low > _TOLERANCE:
@@ -76,13 +76,13 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class ReferencePoint(Point):
-    """A published point.
+class PublishedPoint(RcpPoint):
+    """A point published in mlperf-logging.
 
     Attributes:
         samples: training samples to the target of each of the 20 runs, ascending.
         learning_rate: base learning rate of the runs.
-        warmup_steps: their warm-up in steps.
+        warmup_steps: warm-up of the runs, in steps.
     """
 
     samples: tuple[int, ...]
@@ -91,23 +91,23 @@ class ReferencePoint(Point):
 
 
 def t_quantile(probability: float, df: int) -> float:
-    """The t below which Student's distribution with ``df`` degrees of freedom has ``probability``.
+    """Return the quantile of Student's t distribution with ``df`` degrees of freedom, to about 1e-13.
 
-    With the angle a = atan(t / sqrt(df)), P(-t..t) is a finite sum of powers of cos(a) (Abramowitz and Stegun 26.7.3
-    and 26.7.4). Bisection of the angle down to neighbouring floats; right to about 1e-13.
+    With a = atan(t / sqrt(df)), P(-t..t) is a finite sum of powers of cos(a) (Abramowitz and Stegun, 26.7.3 and
+    26.7.4). The angle is bisected down to neighbouring floats.
 
     Args:
-        probability: from 0.5 to below 1.
-        df: whole and positive.
+        probability: 0.5 or more, and below 1.
+        df: 1 or more.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
 
     >>> round(t_quantile(0.95, 24), 6), round(t_quantile(0.95, 26), 6)
     (1.710882, 1.705618)
     """
     if not (0.5 <= probability < 1 and df >= 1):
-        raise ValueError(f"t_quantile wants 0.5 <= probability < 1 and df >= 1, got {probability} and {df}")
+        raise ValueError(f"expected 0.5 <= probability < 1 and df >= 1, got {probability} and {df}")
     low, high = 0.0, math.pi / 2
     while low < (middle := (low + high) / 2) < high:
         if _central_probability(middle, df) < 2 * probability - 1:
@@ -118,7 +118,7 @@ def t_quantile(probability: float, df: int) -> float:
 
 
 def _central_probability(angle: float, df: int) -> float:
-    """P(-t..t) of Student's distribution at t = sqrt(df) tan(angle)."""
+    """Return P(-t..t) of Student's distribution at t = sqrt(df) x tan(angle)."""
     odd = df % 2
     squared = math.cos(angle) ** 2
     term, total = (math.cos(angle) if odd else 1.0), 0.0
@@ -129,30 +129,30 @@ def _central_probability(angle: float, df: int) -> float:
     return (angle + total) * 2 / math.pi if odd else total
 
 
-def read_points(path: Path) -> tuple[ReferencePoint, ...]:
-    """The points of an RCP file of mlperf-logging, by batch size.
+def read_points(path: Path) -> tuple[PublishedPoint, ...]:
+    """Read an RCP file of mlperf-logging. Return its points, sorted by batch size.
 
     Raises:
-        RcpDataError: no such file, or not what a file of this benchmark holds.
+        RcpDataError: the file is missing, or is not an RCP file of this benchmark.
     """
     try:
         entries = json.loads(path.read_bytes())
-        return tuple(sorted(map(_point, entries.values()), key=lambda point: point.gbs))
+        return tuple(sorted(map(_parse_point, entries.values()), key=lambda point: point.gbs))
     except FileNotFoundError:
         raise RcpDataError(f"no reference convergence points in {path}: {_INSTALL}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RcpDataError(f"cannot read the reference convergence points in {path} ({error!r}): {_INSTALL}") from error
 
 
-def _point(entry: dict[str, Any]) -> ReferencePoint:
+def _parse_point(entry: dict[str, Any]) -> PublishedPoint:
     gbs, setting = entry["BS"], entry["Hyperparams"]
-    # "Epochs" is the file format's word for every benchmark; those of this one are samples.
+    # The file format writes "Epochs" for every benchmark. For this benchmark the values are samples.
     samples = tuple(sorted(entry["Epochs to converge"]))
     olympic = olympic_mean(samples)
     if olympic is None or len(samples) != REFERENCE_RUNS:
         raise ValueError(f"GBS {gbs} has {len(samples)} reference runs, expected {REFERENCE_RUNS} that converged")
     mean = sum(samples) / len(samples)
-    return ReferencePoint(
+    return PublishedPoint(
         gbs=gbs,
         mean=olympic,
         sd=math.dist(samples, [mean] * len(samples)) / math.sqrt(len(samples)),
@@ -164,37 +164,36 @@ def _point(entry: dict[str, Any]) -> ReferencePoint:
 
 
 @cache
-def full_points(ruleset: str) -> tuple[ReferencePoint, ...]:
-    """Every published point of a ruleset, by batch size.
+def full_points(ruleset: str) -> tuple[PublishedPoint, ...]:
+    """Return every published point of a ruleset, sorted by batch size.
 
     Raises:
-        ValueError: unknown ruleset.
-        RcpDataError: the installed mlperf-logging lacks the points, or there is none.
+        ValueError: the ruleset is unknown.
+        RcpDataError: mlperf-logging is not installed, or its points cannot be read.
     """
     if ruleset not in RULESETS:
         raise ValueError(f"unknown ruleset {ruleset!r}, expected one of {', '.join(RULESETS)}")
     package = find_spec("mlperf_logging")
     if package is None or not package.submodule_search_locations:
-        raise RcpDataError(
-            f"mlperf-logging, which holds the reference convergence points, is not installed: {_INSTALL}"
-        )
+        raise RcpDataError(f"mlperf-logging, the source of the reference convergence points, is missing: {_INSTALL}")
     folder = Path(package.submodule_search_locations[0])
     return read_points(folder / "rcp_checker" / f"training_{ruleset}" / f"rcps_{NAME}.json")
 
 
-def pruned_points(ruleset: str) -> tuple[ReferencePoint, ...]:
-    """The points that the official package checker judges by. Raises as `full_points` does."""
+def pruned_points(ruleset: str) -> tuple[PublishedPoint, ...]:
+    """Return the points that the official package checker uses. Raises the errors of `full_points`."""
     return prune(full_points(ruleset))
 
 
-def prune(points: Sequence[ReferencePoint]) -> tuple[ReferencePoint, ...]:
-    """Leave out the points that make the test laxer than their neighbours do, as the official checker does.
+def prune(points: Sequence[PublishedPoint]) -> tuple[PublishedPoint, ...]:
+    """Remove the points that make the test laxer than their neighbours do, as the official checker does.
 
-    First those with a smaller batch than the fastest-converging point; then, going up, each whose mean is above the
-    line between its neighbours. It never goes back, so what is left need not be convex.
+    First, remove points with a smaller batch size than the point of the smallest mean. Then, in ascending order, remove
+    each point whose mean is above the line between its neighbours. Removing a point does not reconsider earlier ones,
+    so the result need not be convex.
 
     Args:
-        points: by batch size, at least one.
+        points: at least one, sorted by batch size.
     """
     fastest = min(points, key=lambda point: point.mean)
     kept = [point for point in points if point.gbs >= fastest.gbs]
@@ -207,28 +206,28 @@ def prune(points: Sequence[ReferencePoint]) -> tuple[ReferencePoint, ...]:
     return tuple(kept)
 
 
-def interpolate(gbs: int, low: Point, high: Point) -> Point:
-    """The point between two others, mean and standard deviation linear in the batch size."""
+def interpolate(gbs: int, low: RcpPoint, high: RcpPoint) -> RcpPoint:
+    """Return the point between two others, with mean and standard deviation linear in the batch size."""
 
     def linear(at_low: float, at_high: float) -> float:
         return at_low + (at_high - at_low) / (high.gbs - low.gbs) * (gbs - low.gbs)
 
-    return Point(gbs, linear(low.mean, high.mean), linear(low.sd, high.sd), REFERENCE_RUNS)
+    return RcpPoint(gbs, linear(low.mean, high.mean), linear(low.sd, high.sd), REFERENCE_RUNS)
 
 
-def applicable(gbs: int, points: Sequence[Point]) -> tuple[str, Point | None]:
-    """The point that a batch size is judged by, and how it was found (`findings.RcpTest.kind`).
+def find_point(gbs: int, points: Sequence[RcpPoint]) -> tuple[RcpKind, RcpPoint | None]:
+    """Return the point that applies to a batch size, and its kind (`findings.RcpTest.kind`).
 
     Args:
         gbs: global batch size, 1 or more.
-        points: by batch size, at least one.
+        points: at least one, sorted by batch size.
 
     Returns:
-        ("exact", published), ("interpolated", between two), ("smallest", the first, for a smaller batch than any) or
-        ("missing", None) for a larger one.
+        ("exact", published point), ("interpolated", point between two), ("smallest", first point) for a batch size
+        below all points, or ("missing", None) for one above all points.
 
     Raises:
-        ValueError: a batch size below 1.
+        ValueError: the batch size is below 1.
     """
     if gbs < 1:
         raise ValueError(f"the global batch size must be 1 or more, got {gbs}")
@@ -242,34 +241,34 @@ def applicable(gbs: int, points: Sequence[Point]) -> tuple[str, Point | None]:
     return "interpolated", interpolate(gbs, points[above - 1], points[above])
 
 
-def test(gbs: int, submission_mean: float | None, ruleset: str) -> Rcp:
-    """Both convergence tests of a set of runs.
+def check_convergence(gbs: int, submission_mean: float | None, ruleset: str) -> Rcp:
+    """Run both convergence tests on a set of runs.
 
-    A mean equal to the minimum passes. Below the smallest point the smallest applies; a set that fails there gets
-    "Missing RCP" from the official checker, as does every set above the largest point.
+    A mean equal to the minimum passes. Below the smallest point, the smallest point applies. A set that fails there,
+    and every set above the largest point, gets "Missing RCP" from the official checker.
 
     Args:
         gbs: global batch size of the runs, 1 or more.
-        submission_mean: olympic mean of their samples to the target; None if there is none, and nothing to test.
+        submission_mean: olympic mean of the samples to the target; None if there is none.
         ruleset: "6.0.0" or "6.1.0".
 
     Raises:
-        ValueError: a batch size below 1, a mean that is not positive and finite, an unknown ruleset.
-        RcpDataError: as `full_points`.
+        ValueError: the batch size is below 1, the mean is not positive and finite, or the ruleset is unknown.
+        RcpDataError: the points cannot be read (`full_points`).
     """
     if submission_mean is not None and not 0 < submission_mean < math.inf:
         raise ValueError(f"the olympic mean must be a positive number of samples, got {submission_mean}")
-    pruned = _test(gbs, submission_mean, pruned_points(ruleset))
-    return Rcp(gbs, pruned, _test(gbs, submission_mean, full_points(ruleset)))
+    pruned, full = (_check_points(gbs, submission_mean, points(ruleset)) for points in (pruned_points, full_points))
+    return Rcp(gbs, pruned, full)
 
 
-def _test(gbs: int, submission_mean: float | None, points: Sequence[Point]) -> RcpTest:
-    kind, point = applicable(gbs, points)
+def _check_points(gbs: int, submission_mean: float | None, points: Sequence[RcpPoint]) -> RcpTest:
+    kind, point = find_point(gbs, points)
     if point is None:
         passed = None if submission_mean is None else False
         return RcpTest(kind, None, None, submission_mean, passed, None, None)
     if submission_mean is None:
         return RcpTest(kind, point.mean, point.minimum, None, None, None, None)
     margin = submission_mean - point.minimum
-    factor = normalization(point.mean, submission_mean)
+    factor = normalization_factor(point.mean, submission_mean)
     return RcpTest(kind, point.mean, point.minimum, submission_mean, margin >= 0, margin, factor)

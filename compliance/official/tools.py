@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from ..benchmark import RULESETS
-from ..findings import OfficialResult
+from ..findings import OfficialResult, OfficialTool
 from .messages import shorten
 
 PACKAGE, VERSION = "mlperf-logging", "4.1.68"
@@ -58,7 +58,7 @@ def version() -> str:
 class _Job:
     """One subprocess: a tool, what it reads by the user's names, the subject of each of its answers, its time limit."""
 
-    tool: str
+    tool: OfficialTool
     inputs: dict[str, Path]
     subjects: tuple[str, ...]
     limit_s: float
@@ -154,7 +154,9 @@ class OfficialTools:
             pass
         return tuple(result for future in self._results for result in future.result())
 
-    def _start(self, tool: str, inputs: Mapping[str, Path], subjects: tuple[str, ...], logs: int | None = None) -> None:
+    def _start(
+        self, tool: OfficialTool, inputs: Mapping[str, Path], subjects: tuple[str, ...], logs: int | None = None
+    ) -> None:
         limit_s = self._timeout_s * max(1, len(inputs) if logs is None else logs)
         job = _Job(tool, {name: path.absolute() for name, path in inputs.items()}, subjects, limit_s)
         self._results.append(self._threads.submit(self._run, job))

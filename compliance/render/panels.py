@@ -195,10 +195,10 @@ def rcp_rows(axes: Axes, olympic: float | None, tests: Sequence[tuple[str, RcpTe
 
 def usable_rates(run: RunSummary) -> tuple[Floats, Floats, Floats]:
     """Samples, logged and expected rates; NaN where no rate is expected. Absurd points are left out."""
-    x, logged = np.array(run.rates_logged.samples, float), np.array(run.rates_logged.values, float)
+    x, logged = np.array(run.logged_learning_rates.samples, float), np.array(run.logged_learning_rates.values, float)
     expected = np.full(len(x), np.nan)
-    known = min(len(x), len(run.rates_expected.values))
-    expected[:known] = run.rates_expected.values[:known]
+    known = min(len(x), len(run.expected_learning_rates.values))
+    expected[:known] = run.expected_learning_rates.values[:known]
     kept = (x >= 0) & (x <= MOST_SAMPLES) & (np.abs(logged) <= MOST_VALUE)
     return x[kept], logged[kept], expected[kept]
 

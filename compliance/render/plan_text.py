@@ -1,4 +1,4 @@
-"""A plan as text, for whoever tunes."""
+"""A plan, as text for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .terminal import Block, Line, Table, draw
 
 
 def plan_text(plan: Plan, width: int = 100) -> str:
-    """The plan for a terminal of this width, ending in a newline."""
+    """Return the plan as lines of at most ``width`` columns, ending in a newline."""
     return draw(_blocks(plan), width)
 
 
@@ -18,23 +18,21 @@ def _blocks(plan: Plan) -> Iterator[Block]:
     yield Line(f"Global batch size {plan.gbs}, ruleset {plan.ruleset}: an evaluation {interval}")
     yield Line()
     yield Line("Layouts on 8-GPU nodes")
-    layouts = [(each.micro_batch, each.data_parallel, each.accumulation) for each in plan.layouts]
+    layouts = [(each.micro_batch, each.data_parallel, each.accumulation) for each in plan.accumulation]
     rows = tuple(tuple(map(str, sizes)) for sizes in layouts)
     yield Table((">micro batch", ">data parallel", ">accumulation"), rows)
     yield Line()
     yield Line("Samples to target, by the reference convergence points (RCP)")
     tests = (("pruned", plan.rcp.pruned), ("full", plan.rcp.full))
-    bounds = tuple((name, test.kind, _samples(test.mean), _samples(test.minimum)) for name, test in tests)
+    bounds = tuple((name, test.kind, _samples(test.mean), _samples(test.min)) for name, test in tests)
     yield Table(("test", "point", ">RCP mean", ">least accepted mean"), bounds)
     yield Line()
-    yield Line("Published rates, and where from")
+    yield Line("Published rates and their sources")
     for each in plan.suggested:
-        yield Line(
-            f"GBS {each.gbs}: {each.learning_rate:g}, warm-up {each.warmup_steps} steps; {each.source}", indent=2
-        )
+        setting = f"{each.learning_rate:g}, warm-up {each.warmup_steps} steps"
+        yield Line(f"GBS {each.gbs}: {setting}; {each.source}", indent=2)
     yield Line()
-    pruned = plan.bootstrap.pruned
-    risk = "not known" if pruned is None else f"{100 * pruned.probability:.3g} %"
+    risk = "not known" if plan.probability_of_failing is None else f"{100 * plan.probability_of_failing:.3g} %"
     yield Line(f"Chance that ten runs of the reference itself fail the pruned test: {risk}")
     yield Line(plan.bootstrap.note, indent=2)
 

@@ -49,9 +49,9 @@ from compliance.findings import (
     Variance,
     Verdict,
 )
-from compliance.render import document as document_module
 from compliance.render import figures, panels
-from compliance.render.document import document
+from compliance.render import report_file as document_module
+from compliance.render.report_file import report_file as document
 from tests.support.paths import ROOT
 
 KINDS: tuple[Literal["html", "md"], ...] = ("html", "md")
@@ -101,8 +101,8 @@ def made_run(index: int, evaluations: int = 19, status: Status = Status.CONVERGE
         start_ms=start,
         evaluations=tuple(points),
         train_loss=Curve(at, tuple(11.0 / (1 + s / 3e4) + 3 for s in at)),
-        rates_logged=Curve(at, rates),
-        rates_expected=Curve(at, rates),
+        logged_learning_rates=Curve(at, rates),
+        expected_learning_rates=Curve(at, rates),
         phases=tuple(phases),
         platform="MI355X",
         division="closed",
@@ -388,7 +388,7 @@ def test_the_runs_table_says_what_differs_and_the_rest_once() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_numbers_behind_the_pictures_are_in_tables(kind: Literal["html", "md"]) -> None:
     runs = list(made_set().runs)
-    runs[1] = replace(runs[1], rates_logged=Curve(runs[1].rates_logged.samples, (4e-4,) * 1000))
+    runs[1] = replace(runs[1], logged_learning_rates=Curve(runs[1].logged_learning_rates.samples, (4e-4,) * 1000))
     tables = page(made_report(made_set(runs)), kind).tables
     numbers = next(table for table in tables if "Largest rate" in table[0])
     trained = sum(each.stop_ms - each.start_ms for each in runs[0].phases if each.name == "training") / 60_000
@@ -567,10 +567,10 @@ def test_ten_runs_with_restless_curves_stay_small() -> None:
     noise = np.random.default_rng(1)
 
     def restless(run: RunSummary) -> RunSummary:
-        at = run.rates_logged.samples
+        at = run.logged_learning_rates.samples
         wild = tuple((8e-4 * noise.random(len(at))).tolist())
-        tame = replace(run, rates_logged=Curve(at, wild))
-        return replace(tame, rates_expected=Curve(at, tuple((8e-4 * noise.random(len(at))).tolist())))
+        tame = replace(run, logged_learning_rates=Curve(at, wild))
+        return replace(tame, expected_learning_rates=Curve(at, tuple((8e-4 * noise.random(len(at))).tolist())))
 
     report = made_report(made_set([restless(run) for run in made_set().runs]))
     assert len(document(report, "html").encode()) < 2_000_000
@@ -703,16 +703,16 @@ def test_samples_without_a_reference_or_a_score() -> None:
 
 def test_rates_show_the_logged_the_expected_and_how_far_they_differ() -> None:
     result = made_set([made_run(0), made_run(1)])
-    at, values = result.runs[1].rates_logged.samples, result.runs[1].rates_logged.values
+    at, values = result.runs[1].logged_learning_rates.samples, result.runs[1].logged_learning_rates.values
     off = replace(
         result.runs[1],
-        rates_logged=Curve(at, tuple(v * 1.25 if x > 1e5 else v for x, v in zip(at, values, strict=True))),
+        logged_learning_rates=Curve(at, tuple(v * 1.25 if x > 1e5 else v for x, v in zip(at, values, strict=True))),
     )
     figure = drawn(figures.rates, replace(result, runs=(result.runs[0], off)))
     warm_up, whole, warm_up_difference, difference = figure.axes
     assert warm_up.get_xlim() == (0, 2 * 128 * GBS)
     assert whole.get_xlim() == (0, 233_472)
-    assert labelled(whole)["2"] == (list(at), list(off.rates_logged.values))
+    assert labelled(whole)["2"] == (list(at), list(off.logged_learning_rates.values))
     expected = [line for line in whole.get_lines() if not str(line.get_label()).isdigit()]
     assert [ys(line) for line in expected] == [list(values)] * 2
     assert set(labelled(difference)["1"][1]) == {panels.RATE_FLOOR}
@@ -727,7 +727,7 @@ def test_rates_show_the_logged_the_expected_and_how_far_they_differ() -> None:
 def test_the_floor_of_the_differences_hides_none() -> None:
     at, expected = (32.0, 64.0, 96.0), (8e-4, 8e-4, 0.0)
     logged = (8e-4, math.nextafter(8e-4, 1), 5e-324)
-    run = replace(made_run(0), rates_logged=Curve(at, logged), rates_expected=Curve(at, expected))
+    run = replace(made_run(0), logged_learning_rates=Curve(at, logged), expected_learning_rates=Curve(at, expected))
     one = SetResult("", (run,), None, None, None)
     (_, difference) = drawn(figures.rates, one).axes
     equal, smallest, beside_zero = labelled(difference)["1"][1]
@@ -736,7 +736,7 @@ def test_the_floor_of_the_differences_hides_none() -> None:
 
 
 def test_rates_without_an_expected_schedule() -> None:
-    run = replace(made_run(0), rates_expected=NOWHERE)
+    run = replace(made_run(0), expected_learning_rates=NOWHERE)
     figure = Figure()
     alternative = figures.rates(figure, SetResult("", (run,), None, None, None))
     assert alternative.endswith("by run: - in 1.")
@@ -849,8 +849,8 @@ def spoilt(value: float) -> RunSummary:
         samples_to_target=whole,
         global_batch_size=whole,
         warmup_steps=whole,
-        rates_logged=Curve((value, 32.0), (value, 8e-4)),
-        rates_expected=Curve((value, 32.0), (value, 8e-4)),
+        logged_learning_rates=Curve((value, 32.0), (value, 8e-4)),
+        expected_learning_rates=Curve((value, 32.0), (value, 8e-4)),
         phases=(Phase("training", value, value), Phase("init", 0.0, value), Phase("odd", 0.0, 1.0)),
         seed=whole,
     )
@@ -861,7 +861,7 @@ def empty_run() -> RunSummary:
         ("seed", "global_batch_size", "learning_rate", "warmup_steps", "samples_to_target", "minutes", "start_ms",
          "minutes_to_target", "first_eval_loss", "final_eval_loss", "platform", "division", "organisation")
     )  # fmt: skip
-    curves = dict.fromkeys(("train_loss", "rates_logged", "rates_expected"), NOWHERE)
+    curves = dict.fromkeys(("train_loss", "logged_learning_rates", "expected_learning_rates"), NOWHERE)
     changed: dict[str, Any] = {**nothing, **curves, "evaluations": (), "phases": (), "status": Status.INVALID}
     return replace(made_run(0), **changed)
 
@@ -871,8 +871,8 @@ DEGENERATE: dict[str, tuple[SetResult, ...]] = {
     "no run": (SetResult("", (), None, None, None),),
     "an empty run": (SetResult("", (empty_run(),), None, None, None),),
     "an empty run beside others": (made_set([empty_run(), made_run(0)]),),
-    "one point": (SetResult("", (replace(made_run(0, 1), rates_logged=Curve((0.0,), (0.0,)),
-                                         rates_expected=Curve((0.0,), (0.0,))),), None, None, None),),
+    "one point": (SetResult("", (replace(made_run(0, 1), logged_learning_rates=Curve((0.0,), (0.0,)),
+                                         expected_learning_rates=Curve((0.0,), (0.0,))),), None, None, None),),
     "losses of twenty": (made_set([replace(made_run(0), evaluations=(Evaluation(INTERVAL, 20.0, 0.0, 1),))] * 2),),
     "other letters": (made_set([replace(made_run(0), file="x/日本\u0007\U0001f600$x_{1$.txt")] * 2),),
     **{f"all {value}": (made_set([spoilt(value), made_run(1)]),) for value in BAD_NUMBERS},
@@ -897,7 +897,7 @@ def test_what_no_axis_can_show_is_not_drawn() -> None:
     absurd = (Evaluation(10**15, 3.5, 0.0, 1), Evaluation(-1, 3.5, 0.0, 1), Evaluation(INTERVAL, 1e9, 0.0, 1))
     rates = Curve((32.0, 1e15, 64.0), (1e-4, 1e-4, 1e12))
     result = SetResult(
-        "", (replace(run, evaluations=(*run.evaluations, *absurd), rates_logged=rates),), None, None, None
+        "", (replace(run, evaluations=(*run.evaluations, *absurd), logged_learning_rates=rates),), None, None, None
     )
     assert labelled(drawn(figures.losses, result).axes[0])["1"][0] == [n * INTERVAL for n in range(1, 20)]
     assert labelled(drawn(figures.rates, result).axes[0])["1"][0] == [32.0]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import compliance
 from compliance.check import Options, check_run, check_set
+from compliance.documents import report_document, to_json
 from compliance.findings import Report, Verdict
-from compliance.render.document import document
-from compliance.render.json_report import json_report
 from compliance.render.junit_report import junit_report
+from compliance.render.report_file import report_file
 from compliance.render.text_report import text_report
 from tests.support.commands import command
 from tests.support.made_logs import MadeLog, compliant_log, compliant_set, write_set
@@ -51,7 +51,7 @@ def judge(folder: Path, content: bytes) -> Report:
     log.write_bytes(content)
     report = check_run(log, Options(official=False))
     assert report.verdict in (Verdict.PASS, Verdict.FAIL)
-    SCHEMA.validate(json.loads(json_report(report)))
+    SCHEMA.validate(json.loads(to_json(report_document(report))))
     assert text_report(report)
     assert junit_report(report)
     return report
@@ -112,9 +112,9 @@ def test_any_value_in_a_set_and_its_document(tmp_path: Path, data: st.DataObject
             record[part] = data.draw(JSON if part == "value" else st.integers(1, 10**13))
     write_set(tmp_path, logs)
     report = check_set([tmp_path], Options(official=False, runs=3))
-    SCHEMA.validate(json.loads(json_report(report)))
+    SCHEMA.validate(json.loads(to_json(report_document(report))))
     assert text_report(report) and junit_report(report)
-    assert document(report, data.draw(st.sampled_from(["html", "md"])))  # its charts are most of the time
+    assert report_file(report, data.draw(st.sampled_from(["html", "md"])))  # its charts are most of the time
 
 
 SET = compliant_set(64, runs=3, steps_between_train_loss=192)

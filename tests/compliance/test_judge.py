@@ -209,7 +209,7 @@ def test_the_summary_of_what_is_no_run() -> None:
     found = judged(b"nothing")
     assert fired(found.findings) == {"file-empty"}
     known = {name: value for name, value in dataclasses.asdict(found.summary).items() if value not in (None, ())}
-    assert known.pop("train_loss") == known.pop("rates_logged") == known.pop("rates_expected")
+    assert known.pop("train_loss") == known.pop("logged_learning_rates") == known.pop("expected_learning_rates")
     assert known == {"file": "result_0.txt", "status": Status.INVALID, "target": 3.34}
 
 
@@ -240,14 +240,14 @@ def test_a_success_whose_evaluations_cannot_be_read_did_not_converge() -> None:
     assert (found.summary.samples_to_target, found.summary.final_eval_loss) == (None, None)
 
 
-def test_rates_expected_are_those_of_the_reading_that_fits() -> None:
+def test_expected_learning_rates_are_those_of_the_reading_that_fits() -> None:
     for convention in ("after", "before"):
         summary = judged(compliant_log(16, convention=convention)).summary
         # The ends of the cosine differ by 1e-9 and more after some thousand steps.
-        assert summary.rates_expected.values == pytest.approx(summary.rates_logged.values, rel=1e-13)
-        assert summary.rates_expected.samples == summary.rates_logged.samples
-    assert judged(compliant_log(64).set("global_batch_size", 0)).summary.rates_expected.values == ()
-    assert judged(compliant_log(64).set("opt_base_learning_rate", None)).summary.rates_expected.values == ()
+        assert summary.expected_learning_rates.values == pytest.approx(summary.logged_learning_rates.values, rel=1e-13)
+        assert summary.expected_learning_rates.samples == summary.logged_learning_rates.samples
+    assert judged(compliant_log(64).set("global_batch_size", 0)).summary.expected_learning_rates.values == ()
+    assert judged(compliant_log(64).set("opt_base_learning_rate", None)).summary.expected_learning_rates.values == ()
 
 
 def test_curves_hold_what_can_be_drawn() -> None:
@@ -264,12 +264,12 @@ def test_curves_hold_what_can_be_drawn() -> None:
     rates = [each for n, each in enumerate(records) if n not in (3, 4, 5, 6)]
     assert list(summary.train_loss.values) == [each["value"] for each in losses]
     assert list(summary.train_loss.samples) == [each["metadata"]["samples_count"] for each in losses]
-    assert list(summary.rates_logged.values) == [each["metadata"]["lr"] for each in rates]
-    assert len(summary.rates_expected.values) == len(rates)
+    assert list(summary.logged_learning_rates.values) == [each["metadata"]["lr"] for each in rates]
+    assert len(summary.expected_learning_rates.values) == len(rates)
     for record in records:
         record["metadata"].pop("lr", None)
     bare = judged(log).summary
-    assert bare.rates_logged.values == bare.rates_expected.values == ()
+    assert bare.logged_learning_rates.values == bare.expected_learning_rates.values == ()
 
 
 @pytest.mark.parametrize(("count", "points"), [(999, 999), (1000, 1000), (1001, 501), (2000, 1000), (2001, 667)])
@@ -501,7 +501,7 @@ def test_a_set_of_any_ruleset_is_tested_by_its_own_points(monkeypatch: pytest.Mo
     def remember(batch: int, mean: float | None, ruleset: str) -> None:
         asked.append((batch, mean, ruleset))
 
-    monkeypatch.setattr("compliance.judge.rcp.test", remember)
+    monkeypatch.setattr("compliance.judge.rcp.check_convergence", remember)
     for ruleset in ("6.0.0", "6.1.0"):
         judge_set([judged(log) for log in compliant_set(64)[:3]], ruleset)
     assert [(batch, ruleset) for batch, _, ruleset in asked] == [(64, "6.0.0"), (64, "6.1.0")]
@@ -896,7 +896,7 @@ def test_a_terminal_has_colour_unless_it_asks_for_none(
 def test_what_an_output_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", newline="\n"))
-    cli._write("a\u00e9\n")
+    cli._print("a\u00e9\n")
     sys.stdout.flush()
     assert raw.getvalue() == b"a\\xe9\n"
 

@@ -631,7 +631,7 @@ def test_the_summary_holds_what_the_log_says() -> None:
     assert [each.samples for each in summary.evaluations] == [
         record["metadata"]["samples_count"] for record in log.all("eval_accuracy")
     ]
-    assert summary.rates_logged.values == pytest.approx(summary.rates_expected.values, rel=1e-9)
+    assert summary.logged_learning_rates.values == pytest.approx(summary.expected_learning_rates.values, rel=1e-9)
     assert {phase.name for phase in summary.phases} == {"init", "training", "evaluation"}
 
 

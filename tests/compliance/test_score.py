@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlperf_logging.result_summarizer.result_summarizer import _compute_olympic_average
 
 from compliance.findings import Spread
-from compliance.score import median_window, normalization, olympic_mean, spread, variance
+from compliance.score import median_window, normalization_factor, olympic_mean, spread, variance
 
 MINUTES = st.floats(1.0, 1e4, allow_nan=False)
 # Few distinct values, so that windows tie.
@@ -95,7 +95,7 @@ def test_equal_starts_keep_their_order() -> None:
 
 
 def test_median_window_refuses() -> None:
-    with pytest.raises(ValueError, match="holds 10 runs, got 9"):
+    with pytest.raises(ValueError, match="10 runs, got 9"):
         median_window([0.0] * 9, [1.0] * 9)
     with pytest.raises(ValueError, match="11 starts and 10 minutes"):
         median_window([0.0] * 11, [1.0] * 10)
@@ -197,6 +197,8 @@ def test_an_unknown_step_is_not_stated(gbs: int | None) -> None:
     assert "steps" not in result.definition
 
 
-def test_normalization_is_at_least_one() -> None:
+def test_the_normalization_factor_is_at_least_one() -> None:
     for reference, submission in itertools.product((100.0, 150.0), repeat=2):
-        assert normalization(reference, submission) == (1.5 if (reference, submission) == (150.0, 100.0) else 1.0)
+        assert normalization_factor(reference, submission) == (
+            1.5 if (reference, submission) == (150.0, 100.0) else 1.0
+        )

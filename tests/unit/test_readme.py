@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from compliance.cli import ExitCode as JudgingExitCode
-from compliance.cli import rules_table
+from compliance.render.rules_text import rules_table
 from compliance.rules import ALL_RULES
 from data_scripts.errors import ExitCode as DataExitCode
 from gptoss20b.config import settings

@@ -68,7 +68,7 @@ PICTURES: tuple[tuple[figures.Draw, str, str], ...] = (
 )
 
 
-def document(report: Report, kind: Literal["html", "md"], generated: str | None = None) -> str:
+def report_file(report: Report, kind: Literal["html", "md"], generated: str | None = None) -> str:
     """The report as one file's text; the same text for the same report.
 
     Args:

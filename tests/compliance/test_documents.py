@@ -1,0 +1,256 @@
+"""JSON documents: their values, their schemas, and that every report makes valid JSON."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+import compliance
+from compliance.benchmark import RULESETS
+from compliance.documents import DOCUMENTS, report_document, to_json
+from compliance.findings import (
+    OfficialTool,
+    OfficialVerdict,
+    RcpKind,
+    Report,
+    RunOutcome,
+    Severity,
+    Status,
+    Verdict,
+)
+from compliance.plan import make_plan
+from tests.support.commands import command
+from tests.support.made_reports import (
+    ANY_REPORT,
+    FOLDER,
+    failing_report,
+    made_finding,
+    made_report,
+    made_run,
+    made_set,
+    passing_report,
+)
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    name: json.loads((Path(compliance.__file__).parent / f"{name}.schema.json").read_text(encoding="utf-8"))
+    for name in DOCUMENTS
+}
+
+
+def document(report: Report) -> dict[str, Any]:
+    """Return the report's JSON, read by the rules of RFC 8259."""
+    parsed: dict[str, Any] = json.loads(to_json(report_document(report)), parse_constant=pytest.fail)
+    return parsed
+
+
+def plan_document() -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(to_json(make_plan(16, "6.1.0", draws=50)))
+    return parsed
+
+
+def is_valid(instance: object, name: str = "report") -> bool:
+    return bool(Draft202012Validator(SCHEMAS[name]).is_valid(instance))
+
+
+# The documents
+
+
+def test_a_report_has_the_promised_keys_and_values() -> None:
+    made = document(failing_report())
+    assert list(made) == [
+        "schema_version", "command", "verdict", "ruleset", "tool", "options", "findings", "runs", "score", "variance",
+        "rcp", "sets", "official",
+    ]  # fmt: skip
+    assert [made[key] for key in list(made)[:4]] == [2, "check-set", "fail", "6.1.0"]
+    assert made["findings"][0] == {
+        "rule": "benchmark-name",
+        "severity": "error",
+        "message": "the benchmark's name is spelt with underscores",
+        "file": f"{FOLDER}/result_0.txt",
+        "line": 27,
+        "expected": "gpt_oss_20b",
+        "got": "'gpt-oss-20b'",
+        "citation": "closed_gpt_oss_20b.yaml",
+    }
+    assert made["options"] == {"runs": 10, "cv_limit": 5.0, "strict": False, "system": None}
+    assert made["tool"]["mlperf-logging"] == "4.1.68"
+    assert made["official"]["verdict"] == "timeout"
+    assert made["official"]["divergences"][0]["official"] == "pass"
+    assert made["official"]["results"][0]["messages"] == ["submission_benchmark: gpt-oss-20b not known"]
+    assert made["rcp"]["pruned"]["margin_samples"] == 10751.223749
+    assert made["variance"]["samples"]["quantum"] == 12_288
+    assert made["variance"]["minutes"]["quantum"] is None
+    assert made["sets"][0]["eval_interval_samples"] == 12_288
+    assert is_valid(made)
+
+
+def test_a_report_has_each_run_without_its_curves() -> None:
+    made = document(passing_report())["runs"]
+    assert list(made[0]) == [field.name for field in fields(RunOutcome)]
+    assert {"train_loss", "phases"}.isdisjoint(made[0])
+    assert [run["seed"] for run in made] == [1000 + 7 * number for number in range(10)]
+    (last, expected) = made[1]["evaluations"][-1], made_run(1, 18).evaluations[-1]
+    assert last == {"samples": 221_184, "loss": expected.loss, "time_ms": expected.time_ms, "line": 1800}
+
+
+def test_the_score_of_a_report_is_that_of_the_only_set() -> None:
+    one, two = made_set(), made_set(name="results/other/gpt_oss_20b", score=None)
+    figures = ("score", "variance", "rcp")
+    alone = document(made_report(one))
+    assert one.score is not None and alone["score"]["olympic_minutes"] == one.score.olympic_minutes
+    assert [alone[key] for key in figures] == [alone["sets"][0][key] for key in figures]
+    both = document(made_report(one, two))
+    assert [both[key] for key in figures] == [None] * 3
+    assert [each["name"] for each in both["sets"]] == [one.name, two.name]
+    assert both["sets"][1]["files"] == [run.file for run in two.runs]
+    assert both["sets"][0]["score"] == alone["score"]
+    assert len(both["runs"]) == 20
+    none = document(made_report(verdict=Verdict.ERROR))
+    assert [none[key] for key in (*figures, "runs", "sets", "official")] == [None, None, None, [], [], None]
+    assert is_valid(none)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 10**400, -(10**5000)], ids=range(5))
+def test_a_number_that_json_cannot_hold_is_null(number: float) -> None:
+    run = made_run(0, minutes=number, seed=10**400)
+    made = document(made_report(made_set([run, made_run(1)]), options={"cv_limit": number}))
+    assert made["runs"][0]["minutes"] is made["runs"][0]["seed"] is made["options"]["cv_limit"] is None
+    assert made["runs"][0]["minutes_to_target"] == run.minutes_to_target
+
+
+def test_the_largest_numbers_of_a_double_are_kept() -> None:
+    run = made_run(0, seed=2**63 - 1, minutes=1.7e308)
+    made = document(made_report(made_set([run, made_run(1)])))["runs"][0]
+    assert (made["seed"], made["minutes"]) == (2**63 - 1, 1.7e308)
+
+
+def test_json_is_ascii_and_has_no_lone_surrogate() -> None:
+    name = "caf\udce9/\x1b[2J\x00\x7f\u2028漢\ud83d\ude00"
+    text = to_json(report_document(made_report(findings=(made_finding(file=name),), options={name: name})))
+    assert re.fullmatch(r"[ -~\n]+", text) and text.endswith("}\n")
+    readable = "caf\\udce9/\x1b[2J\x00\x7f\u2028漢\\ud83d\\ude00"
+    made = json.loads(text)
+    assert made["findings"][0]["file"] == readable
+    assert made["options"] == {readable: readable}
+
+
+@settings(max_examples=100, deadline=None)
+@given(ANY_REPORT)
+def test_any_report_is_valid_by_its_schema(report: Report) -> None:
+    text = to_json(report_document(report))
+    assert re.fullmatch(r"[ -~\n]+", text)
+    made = json.loads(text, parse_constant=pytest.fail)
+    Draft202012Validator(SCHEMAS["report"]).validate(made)
+    json.dumps(made, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    assert to_json(report_document(copy.deepcopy(report))) == text
+
+
+@pytest.mark.parametrize("gbs", [1, 16, 24, 32, 48, 64, 65, 4096])
+@pytest.mark.parametrize("ruleset", RULESETS)
+def test_any_plan_is_valid_by_its_schema(gbs: int, ruleset: str) -> None:
+    made = json.loads(to_json(make_plan(gbs, ruleset, draws=50)))
+    Draft202012Validator(SCHEMAS["plan"]).validate(made)
+    assert (made["gbs"], made["ruleset"]) == (gbs, ruleset)
+    assert (made["probability_of_failing"] is None) == (gbs > 64)
+
+
+# The schemas
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_committed_schema_is_the_generated_one(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = command(capsys, "schema", name)
+    assert (printed.status, printed.err) == (0, "")
+    assert json.loads(printed.out) == SCHEMAS[name], f"run: python -m compliance schema {name} > NAME.schema.json"
+
+
+def objects(schema: object) -> Iterator[dict[str, Any]]:
+    """Yield every schema of an object inside a schema."""
+    if isinstance(schema, dict) and schema.get("type") == "object":
+        yield schema
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from objects(part)
+
+
+@pytest.mark.parametrize(("name", "maps"), [("report", 2), ("plan", 0), ("comparison", 0)])
+def test_schemas_are_strict_and_describe_every_key(name: str, maps: int) -> None:
+    schema = SCHEMAS[name]
+    Draft202012Validator.check_schema(schema)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    found = list(objects(schema))
+    # Only names of packages and options are free.
+    assert sum("properties" not in each for each in found) == maps
+    for each in (each for each in found if "properties" in each):
+        assert each["additionalProperties"] is False
+        assert each["required"] == list(each["properties"])
+        assert each["description"] and all(field["description"] for field in each["properties"].values())
+        assert "None" not in json.dumps(each)
+
+
+def test_schemas_list_every_choice() -> None:
+    definitions = SCHEMAS["report"]["$defs"]
+    choices = {name: definitions[name]["enum"] for name in ("Verdict", "Ruleset", "Severity", "Status")}
+    assert choices == {
+        "Verdict": list(Verdict), "Ruleset": list(RULESETS), "Severity": list(Severity), "Status": list(Status),
+    }  # fmt: skip
+    result = definitions["OfficialResult"]["properties"]
+    assert result["tool"]["enum"] == list(get_args(OfficialTool))
+    assert result["verdict"]["enum"] == list(get_args(OfficialVerdict))
+    assert definitions["RcpTest"]["properties"]["kind"]["enum"] == list(get_args(RcpKind))
+
+
+Break = Callable[[dict[str, Any]], object]
+WRONG_REPORTS: dict[str, Break] = {
+    "another version": lambda made: made.update(schema_version=1),
+    "unknown key": lambda made: made.update(extra=1),
+    "no official": lambda made: made.pop("official"),
+    "unknown ruleset": lambda made: made.update(ruleset="5.1.0"),
+    "version that is a number": lambda made: made["tool"].update(python=3.11),
+    "option that is a list": lambda made: made["options"].update(runs=[10]),
+    "line zero": lambda made: made["findings"][0].update(line=0),
+    "finding without citation": lambda made: made["findings"][0].pop("citation"),
+    "fractional samples": lambda made: made["runs"][0].update(samples_to_target=1.5),
+    "curves": lambda made: made["runs"][0].update(train_loss=[]),
+    "evaluation without a line": lambda made: made["runs"][0]["evaluations"][0].pop("line"),
+    "normalization below one": lambda made: made["score"].update(normalization=0.99),
+    "three dropped": lambda made: made["score"].update(dropped=["a", "b", "c"]),
+    "negative deviation": lambda made: made["variance"]["samples"].update(sd=-1),
+    "spread of one": lambda made: made["variance"]["samples"].update(runs=1),
+    "unknown kind": lambda made: made["rcp"]["pruned"].update(kind="pruned"),
+    "unknown official verdict": lambda made: made["official"].update(verdict="ok"),
+    "negative time": lambda made: made["official"]["results"][0].update(seconds=-1),
+}
+WRONG_PLANS: dict[str, Break] = {
+    "unknown key": lambda made: made.update(extra=1),
+    "no source": lambda made: made["suggested"][0].pop("source"),
+    "batch size 0": lambda made: made.update(gbs=0),
+    "interval too short": lambda made: made.update(eval_interval_samples=12_287),
+    "no layout": lambda made: made.update(accumulation=[]),
+    "probability above 1": lambda made: made.update(probability_of_failing=1.01),
+    "estimate above 1": lambda made: made["bootstrap"]["full"].update(probability=1.01),
+    "learning rate 0": lambda made: made["suggested"][0].update(learning_rate=0),
+}
+
+
+@pytest.mark.parametrize("breaks", WRONG_REPORTS.values(), ids=list(WRONG_REPORTS))
+def test_the_schema_refuses_a_wrong_report(breaks: Break) -> None:
+    made = document(failing_report())
+    breaks(made)
+    assert not is_valid(made)
+
+
+@pytest.mark.parametrize("breaks", WRONG_PLANS.values(), ids=list(WRONG_PLANS))
+def test_the_schema_refuses_a_wrong_plan(breaks: Break) -> None:
+    made = plan_document()
+    assert is_valid(made, "plan")
+    breaks(made)
+    assert not is_valid(made, "plan")

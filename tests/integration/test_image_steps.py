@@ -1,7 +1,7 @@
-"""The image without a container engine: the Dockerfile's own steps, in folders that stand for those of the image.
+"""Execute the Dockerfile's steps without a container engine, in folders that stand for those of the image.
 
-A copy of this interpreter that sees torch and what torch brings, and nothing else, stands for the base image. What a
-container alone can do is listed below, with the reason.
+The base image is a copy of this interpreter that sees only torch and its dependencies. IN_A_CONTAINER_ONLY lists the
+steps that are skipped.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-from tests.support.dockerfile import Ignored, assignments, instructions, sent, substitute
+from tests.support import fake_pip
+from tests.support.dockerfile import DockerIgnore, parse_assignments, parse_dockerfile, substitute
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -31,30 +32,30 @@ pytestmark = pytest.mark.slow
 COMMIT = "0123456789abcdef0123456789abcdef01234567-dirty"
 # RUN steps that need a container, by their first word.
 IN_A_CONTAINER_ONLY = {"useradd": "it changes the users of the machine"}
-# Folders of the image that stand elsewhere here.
-MOVED = ("/opt/gptoss20b", "/workspace/gptoss20b", "/home/gptoss20b")
-# A user that no line in /etc/passwd knows.
-STRANGER = 12345
-BASE_HAS = ("torch", "numpy", "setuptools", "pip")
+# Folders of the image, which are under another root here.
+IMAGE_FOLDERS = ("/opt/gptoss20b", "/workspace/gptoss20b", "/home/gptoss20b")
+# A user id without an entry in /etc/passwd.
+UNKNOWN_USER = 12345
+BASE_PACKAGES = ("torch", "numpy", "setuptools", "pip")
 
 
 @dataclass
-class Built:
-    """An image as far as it is folders: where they are, its environment, and what its RUN steps did."""
+class Image:
+    """A built image: its root folder, its environment, and the RUN steps that were executed or skipped."""
 
     root: Path
     environment: dict[str, str]
-    entry: list[str]
-    workdir: str = ""
+    entry: list[str] = field(default_factory=list)
+    workdir: str = "/"
     user: str = "0"
-    ran: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    executed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     output: str = ""
 
     def run(self, command: list[str], user: int | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as the image's environment has it, and as another user where this one may become one."""
-        # A container that is started by root with --user has no groups of root.
-        identity = {} if user is None or os.getuid() != 0 else {"user": user, "group": user, "extra_groups": []}
+        """Run a command in the image's environment, as another user if this process is root."""
+        # Like a container that root starts with --user, which has none of root's groups.
+        identity: dict[str, Any] = {"user": user, "group": user, "extra_groups": []}
         return subprocess.run(
             command,
             cwd=self.workdir,
@@ -63,16 +64,16 @@ class Built:
             text=True,
             timeout=500,
             check=False,
-            **identity,  # type: ignore[call-overload]
+            **identity if user is not None and os.getuid() == 0 else {},
         )
 
     def start(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """What `docker run --user 12345:12345 IMAGE COMMAND` does."""
-        return self.run([*self.entry, *command], user=STRANGER, **more)
+        """Run a command like `docker run --user 12345:12345 IMAGE COMMAND`."""
+        return self.run([*self.entry, *command], user=UNKNOWN_USER, **more)
 
 
-def base_python(folder: Path) -> Path:
-    """A copy of this interpreter with pip, torch and what torch brings, for every user; the folder of its python3."""
+def make_base_python(folder: Path) -> Path:
+    """Copy this interpreter, with pip and torch, so that every user can run it. Return the folder of its python3."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     origin = Path(sys.base_prefix) / "lib"
     unneeded = shutil.ignore_patterns("test", "tests", "idlelib", "site-packages", "dist-packages", "config-*")
@@ -83,65 +84,43 @@ def base_python(folder: Path) -> Path:
     shutil.copy(Path(sys.executable).resolve(), folder / "bin" / "python3")
     packages = folder / "lib" / version / "site-packages"
     packages.mkdir()
-    for entry in entries_of(closure(BASE_HAS)):
-        (packages / entry.name).symlink_to(entry)
-    if torch.version.cuda or torch.version.hip:  # such a base has it, and these tests may not
+    fake_pip.link(fake_pip.with_dependencies(BASE_PACKAGES), packages)
+    if torch.version.cuda or torch.version.hip:  # a base for GPUs has Transformer Engine, this machine may not
         (packages / "transformer_engine-0.dist-info").mkdir()
         (packages / "transformer_engine-0.dist-info" / "METADATA").write_text("Name: transformer-engine\nVersion: 0\n")
     return folder / "bin"
 
 
-def closure(names: tuple[str, ...]) -> set[str]:
-    """The installed packages that the named ones need, and they themselves."""
-    found: set[str] = set()
-    waiting = [canonicalize_name(name) for name in names]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        try:
-            needs = map(Requirement, importlib.metadata.requires(name) or [])
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        found.add(name)
-        waiting += [canonicalize_name(need.name) for need in needs if need.marker is None or need.marker.evaluate()]
-    return found
+def dockerfile(root: Path) -> str:
+    """Return the Dockerfile with the image's folders under another root."""
+    text = (ROOT / "Dockerfile").read_text()
+    for folder in IMAGE_FOLDERS:
+        text = text.replace(folder, f"{root}{folder}")
+    return text
 
 
-def entries_of(names: set[str]) -> set[Path]:
-    """The files and folders of packages, directly under site-packages."""
-    found = set()
-    for name in names:
-        package = importlib.metadata.distribution(name)
-        for file in package.files or ():
-            if file.parts[0] not in {"..", "__pycache__"} and not file.name.endswith("-nspkg.pth"):
-                found.add(Path(str(package.locate_file(file.parts[0]))))
-    return found
-
-
-def build(root: Path, base: dict[str, str]) -> Built:
-    """Carry out the Dockerfile over a base image's environment."""
-    steps = instructions(moved((ROOT / "Dockerfile").read_text(), root))
-    image = Built(root, dict(base), [])
-    arguments = {"GIT_COMMIT": COMMIT}
-    context = sent(ROOT, Ignored((ROOT / ".dockerignore").read_text()))
-    declared: dict[str, str] = {}
-    for step in steps:
-        known = {**declared, **image.environment}
+def build(root: Path, base: dict[str, str]) -> Image:
+    """Execute the Dockerfile in the environment of a base image."""
+    image = Image(root, dict(base))
+    context = DockerIgnore((ROOT / ".dockerignore").read_text()).context(ROOT)
+    arguments: dict[str, str] = {}
+    for step in parse_dockerfile(dockerfile(root)):
+        variables = {**arguments, **image.environment}
         if step.keyword == "ARG":
             name, _, default = step.value.partition("=")
-            declared[name] = arguments.get(name, default)
+            arguments[name] = COMMIT if name == "GIT_COMMIT" else default
         elif step.keyword == "ENV":
-            image.environment |= {name: substitute(value, known) for name, value in assignments(step.value)}
+            pairs = parse_assignments(step.value)
+            image.environment |= {name: substitute(value, variables) for name, value in pairs}
         elif step.keyword == "WORKDIR":
-            image.workdir = substitute(step.value, known)
+            image.workdir = substitute(step.value, variables)
             Path(image.workdir).mkdir(parents=True)
         elif step.keyword == "USER":
             image.user = step.value
         elif step.keyword == "COPY":
-            copy(context, *step.value.split(), Path(image.workdir))
+            copy_files(context, *step.value.split(), Path(image.workdir))
         elif step.keyword == "RUN":
-            run_step(image, step.value, declared)
+            execute_run(image, step.value, arguments)
         elif step.keyword == "ENTRYPOINT":
             image.entry = json.loads(step.value)
         else:
@@ -149,97 +128,86 @@ def build(root: Path, base: dict[str, str]) -> Built:
     return image
 
 
-def moved(text: str, root: Path) -> str:
-    """The same text with the folders of the image under another root."""
-    for folder in MOVED:
-        text = text.replace(folder, f"{root}{folder}")
-    return text
-
-
-def copy(context: list[str], source: str, target: str, workdir: Path) -> None:
-    """COPY of one file or of the whole context."""
+def copy_files(context: list[str], source: str, target: str, workdir: Path) -> None:
+    """Execute COPY of one file or of the whole context."""
     names = context if source == "." else [source]
-    assert set(names) <= set(context), f"{source} is not sent"
+    assert set(names) <= set(context), f"{source} is not in the context"
     for name in names:
-        place = workdir / name if source == "." else workdir / target / Path(name).name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, place)
+        path = workdir / name if source == "." else workdir / target / Path(name).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, path)
 
 
-def run_step(image: Built, command: str, arguments: dict[str, str]) -> None:
-    """RUN by the shell, as the image's user."""
+def execute_run(image: Image, command: str, arguments: dict[str, str]) -> None:
+    """Execute RUN with the shell, as the image's user."""
     if command.split(maxsplit=1)[0] in IN_A_CONTAINER_ONLY:
-        image.left_out.append(command)
+        image.skipped.append(command)
         return
-    user = None if image.user == "0" else STRANGER
+    user = None if image.user == "0" else UNKNOWN_USER
     done = image.run(["/bin/sh", "-c", command], user=user, **arguments)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    image.ran.append(command)
+    image.executed.append(command)
     image.output += done.stdout
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    # Not pytest's own, into which no other user can look.
-    place = Path(tempfile.mkdtemp(prefix="image-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
+    # Not in pytest's folder, which other users cannot enter.
+    path = Path(tempfile.mkdtemp(prefix="image-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> dict[str, str]:
-    """The environment of the base image."""
+    """Make a base image, and return its environment."""
     probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder / "probe"), "mdurl==0.1.2"]
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        pytest.skip("no package index can be reached: pip download mdurl==0.1.2 failed")
-    programs = base_python(folder / "base")
-    given = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    # As in NVIDIA's images: a file that holds every installation to other versions, and one that each bash reads.
+        pytest.skip("no package index: pip download mdurl==0.1.2 failed")
+    programs = make_base_python(folder / "base")
+    # Like NVIDIA's images: constraints that force other versions, and a file that every bash reads.
     (folder / "constraint.txt").write_text("rich==1.0\nnumpy==1.0\n")
     (folder / "bashrc").write_text('[ -z "$PS1" ] || echo interactive\n')
-    return given | {
+    return {name: value for name, value in os.environ.items() if name.startswith("PIP_")} | {
         "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",
         "LD_LIBRARY_PATH": str(folder / "base" / "lib"),
         "PIP_CONSTRAINT": str(folder / "constraint.txt"),
         "BASH_ENV": str(folder / "bashrc"),
-        # The fake of Transformer Engine has nothing to load, which is tried where there is a GPU.
+        # With a GPU, check_packages.py would import the fake Transformer Engine, which has no module.
         "CUDA_VISIBLE_DEVICES": "-1",
         "HOME": str(folder / "root"),
     }
 
 
 @pytest.fixture(scope="module")
-def image(folder: Path, base: dict[str, str]) -> Built:
-    readable = Built(folder, base, [], workdir="/").run(["python3", "-c", "import torch"], user=STRANGER)
+def image(folder: Path, base: dict[str, str]) -> Image:
+    readable = Image(folder, base).run(["python3", "-c", "import torch"], user=UNKNOWN_USER)
     if readable.returncode != 0:
-        pytest.skip(f"another user cannot load this torch: {readable.stderr.splitlines()[-1]}")
-    before = listing(folder / "base")
+        pytest.skip(f"another user cannot import this torch: {readable.stderr.splitlines()[-1]}")
+    before = list_files(folder / "base")
     built = build(folder, base)
-    assert listing(folder / "base") == before, "a step changed the base"
+    assert list_files(folder / "base") == before, "a step changed the base"
     return built
 
 
-def listing(place: Path) -> list[tuple[str, int, int]]:
-    # Python keeps its compiled modules where it may; that is no change.
-    files = [
-        path for path in place.rglob("*") if "__pycache__" not in path.parts and (path.is_symlink() or path.is_file())
-    ]
-    return sorted((str(path), path.lstat().st_size, path.lstat().st_mtime_ns) for path in files)
+def list_files(folder: Path) -> list[tuple[str, int, int]]:
+    """Return path, size and time of all files, without the modules that Python compiles."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    stats = [(str(path), path.lstat()) for path in paths if "__pycache__" not in path.parts]
+    return sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
 
-def test_every_run_step_is_run_or_needs_a_container(image: Built) -> None:
-    steps = [step.value for step in instructions(moved((ROOT / "Dockerfile").read_text(), image.root))]
-    text = (ROOT / "Dockerfile").read_text()
-    assert len(image.ran) + len(image.left_out) == len(re.findall(r"^RUN ", text, re.MULTILINE))
-    assert set(image.ran) | set(image.left_out) <= set(steps)
-    assert [command.split()[0] for command in image.left_out] == list(IN_A_CONTAINER_ONLY)
-    assert [Path(command.split()[0]).name for command in image.ran] == [
+def test_every_run_step_is_executed_or_needs_a_container(image: Image) -> None:
+    steps = [step.value for step in parse_dockerfile(dockerfile(image.root)) if step.keyword == "RUN"]
+    assert sorted(image.executed + image.skipped) == sorted(steps)
+    assert [command.split()[0] for command in image.skipped] == list(IN_A_CONTAINER_ONLY)
+    assert [Path(command.split()[0]).name for command in image.executed] == [
         *["install_packages.sh", "check_commit.sh", "open_to_all.sh", "check_image.sh"]
     ]
 
 
-def test_the_packages_are_the_pinned_ones_over_the_base_s_torch(image: Built) -> None:
+def test_the_pinned_packages_are_installed_on_top_of_the_bases_torch(image: Image) -> None:
     versions = dict(re.findall(r"^(\S+) (\S+) \((?:base|pinned)\)$", image.output, re.MULTILINE))
     assert f"torch {importlib.metadata.version('torch')} (base)\n" in image.output
     assert f"numpy {importlib.metadata.version('numpy')} (base)\n" in image.output
@@ -255,12 +223,12 @@ def test_the_packages_are_the_pinned_ones_over_the_base_s_torch(image: Built) ->
     assert theirs.startswith(f"{image.root}/base/lib/")
 
 
-def test_a_package_whose_hash_differs_is_not_installed(folder: Path, base: dict[str, str]) -> None:
+def test_a_package_with_another_hash_is_not_installed(folder: Path, base: dict[str, str]) -> None:
     text = (ROOT / "requirements" / "container.txt").read_text()
     block = re.search(r"^mdurl==.*\n(?:    .*\n)+", text, re.MULTILINE)
     assert block is not None
     (folder / "changed.txt").write_text(re.sub(r"sha256:\w{4}", "sha256:0000", block[0]))
-    done = Built(folder, base, [], workdir="/").run(
+    done = Image(folder, base).run(
         [str(ROOT / "docker" / "install_packages.sh"), str(folder / "other"), str(folder / "changed.txt")]
     )
     assert done.returncode != 0
@@ -268,20 +236,20 @@ def test_a_package_whose_hash_differs_is_not_installed(folder: Path, base: dict[
     assert not list((folder / "other").rglob("mdurl*"))
 
 
-def test_another_user_reads_and_runs_the_code_and_changes_nothing(image: Built) -> None:
+def test_another_user_can_run_the_code_but_not_change_it(image: Image) -> None:
     if os.getuid() != 0:
-        pytest.skip("becoming another user needs root")
+        pytest.skip("running as another user needs root")
     done = image.start(
         "sh", "-c", "id -u; touch gptoss20b/x 2> /dev/null || echo no; rm -f pyproject.toml 2> /dev/null || echo no"
     )
-    assert done.stdout.split() == [str(STRANGER), "no", "no"]
+    assert done.stdout.split() == [str(UNKNOWN_USER), "no", "no"]
     done = image.start("docker/check_image.sh", "requirements/container.txt", TRITON_CACHE_DIR=f"{image.root}/base")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(f"error: {image.root}/base: not a folder that user {STRANGER} can write.")
+    assert done.stderr.startswith(f"error: {image.root}/base: user {UNKNOWN_USER} ")
     who = "import getpass, pathlib; print(getpass.getuser(), pathlib.Path.home())"
     assert image.start("python3", "-c", who).stdout == f"gptoss20b {image.root}/home/gptoss20b\n"
     assert list((image.root / "workspace" / "gptoss20b" / "gptoss20b").glob("__pycache__/cli.*.pyc"))
-    assert not list((image.root / "home" / "gptoss20b").rglob("*.json")), "the check left something in the home"
+    assert not list((image.root / "home" / "gptoss20b").rglob("*.json")), "the check wrote to the home"
 
 
 @pytest.mark.parametrize(
@@ -293,13 +261,13 @@ def test_another_user_reads_and_runs_the_code_and_changes_nothing(image: Built) 
         "python3 -m data_scripts --help",
     ],
 )
-def test_the_commands_of_the_readme_run_as_another_user(image: Built, command: str) -> None:
+def test_the_commands_of_the_readme_run_as_another_user(image: Image, command: str) -> None:
     done = image.start("bash", "-c", command)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 
 
-def test_two_ranks_train_as_another_user_and_stdout_is_the_log(image: Built) -> None:
+def test_two_ranks_train_as_another_user_and_only_the_log_is_on_stdout(image: Image) -> None:
     made = image.start("python3", "-m", "data_scripts", "sample", "data/sample")
     assert made.returncode == 0, made.stderr
     short = (
@@ -311,7 +279,7 @@ def test_two_ranks_train_as_another_user_and_stdout_is_the_log(image: Built) -> 
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert lines
-    assert all(line.startswith(":::MLLOG {") for line in lines), "something beside the log is on stdout"
+    assert all(line.startswith(":::MLLOG {") for line in lines), "there is other output on stdout"
     assert any('"key": "run_stop"' in line and '"status": "success"' in line for line in lines)
     (folder,) = (image.root / "workspace" / "gptoss20b" / "results").glob("CPU_1x2_*")
     record = json.loads((folder / "config.json").read_text())

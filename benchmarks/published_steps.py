@@ -1,8 +1,8 @@
-"""Step times that others published, and how well the model predicts one of them from another.
+"""Back-test of the scaling model: published step times, and how well the model predicts one from another.
 
-Only facts are here: layouts, seconds, and where each is from. "v6.0 logs" are the public result logs of MLPerf Training
-v6.0 (a block's `train_step_time` or time over steps, and its `validation_time`) with the layout that the submission's
-configuration or README names. None was measured by this project.
+Only facts are here: layouts, seconds, and the source of each. "v6.0 logs" are the public result logs of MLPerf Training
+v6.0 (a block's `train_step_time` or time over steps, and its `validation_time`), with the layout that the submission's
+configuration or README names. None was measured by this project. Figures and conclusions: docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from gptoss20b.tools.estimate import EstimateError
 from gptoss20b.tools.estimate.assumptions import Assumptions
 from gptoss20b.tools.estimate.scaling import evaluation_time, step_time
 
-# Of the reference model, as `info` counts them; those of the submissions differ by 0.03 %.
+# Parameters of the reference model, as `info` counts them; those of the submissions differ by 0.03 %.
 COUNTS: Mapping[str, int] = {
     "experts": 24 * 32 * 3 * 2880 * 2880,
     "embedding": 128_256 * 2880,
     "other": 20_488_418_112 - (24 * 32 * 3 * 2880 + 128_256) * 2880,
 }
-# Transformer Engine in MXFP8: gradients reduced in bf16, weights quantised twice a step from bf16 (2 + 2), gradients
-# of the weights written and cleared in bf16 (2 + 2).
+# Transformer Engine in MXFP8: gradients are reduced in bf16; weights are quantised twice a step from bf16 (2 + 2), and
+# their gradients written and zeroed in bf16 (2 + 2).
 _MXFP8 = Assumptions(gradient_bytes=2, traffic_bytes=8)
 _BF16 = Assumptions()
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRun:
     """One published run.
 
     Attributes:
-        name: who, and on what.
-        kind: runs of one kind share vendor and precision; one predicts another.
+        name: submitter and GPUs.
+        kind: vendor and precision; runs of one kind predict each other.
         system: key of `SYSTEMS`.
-        layout: nodes, GPUs a node, expert and context parallel.
+        layout: nodes, GPUs per node, expert parallel, context parallel.
         gbs, micro_batch: sequences.
-        step_seconds: of a training step, evaluations left out.
+        step_seconds: of a training step, without evaluations.
         evaluation_seconds: of one evaluation; None where it was not published.
+        source: origin of the figures.
         eval_samples: sequences of that evaluation.
-        assumed: what differs from this project's back end.
-        source: where the figures are from.
+        assumptions: of its software, where they differ from this project's back end.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Published:
     evaluation_seconds: float | None
     source: str
     eval_samples: int = 1024
-    assumed: Assumptions = _MXFP8
+    assumptions: Assumptions = _MXFP8
 
     @property
     def config(self) -> Config:
-        """The run as a configuration, whatever the environment says."""
+        """The run as a configuration, independent of the environment."""
         nodes, gpus, expert, context = self.layout
         return Config(
             model=ModelConfig(variant="reference", **PRESETS["reference"]["model"]),
@@ -74,123 +74,127 @@ class Published:
         )
 
     @property
-    def split(self) -> bool:
+    def splits_sequences(self) -> bool:
         """Whether a GPU has less than a whole sequence."""
         return self.layout[3] > 1
 
+    @property
+    def generation(self) -> str:
+        """Generation of the GPUs."""
+        return {"GB300": "Blackwell Ultra", "B300": "Blackwell Ultra"}.get(self.system, self.system.removeprefix("G"))
+
 
 _MX, _BF, _LOGS = "NVIDIA MXFP8", "AMD bf16", "v6.0 logs"
-_FP8_WEIGHTS = replace(_MXFP8, weight_bytes=1)  # gathered in FP8
+_FP8 = replace(_MXFP8, weight_bytes=1)  # gathered in FP8
 PUBLISHED = (
-    Published("Lambda 8 x B200", _MX, "B200", (1, 8, 1, 1), 16, 2, 0.4531, 7.12, _LOGS, assumed=_FP8_WEIGHTS),
-    Published("NVIDIA 8 x GB200", _MX, "GB200", (2, 4, 1, 1), 16, 2, 0.4380, 6.87, _LOGS),
-    Published("NVIDIA 72 x GB200", _MX, "GB200", (18, 4, 4, 2), 36, 1, 0.1659, 1.50, _LOGS),
-    Published("16 x B300", _MX, "B300", (2, 8, 1, 1), 48, 3, 0.574, None, "v6.0 logs (docs/tuning.md)"),
-    Published("Dell 4 x GB300", _MX, "GB300", (1, 4, 1, 1), 16, 2, 0.6999, 13.94, "v6.0 logs; EP unknown, taken as 1"),
-    Published("NVIDIA 8 x GB300", _MX, "GB300", (2, 4, 1, 1), 24, 3, 0.4917, 6.52, _LOGS),
-    Published("HPE 16 x GB300", _MX, "GB300", (4, 4, 1, 1), 32, 2, 0.3539, 3.35, _LOGS),
-    Published("HPE 32 x GB300", _MX, "GB300", (8, 4, 1, 1), 64, 2, 0.3526, 1.73, _LOGS),
-    Published("NVIDIA 72 x GB300", _MX, "GB300", (18, 4, 4, 2), 36, 1, 0.1613, 1.39, _LOGS),
-    Published(
-        "reference, GBS 16", _BF, "MI355X", (1, 8, 8, 1), 16, 2, 1.395, None, "published step time", assumed=_BF16,
+    PublishedRun("Lambda 8 x B200", _MX, "B200", (1, 8, 1, 1), 16, 2, 0.4531, 7.12, _LOGS, assumptions=_FP8),
+    PublishedRun("NVIDIA 8 x GB200", _MX, "GB200", (2, 4, 1, 1), 16, 2, 0.4380, 6.87, _LOGS),
+    PublishedRun("NVIDIA 72 x GB200", _MX, "GB200", (18, 4, 4, 2), 36, 1, 0.1659, 1.50, _LOGS),
+    PublishedRun("16 x B300", _MX, "B300", (2, 8, 1, 1), 48, 3, 0.574, None, "v6.0 logs (docs/tuning.md)"),
+    PublishedRun("Dell 4 x GB300", _MX, "GB300", (1, 4, 1, 1), 16, 2, 0.6999, 13.94, "v6.0 logs; EP taken as 1"),
+    PublishedRun("NVIDIA 8 x GB300", _MX, "GB300", (2, 4, 1, 1), 24, 3, 0.4917, 6.52, _LOGS),
+    PublishedRun("HPE 16 x GB300", _MX, "GB300", (4, 4, 1, 1), 32, 2, 0.3539, 3.35, _LOGS),
+    PublishedRun("HPE 32 x GB300", _MX, "GB300", (8, 4, 1, 1), 64, 2, 0.3526, 1.73, _LOGS),
+    PublishedRun("NVIDIA 72 x GB300", _MX, "GB300", (18, 4, 4, 2), 36, 1, 0.1613, 1.39, _LOGS),
+    PublishedRun(
+        "reference, GBS 16", _BF, "MI355X", (1, 8, 8, 1), 16, 2, 1.395, None, "published step time", assumptions=_BF16,
     ),
-    Published(
+    PublishedRun(
         "reference, GBS 32", _BF, "MI355X", (1, 8, 8, 1), 32, 2, 2.809, 58.4,
         "published convergence logs: medians of blocks and evaluations, then of 10 runs", 2048, _BF16,
     ),
 )  # fmt: skip
-# What the default imbalance is fitted to: the second, predicted from the first.
-FITTED = ("NVIDIA 8 x GB200", "NVIDIA 72 x GB200")
+# The default imbalance is fitted to the second run, predicted from the first.
+IMBALANCE_FIT = ("NVIDIA 8 x GB200", "NVIDIA 72 x GB200")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One published step, predicted with the efficiency of another.
+    """The step of one published run, predicted with the efficiency of another.
 
     Attributes:
         calibrated, predicted: the two runs.
         seconds: predicted step.
     """
 
-    calibrated: Published
-    predicted: Published
+    calibrated: PublishedRun
+    predicted: PublishedRun
     seconds: float
 
     @property
     def error(self) -> float:
-        """Predicted over published, less 1."""
+        """Predicted over published time, less 1."""
         return self.seconds / self.predicted.step_seconds - 1
 
     @property
     def same_generation(self) -> bool:
-        """Whether both are on one generation of GPUs."""
-        return _generation(self.calibrated) == _generation(self.predicted)
+        """Whether both runs are on one generation of GPUs."""
+        return self.calibrated.generation == self.predicted.generation
 
     @property
     def same_split(self) -> bool:
-        """Whether both, or neither, split sequences and experts over GPUs."""
-        return self.calibrated.split == self.predicted.split
+        """Whether both runs, or neither, split sequences and experts over GPUs."""
+        return self.calibrated.splits_sequences == self.predicted.splits_sequences
 
     @property
-    def like(self) -> bool:
-        """Whether GPUs and layouts are so alike that the model should hold."""
+    def is_like(self) -> bool:
+        """Whether GPUs and layouts are similar enough for the model to hold."""
         return self.same_generation and self.same_split
 
 
-def _generation(run: Published) -> str:
-    return {"GB300": "Blackwell Ultra", "B300": "Blackwell Ultra"}.get(run.system, run.system.removeprefix("G"))
-
-
 @cache
-def efficiency_of(run: Published) -> float:
-    """The efficiency at which the model takes as long for a step as was published."""
-    return from_step(run.step_seconds, run.config, COUNTS, SYSTEMS[run.system], run.assumed)
+def fit_efficiency(run: PublishedRun) -> float:
+    """Return the efficiency at which the model's step takes as long as the published one."""
+    return efficiency_from_step(run.step_seconds, run.config, COUNTS, SYSTEMS[run.system], run.assumptions)
 
 
-def predict(calibrated: Published, predicted: Published) -> Prediction:
-    """One run's step with another's efficiency."""
-    step = step_time(predicted.config, COUNTS, SYSTEMS[predicted.system], efficiency_of(calibrated), predicted.assumed)
-    return Prediction(calibrated, predicted, step.seconds)
+def efficiency_from_step(
+    seconds: float, config: Config, counts: Mapping[str, int], system: System, assumptions: Assumptions
+) -> float:
+    """Return the lowest efficiency at which the model's step takes ``seconds``, by bisection.
 
-
-def predicted_evaluation(run: Published) -> float:
-    """Seconds of one evaluation, by the efficiency of the run's training step."""
-    return evaluation_time(run.config, SYSTEMS[run.system], efficiency_of(run), run.assumed)
-
-
-def predictions() -> Iterator[Prediction]:
-    """Every run from every other of its kind; nothing is tested on what it was calibrated or fitted on."""
-    for calibrated, predicted in permutations(PUBLISHED, 2):
-        # Without a split there is no imbalance that could have been fitted.
-        fitted = predicted.name in FITTED and (calibrated.split or predicted.split)
-        if calibrated.kind == predicted.kind and not fitted:
-            yield predict(calibrated, predicted)
-
-
-def from_step(seconds: float, config: Config, counts: Mapping[str, int], system: System, given: Assumptions) -> float:
-    """The lowest efficiency at which the model's step takes these seconds; bisection.
-
-    Where communication outlasts the work that hides it, the step takes as long at higher ones.
+    Where communication outlasts the work that hides it, higher efficiencies give the same step.
 
     Raises:
-        EstimateError: a step that takes less than its communication and memory traffic do.
+        EstimateError: a step shorter than its communication and memory traffic.
     """
     low, high, longest = 1e-4, 1e2, seconds * (1 + 1e-12)  # sums of floats differ in the last digits
-    if step_time(config, counts, system, high, given).seconds > longest:
+    if step_time(config, counts, system, high, assumptions).seconds > longest:
         raise EstimateError(f"a step of {seconds} s is shorter than its communication and memory traffic alone")
     for _ in range(100):
         middle = (low + high) / 2
-        if step_time(config, counts, system, middle, given).seconds > longest:
+        if step_time(config, counts, system, middle, assumptions).seconds > longest:
             low = middle
         else:
             high = middle
     return (low + high) / 2
 
 
+def predict(calibrated: PublishedRun, predicted: PublishedRun) -> Prediction:
+    """Predict one run's step with another's efficiency."""
+    efficiency = fit_efficiency(calibrated)
+    step = step_time(predicted.config, COUNTS, SYSTEMS[predicted.system], efficiency, predicted.assumptions)
+    return Prediction(calibrated, predicted, step.seconds)
+
+
+def predict_evaluation(run: PublishedRun) -> float:
+    """Return the seconds of one evaluation, predicted with the efficiency of the run's own training step."""
+    return evaluation_time(run.config, SYSTEMS[run.system], fit_efficiency(run), run.assumptions)
+
+
+def predictions() -> Iterator[Prediction]:
+    """Predict every run from every other of its kind, except pairs that the fitted imbalance has seen."""
+    for calibrated, predicted in permutations(PUBLISHED, 2):
+        # Where neither run splits its experts, imbalance does not enter.
+        seen = predicted.name in IMBALANCE_FIT and (calibrated.splits_sequences or predicted.splits_sequences)
+        if calibrated.kind == predicted.kind and not seen:
+            yield predict(calibrated, predicted)
+
+
 def largest_errors() -> dict[str, float]:
     """Return the number of predictions and their largest absolute error: of like GPUs and layouts, and of all."""
     every = list(predictions())
-    like = [abs(each.error) for each in every if each.like]
+    like = [abs(each.error) for each in every if each.is_like]
     return {
         "like_predictions": len(like),
         "like_worst": max(like),

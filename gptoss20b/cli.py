@@ -154,25 +154,27 @@ def doctor(
 @with_settings
 def estimate(
     given: dict[str, str | None],
-    system: Annotated[str, typer.Option(help="H100, H200, B200, B300, GB200, GB300 or MI355X; another with figures.")],
-    nodes: Annotated[str | None, typer.Option(help="Nodes; the same as --dgxnnodes.", metavar="N")] = None,
-    mfu: Annotated[float | None, typer.Option(help="MFU of S1 without the optimizer, as bench measures it.")] = None,
-    s1_json: Annotated[Path | None, typer.Option(help="What bench --scenario S1 wrote.", metavar="FILE")] = None,
-    assume: Annotated[
-        list[str] | None, typer.Option(help="Change an assumption that the command prints.", metavar="NAME=VALUE")
+    system: Annotated[
+        str, typer.Option(help="H100, H200, B200, B300, GB200, GB300 or MI355X; any other with all its figures.")
+    ],
+    nodes: Annotated[str | None, typer.Option(help="Number of nodes; the same as --dgxnnodes.", metavar="N")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Measured MFU of bench scenario S1, without the optimizer.")] = None,
+    s1_json: Annotated[
+        Path | None, typer.Option(help="Result of bench --scenario S1 --out FILE.", metavar="FILE")
     ] = None,
-    peak_tflops: Annotated[float | None, typer.Option(help="Dense bf16 TFLOP/s per GPU, by hand.")] = None,
-    memory_gb: Annotated[float | None, typer.Option(help="GB of memory per GPU, by hand.")] = None,
-    memory_tbs: Annotated[float | None, typer.Option(help="TB/s of memory per GPU, by hand.")] = None,
-    link_gbs: Annotated[float | None, typer.Option(help="GB/s per GPU on NVLink or xGMI, one way, by hand.")] = None,
-    network_gbs: Annotated[float | None, typer.Option(help="GB/s per GPU on the network, one way, by hand.")] = None,
-    domain: Annotated[int | None, typer.Option(help="GPUs that NVLink or xGMI joins, by hand.")] = None,
+    assume: Annotated[list[str] | None, typer.Option(help="Change a printed assumption.", metavar="NAME=VALUE")] = None,
+    peak_tflops: Annotated[float | None, typer.Option(help="Override dense bf16 TFLOP/s per GPU.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="Override GB of memory per GPU.")] = None,
+    memory_tbs: Annotated[float | None, typer.Option(help="Override TB/s of memory per GPU.")] = None,
+    link_gbs: Annotated[float | None, typer.Option(help="Override GB/s per GPU on NVLink or xGMI, one way.")] = None,
+    network_gbs: Annotated[float | None, typer.Option(help="Override GB/s per GPU on the network, one way.")] = None,
+    domain: Annotated[int | None, typer.Option(help="Override the GPUs per NVLink or xGMI domain.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Estimate step time, time to train and memory of a layout on a system, with every assumption. Runs no model."""
-    from .tools.estimate import EstimateError, Question, answer
+    """Estimate step time, time to train and memory of a layout on a system. Prints every assumption; runs no model."""
+    from .tools.estimate import EstimateError, EstimateRequest, run
 
-    by_hand = {
+    overrides = {
         "peak_tflops": peak_tflops,
         "memory_gb": memory_gb,
         "memory_tbs": memory_tbs,
@@ -182,7 +184,8 @@ def estimate(
     }
     _silence_dependencies()
     try:
-        parts = answer(Question(given, system, by_hand, nodes, mfu, s1_json, tuple(assume or ())), as_json)
+        request = EstimateRequest(given, system, overrides, nodes, mfu, s1_json, tuple(assume or ()))
+        parts = run(request, as_json)
     except (ConfigError, EstimateError) as error:
         _fail(str(error))
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -195,22 +198,23 @@ def estimate(
 @app.command()
 def bench(
     scenario: Annotated[
-        Literal["S1", "S2", "S3", "tiny"], typer.Option(help="Shape of work; benchmarks/gpu/README.md.")
+        Literal["S1", "S2", "S3", "tiny"], typer.Option(help="What to time; see benchmarks/gpu/README.md.")
     ],
     backend: Annotated[
         Literal["torch", "transformer_engine", "megatron_local"], typer.Option(help="Layer back end.")
     ] = "torch",
     variant: Annotated[Literal["reference", "openai"], typer.Option(help="Architecture.")] = "reference",
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Sequences per step; the scenario's if not given.", metavar="N")
+        int | None, typer.Option(min=1, help="Sequences per step; default: the scenario's.", metavar="N")
     ] = None,
-    warmup: Annotated[int, typer.Option(min=1, help="Steps before the timed ones.", metavar="N")] = 5,
+    warmup: Annotated[int, typer.Option(min=1, help="Warm-up steps.", metavar="N")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps, with and without the optimizer.", metavar="N")] = 20,
-    no_optimizer: Annotated[bool, typer.Option("--no-optimizer", help="Time no optimizer.")] = False,
-    out: Annotated[Path | None, typer.Option(help="New file for the result as JSON.", metavar="FILE")] = None,
+    no_optimizer: Annotated[bool, typer.Option("--no-optimizer", help="Skip the steps with the optimizer.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the result as JSON to this new file.", metavar="FILE")] = None,
 ) -> None:
-    """Time training steps in one process on synthetic tokens, in all and by part. Other settings (RECOMPUTE, COMPILE,
-    PRECISION) come from the environment.
+    """Time training steps and their parts, in one process on random tokens.
+
+    RECOMPUTE, COMPILE and PRECISION come from the environment.
     """
     if out and (out.exists() or not out.parent.is_dir()):
         _fail(f"--out: got {out}, expected a new file in a folder that exists. Name another.")
@@ -223,15 +227,15 @@ def bench(
     from .tools.bench.result import as_table, to_json
 
     try:
-        found = time_scenario(scenario, backend, variant, Timing(warmup, steps, not no_optimizer), micro_batch)
+        measured = time_scenario(scenario, backend, variant, Timing(warmup, steps, not no_optimizer), micro_batch)
     except (ConfigError, LaunchError, BackendError) as error:
         _fail(str(error))
     except OutOfMemoryError as error:
         print(f"error: {scenario} does not fit: {error}. Set RECOMPUTE, or a smaller --micro-batch.", file=sys.stderr)
         raise typer.Exit(ExitCode.FAILED) from error
     if out:
-        out.write_text(to_json(found), encoding="utf-8")
-    Console(width=None if sys.stdout.isatty() else 120).print(as_table(found))
+        out.write_text(to_json(measured), encoding="utf-8")
+    Console(width=None if sys.stdout.isatty() else 120).print(as_table(measured))
 
 
 @app.command()

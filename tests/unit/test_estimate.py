@@ -1,4 +1,4 @@
-"""The scaling model: its bytes against arithmetic done another way, its properties, its refusals, its command."""
+"""The scaling model: bytes against arithmetic done another way, properties, errors, the command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks.published_steps import COUNTS, from_step
+from benchmarks.published_steps import COUNTS
 from compliance.rcp import full_points
 from gptoss20b.cli import app
 from gptoss20b.config import Config, resolve
@@ -26,22 +26,27 @@ from gptoss20b.memory import activation_bytes
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 from gptoss20b.tools.estimate import EstimateError
 from gptoss20b.tools.estimate.assumptions import Assumptions
-from gptoss20b.tools.estimate.efficiency import DEFAULT_MFU, assumed, from_mfu, from_s1
-from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, estimate
+from gptoss20b.tools.estimate.efficiency import (
+    DEFAULT_MFU,
+    assumed_efficiency,
+    efficiency_from_mfu,
+    efficiency_from_s1,
+)
+from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, make_estimate
 from gptoss20b.tools.estimate.systems import OVERRIDE_OPTIONS, find_system
-from gptoss20b.tools.estimate.traffic import all_to_all_bytes, context_bytes, groups
+from gptoss20b.tools.estimate.traffic import all_to_all_bytes, replica_groups, ring_attention_bytes
 
 H200 = SYSTEMS["H200"]
-GIVEN = Assumptions()
-BALANCED = replace(GIVEN, imbalance=1)
+DEFAULTS = Assumptions()
+BALANCED = replace(DEFAULTS, imbalance=1)
 
 
 def config_of(**settings: object) -> Config:
     return resolve({name: str(value) for name, value in settings.items()})
 
 
-def reckon(config: Config, system: str = "H200", efficiency: float = 0.4, **changes: float) -> Estimate:
-    return estimate(config, COUNTS, SYSTEMS[system], efficiency, replace(GIVEN, **changes))
+def estimate(config: Config, system: str = "H200", efficiency: float = 0.4, **changes: float) -> Estimate:
+    return make_estimate(config, COUNTS, SYSTEMS[system], efficiency, replace(DEFAULTS, **changes))
 
 
 REFERENCE = config_of()
@@ -49,7 +54,7 @@ few = hypothesis_settings(max_examples=30)  # the space is small
 
 
 def laid_out(nodes: int, expert: int, micro_batch: int, gbs: int) -> Config:
-    """The reference on 8-GPU nodes, without asking the environment: quick enough for many examples."""
+    """Return the reference on 8-GPU nodes without reading the environment: quick enough for many examples."""
     return REFERENCE.model_copy(
         update={
             "parallel": Parallel(nodes=nodes, gpus_per_node=8, expert=expert),
@@ -74,10 +79,9 @@ systems = st.sampled_from(sorted(SYSTEMS))
 
 
 def test_the_all_to_all_of_the_reference_layout() -> None:
-    """31.7 GB per GPU and step at EP 8 and micro batch 2: row by row, from one GPU."""
     rows_away = 2 * 8192 * 4 * 7 // 8  # of 16,384 tokens' four rows each, those whose expert is on another rank
     assert all_to_all_bytes(config_of()) == 24 * 4 * rows_away * 2880 * 2
-    assert round(reckon(config_of()).bytes_per_step["all_to_all"] / 1e9, 1) == 31.7
+    assert round(estimate(config_of()).bytes_per_step["all_to_all"] / 1e9, 1) == 31.7
 
 
 @few
@@ -88,10 +92,10 @@ def test_bytes_scale_with_what_they_should(layout: tuple[int, int, int, int]) ->
     twice = laid_out(nodes, expert, 2 * micro_batch, 2 * gbs)
     assert all_to_all_bytes(twice) == 2 * all_to_all_bytes(config)
     assert (all_to_all_bytes(config) == 0) == (expert == 1)
-    found = reckon(config)
+    found = estimate(config)
     assert found.bytes_per_step["all_to_all"] == config.accumulation_steps * all_to_all_bytes(config)
     assert (found.step.all_to_all == 0) == (expert == 1)
-    more = reckon(laid_out(nodes, expert, micro_batch, 2 * gbs)).step
+    more = estimate(laid_out(nodes, expert, micro_batch, 2 * gbs)).step
     for part in ("matrix_products", "gradient_traffic", "all_to_all"):
         assert getattr(more, part) == pytest.approx(2 * getattr(found.step, part))
     assert more.optimizer == found.step.optimizer
@@ -110,12 +114,12 @@ def test_recomputation_sends_again(level: str, all_to_alls: int, rings: int) -> 
     config = config_of(**base)
     half = 2 * 8192 // 2
     assert all_to_all_bytes(config) == 24 * all_to_alls * half * 4 * 2880 * 2 * 3 / 4
-    assert context_bytes(config) == 24 * rings * half * 2 * 8 * 64 * 2
+    assert ring_attention_bytes(config) == 24 * rings * half * 2 * 8 * 64 * 2
 
 
 def test_recomputed_work_takes_time_and_is_not_counted_in_the_mfu() -> None:
     steps = {
-        level: reckon(config_of(RECOMPUTE=level, EXPERT_PARALLEL=1)) for level in ("none", "moe_act", "moe", "layers")
+        level: estimate(config_of(RECOMPUTE=level, EXPERT_PARALLEL=1)) for level in ("none", "moe_act", "moe", "layers")
     }
     products = {level: found.step.matrix_products for level, found in steps.items()}
     of_model = 16 / 8 * 8192 / (990e12 * 0.4)
@@ -137,7 +141,7 @@ def test_recomputed_work_takes_time_and_is_not_counted_in_the_mfu() -> None:
 @few
 @given(layouts(), systems, st.floats(0.05, 1))
 def test_the_peak_bounds_the_mfu(layout: tuple[int, int, int, int], system: str, efficiency: float) -> None:
-    found = reckon(laid_out(*layout), system, efficiency)
+    found = estimate(laid_out(*layout), system, efficiency)
     assert 0 < found.mfu < efficiency
     assert found.step.seconds == pytest.approx(sum(getattr(found.step, field.name) for field in fields(found.step)))
     assert all(getattr(found.step, field.name) >= 0 for field in fields(found.step))
@@ -153,7 +157,7 @@ def test_more_nodes_at_one_batch_size_are_never_slower(
     """Up to the limit: a micro batch on each GPU."""
     nodes, expert, micro_batch, gbs = layout
     fewer, larger = laid_out(nodes, expert, micro_batch, 2 * gbs), laid_out(2 * nodes, expert, micro_batch, 2 * gbs)
-    assert reckon(larger, system, efficiency).step.seconds < reckon(fewer, system, efficiency).step.seconds
+    assert estimate(larger, system, efficiency).step.seconds < estimate(fewer, system, efficiency).step.seconds
 
 
 @few
@@ -161,7 +165,7 @@ def test_more_nodes_at_one_batch_size_are_never_slower(
 def test_a_better_machine_is_never_slower(layout: tuple[int, int, int, int], figure: str) -> None:
     better = replace(H200, **{figure: 2 * getattr(H200, figure)})
     config = laid_out(*layout)
-    assert estimate(config, COUNTS, better, 0.4).step.seconds <= reckon(config).step.seconds
+    assert make_estimate(config, COUNTS, better, 0.4, DEFAULTS).step.seconds <= estimate(config).step.seconds
 
 
 def test_what_leaves_a_domain_goes_by_the_network() -> None:
@@ -169,20 +173,20 @@ def test_what_leaves_a_domain_goes_by_the_network() -> None:
     config = config_of(DGXNNODES=2, EXPERT_PARALLEL=16, MICRO_BATCH_SIZE=1)
     sent = all_to_all_bytes(config)
     expected = sent * 8 / 15 / (50e9 * 0.8) + 96 * 25e-6
-    assert reckon(config, imbalance=1).step.all_to_all == pytest.approx(expected)
-    joined = estimate(config, COUNTS, replace(H200, domain=16), 0.4, BALANCED)
+    assert estimate(config, imbalance=1).step.all_to_all == pytest.approx(expected)
+    joined = make_estimate(config, COUNTS, replace(H200, domain=16), 0.4, BALANCED)
     assert joined.step.all_to_all == pytest.approx(sent / (450e9 * 0.8) + 96 * 25e-6)
 
 
-def test_what_of_the_gradient_reduction_is_hidden() -> None:
+def test_exposed_gradient_reduction() -> None:
     """One node: NVLink and a tenth is left; a slow network: what the backward pass is too short for."""
-    experts, rest = groups(config_of(EXPERT_PARALLEL=1), COUNTS)
-    seconds = (experts.exchanged + rest.exchanged) * 4 / (450e9 * 0.8)
-    assert reckon(config_of(EXPERT_PARALLEL=1)).step.reduce_scatter == pytest.approx(seconds / 10)
+    experts, rest = replica_groups(config_of(EXPERT_PARALLEL=1), COUNTS)
+    seconds = (experts.sent + rest.sent) * 4 / (450e9 * 0.8)
+    assert estimate(config_of(EXPERT_PARALLEL=1)).step.reduce_scatter == pytest.approx(seconds / 10)
     slow = replace(H200, network_gbs=1)
     config = config_of(DGXNNODES=2, EXPERT_PARALLEL=1, MICRO_BATCH_SIZE=1)
-    found = estimate(config, COUNTS, slow, 0.4)
-    both = sum(group.exchanged for group in groups(config, COUNTS)) * 4 / (8e9 * 0.8)
+    found = make_estimate(config, COUNTS, slow, 0.4, DEFAULTS)
+    both = sum(group.sent for group in replica_groups(config, COUNTS)) * 4 / (8e9 * 0.8)
     assert found.step.reduce_scatter == pytest.approx(both - found.step.matrix_products * 2 / 3)
 
 
@@ -191,20 +195,20 @@ def test_the_optimizer_is_memory_traffic() -> None:
     everything = sum(COUNTS.values())
     # Master weight and moments read and written, gradient read twice and cleared, weight written.
     moved = everything / 8 * (24 + 2 * 4 + 2) + everything * 4
-    assert reckon(config).step.optimizer == pytest.approx(moved / (4.8e12 * 0.8))
+    assert estimate(config).step.optimizer == pytest.approx(moved / (4.8e12 * 0.8))
 
 
 def test_an_evaluation_is_whole_micro_batches_of_forward_passes() -> None:
-    found = reckon(config_of(EXPERT_PARALLEL=1))
+    found = estimate(config_of(EXPERT_PARALLEL=1))
     assert found.evaluation_seconds == pytest.approx(64 * found.step.matrix_products / 3)
-    odd = reckon(config_of(EXPERT_PARALLEL=1, MICRO_BATCH_SIZE=3, GLOBAL_BATCH_SIZE=24))
+    odd = estimate(config_of(EXPERT_PARALLEL=1, MICRO_BATCH_SIZE=3, GLOBAL_BATCH_SIZE=24))
     assert odd.evaluation_seconds == pytest.approx(43 * odd.step.matrix_products / 3)  # 1,024 / 24 = 42.7
-    split = reckon(config_of())
+    split = estimate(config_of())
     assert split.evaluation_seconds == pytest.approx(64 * (split.step.matrix_products / 3 + split.step.all_to_all / 2))
 
 
 def test_a_run_is_training_and_evaluations() -> None:
-    found = reckon(config_of(DGXNNODES=1, GLOBAL_BATCH_SIZE=40, MICRO_BATCH_SIZE=1))
+    found = estimate(config_of(DGXNNODES=1, GLOBAL_BATCH_SIZE=40, MICRO_BATCH_SIZE=1))
     samples = 234_700.8 + (301_670.4 - 234_700.8) * 8 / 32
     assert found.samples == pytest.approx(samples)
     expected = samples / 40 * found.step.seconds + samples / 12_320 * found.evaluation_seconds
@@ -213,20 +217,18 @@ def test_a_run_is_training_and_evaluations() -> None:
 
 def test_samples_to_the_target_are_the_published_ones() -> None:
     assert {point.gbs: statistics.mean(point.samples) for point in full_points("6.1.0")} == CONVERGENCE
-    assert reckon(config_of(GLOBAL_BATCH_SIZE=8, MICRO_BATCH_SIZE=1)).samples == CONVERGENCE[16]
-    above = reckon(config_of(GLOBAL_BATCH_SIZE=80, MICRO_BATCH_SIZE=1))
-    other = reckon(config_of(SUBMISSION_DIVISION="open", TARGET_LOSS=3.4))
+    assert estimate(config_of(GLOBAL_BATCH_SIZE=8, MICRO_BATCH_SIZE=1)).samples == CONVERGENCE[16]
+    above = estimate(config_of(GLOBAL_BATCH_SIZE=80, MICRO_BATCH_SIZE=1))
+    other = estimate(config_of(SUBMISSION_DIVISION="open", TARGET_LOSS=3.4))
     assert above.samples is above.seconds_to_target is other.samples is other.seconds_to_target is None
 
 
-def test_memory_is_what_doctor_says() -> None:
+def test_memory_is_the_memory_model_s() -> None:
     for layout in ({}, {"EXPERT_PARALLEL": 1}, {"DGXNNODES": 2, "MICRO_BATCH_SIZE": 1}):
         config = config_of(**layout)
-        found = reckon(config)
-        assert (found.state_bytes, found.activation_bytes) == (
-            state_bytes_per_gpu(config, dict(COUNTS)),
-            activation_bytes(config),
-        )
+        found = estimate(config)
+        assert found.state_bytes == state_bytes_per_gpu(config, dict(COUNTS))
+        assert found.activation_bytes == activation_bytes(config)
 
 
 # --- efficiency
@@ -246,77 +248,77 @@ def measurement(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def cleared(system: System) -> float:
-    """Seconds of clearing the fp32 gradients of an EP-8 rank, by hand."""
+def zeroing(system: System) -> float:
+    """Return the seconds of zeroing the fp32 gradients of an EP-8 rank."""
     held = COUNTS["experts"] / 8 + COUNTS["embedding"] + COUNTS["other"]
     return held * 4 / (system.memory_tbs * 1e12 * 0.8)
 
 
 def test_s1_is_reproduced_and_never_a_whole_step(tmp_path: Path) -> None:
-    """The EP-8 layout's work without imbalance is S1's time, clearing of gradients included and counted once; its step
-    is more by communication and optimizer.
+    """Without imbalance, the EP-8 layout's work takes S1's time, with gradients zeroed once.
+
+    The step adds communication and optimizer.
     """
     config = config_of()
-    found = from_s1(measurement(tmp_path), config, COUNTS, H200, BALANCED)
-    step = estimate(config, COUNTS, H200, found.value, BALANCED).step
-    assert step.matrix_products + step.gradient_traffic + cleared(H200) == pytest.approx(0.9)
+    found = efficiency_from_s1(measurement(tmp_path), config, COUNTS, H200, BALANCED)
+    step = make_estimate(config, COUNTS, H200, found.value, BALANCED).step
+    assert step.matrix_products + step.gradient_traffic + zeroing(H200) == pytest.approx(0.9)
     assert step.seconds > 0.9 + all_to_all_bytes(config) / 450e9
-    # By hand: of what a rank owns, 34 bytes a parameter; of what it holds, the clearing that was measured already.
+    # By hand: of what a rank owns, 34 bytes a parameter; of what it holds, the zeroing that was measured already.
     owned = COUNTS["experts"] / 8 + (COUNTS["embedding"] + COUNTS["other"]) / 8
-    assert step.optimizer - cleared(H200) == pytest.approx(owned * 34 / (4.8e12 * 0.8))
+    assert step.optimizer - zeroing(H200) == pytest.approx(owned * 34 / (4.8e12 * 0.8))
     assert "s1.json" in found.source and "0.9000 s" in found.source and found.given
-    # Two micro batches, and gradients cleared for both at once.
-    twice = {"median": 1.8 - cleared(H200)}
+    # Two micro batches, and gradients zeroed once for both.
+    twice = {"median": 1.8 - zeroing(H200)}
     two = measurement(tmp_path, sequences_per_step=4, step_without_optimizer_seconds=twice)
-    assert from_s1(two, config, COUNTS, H200, BALANCED).value == pytest.approx(found.value)
+    assert efficiency_from_s1(two, config, COUNTS, H200, BALANCED).value == pytest.approx(found.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "named"),
     [
-        ({"scenario": "S3"}, "got scenario S3, expected S1"),
-        ({"system": "NVIDIA H200E"}, "measured on 'NVIDIA H200E', but --system is H200"),
-        ({"system": "NVIDIA H200 NVL"}, "measured on 'NVIDIA H200 NVL', but --system is H200"),
+        ({"scenario": "S3"}, "scenario S3, expected S1"),
+        ({"system": "NVIDIA H200E"}, "'NVIDIA H200E'"),
+        ({"system": "NVIDIA H200 NVL"}, "'NVIDIA H200 NVL'"),
         ({"sequence_length": 4096}, "SEQUENCE_LENGTH 4096, expected 8192"),
         ({"recompute": "moe"}, "RECOMPUTE moe, expected none"),
         ({"precision": "mxfp8", "variant": "openai"}, "MODEL_VARIANT openai, expected reference; PRECISION mxfp8"),
-        ({"step_without_optimizer_seconds": {"median": 0.38}}, "The largest MFU is 0.960"),
+        ({"step_without_optimizer_seconds": {"median": 0.38}}, "0.960"),
         ({"step_without_optimizer_seconds": None}, "not a measurement"),
         ({"micro_batch_size": 0}, "not a measurement"),
     ],
 )
-def test_measurements_that_say_nothing_of_this(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(EstimateError, match=re.escape(says)):
-        from_s1(measurement(tmp_path, **changes), config_of(), COUNTS, H200, GIVEN)
+def test_unusable_measurements(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(EstimateError, match=re.escape(named)):
+        efficiency_from_s1(measurement(tmp_path, **changes), config_of(), COUNTS, H200, DEFAULTS)
 
 
-def test_the_back_end_is_named_and_the_slow_one_warned_of(tmp_path: Path) -> None:
+def test_the_back_end_is_named_with_a_warning_for_the_slow_one(tmp_path: Path) -> None:
     for backend, warns in (("torch", False), ("transformer_engine", False), ("megatron_local", True)):
         path = measurement(tmp_path, backend=backend)
-        found = from_s1(path, config_of(), COUNTS, H200, GIVEN)
+        found = efficiency_from_s1(path, config_of(), COUNTS, H200, DEFAULTS)
         assert f"{backend} back end" in found.source
         arguments = ["estimate", "--system", "H200", "--s1-json", str(path)]
         shown = CliRunner().invoke(app, arguments).stdout
         warning = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["warning"]
-        assert ("WARNING: " in shown) == ("megatron_local, which `train` does not offer" in (warning or "")) == warns
-        assert (warning is None) == (not warns)
+        assert ("WARNING: " in shown) == ("megatron_local" in (warning or "")) == (warning is not None) == warns
 
 
 def test_no_file_and_no_json(tmp_path: Path) -> None:
     with pytest.raises(EstimateError, match=r"cannot read .*No such file"):
-        from_s1(tmp_path / "none.json", config_of(), COUNTS, H200, GIVEN)
+        efficiency_from_s1(tmp_path / "none.json", config_of(), COUNTS, H200, DEFAULTS)
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(EstimateError, match="not a measurement"):
-        from_s1(tmp_path / "bad.json", config_of(), COUNTS, H200, GIVEN)
+        efficiency_from_s1(tmp_path / "bad.json", config_of(), COUNTS, H200, DEFAULTS)
 
 
 @few
 @given(st.floats(0.05, 0.93), systems)
 def test_an_mfu_of_s1_comes_back(mfu: float, system: str) -> None:
     config = REFERENCE
-    found = from_mfu(mfu, config, COUNTS, SYSTEMS[system], BALANCED)
-    step = estimate(config, COUNTS, SYSTEMS[system], found.value, BALANCED).step
-    seconds = step.matrix_products + step.gradient_traffic + cleared(SYSTEMS[system])
+    found = efficiency_from_mfu(mfu, config, COUNTS, SYSTEMS[system], BALANCED)
+    step = make_estimate(config, COUNTS, SYSTEMS[system], found.value, BALANCED).step
+    seconds = step.matrix_products + step.gradient_traffic + zeroing(SYSTEMS[system])
     assert 2 * 8192 * flops_per_token(config) / (SYSTEMS[system].peak_tflops * 1e12 * seconds) == pytest.approx(mfu)
     assert mfu < found.value <= 1
 
@@ -324,81 +326,53 @@ def test_an_mfu_of_s1_comes_back(mfu: float, system: str) -> None:
 @pytest.mark.parametrize("mfu", [0, -0.1, 1.01, math.nan, 0.99])
 def test_impossible_mfus(mfu: float) -> None:
     with pytest.raises(EstimateError, match=r"--mfu"):
-        from_mfu(mfu, config_of(), COUNTS, H200, GIVEN)
+        efficiency_from_mfu(mfu, config_of(), COUNTS, H200, DEFAULTS)
 
 
 def test_without_a_measurement_the_efficiency_is_called_an_assumption() -> None:
-    found = assumed(config_of(), COUNTS, H200, GIVEN)
+    found = assumed_efficiency(config_of(), COUNTS, H200, DEFAULTS)
     assert not found.given and "ASSUMED" in found.source and f"{DEFAULT_MFU:.0%}" in found.source
-    assert found.value == from_mfu(DEFAULT_MFU, config_of(), COUNTS, H200, GIVEN).value
-
-
-@few
-@given(layouts(), systems, st.floats(0.05, 0.95))
-def test_a_step_gives_an_efficiency_that_gives_the_step(
-    layout: tuple[int, int, int, int], system: str, efficiency: float
-) -> None:
-    """Not always the same one: where communication hides behind all work, faster work shows more of it."""
-    config = laid_out(*layout)
-    seconds = reckon(config, system, efficiency).step.seconds
-    found = from_step(seconds, config, COUNTS, SYSTEMS[system], GIVEN)
-    assert found < efficiency * (1 + 1e-6)
-    assert reckon(config, system, found).step.seconds == pytest.approx(seconds)
-    if layout[1] == 8 and layout[0] == 1:
-        assert found == pytest.approx(efficiency)
-
-
-def test_a_step_that_is_too_short() -> None:
-    with pytest.raises(EstimateError, match="shorter than its communication"):
-        from_step(0.01, config_of(), COUNTS, H200, GIVEN)
+    assert found.value == efficiency_from_mfu(DEFAULT_MFU, config_of(), COUNTS, H200, DEFAULTS).value
 
 
 # --- systems and assumptions
 
 
-def test_systems_by_name_and_by_hand() -> None:
+def test_systems_by_name_and_with_overrides() -> None:
     assert find_system("h200", {}) == H200
     changed = find_system("H200", {"network_gbs": 100.0, "peak_tflops": None})
     assert changed == replace(H200, network_gbs=100, source=changed.source)
-    assert changed.source.endswith("; by hand: --network-gbs")
+    assert changed.source.startswith(H200.source) and "--network-gbs" in changed.source
     figures = {"peak_tflops": 1000.0, "memory_gb": 96.0, "memory_tbs": 4.0, "link_gbs": 300.0, "network_gbs": 25.0}
     own = find_system("ours", {**figures, "domain": 4})
-    assert (own.peak_tflops, own.domain, own.gpus_per_node, own.source) == (1000.0, 4, 4, "given by hand")
+    assert (own.peak_tflops, own.domain, own.gpus_per_node) == (1000.0, 4, 4)
 
 
 def test_an_unknown_system_names_the_known_and_the_options() -> None:
     with pytest.raises(EstimateError) as error:
         find_system("H300", {"domain": 8})
-    for word in [*SYSTEMS, *(option for field, option in OVERRIDE_OPTIONS.items() if field != "domain")]:
-        assert re.search(rf"{word}\b", str(error.value)), word
+    named = set(re.findall(r"[\w-]+", str(error.value)))
+    assert named >= {*SYSTEMS, *(option for field, option in OVERRIDE_OPTIONS.items() if field != "domain")}
     assert "--domain" not in str(error.value)
     with pytest.raises(EstimateError, match="--link-gbs: got 0"):
         find_system("H200", {"link_gbs": 0.0})
 
 
-def test_racks_join_nodes_and_others_do_not() -> None:
-    assert SYSTEMS["GB300"].nvlink_domain_size(4) == 72
-    assert (H200.nvlink_domain_size(8), H200.nvlink_domain_size(4)) == (8, 4)
-    for system in SYSTEMS.values():
-        assert "sheet" in system.source
-
-
-def test_assumptions_by_hand() -> None:
-    changed = GIVEN.with_changes(["imbalance=1.25", "overlap=0"])
-    assert changed == replace(GIVEN, imbalance=1.25, overlap=0)
+def test_assumptions_with_overrides() -> None:
+    changed = DEFAULTS.with_overrides(["imbalance=1.25", "overlap=0"])
+    assert changed == replace(DEFAULTS, imbalance=1.25, overlap=0)
     sources = {name: source for name, _, _, source in changed.rows()}
-    assert sources["imbalance"] == sources["overlap"] == "given by hand" != sources["latency_us"]
-    for wrong in (
-        "overlap=2",
-        "overlap",
-        "imbalance=x",
-        "imbalance=0.5",
-        "nothing=1",
-        "latency_us=nan",
-        "latency_us=inf",
-    ):
-        with pytest.raises(EstimateError, match="--assume"):
-            GIVEN.with_changes([wrong])
+    unchanged = {name: source for name, _, _, source in DEFAULTS.rows()}
+    assert {name for name in sources if sources[name] != unchanged[name]} == {"imbalance", "overlap"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["overlap=2", "overlap", "imbalance=x", "imbalance=0.5", "nothing=1", "latency_us=nan", "latency_us=inf"],
+)
+def test_impossible_assumptions(text: str) -> None:
+    with pytest.raises(EstimateError, match="--assume"):
+        DEFAULTS.with_overrides([text])
 
 
 @pytest.mark.parametrize(
@@ -409,9 +383,9 @@ def test_assumptions_by_hand() -> None:
         {"PRECISION": "fp32"},
     ],
 )
-def test_layouts_that_the_model_does_not_cover(settings: dict[str, object]) -> None:
+def test_unsupported_layouts(settings: dict[str, object]) -> None:
     with pytest.raises(EstimateError, match=next(iter(settings))):
-        reckon(config_of(**settings))
+        estimate(config_of(**settings))
 
 
 # --- the command
@@ -433,43 +407,43 @@ def run(*arguments: str) -> tuple[int, str, str]:
         ["--micro-batch-size", "0", "--tensor-parallel", "2"],
     ],
 )
-def test_an_invalid_layout_is_refused_as_train_refuses_it(options: list[str]) -> None:
+def test_an_invalid_layout_is_rejected_as_train_rejects_it(options: list[str]) -> None:
     code, out, error = run("estimate", "--system", "H200", *options)
     assert (code, out, error) == run("train", "--dry-run", *options)
     assert code == 2 and error.startswith("error: ")
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "named"),
     [
-        (["--system", "H201"], "expected one of H100, H200"),
+        (["--system", "H201"], "H100, H200"),
         (["--system", "H200", "--assume", "luck=1"], "--assume: got 'luck=1'"),
         (["--system", "H200", "--mfu", "0.4", "--s1-json", "x.json"], "--mfu, --s1-json: got both"),
         (["--system", "H200", "--pipeline-parallel", "2", "--expert-parallel", "4"], "PIPELINE_PARALLEL"),
     ],
 )
-def test_refusals_of_the_command(options: list[str], says: str) -> None:
+def test_errors_of_the_command(options: list[str], named: str) -> None:
     code, out, error = run("estimate", *options)
-    assert (code, out) == (2, "") and says in error
+    assert (code, out) == (2, "") and named in error
 
 
 @pytest.fixture(scope="module")
 def printed() -> tuple[dict[str, Any], str]:
-    """JSON and tables of the reference layout on two nodes, parameters counted from the modules."""
+    """Return JSON and tables of the reference layout on two nodes, parameters counted from the modules."""
     options = ["estimate", "--system", "H200", "--nodes", "2", "--global-batch-size", "32", "--assume", "imbalance=1.3"]
     found = [run(*options, "--json")]
     with pytest.MonkeyPatch.context() as patched:  # counting once will do
-        patched.setattr("gptoss20b.tools.estimate.command._counts", lambda config: dict(COUNTS))
+        patched.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
         found.append(run(*options))
     assert [(code, error) for code, _, error in found] == [(0, ""), (0, "")]
     return json.loads(found[0][1]), found[1][1]
 
 
-def test_the_command_reckons_with_the_counted_parameters(printed: tuple[dict[str, Any], str]) -> None:
+def test_the_command_uses_the_counted_parameters(printed: tuple[dict[str, Any], str]) -> None:
     document, _ = printed
     config = config_of(DGXNNODES=2, GLOBAL_BATCH_SIZE=32)
-    changed = replace(GIVEN, imbalance=1.3)
-    expected = estimate(config, COUNTS, H200, assumed(config, COUNTS, H200, changed).value, changed)
+    changed = replace(DEFAULTS, imbalance=1.3)
+    expected = make_estimate(config, COUNTS, H200, assumed_efficiency(config, COUNTS, H200, changed).value, changed)
     assert document["step_seconds"] == pytest.approx(expected.step.seconds)
     assert document["minutes_to_target"] == pytest.approx((expected.seconds_to_target or 0) / 60)
     assert document["memory"]["state_bytes"] == expected.state_bytes
@@ -486,13 +460,12 @@ def test_every_assumption_is_printed_with_value_and_source(printed: tuple[dict[s
     for name, row in rows.items():
         assert row["value"] is not None and row["unit"] and row["source"], name
         assert name.replace("_", " ") in tables
-    assert rows["imbalance"]["source"] == "given by hand" and "ASSUMED" in rows["efficiency"]["source"]
-    assert "ASSUMED" in tables and "Error against published runs" in tables and "overlap with nothing" in tables
-    assert document["error"]["worst"] >= document["error"]["like_worst"] > 0
+    assert rows["imbalance"]["value"] == 1.3 and "ASSUMED" in rows["efficiency"]["source"]
+    assert "ASSUMED" in tables and f"{document['error']['worst']:.0%}" in tables
 
 
-def test_a_rack_s_nodes_have_four_gpus_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss20b.tools.estimate.command._counts", lambda config: dict(COUNTS))
+def test_a_rack_s_nodes_have_four_gpus_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
     options = ["estimate", "--system", "GB300", "--nodes", "2", "--global-batch-size", "32", "--json"]
     assert json.loads(run(*options)[1])["layout"]["gpus"] == 8
     assert json.loads(run(*options, "--dgxngpu", "8")[1])["layout"]["gpus"] == 16
@@ -500,8 +473,8 @@ def test_a_rack_s_nodes_have_four_gpus_unless_told(monkeypatch: pytest.MonkeyPat
     assert json.loads(run(*options)[1])["layout"]["gpus"] == 16
 
 
-def test_what_does_not_fit_and_has_no_reference_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss20b.tools.estimate.command._counts", lambda config: dict(COUNTS))
+def test_what_does_not_fit_or_has_no_reference_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
     options = ["estimate", "--system", "H100", "--global-batch-size", "128"]
     _, tables, _ = run(*options)
     assert "TOO MUCH" in tables and "no reference point" in tables and "unknown" in tables

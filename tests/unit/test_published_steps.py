@@ -1,11 +1,10 @@
-"""How well one published run predicts another, and that nothing is tested on what it was calibrated or fitted on."""
+"""The back-test: no run is predicted from what it was calibrated or fitted on, and its facts are the published ones."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import statistics
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +12,13 @@ import pytest
 
 from benchmarks.published_steps import (
     COUNTS,
-    FITTED,
+    IMBALANCE_FIT,
     PUBLISHED,
-    Prediction,
-    Published,
-    efficiency_of,
+    PublishedRun,
+    efficiency_from_step,
+    fit_efficiency,
     largest_errors,
     predict,
-    predicted_evaluation,
     predictions,
 )
 from gptoss20b.config import resolve
@@ -29,52 +27,27 @@ from gptoss20b.config.tree import Parallel
 from gptoss20b.hardware import SYSTEMS
 from gptoss20b.model.size import count_parameters
 from gptoss20b.process_groups import single_process
+from gptoss20b.tools.estimate import EstimateError
 from gptoss20b.tools.estimate.assumptions import Assumptions
 from gptoss20b.tools.estimate.report import BACKTEST_ERRORS
-from gptoss20b.tools.estimate.scaling import estimate, step_time
+from gptoss20b.tools.estimate.scaling import step_time
 from tests.support.paths import REFERENCE_LOGS
 
 RUNS = {run.name: run for run in PUBLISHED}
 EVERY = tuple(predictions())
 
 
-def worst(chosen: Iterator[Prediction]) -> float:
-    return max(abs(each.error) for each in chosen)
-
-
-def test_like_runs_predict_each_other_within_seven_percent() -> None:
-    """4 to 32 GPUs of one generation, micro batches 2 and 3, GBS 16 to 64; and the reference at GBS 16 and 32."""
-    like = [each for each in EVERY if each.like]
-    assert len(like) == 24
-    assert 0.06 < worst(iter(like)) < 0.07
-
-
-def test_all_runs_of_a_kind_predict_each_other_within_thirty_percent() -> None:
-    assert len(EVERY) == 64
-    assert 0.28 < worst(iter(EVERY)) < 0.30
-
-
 def test_the_command_prints_the_largest_errors() -> None:
     assert largest_errors() == pytest.approx(BACKTEST_ERRORS)
-
-
-def test_where_it_is_off_and_which_way() -> None:
-    """A newer generation is faster than its peak says; 72 GPUs with split sequences are slower than the bytes say."""
-    for each in EVERY:
-        calibrated, predicted = each.calibrated, each.predicted
-        ultra = [run.system in ("GB300", "B300") for run in (calibrated, predicted)]
-        if each.same_split and not calibrated.split and ultra == [False, True]:
-            assert 0.13 < each.error < 0.29
-        if each.same_generation and not calibrated.split and predicted.split:
-            assert -0.18 < each.error < -0.12
-    assert 0 < predict(RUNS["NVIDIA 72 x GB200"], RUNS["NVIDIA 72 x GB300"]).error < 0.03
+    # The limits that docs/scaling.md names. Its tables of errors are held by test_estimate_guide.
+    assert BACKTEST_ERRORS["like_worst"] < 0.07 and BACKTEST_ERRORS["worst"] < 0.30
 
 
 def test_nothing_is_tested_on_what_it_was_calibrated_or_fitted_on() -> None:
     for each in EVERY:
         calibrated, predicted = each.calibrated, each.predicted
         assert calibrated is not predicted and calibrated.kind == predicted.kind
-        assert not (predicted.name in FITTED and (calibrated.split or predicted.split))
+        assert not (predicted.name in IMBALANCE_FIT and (calibrated.splits_sequences or predicted.splits_sequences))
         assert predict(calibrated, predicted) == each
 
 
@@ -87,42 +60,37 @@ def test_a_prediction_does_not_see_the_step_that_it_predicts() -> None:
 def test_a_run_calibrated_on_itself_is_exact() -> None:
     for run in PUBLISHED:
         assert predict(run, run).error == pytest.approx(0, abs=1e-9)
-        assert 0.1 < efficiency_of(run) < 0.6
+        assert 0.1 < fit_efficiency(run) < 0.6
+
+
+@pytest.mark.parametrize("efficiency", [0.05, 0.4, 0.95])
+@pytest.mark.parametrize("run", PUBLISHED, ids=lambda run: run.name)
+def test_a_step_gives_an_efficiency_that_gives_the_step(run: PublishedRun, efficiency: float) -> None:
+    """Not always the same one: where communication outlasts the work, faster work exposes more of it."""
+    config, system = run.config, SYSTEMS[run.system]
+    seconds = step_time(config, COUNTS, system, efficiency, Assumptions()).seconds
+    found = efficiency_from_step(seconds, config, COUNTS, system, Assumptions())
+    assert found < efficiency * (1 + 1e-6)
+    assert step_time(config, COUNTS, system, found, Assumptions()).seconds == pytest.approx(seconds)
+    if config.parallel.expert == 8:  # little to reduce
+        assert found == pytest.approx(efficiency)
+
+
+def test_a_step_that_is_too_short() -> None:
+    with pytest.raises(EstimateError, match=r"0\.01"):
+        efficiency_from_step(0.01, resolve({}), COUNTS, SYSTEMS["H200"], Assumptions())
 
 
 def test_the_default_imbalance_is_what_the_fit_gives() -> None:
     """The factor at which 8 GB200 predict 72: between the steps at 1.55 and 1.65."""
-    calibrated, fitted = (RUNS[name] for name in FITTED)
+    calibrated, fitted = (RUNS[name] for name in IMBALANCE_FIT)
 
     def seconds(imbalance: float) -> float:
-        given = replace(fitted.assumed, imbalance=imbalance)
-        return step_time(fitted.config, COUNTS, SYSTEMS[fitted.system], efficiency_of(calibrated), given).seconds
+        given = replace(fitted.assumptions, imbalance=imbalance)
+        return step_time(fitted.config, COUNTS, SYSTEMS[fitted.system], fit_efficiency(calibrated), given).seconds
 
     assert seconds(1.55) < fitted.step_seconds < seconds(1.65)
     assert Assumptions().imbalance == 1.6
-
-
-@pytest.mark.parametrize("run", [run for run in PUBLISHED if run.evaluation_seconds], ids=lambda run: run.name)
-def test_evaluations_follow_from_the_step(run: Published) -> None:
-    """Within 9 %; 21 % too long for the 8-GPU submissions of the older generation, whose backward passes are slower."""
-    assert run.evaluation_seconds is not None
-    error = predicted_evaluation(run) / run.evaluation_seconds - 1
-    if run.name in ("Lambda 8 x B200", "NVIDIA 8 x GB200"):
-        assert 0.18 < error < 0.21
-    else:
-        assert abs(error) < 0.09
-
-
-@pytest.mark.parametrize(
-    ("calibrated", "predicted", "minutes"),
-    [("NVIDIA 8 x GB200", "Lambda 8 x B200", 96.5), ("HPE 16 x GB300", "NVIDIA 8 x GB300", 73.0)],
-)
-def test_published_times_to_train(calibrated: str, predicted: str, minutes: float) -> None:
-    """With the efficiency of another run, and the reference's mean samples, which are not the submission's."""
-    run = RUNS[predicted]
-    found = estimate(run.config, COUNTS, SYSTEMS[run.system], efficiency_of(RUNS[calibrated]), run.assumed)
-    assert found.seconds_to_target is not None
-    assert found.seconds_to_target / 60 == pytest.approx(minutes, rel=0.1)
 
 
 def test_layouts_of_published_runs_are_ones_that_train_takes() -> None:

@@ -1,4 +1,4 @@
-"""What the scaling model takes as given: each with its value, its unit and where it is from."""
+"""Assumptions of the scaling model, each with its value, unit and source."""
 
 from __future__ import annotations
 
@@ -9,47 +9,49 @@ from typing import Any
 from .errors import EstimateError
 
 
-def _assumed(value: float, unit: str, source: str, low: float = 0.0, high: float = float("inf")) -> Any:
+def _assumption(value: float, unit: str, source: str, low: float = 0.0, high: float = float("inf")) -> Any:
     return field(default=value, metadata={"unit": unit, "source": source, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Factors that no data sheet gives. `--assume NAME=VALUE` changes one; the metadata of a field says the rest."""
+    """Factors that no data sheet gives. `--assume NAME=VALUE` changes one; a field's metadata has unit and source."""
 
-    memory_fraction: float = _assumed(
+    memory_fraction: float = _assumption(
         0.8, "of memory bandwidth", "what streaming kernels reach; assumed, not measured here", 0.01, 1
     )
-    link_fraction: float = _assumed(
+    link_fraction: float = _assumption(
         0.8, "of link and network bandwidth", "what large collectives reach; assumed, not measured here", 0.01, 1
     )
-    latency_us: float = _assumed(25, "us per all-to-all", "one launch and its split sizes; assumed, not measured here")
-    imbalance: float = _assumed(
+    latency_us: float = _assumption(
+        25, "us per all-to-all", "one launch and its split sizes; assumed, not measured here"
+    )
+    imbalance: float = _assumption(
         1.6,
         "x rows on the busiest rank, EP > 1",
-        "fitted to GB200 at 8 and 72 GPUs (docs/scaling.md): holds all that EP 4 and CP 2 cost beyond their bytes",
+        "fitted to GB200 at 8 and 72 GPUs (docs/scaling.md): includes all that EP 4 and CP 2 cost beyond their bytes",
         1,
     )
-    overlap: float = _assumed(
+    overlap: float = _assumption(
         0.9,
         "of gradient reduction and weight gathering",
-        "at most so much hides behind the last backward and the first forward; the last bucket cannot; assumed",
+        "largest part hidden behind the last backward and the first forward; the last bucket is exposed; assumed",
         0,
         1,
     )
-    gradient_bytes: float = _assumed(4, "bytes per gradient reduced", "fp32 gradients (grad_reduce_in_fp32)")
-    weight_bytes: float = _assumed(2, "bytes per weight gathered", "bf16 weights")
-    traffic_bytes: float = _assumed(
+    gradient_bytes: float = _assumption(4, "bytes per gradient reduced", "fp32 gradients (grad_reduce_in_fp32)")
+    weight_bytes: float = _assumption(2, "bytes per weight gathered", "bf16 weights")
+    traffic_bytes: float = _assumption(
         12,
         "bytes per weight and micro batch",
         "a bf16 gradient written, read, and added to the fp32 one (2 + 2 + 8): work that does not shrink with tokens",
     )
 
-    def with_changes(self, texts: Sequence[str]) -> Assumptions:
-        """These with ``NAME=VALUE`` texts applied, and "given by hand" as their source in `rows`.
+    def with_overrides(self, texts: Sequence[str]) -> Assumptions:
+        """Return a copy with ``NAME=VALUE`` texts applied.
 
         Raises:
-            EstimateError: no such name, or a value that is no number within its bounds.
+            EstimateError: an unknown name, or a value that is no number within its bounds.
         """
         known = {each.name: each for each in fields(self)}
         changes: dict[str, float] = {}
@@ -67,13 +69,13 @@ class Assumptions:
         return replace(self, **changes)
 
     def rows(self) -> list[tuple[str, float, str, str]]:
-        """Name, value, unit and source of each."""
+        """Return name, value, unit and source of each assumption."""
         return [
             (
                 each.name,
                 getattr(self, each.name),
                 each.metadata["unit"],
-                each.metadata["source"] if getattr(self, each.name) == each.default else "given by hand",
+                each.metadata["source"] if getattr(self, each.name) == each.default else "set on the command line",
             )
             for each in fields(self)
         ]

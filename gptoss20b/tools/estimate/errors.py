@@ -1,7 +1,7 @@
-"""What an estimate cannot be made of."""
+"""The error of `estimate`."""
 
 from __future__ import annotations
 
 
 class EstimateError(ValueError):
-    """An unknown system, an impossible efficiency, or a layout that the model does not cover; says what to change."""
+    """An unknown system, an impossible efficiency or an unsupported layout. The message names what to change."""

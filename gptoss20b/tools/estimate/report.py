@@ -1,4 +1,4 @@
-"""An estimate as tables for people and as JSON for programs; both hold every assumption, its value and source."""
+"""An estimate as tables and as JSON. Both hold every assumption with its value and source."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ BACKTEST_ERRORS = {
     "predictions": 64,
     "worst": 0.2923902649196015,
 }
-# What the model leaves out or takes as free, in words.
+# Costs that the model leaves out or takes as zero.
 STATED = (
-    "all-to-alls overlap with nothing; gradient reduction with the last backward, weight gathering with the first "
-    "forward, at no cost to either",
+    "all-to-alls overlap with nothing; gradient reduction overlaps with the last backward, weight gathering with the "
+    "first forward, at no cost to either",
     "data loading, logging, launch gaps, and failing or slow GPUs take no time",
     "experts and data-parallel neighbours sit next to each other; what leaves a domain uses its GPUs' networks",
 )
 
 
-def as_document(found: Estimate, efficiency: Efficiency) -> dict[str, Any]:
-    """The estimate as plain values: seconds, bytes, fractions."""
-    config, parallel = found.config, found.config.parallel
+def as_document(estimate: Estimate, efficiency: Efficiency) -> dict[str, Any]:
+    """Return the estimate as plain values: seconds, bytes, fractions."""
+    config, parallel = estimate.config, estimate.config.parallel
     return {
-        "system": vars(found.system),
+        "system": vars(estimate.system),
         "layout": {
             "nodes": parallel.nodes,
             "gpus": parallel.world_size,
@@ -44,64 +44,67 @@ def as_document(found: Estimate, efficiency: Efficiency) -> dict[str, Any]:
             "global_batch_size": config.free.global_batch_size,
             "accumulation_steps": config.accumulation_steps,
         },
-        "step_seconds": found.step.seconds,
-        "step_parts_seconds": vars(found.step),
-        "bytes_per_gpu_and_step": found.bytes_per_step,
-        "tokens_per_second_per_gpu": found.tokens_per_second,
-        "mfu": found.mfu,
-        "evaluation_seconds": found.evaluation_seconds,
-        "samples_to_target": found.samples,
-        "minutes_to_target": None if found.seconds_to_target is None else found.seconds_to_target / 60,
+        "step_seconds": estimate.step.seconds,
+        "step_parts_seconds": vars(estimate.step),
+        "bytes_per_gpu_and_step": estimate.bytes_per_step,
+        "tokens_per_second_per_gpu": estimate.tokens_per_second,
+        "mfu": estimate.mfu,
+        "evaluation_seconds": estimate.evaluation_seconds,
+        "samples_to_target": estimate.samples,
+        "minutes_to_target": None if estimate.seconds_to_target is None else estimate.seconds_to_target / 60,
         "memory": {
-            "state_bytes": found.state_bytes,
-            "activation_bytes": found.activation_bytes,
-            "gpu_bytes": found.system.memory_gb * 1e9,
-            "fits": fits(found),
+            "state_bytes": estimate.state_bytes,
+            "activation_bytes": estimate.activation_bytes,
+            "gpu_bytes": estimate.system.memory_gb * 1e9,
+            "fits": _free_bytes(estimate) >= 0,
         },
         "efficiency_given": efficiency.given,
         "warning": efficiency.warning or None,
         "assumptions": [
             {"name": name, "value": value, "unit": unit, "source": source}
-            for name, value, unit, source in assumption_rows(found, efficiency)
+            for name, value, unit, source in _assumption_rows(estimate, efficiency)
         ],
         "stated": list(STATED),
         "error": BACKTEST_ERRORS,
     }
 
 
-def as_tables(found: Estimate, efficiency: Efficiency) -> Sequence[Table | str]:
-    """What the command prints: the result, a step's parts, the assumptions, what is left out, and the model's error."""
+def as_tables(estimate: Estimate, efficiency: Efficiency) -> Sequence[Table | str]:
+    """Return the result, the parts of a step, the assumptions, and the model's limits and error, for a terminal."""
+    error = BACKTEST_ERRORS
     return [
         *([f"WARNING: {efficiency.warning}."] if efficiency.warning else []),
-        _result(found, efficiency),
-        _parts(found),
-        _assumptions(found, efficiency),
+        _result_table(estimate, efficiency),
+        _parts_table(estimate),
+        _assumptions_table(estimate, efficiency),
         "\n".join(f"Taken as given: {text}." for text in STATED),
-        _error_line(),
+        f"Error against published runs, one predicting another: at most {error['like_worst']:.0%} in "
+        f"{error['like_predictions']} predictions between like GPUs and layouts, at most {error['worst']:.0%} in all "
+        f"{error['predictions']} (docs/scaling.md).",
     ]
 
 
-def fits(found: Estimate) -> bool:
-    """Whether state and activations, the latter an estimate from above, fit the GPU's memory."""
-    return found.state_bytes + found.activation_bytes <= found.system.memory_gb * 1e9
+def _free_bytes(estimate: Estimate) -> float:
+    """Return the GPU memory left by state and activations; below 0 if they do not fit."""
+    return estimate.system.memory_gb * 1e9 - estimate.state_bytes - estimate.activation_bytes
 
 
-def assumption_rows(found: Estimate, efficiency: Efficiency) -> list[tuple[str, float | None, str, str]]:
-    """Everything the estimate takes as given: the system, the efficiency, the factors, the convergence."""
-    table = ", ".join(f"GBS {size}: {mean:,.0f}" for size, mean in CONVERGENCE.items())
+def _assumption_rows(estimate: Estimate, efficiency: Efficiency) -> list[tuple[str, float | None, str, str]]:
+    """Return name, value, unit and source of every input: system, efficiency, factors, convergence, activations."""
+    points = ", ".join(f"GBS {size}: {mean:,.0f}" for size, mean in CONVERGENCE.items())
     return [
-        *_system_rows(found.system),
+        *_system_rows(estimate.system),
         ("efficiency", efficiency.value, "of the peak, in matrix products", efficiency.source),
-        *found.assumptions.rows(),
+        *estimate.assumptions.rows(),
         (
             "samples_to_target",
-            found.samples,
+            estimate.samples,
             "sequences, mean",
-            f"reference runs ({table}), linear between; none above 64, nor for another model or target",
+            f"reference runs ({points}), linear between; none above 64, nor for another model or target",
         ),
         (
             "activations",
-            found.activation_bytes / _GIB,
+            estimate.activation_bytes / _GIB,
             "GiB per GPU",
             "39 GiB a sequence of the reference, less what RECOMPUTE frees: an estimate from above (docs/tuning.md)",
         ),
@@ -120,57 +123,45 @@ def _system_rows(system: System) -> list[tuple[str, float | None, str, str]]:
     return [(name, getattr(system, name), unit, system.source) for name, unit in units.items()]
 
 
-def _result(found: Estimate, efficiency: Efficiency) -> Table:
-    config, parallel = found.config, found.config.parallel
+def _result_table(estimate: Estimate, efficiency: Efficiency) -> Table:
+    config, parallel = estimate.config, estimate.config.parallel
     kind = "" if efficiency.given else " (efficiency ASSUMED)"
-    table = Table("figure", "value", title=f"{parallel.world_size} x {found.system.name}{kind}")
-    minutes = found.seconds_to_target
+    table = Table("figure", "value", title=f"{parallel.world_size} x {estimate.system.name}{kind}")
+    seconds, free = estimate.seconds_to_target, _free_bytes(estimate) / _GIB
+    room = f"fits, {free:.1f} left for unbalanced experts" if free >= 0 else f"{-free:.1f} TOO MUCH"
     rows = {
         "layout": f"EP {parallel.expert}, CP {parallel.context}, DP {parallel.data}, GBS "
         f"{config.free.global_batch_size} = micro batch {config.execution.micro_batch_size} x {parallel.data} x "
         f"{config.accumulation_steps}",
-        "step": f"{found.step.seconds:.4f} s",
-        "tokens per second and GPU": f"{found.tokens_per_second:,.0f}",
-        "MFU": f"{found.mfu:.1%}",
-        "evaluation": f"{found.evaluation_seconds:.2f} s, every {config.eval_interval_steps} steps",
-        "samples to target": "no reference point" if found.samples is None else f"{found.samples:,.0f}",
-        "time to train": "unknown" if minutes is None else f"{minutes / 60:.1f} min",
-        "memory": f"{found.state_bytes / _GIB:.1f} GiB of state + {found.activation_bytes / _GIB:.1f} of activations "
-        f"of {found.system.memory_gb * 1e9 / _GIB:.1f}: {_room(found)}",
+        "step": f"{estimate.step.seconds:.4f} s",
+        "tokens per second and GPU": f"{estimate.tokens_per_second:,.0f}",
+        "MFU": f"{estimate.mfu:.1%}",
+        "evaluation": f"{estimate.evaluation_seconds:.2f} s, every {config.eval_interval_steps} steps",
+        "samples to target": "no reference point" if estimate.samples is None else f"{estimate.samples:,.0f}",
+        "time to train": "unknown" if seconds is None else f"{seconds / 60:.1f} min",
+        "memory": f"{estimate.state_bytes / _GIB:.1f} GiB of state + {estimate.activation_bytes / _GIB:.1f} of "
+        f"activations of {estimate.system.memory_gb * 1e9 / _GIB:.1f}: {room}",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def _room(found: Estimate) -> str:
-    left = found.system.memory_gb * 1e9 - found.state_bytes - found.activation_bytes
-    return f"fits, {left / _GIB:.1f} left for unbalanced experts" if fits(found) else f"{-left / _GIB:.1f} TOO MUCH"
-
-
-def _parts(found: Estimate) -> Table:
-    table = Table("part of a step", "ms", "%", "GB sent per GPU", title="what nothing hides")
-    for name, seconds in vars(found.step).items():
-        sent = found.bytes_per_step.get(name)
-        moved = "" if sent is None else f"{sent / 1e9:.1f}"
-        table.add_row(name.replace("_", " "), f"{seconds * 1e3:.1f}", f"{seconds / found.step.seconds:.1%}", moved)
+def _parts_table(estimate: Estimate) -> Table:
+    table = Table("part of a step", "ms", "%", "GB sent per GPU", title="exposed time by part")
+    for name, seconds in vars(estimate.step).items():
+        sent = estimate.bytes_per_step.get(name)
+        gigabytes = "" if sent is None else f"{sent / 1e9:.1f}"
+        share = f"{seconds / estimate.step.seconds:.1%}"
+        table.add_row(name.replace("_", " "), f"{seconds * 1e3:.1f}", share, gigabytes)
     return table
 
 
-def _assumptions(found: Estimate, efficiency: Efficiency) -> Table:
+def _assumptions_table(estimate: Estimate, efficiency: Efficiency) -> Table:
     table = Table("assumption", "value", "unit", "source", title="assumptions")
     above = ""
-    for name, value, unit, source in assumption_rows(found, efficiency):
+    for name, value, unit, source in _assumption_rows(estimate, efficiency):
         shown = "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
         table.add_row(name.replace("_", " "), shown, unit, "same" if source == above else source)
         above = source
     return table
-
-
-def _error_line() -> str:
-    error = BACKTEST_ERRORS
-    return (
-        f"Error against published runs, one predicting another: at most {error['like_worst']:.0%} in "
-        f"{error['like_predictions']} predictions between like GPUs and layouts, at most {error['worst']:.0%} in all "
-        f"{error['predictions']} (docs/scaling.md)."
-    )

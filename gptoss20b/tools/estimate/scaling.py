@@ -1,8 +1,8 @@
-"""From a layout, a system and an efficiency to the time of a step, an evaluation and a run.
+"""The scaling model: from a layout, a system and an efficiency to the time of a step, an evaluation and a run.
 
-A step is accumulation x (matrix products + gradient traffic + all-to-all + ring attention), then what is left of the
-gradient reduction and the weight gathering, then the optimizer. The all-to-alls hide behind nothing: Megatron-Core's
-dispatcher waits for each. Nothing else is modelled: no data loading, no logging, no launch gaps, no slow GPUs.
+A step is accumulation x (matrix products + gradient traffic + all-to-all + ring attention), the exposed time of
+reduce-scatter and all-gather, and the optimizer. All-to-alls overlap with nothing: Megatron-Core's dispatcher waits for
+each. Data loading, logging, launch gaps and slow GPUs are not modelled.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ from ...memory import activation_bytes
 from ...model.size import flops_per_token, state_bytes_per_gpu
 from .assumptions import Assumptions
 from .errors import EstimateError
-from .traffic import Group, all_to_all_bytes, all_to_alls, context_bytes, experts_again, groups, resident, tokens
+from .traffic import (
+    ReplicaGroup,
+    all_to_all_bytes,
+    all_to_alls_per_layer,
+    params_per_gpu,
+    recomputes_experts,
+    replica_groups,
+    ring_attention_bytes,
+    tokens_per_micro_batch,
+)
 
-# Mean samples to the target of 20 reference runs by global batch size: the reference convergence points of v6.0 and
-# v6.1 (mlperf-logging). What is between is interpolated; below 16 the rules take 16's; above 64 there is none.
+# Mean samples to target of 20 reference runs, by global batch size: the reference convergence points of v6.0 and v6.1
+# (mlperf-logging). Sizes between them are interpolated. Below 16 the rules take 16's; above 64 there is none.
 CONVERGENCE = {16: 194_764.8, 32: 234_700.8, 64: 301_670.4}
-_FORWARD = 1 / 3  # of a micro batch's FLOPs; backward is the rest
-_STATE_TRAFFIC = 24  # bytes: fp32 master weight and two moments, each read and written
+_FORWARD = 1 / 3  # share of a micro batch's FLOPs; backward is the rest
+_STATE_TRAFFIC = 24  # bytes per parameter: fp32 master weight and two moments, each read and written
 
 
 @dataclass(frozen=True)
-class Step:
-    """Seconds of one optimizer step on the slowest GPU, by part; communication is what nothing hides."""
+class StepTime:
+    """Seconds of one optimizer step on the slowest GPU, by part. Communication counts where it is exposed."""
 
     matrix_products: float
     gradient_traffic: float
@@ -46,18 +55,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `estimate` says of one configuration on one system.
+    """The estimate of one configuration on one system.
 
     Attributes:
-        config, system, assumptions: what it was made from.
+        config, system, assumptions: its inputs.
         efficiency: of the matrix products, as a fraction of the dense bf16 peak.
         step: seconds by part.
         bytes_per_step: that one GPU sends, by collective, with balanced routing.
-        tokens_per_second: per GPU, evaluations left out.
-        mfu: model FLOPs per second over the dense bf16 peak, evaluations left out.
+        tokens_per_second: per GPU, without evaluations.
+        mfu: model FLOPs per second over the dense bf16 peak, without evaluations.
         evaluation_seconds: of one evaluation.
-        samples: to the target, on average; None where the reference has no point.
-        seconds_to_target: of a run with its evaluations; None likewise.
+        samples: mean samples to target; None where the reference has no point.
+        seconds_to_target: of a run with its evaluations; None where `samples` is.
         state_bytes, activation_bytes: of one GPU; the activations are an estimate from above.
     """
 
@@ -65,7 +74,7 @@ class Estimate:
     system: System
     assumptions: Assumptions
     efficiency: float
-    step: Step
+    step: StepTime
     bytes_per_step: dict[str, float]
     tokens_per_second: float
     mfu: float
@@ -76,38 +85,38 @@ class Estimate:
     activation_bytes: int
 
 
-def estimate(
-    config: Config, counts: Mapping[str, int], system: System, efficiency: float, assumed: Assumptions | None = None
+def make_estimate(
+    config: Config, counts: Mapping[str, int], system: System, efficiency: float, assumptions: Assumptions
 ) -> Estimate:
-    """Reckon one configuration.
+    """Estimate one configuration.
 
     Args:
         config: as `train` takes it.
         counts: parameters by kind, as `model.size.count_parameters` gives them.
+        system: the GPUs.
         efficiency: of the matrix products, a fraction of the dense bf16 peak.
+        assumptions: everything else.
 
     Raises:
-        EstimateError: tensor or pipeline parallel, or fp32.
+        EstimateError: tensor or pipeline parallelism, or fp32.
     """
-    covered(config)
-    assumed = assumed or Assumptions()
-    step = step_time(config, counts, system, efficiency, assumed)
+    check_supported(config)
+    step = step_time(config, counts, system, efficiency, assumptions)
     rate = config.free.global_batch_size * config.fixed.sequence_length / config.parallel.world_size / step.seconds
-    evaluation = evaluation_time(config, system, efficiency, assumed)
+    evaluation = evaluation_time(config, system, efficiency, assumptions)
     samples = samples_to_target(config)
-    shared = groups(config, counts)
-    exchanged = sum(group.exchanged for group in shared)
+    sent = sum(group.sent for group in replica_groups(config, counts))
     return Estimate(
         config=config,
         system=system,
-        assumptions=assumed,
+        assumptions=assumptions,
         efficiency=efficiency,
         step=step,
         bytes_per_step={
             "all_to_all": config.accumulation_steps * all_to_all_bytes(config),
-            "ring_attention": config.accumulation_steps * context_bytes(config),
-            "reduce_scatter": exchanged * assumed.gradient_bytes,
-            "all_gather": exchanged * assumed.weight_bytes,
+            "ring_attention": config.accumulation_steps * ring_attention_bytes(config),
+            "reduce_scatter": sent * assumptions.gradient_bytes,
+            "all_gather": sent * assumptions.weight_bytes,
         },
         tokens_per_second=rate,
         mfu=rate * flops_per_token(config) / (system.peak_tflops * 1e12),
@@ -120,82 +129,92 @@ def estimate(
 
 
 def step_time(
-    config: Config, counts: Mapping[str, int], system: System, efficiency: float, assumed: Assumptions
-) -> Step:
-    """Seconds of one optimizer step, by part. Arguments as of `estimate`."""
+    config: Config, counts: Mapping[str, int], system: System, efficiency: float, assumptions: Assumptions
+) -> StepTime:
+    """Return the seconds of one optimizer step, by part. Arguments as of `make_estimate`."""
     passes = config.accumulation_steps
-    products = matrix_time(config, system, efficiency, assumed)
-    shared = groups(config, counts)
-    reduction = sum(_exchange(group, assumed.gradient_bytes, config, system, assumed) for group in shared)
-    gathering = sum(_exchange(group, assumed.weight_bytes, config, system, assumed) for group in shared)
-    return Step(
+    products = matrix_time(config, system, efficiency, assumptions)
+    groups = replica_groups(config, counts)
+    reduction = sum(
+        _collective_time(group, assumptions.gradient_bytes, config, system, assumptions) for group in groups
+    )
+    gathering = sum(_collective_time(group, assumptions.weight_bytes, config, system, assumptions) for group in groups)
+    return StepTime(
         matrix_products=passes * products,
-        gradient_traffic=passes * traffic_time(resident(config, counts), system, assumed),
-        all_to_all=passes * all_to_all_time(config, system, assumed),
-        ring_attention=passes * context_bytes(config) / (system.link_gbs * 1e9 * assumed.link_fraction),
-        reduce_scatter=_left(reduction, products * (1 - _FORWARD), assumed.overlap),
-        all_gather=_left(gathering, products * _FORWARD, assumed.overlap),
-        optimizer=_optimizer_time(shared, system, assumed),
+        gradient_traffic=passes * gradient_traffic_time(params_per_gpu(config, counts), system, assumptions),
+        all_to_all=passes * all_to_all_time(config, system, assumptions),
+        ring_attention=passes * ring_attention_bytes(config) / (system.link_gbs * 1e9 * assumptions.link_fraction),
+        # Megatron-Core reduces gradients during the last backward pass and gathers weights during the first forward.
+        reduce_scatter=_exposed_time(reduction, products * (1 - _FORWARD), assumptions.overlap),
+        all_gather=_exposed_time(gathering, products * _FORWARD, assumptions.overlap),
+        optimizer=_optimizer_time(groups, system, assumptions),
     )
 
 
-def matrix_time(config: Config, system: System, efficiency: float, assumed: Assumptions) -> float:
-    """Seconds of one micro batch's matrix products, forward and backward; the busiest rank's experts with EP > 1."""
-    busiest = assumed.imbalance if config.parallel.expert > 1 else 1.0
-    return tokens(config) * work_per_token(config, busiest) / (system.peak_tflops * 1e12 * efficiency)
+def matrix_time(config: Config, system: System, efficiency: float, assumptions: Assumptions) -> float:
+    """Return the seconds of one micro batch's matrix products, forward and backward, on the busiest rank."""
+    imbalance = assumptions.imbalance if config.parallel.expert > 1 else 1.0
+    work = tokens_per_micro_batch(config) * work_per_token(config, imbalance)
+    return work / (system.peak_tflops * 1e12 * efficiency)
 
 
 def work_per_token(config: Config, imbalance: float = 1.0) -> float:
-    """FLOPs that a GPU does per token: the model's, those that RECOMPUTE does again, and more rows than the mean."""
+    """Return the FLOPs that a GPU does per token: the model's, the recomputed ones, and the busiest rank's surplus.
+
+    Args:
+        config: sizes of the model, and RECOMPUTE.
+        imbalance: rows of the busiest rank over the mean.
+    """
     model = config.model
     forward = flops_per_token(config) / 3
     experts = 2 * model.num_layers * model.router_topk * 3 * model.hidden_size * model.moe_ffn_hidden_size
     logits = 2 * model.vocab_size * model.hidden_size
-    again = {"moe": experts, "layers": forward - logits}.get(config.execution.recompute, 0)
-    of_experts = experts * (4 if experts_again(config) else 3)
-    return 3 * forward + again + of_experts * (imbalance - 1)
+    recomputed = {"moe": experts, "layers": forward - logits}.get(config.execution.recompute, 0)
+    expert_work = experts * (4 if recomputes_experts(config) else 3)
+    return 3 * forward + recomputed + expert_work * (imbalance - 1)
 
 
-def traffic_time(parameters: float, system: System, assumed: Assumptions) -> float:
-    """Seconds of memory traffic in one micro batch that grows with the parameters on a GPU, not with its tokens."""
-    return parameters * assumed.traffic_bytes / _memory_rate(system, assumed)
+def gradient_traffic_time(parameters: float, system: System, assumptions: Assumptions) -> float:
+    """Return the seconds of a micro batch's memory traffic that grows with the parameters of a GPU, not its tokens."""
+    return parameters * assumptions.traffic_bytes / _memory_rate(system, assumptions)
 
 
-def clearing_time(parameters: float, system: System, assumed: Assumptions) -> float:
-    """Seconds of clearing the gradients of the parameters on a GPU, once a step."""
-    return parameters * assumed.gradient_bytes / _memory_rate(system, assumed)
+def grad_zero_time(parameters: float, system: System, assumptions: Assumptions) -> float:
+    """Return the seconds of zeroing the gradients of the parameters on a GPU, once a step."""
+    return parameters * assumptions.gradient_bytes / _memory_rate(system, assumptions)
 
 
-def all_to_all_time(config: Config, system: System, assumed: Assumptions) -> float:
-    """Seconds of one micro batch's all-to-alls: the busiest rank's bytes, and a latency for each; 0 with EP 1."""
+def all_to_all_time(config: Config, system: System, assumptions: Assumptions) -> float:
+    """Return the seconds of one micro batch's all-to-alls: the busiest rank's bytes and latencies; 0 with EP 1."""
     expert = config.parallel.expert
     if expert == 1:
         return 0.0
-    busiest = all_to_all_bytes(config) * assumed.imbalance
-    joined = min(expert, system.nvlink_domain_size(config.parallel.gpus_per_node))
-    outside = (expert - joined) / (expert - 1)
+    busiest = all_to_all_bytes(config) * assumptions.imbalance
+    # Peers inside the NVLink domain and outside it are served at the same time; the slower part decides.
+    inside = min(expert, system.nvlink_domain_size(config.parallel.gpus_per_node))
+    outside = (expert - inside) / (expert - 1)
     slower = max((1 - outside) / system.link_gbs, outside / system.network_gbs)
-    latency = all_to_alls(config) * config.model.num_layers * assumed.latency_us * 1e-6
-    return busiest * slower / (1e9 * assumed.link_fraction) + latency
+    latency = all_to_alls_per_layer(config) * config.model.num_layers * assumptions.latency_us * 1e-6
+    return busiest * slower / (1e9 * assumptions.link_fraction) + latency
 
 
-def evaluation_time(config: Config, system: System, efficiency: float, assumed: Assumptions) -> float:
-    """Seconds of one evaluation: whole micro batches of forward passes, as many as the busiest rank has."""
+def evaluation_time(config: Config, system: System, efficiency: float, assumptions: Assumptions) -> float:
+    """Return the seconds of one evaluation: forward passes over as many whole micro batches as the busiest rank has."""
     rounds = math.ceil(config.fixed.eval_samples / (config.execution.micro_batch_size * config.parallel.data))
     config = config.model_copy(update={"execution": config.execution.model_copy(update={"recompute": "none"})})
-    forward = matrix_time(config, system, efficiency, assumed) * _FORWARD
-    ring = context_bytes(config) * _FORWARD / (system.link_gbs * 1e9 * assumed.link_fraction)
-    return rounds * (forward + all_to_all_time(config, system, assumed) / 2 + ring)
+    forward = matrix_time(config, system, efficiency, assumptions) * _FORWARD
+    ring = ring_attention_bytes(config) * _FORWARD / (system.link_gbs * 1e9 * assumptions.link_fraction)
+    return rounds * (forward + all_to_all_time(config, system, assumptions) / 2 + ring)
 
 
 def run_time(config: Config, step: float, evaluation: float, samples: float) -> float:
-    """Seconds from run_start to the target: training on the samples, and an evaluation after each interval."""
+    """Return the seconds from run_start to the target: training on the samples, and an evaluation per interval."""
     interval = config.eval_interval_steps * config.free.global_batch_size
     return samples / config.free.global_batch_size * step + samples / interval * evaluation
 
 
 def samples_to_target(config: Config) -> float | None:
-    """Mean samples to the target by the reference convergence points, for the model and rules they were made with."""
+    """Return the mean samples to target by the reference convergence points; None for another model or target."""
     gbs = config.free.global_batch_size
     sizes = sorted(CONVERGENCE)
     if (
@@ -211,11 +230,11 @@ def samples_to_target(config: Config) -> float | None:
     return CONVERGENCE[below] + (CONVERGENCE[above] - CONVERGENCE[below]) * (gbs - below) / (above - below)
 
 
-def covered(config: Config) -> None:
-    """Refuse what the model does not cover.
+def check_supported(config: Config) -> None:
+    """Check that the scaling model covers a configuration.
 
     Raises:
-        EstimateError: tensor or pipeline parallel, or fp32.
+        EstimateError: tensor or pipeline parallelism, or fp32.
     """
     parallel = config.parallel
     if parallel.tensor > 1 or parallel.pipeline > 1:
@@ -227,26 +246,38 @@ def covered(config: Config) -> None:
         raise EstimateError("PRECISION: got fp32; the scaling model counts bf16 bytes and the bf16 peak. Set bf16.")
 
 
-def _memory_rate(system: System, assumed: Assumptions) -> float:
-    return system.memory_tbs * 1e12 * assumed.memory_fraction
+def _memory_rate(system: System, assumptions: Assumptions) -> float:
+    return system.memory_tbs * 1e12 * assumptions.memory_fraction
 
 
-def _exchange(group: Group, size: float, config: Config, system: System, assumed: Assumptions) -> float:
-    """Seconds of one reduce-scatter or all-gather; what leaves a domain goes by the networks of its members there."""
-    joined = system.nvlink_domain_size(config.parallel.gpus_per_node)
-    members = max(1, joined // group.stride)
+def _collective_time(
+    group: ReplicaGroup, element_bytes: float, config: Config, system: System, assumptions: Assumptions
+) -> float:
+    """Return the seconds of one reduce-scatter or all-gather in a replica group.
+
+    Bytes that leave an NVLink domain share the networks of the group's members in that domain.
+    """
+    domain = system.nvlink_domain_size(config.parallel.gpus_per_node)
+    members = max(1, domain // group.stride)
     rate = system.link_gbs if group.size <= members else min(system.link_gbs, members * system.network_gbs)
-    return group.exchanged * size / (rate * 1e9 * assumed.link_fraction)
+    return group.sent * element_bytes / (rate * 1e9 * assumptions.link_fraction)
 
 
-def _left(communication: float, window: float, overlap: float) -> float:
-    """What is left of a communication that hides behind a window of work, up to a fraction of itself."""
+def _exposed_time(communication: float, window: float, overlap: float) -> float:
+    """Return the exposed (not overlapped) communication time.
+
+    Args:
+        communication: seconds it takes.
+        window: seconds of work that can hide it.
+        overlap: largest fraction of it that can be hidden.
+    """
     return max(communication * (1 - overlap), communication - window)
 
 
-def _optimizer_time(shared: tuple[Group, ...], system: System, assumed: Assumptions) -> float:
-    """Seconds of the memory traffic of norm, AdamW and clearing gradients; nothing of it overlaps."""
-    owned = sum(group.owned for group in shared)
-    everything = sum(group.parameters for group in shared)
-    update = _STATE_TRAFFIC + 2 * assumed.gradient_bytes + assumed.weight_bytes  # gradients are read for the norm too
-    return owned * update / _memory_rate(system, assumed) + clearing_time(everything, system, assumed)
+def _optimizer_time(groups: tuple[ReplicaGroup, ...], system: System, assumptions: Assumptions) -> float:
+    """Return the seconds of the memory traffic of gradient norm, AdamW and zeroing gradients. Nothing overlaps."""
+    owned = sum(group.owned for group in groups)
+    parameters = sum(group.parameters for group in groups)
+    # Gradients are read twice: for the norm and for the update.
+    update = _STATE_TRAFFIC + 2 * assumptions.gradient_bytes + assumptions.weight_bytes
+    return owned * update / _memory_rate(system, assumptions) + grad_zero_time(parameters, system, assumptions)

@@ -43,6 +43,6 @@ def find_system(name: str, overrides: Mapping[str, float | None]) -> System:
         )
     figures: dict[str, Any] = {**given, "domain": int(given["domain"])} if "domain" in given else dict(given)
     if known is None:
-        return System(name, **figures, gpus_per_node=min(8, figures["domain"]), source="given by hand")
+        return System(name, **figures, gpus_per_node=min(8, figures["domain"]), source="given on the command line")
     options = ", ".join(OVERRIDE_OPTIONS[field] for field in given)
-    return replace(known, **figures, source=f"{known.source}; by hand: {options}" if given else known.source)
+    return replace(known, **figures, source=f"{known.source}; overridden: {options}" if given else known.source)

@@ -1,0 +1,30 @@
+"""Tables and commands of a Markdown guide, for tests that recompute or run them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def table_rows(guide: str, mark: str) -> list[list[str]]:
+    """Return the cells of the table below the comment ``<!-- mark -->``, without its header."""
+    return table_with_header(guide, mark)[2:]
+
+
+def table_with_header(guide: str, mark: str) -> list[list[str]]:
+    """Return the cells of every line of the table below the comment ``<!-- mark -->``."""
+    lines = guide.split(f"<!-- {mark} -->\n")[1].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def fenced_blocks(guide: str) -> list[str]:
+    """Return the contents of the fenced blocks without a language."""
+    return re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+
+
+def read_guide(path: Path) -> str:
+    """Return the text of a guide, whose relative links must name files that exist."""
+    text = path.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / link).exists(), f"{path.name}: no such file: {link}"
+    return text

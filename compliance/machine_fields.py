@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from system_info.accelerators import Gpu, GpuReport, Interconnect, read_gpus, read_interconnect
+from system_info.accelerators import read_gpus, read_interconnect
 from system_info.cpu import Processors
 from system_info.devices import has_accelerator, read_disks, read_machine_model, read_network_ports
+from system_info.gpu_report import Gpu, GpuReport, Interconnect
 from system_info.memory import read_memory, read_memory_modules
 from system_info.software import read_cuda_version, read_package_versions, read_rocm_version
 
@@ -82,11 +83,7 @@ def storage_fields(root: Path = Path("/")) -> dict[str, str]:
 
 def network_fields(root: Path = Path("/")) -> dict[str, str]:
     """Return host_networking: the ports with their rates."""
-    ports = (
-        f"{port.link} {port.rate or '(rate not reported)'}{' RDMA' if port.has_rdma else ''}"
-        for port in read_network_ports(root)
-    )
-    return _known({"host_networking": _count(ports)})
+    return _known({"host_networking": _count(read_network_ports(root))})
 
 
 def hardware_notes(processors: Processors, root: Path = Path("/")) -> str:

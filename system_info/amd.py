@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .accelerators import Gpu, GpuReport, Interconnect, read_library
 from .files import one_line, parse_int
+from .gpu_report import Gpu, GpuReport, Interconnect
+from .library import read_library
 from .tools import ToolOutput, run_tool
 
 _ROCM_SMI = ("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--showdriverversion", "--json")

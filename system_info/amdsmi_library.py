@@ -1,7 +1,6 @@
 """GPUs as AMD's management library reports them: ``python -m system_info.amdsmi_library`` prints JSON.
 
-The Python module amdsmi comes with ROCm and not from a package index. `amd.read_gpus` runs this module in a child
-process, because calls into a driver that hangs do not return.
+The Python module amdsmi comes with ROCm and not from a package index.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from .accelerators import Gpu, print_library_report
 from .files import one_line, parse_int
+from .gpu_report import Gpu
+from .library import print_library_report
 
 
 def read_gpus() -> Iterator[Gpu]:

@@ -13,6 +13,7 @@ _ETHERNET = 1  # ARPHRD_ETHER of <linux/if_arp.h>
 _VIRTUAL_DISKS = re.compile(r"(vd|xvd|nbd|rbd|zd|fd|sr)", re.ASCII)
 # Base class and subclass of PCI: processing accelerator; 3D controller; display controller of another kind.
 _ACCELERATORS = ("0x12", "0x0302", "0x0380")
+_NO_RATE = "(rate not reported)"
 _VGA, _GPU_MAKERS = "0x0300", ("0x10de", "0x1002")  # NVIDIA, AMD
 
 
@@ -24,41 +25,29 @@ class Disk:
     size: int
 
 
-@dataclass(frozen=True)
-class NetworkPort:
-    """A network port.
-
-    Attributes:
-        link: InfiniBand or Ethernet.
-        rate: rate with its unit; None if the driver does not report one (the port is down, or virtual).
-        has_rdma: an Ethernet port with remote direct memory access.
-    """
-
-    link: str
-    rate: str | None
-    has_rdma: bool = False
-
-
 def read_disks(root: Path = Path("/")) -> list[Disk]:
     """Return the local disks, without removable ones and those of other machines (NVMe over Fabrics)."""
     disks = filter(_is_local_disk, list_folder(root / "sys/block"))
     return [Disk(_disk_kind(disk), (read_int(disk / "size") or 0) * _SECTOR) for disk in disks]
 
 
-def read_network_ports(root: Path = Path("/")) -> list[NetworkPort]:
-    """Return the ports of network devices, InfiniBand first, without virtual functions and virtual interfaces."""
+def read_network_ports(root: Path = Path("/")) -> list[str]:
+    """Return the ports of network devices with their rates, such as ``Ethernet 100 Gb/s RDMA``, InfiniBand first.
+
+    Virtual functions and interfaces are left out. The driver reports no rate for a port that is down or virtual.
+    """
     ports = []
     for device in list_folder(root / "sys/class/infiniband"):
         for port in list_folder(device / "ports"):
             if read_line(port / "link_layer") == "InfiniBand" and not (device / "device/physfn").exists():
-                ports.append(NetworkPort("InfiniBand", read_line(port / "rate")))
+                ports.append(f"InfiniBand {read_line(port / 'rate') or _NO_RATE}")
     for interface in list_folder(root / "sys/class/net"):
         device = interface / "device"
         if read_int(interface / "type") != _ETHERNET or not device.exists() or (device / "physfn").exists():
             continue
         megabits = read_int(interface / "speed") or -1
-        rate = f"{megabits / 1000:g} Gb/s" if megabits > 0 else None
-        ports.append(NetworkPort("Ethernet", rate, has_rdma=(device / "infiniband").exists()))
+        rate = f"{megabits / 1000:g} Gb/s" if megabits > 0 else _NO_RATE
+        ports.append(f"Ethernet {rate}{' RDMA' if (device / 'infiniband').exists() else ''}")
     return ports
 
 

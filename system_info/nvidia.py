@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from .accelerators import Gpu, GpuReport, Interconnect, read_library
 from .files import one_line, parse_int
+from .gpu_report import Gpu, GpuReport, Interconnect
+from .library import read_library
 from .tools import run_tool
 
 _UNKNOWN = re.compile(r"|\[?(N/A|Not Supported|Unknown Error|Insufficient Permissions)\]?|ERR!", re.IGNORECASE)

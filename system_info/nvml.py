@@ -1,14 +1,12 @@
-"""GPUs as NVIDIA's management library reports them: ``python -m system_info.nvml`` prints JSON.
-
-`nvidia.read_gpus` runs this module in a child process, because calls into a driver that hangs do not return.
-"""
+"""GPUs as NVIDIA's management library reports them: ``python -m system_info.nvml`` prints JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .accelerators import Gpu, print_library_report
+from .gpu_report import Gpu
+from .library import print_library_report
 
 # Bits of nvmlClocksEventReasons, with the names that nvidia-smi gives them. The other reasons are normal operation.
 _THROTTLE_REASONS = {
@@ -27,7 +25,7 @@ def read_gpus() -> Iterator[Gpu]:
         ImportError: nvidia-ml-py or the driver's library is not installed.
         pynvml.NVMLError: the driver does not answer for a GPU.
     """
-    import pynvml
+    import pynvml  # type: ignore[import-untyped]
 
     try:
         pynvml.nvmlInit()

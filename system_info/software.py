@@ -31,7 +31,7 @@ def read_package_versions(names: Iterable[str], site: Sequence[str] | None = Non
         site: folders of installed packages; None: those of this Python.
     """
     path = list(sys.path if site is None else site)
-    versions = {}
+    versions: dict[str, str] = {}
     for name in names:
         for distribution in metadata.distributions(name=name, path=path):
             if version := one_line(distribution.metadata["Version"]):

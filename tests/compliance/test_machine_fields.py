@@ -23,8 +23,8 @@ from compliance.machine_fields import (
     software_fields,
     storage_fields,
 )
-from system_info.accelerators import Gpu, GpuReport, Interconnect
 from system_info.cpu import Processors, read_processors
+from system_info.gpu_report import Gpu, GpuReport, Interconnect
 from system_info.software import read_operating_system
 from tests.support.made_machines import (
     MODULES,

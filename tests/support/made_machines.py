@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def write_files(root: Path, files: dict[str, object]) -> Path:
+def write_files(root: Path, files: Mapping[str, object]) -> Path:
     """Write files below a root by their names, each with a final line break as the kernel's have. Return the root."""
     for name, value in files.items():
         path = root / name

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from system_info.accelerators import Gpu, GpuReport, Interconnect
 from system_info.amd import read_gpus, read_interconnect
+from system_info.gpu_report import Gpu, GpuReport, Interconnect
 from tests.support.made_machines import amd_smi, made_tool, rocm_smi
 
 BY_ROCM_SMI = Gpu(name="AMD Instinct MI355X", driver_version="6.14.14", memory_mib=294896)
@@ -68,7 +68,8 @@ def test_a_value_that_amd_smi_does_not_report_is_none(tools: Path, path: str, fi
         else:
             parent[last] = "N/A"
         made_tool(tools, "amd-smi", answers | {"static": json.dumps(static)})
-        assert read_gpus() == GpuReport("AMD", "amd-smi", (replace(BY_AMD_SMI, **{field: None}),))
+        unknown: dict[str, Any] = {field: None}
+        assert read_gpus() == GpuReport("AMD", "amd-smi", (replace(BY_AMD_SMI, **unknown),))
 
 
 def test_rocm_smi_answers_where_amd_smi_fails(tools: Path) -> None:
@@ -88,7 +89,8 @@ def test_a_key_that_one_card_lacks(tools: Path, key: str, field: str) -> None:
     answer = rocm_smi(count=2)
     del answer["card1"][key]
     made_tool(tools, "rocm-smi", json.dumps(answer))
-    assert read_gpus() == GpuReport("AMD", "rocm-smi", (BY_ROCM_SMI, replace(BY_ROCM_SMI, **{field: None})))
+    unknown: dict[str, Any] = {field: None}
+    assert read_gpus() == GpuReport("AMD", "rocm-smi", (BY_ROCM_SMI, replace(BY_ROCM_SMI, **unknown)))
 
 
 def test_older_answers_of_rocm_smi(tools: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from system_info.devices import (
     Disk,
-    NetworkPort,
     has_accelerator,
     list_infiniband_devices,
     read_disks,
@@ -52,10 +51,10 @@ def test_network_ports(tmp_path: Path) -> None:
     files |= {"sys/class/net/docker0/type": 1, "sys/class/net/docker0/speed": 10_000, "sys/class/net/lo/type": 772}
     files |= {"sys/class/net/vf0/type": 1, "sys/class/net/vf0/speed": 1_000, "sys/class/net/vf0/device/physfn/a": 1}
     assert read_network_ports(write_files(tmp_path, files)) == [
-        *[NetworkPort("InfiniBand", "400 Gb/sec (4X NDR)")] * 2,
-        NetworkPort("Ethernet", "100 Gb/s", has_rdma=True),
-        NetworkPort("Ethernet", None),
-        NetworkPort("Ethernet", "2.5 Gb/s"),
+        *["InfiniBand 400 Gb/sec (4X NDR)"] * 2,
+        "Ethernet 100 Gb/s RDMA",
+        "Ethernet (rate not reported)",
+        "Ethernet 2.5 Gb/s",
     ]
     assert list_infiniband_devices(tmp_path) == ["mlx5_0", "mlx5_1", "mlx5_8"]
     assert read_network_ports(tmp_path / "nothing") == list_infiniband_devices(tmp_path / "nothing") == []

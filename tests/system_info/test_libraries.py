@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,11 +13,11 @@ from typing import Any
 import pytest
 
 from system_info import accelerators, amdsmi_library, nvml
-from system_info.accelerators import Gpu, GpuReport
+from system_info.gpu_report import Gpu, GpuReport
 from tests.support.made_machines import amd_smi, hanging_tool, made_tool, nvidia_smi
 
 LIMIT_S = 20.0
-# nvidia-ml-py with the GPUs of a made-up node. Names in ABSENT are functions that this driver does not have.
+# nvidia-ml-py on a node whose second GPU has the values of the constants.
 PYNVML = """
 import types
 
@@ -24,7 +25,7 @@ class NVMLError(Exception): pass
 class NVMLError_LibraryNotFound(NVMLError): pass
 
 NVML_CLOCK_SM, NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC, NVML_SUCCESS = 1, 1, 0, 0
-ERRORS, ACTION, REASONS, REMAPPED, PIDS, ABSENT, INIT = 0, 0, 0, (7, 0, 0, 0), (), (), None
+ERRORS, ACTION, REASONS, REMAPPED, PIDS, INIT = 0, 0, 0, (7, 0, 0, 0), (), None
 
 def nvmlInit():
     if INIT is not None:
@@ -71,7 +72,6 @@ class AmdSmiClkType(enum.IntEnum): SYS = 0
 
 print("a message that amdsmi prints")
 amdsmi_wrapper = types.SimpleNamespace(amdsmi_vram_type_t__enumvalues={5: "AMDSMI_VRAM_TYPE_HBM3E"})
-ABSENT = ()
 
 def amdsmi_init(): pass
 def amdsmi_get_processor_handles(): return [0, 1]
@@ -99,13 +99,13 @@ Inject = Callable[..., Any]
 
 @pytest.fixture
 def inject(monkeypatch: pytest.MonkeyPatch) -> Inject:
-    """Make a module from source text and changed values, and put it in the place of an installed one."""
+    """Make a module from source text and changed values, in the place of an installed one. None removes a value."""
 
     def make(name: str, source: str, **values: Any) -> Any:
         module = ModuleType(name)
         exec(source, vars(module))  # noqa: S102
         vars(module).update(values)
-        for absent in values.get("ABSENT", ()):
+        for absent in (key for key, value in values.items() if value is None):
             delattr(module, absent)
         monkeypatch.setitem(sys.modules, name, module)
         return module
@@ -125,44 +125,45 @@ def inject(monkeypatch: pytest.MonkeyPatch) -> Inject:
         ({"REASONS": 0x01 | 0x04 | 0x40}, {"throttle_reasons": ("hw_thermal_slowdown",)}),
         ({"REASONS": 0xA8}, {"throttle_reasons": ("hw_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")}),
         ({"PIDS": (4242, 1)}, {"processes": ("python (4242)", "a process (1)")}),
+        # Functions that this version of the library does not have.
+        ({"nvmlDeviceGetMemoryInfo": None, "nvmlDeviceGetFieldValues": None}, {"memory_mib": None}),
+        ({"nvmlDeviceGetTotalEccErrors": None, "nvmlDeviceGetRemappedRows": None}, {"uncorrectable_errors": None}),
     ],
 )
 def test_nvml(inject: Inject, answers: dict[str, Any], expected: dict[str, Any]) -> None:
     inject("pynvml", PYNVML, **answers)
-    assert list(nvml.read_gpus()) == [B200, Gpu(**{**vars(B200), **expected})]
+    assert list(nvml.read_gpus())[1] == replace(B200, **expected)
 
 
-def test_nvml_without_some_functions(inject: Inject) -> None:
+def test_a_value_that_nvml_does_not_support_is_none(inject: Inject) -> None:
     def fail(*arguments: Any) -> None:
         raise module.NVMLError("Not Supported")
 
-    absent = ("nvmlDeviceGetFieldValues", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetRemappedRows")
-    module = inject("pynvml", PYNVML, ABSENT=absent, nvmlDeviceGetTotalEccErrors=fail, nvmlDeviceGetName=fail)
-    changed = {"name": None, "memory_mib": None, "uncorrectable_errors": None}
-    assert list(nvml.read_gpus()) == [Gpu(**{**vars(B200), **changed})] * 2
+    module = inject("pynvml", PYNVML, nvmlDeviceGetTotalEccErrors=fail, nvmlDeviceGetName=fail)
+    assert list(nvml.read_gpus()) == [replace(B200, name=None, uncorrectable_errors=None)] * 2
 
 
 def test_amdsmi(inject: Inject) -> None:
     inject("amdsmi", AMDSMI)
-    last = Gpu(**{**vars(MI355X), "uncorrectable_errors": 3, "processes": ("python3 (77)",)})
+    last = replace(MI355X, uncorrectable_errors=3, processes=("python3 (77)",))
     assert list(amdsmi_library.read_gpus()) == [MI355X, last]
 
 
-def test_amdsmi_without_some_functions(inject: Inject) -> None:
+def test_a_value_that_amdsmi_does_not_support_is_none(inject: Inject) -> None:
     def fail(*arguments: Any) -> None:
         raise module.AmdSmiException("AMDSMI_STATUS_NOT_SUPPORTED")
 
     module = inject(
         "amdsmi",
         AMDSMI,
-        ABSENT=("amdsmi_get_clk_freq",),
+        amdsmi_get_clk_freq=None,
         amdsmi_get_gpu_vram_info=fail,
         amdsmi_get_pcie_info=lambda handle: {"pcie_static": {"max_pcie_width": "N/A"}},
         amdsmi_get_gpu_process_list=fail,
         amdsmi_wrapper=SimpleNamespace(),
     )
-    first = next(amdsmi_library.read_gpus())
-    assert first == Gpu(name="AMD Instinct MI355X", driver_version="6.14.14", uncorrectable_errors=0)
+    known = Gpu(name="AMD Instinct MI355X", driver_version="6.14.14", uncorrectable_errors=0)
+    assert next(amdsmi_library.read_gpus()) == known
 
 
 # The child process, and what it means for the tools.
@@ -186,25 +187,26 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tools"
 
 
+def read_source() -> tuple[str, int, str | None]:
+    """Return the source that answered, its number of GPUs, and its error."""
+    found = accelerators.read_gpus(LIMIT_S)
+    assert found is not None
+    return found.source, len(found.gpus), found.error
+
+
 def test_libraries_are_asked_before_tools(modules: Path, tools: Path) -> None:
     assert accelerators.read_gpus(LIMIT_S) is None
     made_tool(tools, "nvidia-smi", nvidia_smi(count=4))
     made_tool(tools, "amd-smi", amd_smi(count=4))
     (modules / "amdsmi.py").write_text(AMDSMI)
-    found = accelerators.read_gpus(LIMIT_S)
-    assert found is not None
-    assert (found.source, len(found.gpus)) == ("nvidia-smi", 4)
+    assert read_source() == ("nvidia-smi", 4, None)
     (modules / "pynvml.py").write_text(PYNVML)
     assert accelerators.read_gpus(LIMIT_S) == GpuReport("NVIDIA", "NVML", (B200, B200))
     (modules / "pynvml.py").write_text(PYNVML + "\nINIT = NVMLError_LibraryNotFound()")
     (tools / "nvidia-smi").unlink()
-    found = accelerators.read_gpus(LIMIT_S)
-    assert found is not None
-    assert (found.source, found.gpus[0]) == ("amdsmi", MI355X)
+    assert read_source() == ("amdsmi", 2, None)
     (modules / "amdsmi.py").write_text("raise KeyError('libamd_smi.so')")
-    found = accelerators.read_gpus(LIMIT_S)
-    assert found is not None
-    assert (found.source, len(found.gpus)) == ("amd-smi", 4)
+    assert read_source() == ("amd-smi", 4, None)
 
 
 @pytest.mark.parametrize(
@@ -217,15 +219,10 @@ def test_libraries_are_asked_before_tools(modules: Path, tools: Path) -> None:
 )
 def test_where_the_library_fails_the_tool_is_asked(modules: Path, tools: Path, failure: str, error: str) -> None:
     (modules / "pynvml.py").write_text(f"{PYNVML}\n{failure}")
-    found = accelerators.read_gpus(LIMIT_S)
-    assert found is not None
-    assert found.source == "NVML"
-    assert found.error is not None
-    assert error in found.error
+    source, gpus, message = read_source()
+    assert (source, gpus, error in (message or "")) == ("NVML", 0, True)
     made_tool(tools, "nvidia-smi", nvidia_smi(count=1))
-    found = accelerators.read_gpus(LIMIT_S)
-    assert found is not None
-    assert (found.source, found.error) == ("nvidia-smi", None)
+    assert read_source() == ("nvidia-smi", 1, None)
 
 
 def test_where_the_library_hangs_the_tool_is_not_asked(modules: Path, tools: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from system_info.accelerators import Gpu, GpuReport, Interconnect
+from system_info.gpu_report import Gpu, GpuReport, Interconnect
 from system_info.nvidia import read_gpus, read_interconnect
 from tests.support.made_machines import made_tool, nvidia_process, nvidia_smi
 
@@ -20,8 +21,7 @@ B200 = Gpu(
     pcie_width=16,
     uncorrectable_errors=0,
 )
-LINKS = {"nvlinks": 18, "nvlink_speed": "53.125 GB/s"}
-PAIRS = {"pair_types": ("NV18",), "pair_source": "nvidia-smi topo -m"}
+NODE = Interconnect(("NV18",), "nvidia-smi topo -m", nvlinks=18, nvlink_speed="53.125 GB/s")
 
 
 def report(tools: Path, answers: dict[str, str]) -> GpuReport:
@@ -75,7 +75,7 @@ def test_eight_healthy_gpus(tools: Path) -> None:
     ],
 )
 def test_one_value_of_one_gpu(tools: Path, printed: dict[str, str], expected: dict[str, Any]) -> None:
-    assert last_gpu(tools, **printed) == Gpu(**{**vars(B200), **expected})
+    assert last_gpu(tools, **printed) == replace(B200, **expected)
 
 
 @pytest.mark.parametrize("family", ["event", "throttle"])
@@ -110,7 +110,7 @@ def interconnect(tools: Path, count: int, **changed: str) -> Interconnect:
 
 
 def test_links_and_topology(tools: Path) -> None:
-    assert interconnect(tools, 8) == Interconnect(**LINKS, **PAIRS)
+    assert interconnect(tools, 8) == NODE
     mixed = interconnect(tools, 2, topo_m="\tGPU0\tGPU1\nGPU0\t X \tSYS\nGPU1\tPIX\t X \n")
     assert mixed.pair_types == ("PIX", "SYS")
 
@@ -130,8 +130,10 @@ def test_an_unclear_answer_leaves_that_part_unknown(tools: Path, question: str, 
     answers = nvidia_smi()
     assert old in answers[question]
     made_tool(tools, "nvidia-smi", answers | {question: answers[question].replace(old, new, 1)})
-    known = Interconnect(**PAIRS) if question == "nvlink -s" else Interconnect((), "nvidia-smi topo -m", **LINKS)
-    assert read_interconnect(GpuReport("NVIDIA", "NVML", (B200,) * 8)) == known
+    unknown: dict[str, Any] = {"pair_types": ()}
+    if question == "nvlink -s":
+        unknown = {"nvlinks": None, "nvlink_speed": None}
+    assert read_interconnect(GpuReport("NVIDIA", "NVML", (B200,) * 8)) == replace(NODE, **unknown)
 
 
 def test_links_of_fewer_gpus_than_there_are(tools: Path) -> None:

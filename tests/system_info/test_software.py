@@ -34,8 +34,8 @@ def test_versions_come_from_the_first_folder_that_has_a_package(tmp_path: Path) 
         about = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
         write_files(tmp_path, {f"{site}/{name}-{version}.dist-info/METADATA": about})
     write_files(tmp_path, {"a/torch-1.dist-info/METADATA": ""})
-    site = [str(tmp_path / name) for name in "ab"]
-    assert read_package_versions(["megatron-core", "numpy", "torch", "absent"], site) == {
+    folders = [str(tmp_path / name) for name in "ab"]
+    assert read_package_versions(["megatron-core", "numpy", "torch", "absent"], folders) == {
         "megatron-core": "0.16.1",
         "numpy": "2",
     }

@@ -16,7 +16,7 @@ from gptoss20b.tools.doctor.gpus import (
     check_gpu_memory,
     list_visible_gpus,
 )
-from system_info.accelerators import Gpu, GpuReport
+from system_info.gpu_report import Gpu, GpuReport
 
 GIB = 2**30
 B200, H200 = VisibleGpu("NVIDIA B200", 180 * GIB, 178 * GIB), VisibleGpu("NVIDIA H200", GIB, GIB)

@@ -95,7 +95,7 @@ def test_locked_memory_matters_for_infiniband_between_nodes(tmp_path: Path) -> N
 def test_a_governor_that_saves_power_is_a_warning(tmp_path: Path) -> None:
     governors = {f"sys/devices/system/cpu/cpu{n}/cpufreq/scaling_governor": "performance" for n in range(4)}
     assert limits(made_host(tmp_path / "hidden"), "processor frequency").verdict is Verdict.SKIPPED
-    assert limits(write_files(tmp_path, dict(governors)), "processor frequency").verdict is Verdict.PASS
+    assert limits(write_files(tmp_path, governors), "processor frequency").verdict is Verdict.PASS
     write_files(tmp_path, {"sys/devices/system/cpu/cpu3/cpufreq/scaling_governor": "powersave"})
     found = limits(tmp_path, "processor frequency")
     assert found.verdict is Verdict.WARN

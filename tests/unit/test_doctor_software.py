@@ -25,7 +25,7 @@ def project(tmp_path: Path) -> Path:
         "megatron-core==0.19.2 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nmlperf-logging==4.1.68"
     )
     files = {"pyproject.toml": about, "requirements/cpu.txt": pins, "requirements/container.txt": hashed}
-    return write_files(tmp_path, dict(files))
+    return write_files(tmp_path, files)
 
 
 INSTALLED = {

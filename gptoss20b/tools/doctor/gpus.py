@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from system_info.accelerators import Gpu, GpuReport
+from system_info.gpu_report import Gpu, GpuReport
 
 from ...config import Config
 from .finding import Finding, failed, gib, passed, skipped, warned

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -175,7 +176,8 @@ def test_one_accelerator_is_connected_to_none() -> None:
 def test_a_value_that_one_gpu_lacks_leaves_only_its_field_unknown(unknown: str, field: str) -> None:
     whole = gpus(GPU, GPU)
     assert field in whole
-    assert gpus(GPU, replace(GPU, **{unknown: None})) == {key: whole[key] for key in whole if key != field}
+    changes: dict[str, Any] = {unknown: None}
+    assert gpus(GPU, replace(GPU, **changes)) == {key: whole[key] for key in whole if key != field}
 
 
 def test_different_accelerators_are_counted_and_share_what_is_common() -> None:

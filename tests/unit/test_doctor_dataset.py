@@ -21,6 +21,7 @@ from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from gptoss20b.data.verification_report import REPORT_NAME
 from gptoss20b.tools.doctor.dataset import check_dataset
 from gptoss20b.tools.doctor.finding import Finding, Verdict
+from tests.support.findings import assert_finding
 
 LENGTH, SEQUENCES = 64, 10
 EXPECTED = Expectations(vocabulary=256, documents={}, sequences=SEQUENCES, sequence_length=LENGTH)
@@ -53,10 +54,10 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
-def verified(folder: Path, expected: Expectations = EXPECTED, **scope: bool) -> dict[str, Any]:
+def verified(folder: Path, expected: Expectations = EXPECTED, tokens: bool = True) -> dict[str, Any]:
     """Verify the folder and write the report there, as `python -m data_scripts verify` does."""
-    asked = Scope(**{"checksums": False, "tokens": True, "threads": 1, **scope})
-    written = report_content(verify(folder, expected, asked, NullProgress()))
+    scope = Scope(checksums=False, tokens=tokens, threads=1)
+    written = report_content(verify(folder, expected, scope, NullProgress()))
     write_report(folder / REPORT_NAME, written)
     return written
 
@@ -99,18 +100,14 @@ def test_a_damaged_dataset_fails_by_its_name(folder: Path, prefix: str, suffix: 
     if damage == "a folder":
         path.mkdir()
     found = check(folder)
-    assert found["data"].verdict is Verdict.FAIL
-    assert prefix in found["data"].found
-    assert f"verify {folder}" in found["data"].fix
-    assert found["data verified"].verdict is Verdict.SKIPPED
+    assert_finding(found["data"], Verdict.FAIL, prefix, fix=f"verify {folder}")
+    assert_finding(found["data verified"], Verdict.SKIPPED)
 
 
 def test_a_missing_folder_and_too_few_sequences_and_foreign_tokens_fail(folder: Path, tmp_path: Path) -> None:
     assert check(tmp_path / "nowhere")["data"].verdict is Verdict.FAIL
-    few = check(folder, EVAL_SAMPLES="1000")["data"]
-    assert (few.verdict, "at least 1000" in few.found) == (Verdict.FAIL, True)
-    foreign = check(folder, VOCAB_SIZE="100")["data"]
-    assert (foreign.verdict, "expected 0 to 99" in foreign.found) == (Verdict.FAIL, True)
+    assert_finding(check(folder, EVAL_SAMPLES="1000")["data"], Verdict.FAIL, "at least 1000")
+    assert_finding(check(folder, VOCAB_SIZE="100")["data"], Verdict.FAIL, "expected 0 to 99")
 
 
 def test_data_that_this_user_cannot_read_fail(folder: Path) -> None:
@@ -122,18 +119,14 @@ def test_data_that_this_user_cannot_read_fail(folder: Path) -> None:
         found = check(folder)["data"]
     finally:
         os.seteuid(user)
-    assert (found.verdict, "Permission denied" in found.found) == (Verdict.FAIL, True)
+    assert_finding(found, Verdict.FAIL, "Permission denied")
 
 
 def test_unverified_and_partly_verified_data_are_a_warning(folder: Path) -> None:
-    none = check(folder)["data verified"]
-    assert none.verdict is Verdict.WARN
-    assert none.fix == f"python -m data_scripts verify {folder}"
-    for scope, left_out in (({}, "checksums"), ({"tokens": False}, "checksums, tokens")):
-        verified(folder, **scope)
-        part = check(folder)["data verified"]
-        assert part.verdict is Verdict.WARN
-        assert part.found.endswith(f"not checked: {left_out}")
+    assert_finding(check(folder)["data verified"], Verdict.WARN, fix=f"python -m data_scripts verify {folder}")
+    for tokens, unchecked in ((True, "checksums"), (False, "checksums, tokens")):
+        verified(folder, tokens=tokens)
+        assert_finding(check(folder)["data verified"], Verdict.WARN, f"not checked: {unchecked}")
     for text in ("", "{", "[]", '{"kind": "menu"}', "[" * 100_000):
         (folder / REPORT_NAME).write_text(text)
         assert check(folder)["data verified"].verdict is Verdict.WARN
@@ -142,9 +135,7 @@ def test_unverified_and_partly_verified_data_are_a_warning(folder: Path) -> None
 def test_a_report_of_faults_fails(folder: Path) -> None:
     written = verified(folder, replace(EXPECTED, documents={VALIDATION_PREFIX: 91_205}))
     assert written["verdict"] == "fail"
-    found = check(folder)["data verified"]
-    assert found.verdict is Verdict.FAIL
-    assert "says fail" in found.found
+    assert_finding(check(folder)["data verified"], Verdict.FAIL, "says fail")
 
 
 def test_data_that_changed_since_they_were_verified_fail(folder: Path) -> None:
@@ -154,9 +145,7 @@ def test_data_that_changed_since_they_were_verified_fail(folder: Path) -> None:
         first = stream.read(1)
         stream.seek(0)
         stream.write(bytes([first[0] ^ 1]))
-    found = check(folder)["data verified"]
-    assert found.verdict is Verdict.FAIL
-    assert "evaluated tokens hash to" in found.found
+    assert_finding(check(folder)["data verified"], Verdict.FAIL, "evaluated tokens hash to")
     # Another evaluation than the report's is another hash, and nothing to compare.
     assert check(folder, EVAL_SAMPLES="9")["data verified"].verdict is Verdict.PASS
     assert check(folder, SEQUENCE_LENGTH="32")["data verified"].verdict is Verdict.PASS
@@ -167,8 +156,7 @@ def test_a_file_of_another_size_than_the_report_says_fails(folder: Path) -> None
     name = f"{TRAIN_PREFIX}.bin"
     files = json.loads((folder / REPORT_NAME).read_text())["files"]
     verified_fully(folder, files={**files, name: {"bytes": 17}})
-    found = check(folder)["data verified"]
-    assert (found.verdict, f"{name}: 13,200 bytes, expected 17" in found.found) == (Verdict.FAIL, True)
+    assert_finding(check(folder)["data verified"], Verdict.FAIL, f"{name}: 13,200 bytes, expected 17")
     verified_fully(folder, files={**files, "more.bin": {"bytes": 1}})
     assert "more.bin: no file, expected 1" in check(folder)["data verified"].found
 
@@ -176,7 +164,4 @@ def test_a_file_of_another_size_than_the_report_says_fails(folder: Path) -> None
 def test_slow_storage_is_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readings = itertools.count(step=0.4)  # each window takes 0.4 s
     monkeypatch.setattr("gptoss20b.tools.doctor.dataset.time.monotonic", lambda: next(readings))
-    found = check(folder)["data speed"]
-    assert found.verdict is Verdict.WARN
-    assert "expected 0.12 for 2 ranks" in found.found
-    assert "in 2 random windows" in found.found
+    assert_finding(check(folder)["data speed"], Verdict.WARN, "expected 0.12 for 2 ranks", "in 2 random windows")

@@ -17,6 +17,7 @@ from gptoss20b.tools.doctor.gpus import (
     list_visible_gpus,
 )
 from system_info.gpu_report import Gpu, GpuReport
+from tests.support.findings import assert_finding
 
 GIB = 2**30
 B200, H200 = VisibleGpu("NVIDIA B200", 180 * GIB, 178 * GIB), VisibleGpu("NVIDIA H200", GIB, GIB)
@@ -87,19 +88,13 @@ def count(gpus: Sequence[VisibleGpu], listed: int | None = None) -> Finding:
 def test_there_is_a_gpu_for_each_rank() -> None:
     assert (count([B200] * 8).verdict, count([B200] * 8).found) == (Verdict.PASS, "8 x NVIDIA B200")
     few = count([B200] * 7, listed=8)
-    assert few.verdict is Verdict.FAIL
-    assert few.found == "7 x NVIDIA B200 (NVML lists 8), expected 8 (DGXNGPU)"
-    assert "CUDA_VISIBLE_DEVICES" in few.fix
-    none = count([], listed=8)
-    assert "NVML lists 8" in none.found
-    assert "CUDA_VISIBLE_DEVICES=-1" in none.fix
+    assert_finding(few, Verdict.FAIL, "7 x NVIDIA B200 (NVML lists 8)", "DGXNGPU", fix="CUDA_VISIBLE_DEVICES")
+    assert_finding(count([], listed=8), Verdict.FAIL, "NVML lists 8", fix="CUDA_VISIBLE_DEVICES=-1")
 
 
 def test_more_gpus_than_ranks_are_idle_and_other_models_a_warning() -> None:
-    found = count([B200] * 8 + [H200])
-    assert (found.verdict, found.found) == (Verdict.PASS, "9, of which the run uses 8 x NVIDIA B200")
-    mixed = count([B200] * 7 + [H200])
-    assert (mixed.verdict, mixed.found) == (Verdict.WARN, "7 x NVIDIA B200 + 1 x NVIDIA H200, expected one model")
+    assert_finding(count([B200] * 8 + [H200]), Verdict.PASS, "9, of which the run uses 8 x NVIDIA B200")
+    assert_finding(count([B200] * 7 + [H200]), Verdict.WARN, "7 x NVIDIA B200 + 1 x NVIDIA H200")
 
 
 @pytest.mark.parametrize(
@@ -109,10 +104,7 @@ def test_more_gpus_than_ranks_are_idle_and_other_models_a_warning() -> None:
 def test_the_fullest_gpu_holds_the_state_and_should_hold_the_activations(free: float, verdict: Verdict) -> None:
     fullest = VisibleGpu("NVIDIA B200", 180 * GIB, round(free * GIB))
     found = check_gpu_memory([B200] * 5 + [fullest, B200], 50 * GIB, 78 * GIB)
-    assert found.verdict is verdict
-    assert f"{free:.1f} GiB of 180.0 GiB free on GPU 5" in found.found
-    assert "50.0 GiB of state, about 78.0 GiB of activations" in found.found
-    assert bool(found.fix) == (verdict is not Verdict.PASS)
+    assert_finding(found, verdict, f"{free:.1f} GiB of 180.0 GiB free on GPU 5", "50.0 GiB", "78.0 GiB")
 
 
 def test_torch_lists_what_this_machine_has() -> None:

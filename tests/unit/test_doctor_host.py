@@ -15,6 +15,7 @@ from gptoss20b.tools.doctor import checks
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.host import check_host_memory, check_processors
 from system_info.memory import Memory
+from tests.support.findings import assert_finding
 from tests.support.made_machines import write_files
 
 GIB = 2**30
@@ -38,12 +39,9 @@ def set_memory(monkeypatch: pytest.MonkeyPatch) -> SetMemory:
 def test_host_memory_holds_the_ranks(tmp_path: Path, set_memory: SetMemory) -> None:
     set_memory(40 * GIB)
     enough = check_host_memory(40 * GIB, "8 ranks", 0, tmp_path)[0]
-    assert (enough.name, enough.verdict, enough.fix) == ("host memory", Verdict.PASS, "")
-    assert "40.0 GiB available, about 40.0 GiB needed (8 ranks)" in enough.found
+    assert_finding(enough, Verdict.PASS, "40.0 GiB available, about 40.0 GiB needed (8 ranks)")
     set_memory(40 * GIB - 1)
-    little = check_host_memory(40 * GIB, "8 ranks", 0, tmp_path)[0]
-    assert little.verdict is Verdict.FAIL
-    assert little.fix
+    assert_finding(check_host_memory(40 * GIB, "8 ranks", 0, tmp_path)[0], Verdict.FAIL)
 
 
 @pytest.mark.parametrize(
@@ -80,30 +78,26 @@ def test_a_save_needs_host_memory_beside_the_ranks(
         return next(finding for finding in check(resolve(settings)) if finding.name == "host memory")
 
     enough = host_memory((ranks + saving) * GIB)
-    assert enough.verdict is Verdict.PASS
-    assert f"about {ranks + saving:.1f} GiB needed" in enough.found
-    assert (f"{saving:.1f} GiB for a save" in enough.found) == (saving > 0)
+    texts = [f"{saving:.1f} GiB for a save"] if saving else []
+    assert_finding(enough, Verdict.PASS, f"about {ranks + saving:.1f} GiB needed", *texts)
     little = host_memory((ranks + saving) * GIB - 1)
-    assert little.verdict is Verdict.FAIL
-    assert ("SAVE_INTERVAL=0" in little.fix) == (saving > 0)
+    assert_finding(little, Verdict.FAIL, fix="SAVE_INTERVAL=0" if saving else "")
+    assert ("a save" in little.found) == ("SAVE_INTERVAL" in little.fix) == (saving > 0)
 
 
 def test_a_containers_limit_is_its_room(tmp_path: Path, set_memory: SetMemory) -> None:
     set_memory(60 * GIB)
     group = "sys/fs/cgroup/memory"
     write_files(tmp_path, {f"{group}.max": 16 * GIB, f"{group}.current": 9 * GIB})
-    assert check_host_memory(7 * GIB, "ranks", 0, tmp_path)[0].verdict is Verdict.PASS
-    found = check_host_memory(8 * GIB, "ranks", 0, tmp_path)[0]
-    assert found.verdict is Verdict.FAIL
-    assert "7.0 GiB available within this container's limit" in found.found
+    assert_finding(check_host_memory(7 * GIB, "ranks", 0, tmp_path)[0], Verdict.PASS)
+    assert_finding(check_host_memory(8 * GIB, "ranks", 0, tmp_path)[0], Verdict.FAIL, "7.0 GiB", "container's limit")
 
 
 @pytest.mark.parametrize(("swap", "verdict"), [(0, Verdict.PASS), (2**20, Verdict.PASS), (GIB, Verdict.WARN)])
 def test_swap_in_use_is_a_warning(tmp_path: Path, set_memory: SetMemory, swap: int, verdict: Verdict) -> None:
     set_memory(8 * GIB, swap)
     found = check_host_memory(GIB, "ranks", 0, tmp_path)[1]
-    assert (found.name, found.verdict) == ("swap", verdict)
-    assert ("1.0 GiB in use" in found.found) == (swap == GIB)
+    assert_finding(found, verdict, "1.0 GiB in use" if swap == GIB else "")
 
 
 def test_memory_of_this_machine_and_of_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,39 +12,29 @@ import pytest
 from gptoss20b.config import resolve
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.limits import check_limits
+from tests.support.findings import assert_finding, mounted_tmpfs
 from tests.support.made_machines import made_host, write_files
 
 TWO_NODES = {"DGXNNODES": "2", "GLOBAL_BATCH_SIZE": "32"}
 
 
-def limits(root: Path, name: str, on_gpu: bool = True, **settings: str) -> Finding:
-    found = {finding.name: finding for finding in check_limits(resolve(settings), on_gpu, root)}
+def limits(root: Path, name: str, on_gpu: bool = True, settings: dict[str, str] | None = None) -> Finding:
+    found = {finding.name: finding for finding in check_limits(resolve(settings or {}), on_gpu, root)}
     assert list(found) == ["shared memory", "open files", "locked memory", "processor frequency"]
     return found[name]
 
 
 def test_shared_memory_is_for_gpus(tmp_path: Path) -> None:
-    assert limits(tmp_path, "shared memory", on_gpu=False).verdict is Verdict.SKIPPED
-    missing = limits(tmp_path, "shared memory")
-    assert missing.verdict is Verdict.FAIL
-    assert "--ipc=host" in missing.fix
+    assert_finding(limits(tmp_path, "shared memory", on_gpu=False), Verdict.SKIPPED)
+    assert_finding(limits(tmp_path, "shared memory"), Verdict.FAIL, fix="--ipc=host")
 
 
 def test_dockers_64_megabytes_of_shared_memory_are_a_warning(tmp_path: Path) -> None:
-    folder = tmp_path / "dev/shm"
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no tmpfs can be mounted, which needs root")
-    try:
+    with mounted_tmpfs(tmp_path / "dev/shm", "size=64m") as folder:
         found = limits(tmp_path, "shared memory")
         subprocess.run(["mount", "-o", "remount,size=2g", str(folder)], check=True)
-        assert limits(tmp_path, "shared memory").verdict is Verdict.PASS
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-    assert found.verdict is Verdict.WARN
-    assert "0.1 GiB free in /dev/shm, expected 1.0 GiB" in found.found
-    assert "--shm-size" in found.fix
+        assert_finding(limits(tmp_path, "shared memory"), Verdict.PASS)
+    assert_finding(found, Verdict.WARN, "0.1 GiB free in /dev/shm, expected 1.0 GiB", fix="--shm-size")
 
 
 @pytest.fixture
@@ -67,29 +57,25 @@ def hard_limit() -> Iterator[int]:
 )
 def test_open_files(tmp_path: Path, hard_limit: int, soft: int, settings: dict[str, str], verdict: Verdict) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard_limit))
-    found = limits(tmp_path, "open files", **settings)
-    assert found.verdict is verdict
-    assert f"{soft:,} allowed" in found.found
-    assert found.fix.startswith("ulimit -n") == (verdict is not Verdict.PASS)
+    fix = "" if verdict is Verdict.PASS else "ulimit -n"
+    assert_finding(limits(tmp_path, "open files", settings=settings), verdict, f"{soft:,} allowed", fix=fix)
 
 
 def test_locked_memory_matters_for_infiniband_between_nodes(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     write_files(tmp_path, {"proc/self/status": "Name:\tpython\nCapEff:\t0000000000000000"})
-    assert limits(tmp_path, "locked memory", **TWO_NODES).verdict is Verdict.SKIPPED
+    assert limits(tmp_path, "locked memory", settings=TWO_NODES).verdict is Verdict.SKIPPED
     (tmp_path / "sys/class/infiniband/mlx5_0").mkdir(parents=True)
     assert limits(tmp_path, "locked memory").verdict is Verdict.SKIPPED
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * 2**10, hard))
-        found = limits(tmp_path, "locked memory", **TWO_NODES)
+        found = limits(tmp_path, "locked memory", settings=TWO_NODES)
         write_files(tmp_path, {"proc/self/status": f"CapEff:\t{1 << 14:016x}"})  # CAP_IPC_LOCK
-        exempt = limits(tmp_path, "locked memory", **TWO_NODES)
+        exempt = limits(tmp_path, "locked memory", settings=TWO_NODES)
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
-    assert found.verdict is Verdict.FAIL
-    assert "64 KiB allowed, expected unlimited for InfiniBand (mlx5_0)" in found.found
-    assert "--ulimit memlock=-1" in found.fix
-    assert exempt.verdict is Verdict.PASS
+    assert_finding(found, Verdict.FAIL, "64 KiB", "InfiniBand (mlx5_0)", fix="--ulimit memlock=-1")
+    assert_finding(exempt, Verdict.PASS)
 
 
 def test_a_governor_that_saves_power_is_a_warning(tmp_path: Path) -> None:
@@ -97,6 +83,4 @@ def test_a_governor_that_saves_power_is_a_warning(tmp_path: Path) -> None:
     assert limits(made_host(tmp_path / "hidden"), "processor frequency").verdict is Verdict.SKIPPED
     assert limits(write_files(tmp_path, governors), "processor frequency").verdict is Verdict.PASS
     write_files(tmp_path, {"sys/devices/system/cpu/cpu3/cpufreq/scaling_governor": "powersave"})
-    found = limits(tmp_path, "processor frequency")
-    assert found.verdict is Verdict.WARN
-    assert found.found.startswith("performance on 3, powersave on 1")
+    assert_finding(limits(tmp_path, "processor frequency"), Verdict.WARN, "performance on 3, powersave on 1")

@@ -11,6 +11,7 @@ from gptoss20b.config import resolve
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.network import check_rendezvous
 from gptoss20b.tools.doctor.node_context import NodeContext
+from tests.support.findings import assert_finding
 
 NOWHERE = "198.51.100.1"  # of a block that is for documentation and no machine's (RFC 5737)
 
@@ -57,10 +58,7 @@ def test_one_node_needs_no_rendezvous() -> None:
     ],
 )
 def test_an_impossible_rendezvous_fails(rank: str | None, address: str | None, port: str | int, key: str) -> None:
-    found = rendezvous(rank, address, port)
-    assert found.verdict is Verdict.FAIL
-    assert key in found.found
-    assert found.fix
+    assert_finding(rendezvous(rank, address, port), Verdict.FAIL, key)
 
 
 def test_on_the_first_node_the_port_is_free() -> None:
@@ -69,29 +67,22 @@ def test_on_the_first_node_the_port_is_free() -> None:
         listener.listen()
         port = listener.getsockname()[1]
         taken = rendezvous("0", "127.0.0.1", port)
-    assert taken.verdict is Verdict.FAIL
-    assert f"port {port} cannot be bound: Address already in use" in taken.found
-    assert "another MASTER_PORT" in taken.fix
-    free = rendezvous("0", "127.0.0.1", port)
-    assert (free.verdict, free.found) == (Verdict.PASS, f"127.0.0.1 is this node, and port {port} is free")
+    assert_finding(taken, Verdict.FAIL, f"port {port}", "Address already in use", fix="MASTER_PORT")
+    assert_finding(rendezvous("0", "127.0.0.1", port), Verdict.PASS, f"port {port} is free")
 
 
 def test_another_machines_address_on_the_first_node_is_a_warning() -> None:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    found = rendezvous("0", NOWHERE, port)
-    assert found.verdict is Verdict.WARN
-    assert f"{NOWHERE}, which is no address of this first node" in found.found
+    assert_finding(rendezvous("0", NOWHERE, port), Verdict.WARN, NOWHERE, fix="MASTER_ADDR")
 
 
 def test_from_another_node_it_is_reached_or_not_yet_listening(own_address: str, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
-    reached = rendezvous("1", own_address, port)
-    assert (reached.verdict, "something listens there" in reached.found) == (Verdict.PASS, True)
+    assert_finding(rendezvous("1", own_address, port), Verdict.PASS, "something listens there")
     listener.close()
-    early = rendezvous("1", own_address, port)
-    assert (early.verdict, "nothing listens" in early.found) == (Verdict.PASS, True)
+    assert_finding(rendezvous("1", own_address, port), Verdict.PASS, "nothing listens")
 
 
 def test_a_first_node_that_does_not_answer_fails(
@@ -108,6 +99,4 @@ def test_a_first_node_that_does_not_answer_fails(
     finally:
         for client in waiting:
             client.close()
-    assert found.verdict is Verdict.FAIL
-    assert "no answer within 0.5 s" in found.found
-    assert "firewall" in found.fix
+    assert_finding(found, Verdict.FAIL, "0.5 s", fix="firewall")

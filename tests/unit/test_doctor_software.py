@@ -10,6 +10,7 @@ import pytest
 from gptoss20b.config import resolve
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.software import check_code, check_packages, check_page_cache
+from tests.support.findings import assert_finding
 from tests.support.made_machines import made_tool, write_files
 from tests.support.paths import ROOT
 
@@ -47,17 +48,14 @@ def packages(project: Path, on_gpu: bool = False, **changed: str | None) -> list
 
 
 def test_pinned_packages_pass(project: Path) -> None:
-    (found,) = packages(project)
-    assert found.verdict is Verdict.PASS
-    assert "torch 2.13.0+cpu, megatron-core 0.16.1" in found.found
+    assert_finding(packages(project)[0], Verdict.PASS, "torch 2.13.0+cpu, megatron-core 0.16.1")
 
 
 def test_in_an_image_the_base_brings_torch_and_the_pins_are_the_containers(project: Path) -> None:
     vendors = {"torch": "2.12.0a0+5aff3928d8.nv26.05", "numpy": "2.1.0"}
-    (found,) = packages(project, on_gpu=True, megatron_core="0.19.2", **vendors)
-    assert found.verdict is Verdict.PASS
+    assert_finding(*packages(project, on_gpu=True, megatron_core="0.19.2", **vendors), Verdict.PASS)
     (found,) = packages(project, on_gpu=True, **vendors)
-    assert (found.verdict, found.found) == (Verdict.WARN, "megatron-core 0.16.1, expected ==0.19.2 (container.txt)")
+    assert_finding(found, Verdict.WARN, "megatron-core 0.16.1, expected ==0.19.2 (container.txt)")
 
 
 def test_other_versions_are_warnings_and_unfit_ones_fail_all_named(project: Path) -> None:
@@ -73,8 +71,8 @@ def test_other_versions_are_warnings_and_unfit_ones_fail_all_named(project: Path
 
 
 def test_without_the_files_beside_the_package_what_is_installed_passes(tmp_path: Path) -> None:
-    assert packages(tmp_path, torch="2.12.0")[0].verdict is Verdict.PASS
-    assert packages(tmp_path, torch=None)[0].verdict is Verdict.FAIL
+    assert_finding(*packages(tmp_path, torch="2.12.0"), Verdict.PASS)
+    assert_finding(*packages(tmp_path, torch=None), Verdict.FAIL, "torch")
 
 
 def test_the_real_pins_can_be_read() -> None:
@@ -105,17 +103,13 @@ def test_transformer_engine(project: Path, backend: str, on_gpu: bool, version: 
 
 def test_the_code_has_a_commit() -> None:
     commit = "3763616" * 5
-    assert check_code(resolve({}), commit).verdict is Verdict.PASS
-    dirty = check_code(resolve({}), f"{commit}-dirty")
-    assert dirty.verdict is Verdict.WARN
-    assert "commit" in dirty.fix
+    assert_finding(check_code(resolve({}), commit), Verdict.PASS, commit)
+    assert_finding(check_code(resolve({}), f"{commit}-dirty"), Verdict.WARN, commit)
 
 
 def test_an_image_without_git_names_its_commit(tools: Path) -> None:
-    assert check_code(resolve({"GIT_COMMIT": "abc"})).found == "commit abc"
-    unknown = check_code(resolve({}))
-    assert unknown.verdict is Verdict.WARN
-    assert "GIT_COMMIT" in unknown.fix
+    assert_finding(check_code(resolve({"GIT_COMMIT": "abc"})), Verdict.PASS, "abc")
+    assert_finding(check_code(resolve({})), Verdict.WARN, fix="GIT_COMMIT")
 
 
 def test_caches_can_be_dropped_by_root_or_by_sudo_without_a_password(tools: Path, tmp_path: Path) -> None:
@@ -123,12 +117,11 @@ def test_caches_can_be_dropped_by_root_or_by_sudo_without_a_password(tools: Path
     assert check_page_cache("done", tmp_path).verdict is Verdict.SKIPPED
     assert check_page_cache("1", tmp_path).verdict is Verdict.WARN
     made_tool(tools, "sudo", "sudo: a password is required", status=1)
-    found = check_page_cache("1", tmp_path)
-    assert found.verdict is Verdict.WARN
-    assert "/sbin/sysctl --quiet --write vm.drop_caches=3" in found.fix
-    # Asked whether it may, never told to do it.
+    fix = "/sbin/sysctl --quiet --write vm.drop_caches=3"
+    assert_finding(check_page_cache("1", tmp_path), Verdict.WARN, fix=fix)
+    # sudo answers only the question whether it would.
     made_tool(tools, "sudo", {"-n -l /sbin/sysctl --quiet --write vm.drop_caches=3": "/sbin/sysctl"})
-    assert check_page_cache("1", tmp_path).found == "sudo can drop it without a password"
+    assert_finding(check_page_cache("1", tmp_path), Verdict.PASS, "sudo")
     write_files(tmp_path, {"proc/sys/vm/drop_caches": "0"})
-    assert check_page_cache("1", tmp_path).found == "this user can drop it"
+    assert_finding(check_page_cache("1", tmp_path), Verdict.PASS, "this user")
     assert (tmp_path / "proc/sys/vm/drop_caches").read_text() == "0\n"

@@ -1,4 +1,4 @@
-"""The Slurm of the tests: it comes up, it goes away, and it treats jobs as run.sub expects a Slurm to treat them."""
+"""Test the Slurm of the tests: it starts, it ends completely, and it handles jobs and signals as run.sub expects."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ import pytest
 
 from tests.support import slurm_cluster
 from tests.support.paths import ROOT
-from tests.support.slurm_cluster import Ended, Slurm, cluster, unavailable
+from tests.support.slurm_cluster import JobEnd, Slurm, cluster, unavailable
+from tests.support.waiting import wait_until
 
 needs_slurm = pytest.mark.skipif(unavailable() is not None, reason=f"no Slurm: {unavailable()}")
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--output=output"]
-# Passes a TERM on as run.sub must: to the tasks by scancel, since srun would kill them without one.
+# Forwards TERM to the tasks by scancel, like run.sub. srun would kill them without TERM.
 FORWARDING = """\
-trap 'echo "batch TERM" >> got; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+trap 'echo "batch TERM" >> events; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 srun ./task &
 echo "$!" > srun.pid
 while kill -0 "$!" 2> /dev/null; do status=0; wait "$!" || status=$?; done
-echo "batch saw $status" >> got
+echo "batch saw $status" >> events
 exit "$status"
 """
-# Takes half a second to end, so that one which is killed meanwhile does not say that it left.
-SLOW_TO_LEAVE = """\
-trap 'echo "task TERM" >> got; sleep 0.5; echo "task left" >> got; exit 7' TERM
+# Takes half a second to end, so that a task that is killed in the meantime does not record its end.
+SLOW_TASK = """\
+trap 'echo "task TERM" >> events; sleep 0.5; echo "task left" >> events; exit 7' TERM
 touch "started.$SLURM_PROCID"
 for _ in {1..300}; do sleep 0.1; done
 """
@@ -44,21 +45,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For a cluster of the test's own: shorter than ``tmp_path``, which has the test's name in it."""
+    """Return a folder for a cluster, with a shorter path than ``tmp_path``, which contains the name of the test."""
     return tmp_path_factory.mktemp("slurm")
 
 
-def script(path: Path, text: str) -> Path:
+def write_script(path: Path, text: str) -> Path:
     path.write_text(f"#!/usr/bin/env bash\n{text}")
     path.chmod(0o755)
     return path
 
 
-def until_exists(*paths: Path) -> None:
-    deadline = time.monotonic() + 20
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline, f"none of {paths}"
-        time.sleep(0.02)
+def wait_for_files(*paths: Path) -> None:
+    wait_until(lambda: all(path.exists() for path in paths), 20, f"the files {paths}")
 
 
 # --- jobs
@@ -66,15 +64,15 @@ def until_exists(*paths: Path) -> None:
 
 @needs_slurm
 def test_the_tasks_of_a_step_run_on_two_nodes(slurm: Slurm, tmp_path: Path) -> None:
-    job = script(
+    job = write_script(
         tmp_path / "job",
         'echo "${BASH_SOURCE[0]}"; pwd; scontrol show hostnames "$SLURM_JOB_NODELIST"\n'
         "srun --label bash -c 'echo $SLURM_NODEID $SLURM_NNODES $SLURMD_NODENAME $COLOUR' | sort",
     )
     number = slurm.sbatch([*TWO_NODES, str(job)], tmp_path, {"PATH": os.environ["PATH"], "COLOUR": "blue"})
-    assert slurm.wait(number, 30) == Ended("COMPLETED", 0, 0), slurm.logs()
+    assert slurm.wait(number, 30) == JobEnd("COMPLETED", 0, 0), slurm.logs()
     source, folder, *rest = (tmp_path / "output").read_text().splitlines()
-    # Slurm runs a copy: what lies beside the script is not beside it then.
+    # Slurm runs a copy in another folder.
     assert Path(source) == slurm.folder / "n1" / f"job{number:05}" / "slurm_script"
     assert folder == str(tmp_path)
     assert rest == ["n1", "n2", "0: 0 2 n1 blue", "1: 1 2 n2 blue"]
@@ -85,50 +83,53 @@ def test_the_tasks_of_a_step_run_on_two_nodes(slurm: Slurm, tmp_path: Path) -> N
 def test_a_step_ends_with_the_highest_status_of_its_tasks(slurm: Slurm, tmp_path: Path, first: int) -> None:
     wrapped = f"srun bash -c 'exit $((SLURM_PROCID ? {10 - first} : {first}))'"
     number = slurm.sbatch([*TWO_NODES, "--wrap", wrapped], tmp_path)
-    assert slurm.wait(number, 30) == Ended("FAILED", 7, 0)
+    assert slurm.wait(number, 30) == JobEnd("FAILED", 7, 0)
 
 
-def signalled(slurm: Slurm, folder: Path, *command: str) -> tuple[Ended, list[str]]:
-    """Run a command when a job's tasks have started: how the job ended, and who got and did what, in this order."""
-    script(folder / "task", SLOW_TO_LEAVE)
-    number = slurm.sbatch([*TWO_NODES, str(script(folder / "job", FORWARDING))], folder)
-    until_exists(folder / "started.0", folder / "started.1")
+def signal_job(slurm: Slurm, folder: Path, *command: str) -> tuple[JobEnd, list[str]]:
+    """Run a command when a job's tasks have started. Return the end of the job, and the recorded events in order.
+
+    In the command, JOB is replaced by the job's id and SRUN by the process id of srun.
+    """
+    write_script(folder / "task", SLOW_TASK)
+    number = slurm.sbatch([*TWO_NODES, str(write_script(folder / "job", FORWARDING))], folder)
+    wait_for_files(folder / "started.0", folder / "started.1")
     words = {"JOB": str(number), "SRUN": (folder / "srun.pid").read_text().strip()}
     done = slurm.run([words.get(part, part) for part in command])
     assert done.returncode == 0, done.stderr
     ended = slurm.wait(number, 30)
-    return ended, (folder / "got").read_text().splitlines()
+    return ended, (folder / "events").read_text().splitlines()
 
 
 @needs_slurm
 def test_a_term_to_the_batch_script_reaches_the_tasks_by_scancel(slurm: Slurm, tmp_path: Path) -> None:
-    ended, got = signalled(slurm, tmp_path, "scancel", "--signal=TERM", "--batch", "JOB")
-    assert got == ["batch TERM", "task TERM", "task TERM", "task left", "task left", "batch saw 7"]
-    assert ended == Ended("FAILED", 7, 0)
+    ended, events = signal_job(slurm, tmp_path, "scancel", "--signal=TERM", "--batch", "JOB")
+    assert events == ["batch TERM", "task TERM", "task TERM", "task left", "task left", "batch saw 7"]
+    assert ended == JobEnd("FAILED", 7, 0)
 
 
 @needs_slurm
 def test_scancel_of_steps_alone_does_not_reach_the_batch_script(slurm: Slurm, tmp_path: Path) -> None:
-    ended, got = signalled(slurm, tmp_path, "scancel", "--signal=TERM", "JOB")
-    assert got == ["task TERM", "task TERM", "task left", "task left", "batch saw 7"]
-    assert ended == Ended("FAILED", 7, 0)
+    ended, events = signal_job(slurm, tmp_path, "scancel", "--signal=TERM", "JOB")
+    assert events == ["task TERM", "task TERM", "task left", "task left", "batch saw 7"]
+    assert ended == JobEnd("FAILED", 7, 0)
 
 
 @needs_slurm
 def test_scancel_of_a_job_reaches_tasks_and_batch_script_and_waits(slurm: Slurm, tmp_path: Path) -> None:
-    ended, got = signalled(slurm, tmp_path, "scancel", "JOB")
-    assert {"batch TERM", "task TERM"} == set(got[:3])
-    assert got[-3:] == ["task left", "task left", "batch saw 7"]
-    assert ended == Ended("CANCELLED", 7, 0)
-    # The tasks were told already; Slurm refuses to tell them again, and the script goes on.
+    ended, events = signal_job(slurm, tmp_path, "scancel", "JOB")
+    assert {"batch TERM", "task TERM"} == set(events[:3])
+    assert events[-3:] == ["task left", "task left", "batch saw 7"]
+    assert ended == JobEnd("CANCELLED", 7, 0)
+    # The tasks have the signal already. Slurm refuses to send it again, and the script continues.
     assert "Invalid job id specified" in (tmp_path / "output").read_text()
 
 
 @needs_slurm
 def test_a_term_to_srun_kills_the_tasks_without_one(slurm: Slurm, tmp_path: Path) -> None:
-    ended, got = signalled(slurm, tmp_path, "kill", "-TERM", "SRUN")
-    assert got == ["batch saw 137"]
-    assert ended == Ended("FAILED", 137, 0)
+    ended, events = signal_job(slurm, tmp_path, "kill", "-TERM", "SRUN")
+    assert events == ["batch saw 137"]
+    assert ended == JobEnd("FAILED", 137, 0)
 
 
 # --- the cluster itself
@@ -146,19 +147,19 @@ def test_the_daemons_listen_on_the_loopback_address_alone(slurm: Slurm) -> None:
 
 
 def stubborn_job(slurm: Slurm, folder: Path) -> list[psutil.Process]:
-    """Start a job that ignores TERM and hides a process from its parents; return what must end with the cluster."""
+    """Start a job that ignores TERM and starts an orphan. Return all processes that must end with the cluster."""
     hidden = "env -i setsid bash -c 'trap \"\" TERM; echo $$ > hidden.pid; sleep 300; true'"
-    # Its parent ends at once, so that it is nobody's child.
+    # The orphan's parent ends at once.
     text = f"trap '' TERM; ((SLURM_PROCID)) || ({hidden} &)\necho $$ > task.$SLURM_PROCID.pid; sleep 300; true"
-    script(folder / "task", text)
+    write_script(folder / "task", text)
     slurm.sbatch([*TWO_NODES, "--export=NONE", "--wrap", "srun ./task"], folder)
     files = [folder / f"{name}.pid" for name in ("task.0", "task.1", "hidden")]
-    until_exists(*files)
-    time.sleep(0.1)  # the numbers are written
+    wait_for_files(*files)
+    time.sleep(0.1)  # until their content is written
     keeper = psutil.Process(slurm.daemons[0]).parent()
     assert keeper is not None
     steps = [process for process in keeper.children(recursive=True) if process.name() == "slurmstepd"]
-    assert len(steps) == 3  # the batch script's, and that of the two tasks on either node
+    assert len(steps) == 3  # one for the batch script, and one for each node's task
     return steps + [psutil.Process(pid) for pid in [*(int(path.read_text()) for path in files), *slurm.daemons]]
 
 
@@ -167,7 +168,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 
 @needs_slurm
-def test_nothing_is_left_of_a_cluster_whose_test_failed(folder: Path, tmp_path: Path) -> None:
+def test_a_cluster_whose_test_failed_leaves_no_process(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), cluster(folder) as slurm:
         started = stubborn_job(slurm, tmp_path)
         assert len(started) == 10
@@ -178,7 +179,7 @@ def test_nothing_is_left_of_a_cluster_whose_test_failed(folder: Path, tmp_path: 
 
 
 @needs_slurm
-def test_nothing_is_left_of_a_cluster_whose_tests_were_killed(folder: Path, tmp_path: Path) -> None:
+def test_a_cluster_whose_tests_were_killed_leaves_no_process(folder: Path, tmp_path: Path) -> None:
     lines = [
         "import sys, time, pathlib; from tests.support import slurm_cluster",
         "with slurm_cluster.cluster(pathlib.Path(sys.argv[1])) as slurm:",
@@ -201,14 +202,16 @@ def test_nothing_is_left_of_a_cluster_whose_tests_were_killed(folder: Path, tmp_
 
 
 @needs_slurm
-def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_cannot_start_raises_with_its_logs_and_leaves_no_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slurm_cluster, "CONFIGURATION", slurm_cluster.CONFIGURATION + "Colour=blue\n")
     began = time.monotonic()
     with (
         pytest.raises(RuntimeError, match=r"(?s)no Slurm: waited for 2 idle nodes.*unrecognized key: Colour"),
         cluster(folder),
     ):
-        pytest.fail("it started")
+        pytest.fail("the cluster started")
     assert time.monotonic() - began < 5
     munged = int((folder / "munge" / "pid").read_text())
     assert not psutil.pid_exists(munged)
@@ -220,19 +223,19 @@ def test_a_job_that_takes_too_long_is_shown_with_the_logs(slurm: Slurm, tmp_path
     with pytest.raises(TimeoutError, match=rf"(?s)job {number} is PENDING after 0.2 s\n.*--- slurmd-n2.log"):
         slurm.wait(number, 0.2)
     assert slurm.run(["scancel", str(number)]).returncode == 0
-    assert slurm.wait(number, 30) == Ended("CANCELLED", 0, 0)
+    assert slurm.wait(number, 30) == JobEnd("CANCELLED", 0, 0)
 
 
 @needs_slurm
 def test_a_job_that_is_refused_or_unknown(slurm: Slurm, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"--nodes=3.*exit status 1\n.*Node count specification invalid"):
         slurm.sbatch(["--nodes=3", "--wrap", "true"], tmp_path)
-    with pytest.raises(AssertionError, match="job 4711: not known"):
+    with pytest.raises(AssertionError, match="job 4711: unknown"):
         slurm.wait(4711, 1)
 
 
 @needs_slurm
-def test_a_slurm_job_that_the_tests_run_in_is_not_seen(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slurm_job_around_the_tests_is_invisible(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "SLURM_CONF"):
         monkeypatch.setenv(name, "another")
     names = dict(line.split("=", 1) for line in slurm.run(["env"]).stdout.splitlines() if "=" in line)
@@ -241,9 +244,9 @@ def test_a_slurm_job_that_the_tests_run_in_is_not_seen(slurm: Slurm, monkeypatch
 
 
 @pytest.mark.parametrize("missing", [{"slurmd"}, {"munged", "srun"}, set()])
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: set[str]) -> None:
+def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: set[str]) -> None:
     for name in {*slurm_cluster.DAEMONS, *slurm_cluster.CLIENTS} - missing:
-        script(tmp_path / name, "")
+        write_script(tmp_path / name, "")
     monkeypatch.setattr(slurm_cluster, "SBIN", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     assert shutil.which("bash") is None

@@ -125,7 +125,7 @@ def time_steps(output: Path, steps: int) -> None:
                 start = time.perf_counter()
                 loss = trainers[name].step(batches(config.accumulation_steps)).loss()
                 seconds[name].append(time.perf_counter() - start)
-        if rank.is_first:
+        if rank.is_rank_zero:
             log = RunLog(output.with_name("result_0.txt"))
             progress = ConsoleProgress(config)
             for step in range(100):

@@ -1,13 +1,12 @@
-"""The log of one run: MLPerf's records, in the order of the benchmark's timeline, from rank 0 to stdout and the file.
+"""MLPerf log of one run: rank 0 writes the records to stdout and to the result file.
 
-`RunLog.run_start` is the only maker of a `RunClock`, and opening the data takes one (`dataloader.build_dataloader`): the data cannot
-be touched before the clock runs.
+Only `RunLog.run_start` and `RunLog.resumed` create a `RunClock`, and `dataloader.build_dataloader` needs one. So no
+code can touch the data before the clock runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -17,14 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
 from mlperf_logging.mllog import constants
 from mlperf_logging.mllog.mllog import MLLogger
 
 from .config import Config
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
-# The lowest precision in linear layers, attention and communication, in the checker's names, of which MXFP8 has none of
-# its own. With 8-bit layers attention is computed, and weights, tokens and their gradients are sent, in bf16.
+# Lowest precision in linear layers, attention and communication, in the compliance checker's names. The checker has no
+# name for MXFP8. With 8-bit layers, attention and all communication still use bf16.
 _LOWEST_PRECISIONS = {
     "bf16": ("bfloat16", "bfloat16", "bfloat16"),
     "fp32": ("fp32", "fp32", "fp32"),
@@ -34,7 +34,7 @@ _LOWEST_PRECISIONS = {
 
 
 class RunClock:
-    """Proof that the run's clock is running. Made by `RunLog.run_start` only."""
+    """Proof that the run's clock is running. Only `RunLog` creates it."""
 
     def __init__(self, proof: object) -> None:
         if not (isinstance(proof, RunLog) and proof.started):
@@ -42,14 +42,14 @@ class RunClock:
         self._started = time.perf_counter()
 
     def seconds(self) -> float:
-        """Seconds since run_start. Never pauses."""
+        """Return the seconds since run_start, or since the run resumed. The clock never pauses."""
         return time.perf_counter() - self._started
 
 
-class _Lines(logging.Handler):
-    """Hands each line to every writer, and lets a full disk be an error instead of a note on stderr.
+class _LineHandler(logging.Handler):
+    """Pass each line to every writer, even if one fails. Raise the first error, e.g. of a full disk.
 
-    A writer that fails does not keep the line from the others.
+    A plain `logging` handler would print such an error to stderr and continue.
     """
 
     def __init__(self, *writers: Callable[[str], None]) -> None:
@@ -59,7 +59,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno > logging.INFO:
-            # mllog turns whatever went wrong, here or in encoding the value, into a line of the log.
+            # mllog catches errors, of this handler or of encoding the value, and logs them as a line.
             raise self._error or ValueError(record.getMessage().strip())
         line, errors = self.format(record), []
         for write in self._writers:
@@ -73,21 +73,21 @@ class _Lines(logging.Handler):
 
 
 def print_line(line: str) -> None:
-    """One line on stdout, at once."""
+    """Print a line on stdout and flush it."""
     print(line, flush=True)
 
 
 class RunLog:
-    """Writes the records of one run; on every rank but the first, the same calls write nothing.
+    """Writer of the records of one run. Ranks that do not log get a path of None, and write nothing.
 
     Args:
-        path: the result file, which must not exist unless the run goes on; None for a rank that does not log.
-        echo: shows each line on stdout; a display with a live line has its own way.
-        resuming: the file is that of an interrupted run. Nothing is written before `resumed`.
+        path: the result file. It must exist if ``resuming``, and must not otherwise.
+        echo: prints each line on stdout. A display with a live line brings its own.
+        resuming: continue the log of an interrupted run. Nothing is written before `resumed`.
 
     Raises:
-        FileExistsError: the result file exists; results are never overwritten.
-        BlockingIOError: another run is writing it.
+        FileExistsError: the result file exists. Results are never overwritten.
+        BlockingIOError: another run is writing the result file.
     """
 
     def __init__(self, path: Path | None, echo: Callable[[str], None] = print_line, *, resuming: bool = False) -> None:
@@ -96,53 +96,59 @@ class RunLog:
         self.samples = 0
         self.started = False
         self.stopped = False
-        self._lock = threading.Lock()
+        # A signal's thread may call run_stop while the main thread does.
+        self._stop_lock = threading.Lock()
         self._file: TextIO | None = None
         if path is None:
             return
-        self._waits = resuming
+        self._awaits_resumed = resuming
         self._file = path.open("a" if resuming else "x", encoding="utf-8")
-        _lock(self._file)
-        sink = logging.Logger("gptoss20b.mllog")  # unregistered: nobody else's handlers or levels apply
-        sink.addHandler(_Lines(self._write, echo))
-        # Stack offset 3: records name the line that called this class, past its method and _event. mllog takes the root
-        # folder, whose name it cuts off, for a regular expression.
+        self._file_lock = _lock(path)
+        sink = logging.Logger("gptoss20b.mllog")  # unregistered: other code's handlers and levels do not apply
+        sink.addHandler(_LineHandler(self._write, echo))
+        # A stack offset of 3 makes records name the line that called this class, past its method and _event. mllog
+        # treats root_dir, which it removes from file names, as a regular expression.
         self._mllog = MLLogger(logger=sink, default_stack_offset=3, root_dir=re.escape(str(_PACKAGE_PARENT)))
 
     def close(self) -> None:
-        """Close the result file."""
+        """Close the result file and release its lock."""
         if self._file is not None:
-            # What could not be written was an error when it was written; closing tries it again.
+            # Closing flushes a line that could not be written; the error was raised at that time.
             with contextlib.suppress(OSError):
                 self._file.close()
+            # Remove before release: afterwards the file may be another run's lock.
+            if self._file_lock is not None:
+                Path(self._file_lock.lock_file).unlink(missing_ok=True)
+                self._file_lock.release()
+                self._file_lock = None
 
     def init_start(self, config: Config) -> None:
-        """`cache_clear` as the launcher found it, then `init_start`."""
+        """Log `cache_clear`, as the launcher reports it, and `init_start`."""
         self._event(constants.CACHE_CLEAR, config.submission.cache_cleared)
         self._start(constants.INIT_START)
 
     def caches_not_cleared(self) -> None:
-        """`cache_clear` false, after a true one: what the first node found does not hold for all."""
+        """Log `cache_clear` false, after a true one: another node's caches were not cleared."""
         self._event(constants.CACHE_CLEAR, False)
 
     def describe(self, config: Config, seed: int) -> None:
-        """Everything that the rules want to know of the run, from its configuration."""
+        """Log the submission, the hyperparameters and the layout, as the rules require."""
         for key, value in hyperparameters(config, seed).items():
             self._event(key, value)
 
     def code(self, git_commit: str) -> None:
-        """The commit of the code that runs, "unknown" where neither git nor the image knows it."""
+        """Log the commit of the running code; "unknown" if neither git nor the image has it."""
         self._event("git_commit", git_commit)
 
     def run_start(self) -> RunClock:
-        """`init_stop`, `run_start`: from here on the data may be opened."""
+        """Log `init_stop` and `run_start`. Afterwards the data may be opened."""
         self._end(constants.INIT_STOP)
         self._start(constants.RUN_START)
         self.started = True
         return RunClock(self)
 
     def synced_bytes(self) -> int:
-        """Length of the log in bytes, all of which is on the disk; 0 on a rank that does not log."""
+        """Flush the log to disk and return its length in bytes; 0 on a rank that does not log."""
         if self._file is None:
             return 0
         self._file.flush()
@@ -150,54 +156,61 @@ class RunLog:
         return self._file.tell()
 
     def resumed(self, log_bytes: int, samples: int) -> RunClock:
-        """Go on with an interrupted run's log from where it was at a checkpoint. The clock has run on meanwhile.
+        """Truncate the log of an interrupted run to its length at a checkpoint, and log `resumed`.
 
-        What came after the checkpoint will come again; it is kept beside the log, as `cut_<k>_of_<log>`.
+        The steps after the checkpoint will run again. Their records are kept beside the log as `cut_<k>_of_<log>`.
+
+        Args:
+            log_bytes: length of the log at the checkpoint.
+            samples: training sequences at the checkpoint.
+
+        Raises:
+            TruncatedLogError: the log is shorter than it was at the checkpoint.
         """
         self.samples = samples
         self.started = True
         if self._file is not None and self.path is not None:
             text = self.path.read_bytes()
             if len(text) < log_bytes:
-                raise CutLogError(f"{self.path} has {len(text):,} bytes, and had {log_bytes:,} at the checkpoint")
-            _keep_cut(self.path, text[log_bytes:])
+                raise TruncatedLogError(f"{self.path} has {len(text):,} bytes, and had {log_bytes:,} at the checkpoint")
+            _save_removed_records(self.path, text[log_bytes:])
             self._file.truncate(log_bytes)
-            self._waits = False
+            self._awaits_resumed = False
         self._event("resumed", samples, {constants.SAMPLES_COUNT: samples})
         return RunClock(self)
 
     def data_opened(self, eval_tokens_sha256: str) -> None:
-        """The SHA-256 of the evaluated tokens, which is the same for every seed, batch size, layout and machine."""
+        """Log the SHA-256 of the evaluated tokens. It is the same for every seed, batch size, layout and machine."""
         self._event("eval_tokens_sha256", eval_tokens_sha256)
 
     def block_start(self, samples: int) -> None:
-        """Training begins or goes on after an evaluation."""
+        """Log `block_start`: training starts, or continues after an evaluation."""
         self.samples = samples
         self._start(constants.BLOCK_START, {constants.SAMPLES_COUNT: samples})
 
     def train_loss(self, samples: int, loss: float, learning_rate: float) -> None:
-        """The loss of the step that ended with ``samples`` sequences seen, and the learning rate it used."""
+        """Log the loss and the learning rate of the step that ended at ``samples`` training sequences."""
         self.samples = samples
         self._event("train_loss", loss, {constants.SAMPLES_COUNT: samples, "lr": learning_rate})
 
     def block_stop(self, samples: int, samples_per_second: float) -> None:
-        """Training pauses for an evaluation."""
+        """Log the throughput since `block_start`, and `block_stop`: training pauses for an evaluation."""
         self.samples = samples
         self._event("tracked_stats", {"throughput": samples_per_second}, {"step": samples})
         self._end(constants.BLOCK_STOP, {constants.SAMPLES_COUNT: samples})
 
     def eval_start(self, samples: int) -> None:
-        """An evaluation begins."""
+        """Log `eval_start`."""
         self._start(constants.EVAL_START, {constants.SAMPLES_COUNT: samples})
 
     def eval_stop(self, samples: int, loss: float) -> None:
-        """The evaluation's loss, and its end."""
+        """Log the evaluation's loss in nats per token, and `eval_stop`."""
         self._event(constants.EVAL_ACCURACY, loss, {constants.SAMPLES_COUNT: samples})
         self._end(constants.EVAL_STOP, {constants.SAMPLES_COUNT: samples})
 
     def run_stop(self, success: bool, reason: str | None = None) -> None:
-        """The end, once; a later call (a signal that arrives during it, say) waits for it and does nothing."""
-        with self._lock:
+        """Log `run_stop` once. A later call, e.g. of a signal, waits for the first and does nothing."""
+        with self._stop_lock:
             if self.stopped:
                 return
             self.stopped = True
@@ -211,46 +224,52 @@ class RunLog:
         self._file.flush()
 
     @property
-    def _writes(self) -> bool:
-        return self._file is not None and not self._waits
+    def _is_writable(self) -> bool:
+        return self._file is not None and not self._awaits_resumed
 
     def _event(self, key: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
-        if self._writes:
+        if self._is_writable:
             self._mllog.event(key=key, value=value, metadata=metadata)
 
     def _start(self, key: str, metadata: dict[str, Any] | None = None) -> None:
-        if self._writes:
+        if self._is_writable:
             self._mllog.start(key=key, metadata=metadata)
 
     def _end(self, key: str, metadata: dict[str, Any] | None = None) -> None:
-        if self._writes:
+        if self._is_writable:
             self._mllog.end(key=key, metadata=metadata)
 
 
-def _lock(file: TextIO) -> None:
-    """Two runs that go on with one log would mix; a file system without locks has to do without."""
+def _lock(log: Path) -> FileLock | None:
+    """Lock a log, so that two runs never resume it together. Return None on a file system without locks.
+
+    The kernel holds the lock (flock), not the hidden lock file: the death of a run releases it.
+    """
+    # A soft lock, which filelock would use instead of a missing flock, outlives a killed run.
+    lock = FileLock(log.with_name(f".{log.name}.lock"), blocking=False, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(f"another run is writing {file.name}") from None
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"another run is writing {log}") from None
     except OSError:
-        pass
+        return None
+    return lock
 
 
-class CutLogError(RuntimeError):
-    """The log of a run that is to go on is shorter than it was."""
+class TruncatedLogError(RuntimeError):
+    """The log of a run that resumes is shorter than it was at the checkpoint."""
 
 
-def _keep_cut(log: Path, cut: bytes) -> None:
-    if cut:
+def _save_removed_records(log: Path, records: bytes) -> None:
+    if records:
         k = 1
-        while (kept := log.with_name(f"cut_{k}_of_{log.name}")).exists():
+        while (path := log.with_name(f"cut_{k}_of_{log.name}")).exists():
             k += 1
-        kept.write_bytes(cut)
+        path.write_bytes(records)
 
 
 def hyperparameters(config: Config, seed: int) -> dict[str, Any]:
-    """The once-only records of ruleset 6.1.0, by key, in log order."""
+    """Return the records that ruleset 6.1.0 requires once, by key, in the order of the log."""
     fixed, free, parallel, submission = config.fixed, config.free, config.parallel, config.submission
     linear, attention, communication = _LOWEST_PRECISIONS[config.execution.precision]
     return {

@@ -27,7 +27,7 @@ class Rank:
     under_torchrun: bool = False
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this rank writes the log."""
         return self.number == 0
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .stopping import ExitCode, exit_code_of
+from .stopping import ExitCode, exit_code_for
 
 _PREFIX = ":::MLLOG "
 _FIELD_TYPES = {"key": str, "time_ms": int, "metadata": dict}
@@ -36,7 +36,7 @@ class Result:
     @property
     def exit_code(self) -> ExitCode:
         """Return the exit status of a run with this log."""
-        return exit_code_of(self.status, self.reason)
+        return exit_code_for(self.status, self.reason)
 
     def __str__(self) -> str:
         no_time = "clock not stopped" if self.status == "unfinished" else "clock not started"

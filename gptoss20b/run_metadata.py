@@ -19,7 +19,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "mlperf-logging", "numpy", "pydantic", "pydantic-settings")
 
 
-def result_directory(config: Config) -> Path:
+def create_result_directory(config: Config) -> Path:
     """The folder of this run's result, created; a new one under results/ unless LOGDIR names it."""
     directory = config.logging.directory
     if directory is None:
@@ -29,12 +29,12 @@ def result_directory(config: Config) -> Path:
     return directory
 
 
-def save_directory(config: Config, directory: Path) -> Path:
+def checkpoint_directory(config: Config, directory: Path) -> Path:
     """The folder of the checkpoints of a run whose result is in ``directory``; not created."""
     return config.checkpoints.directory or directory / "checkpoints"
 
 
-def point_latest(directory: Path) -> None:
+def update_latest_link(directory: Path) -> None:
     """Point `results/latest` at a result under results/, in one step: a reader never finds it missing.
 
     A convenience: where it cannot be done, a warning says so and the run goes on.
@@ -52,7 +52,7 @@ def point_latest(directory: Path) -> None:
         print(f"warning: results/latest could not be pointed to {directory}: {error}", file=sys.stderr)
 
 
-def make_record(config: Config) -> dict[str, Any]:
+def build_metadata(config: Config) -> dict[str, Any]:
     """The resolved configuration, what it derives, where it leaves the rules, versions and git commit."""
     return {
         "config": config.model_dump(mode="json"),
@@ -65,7 +65,7 @@ def make_record(config: Config) -> dict[str, Any]:
     }
 
 
-def write_record(directory: Path, record: dict[str, Any]) -> None:
+def write_metadata(directory: Path, record: dict[str, Any]) -> None:
     """Write `config.json`, whole or not at all."""
     atomic_write(directory / "config.json", json.dumps(record, indent=2) + "\n")
 

@@ -33,10 +33,10 @@ class ExitCode(enum.IntEnum):
     TERMINATED = 143
 
 
-def exit_code_of(status: str, reason: str | None) -> ExitCode:
+def exit_code_for(status: str, reason: str | None) -> ExitCode:
     """The exit status of a run whose log ends with this status and reason.
 
-    >>> exit_code_of("aborted", target_not_reached(3.34, 10)).name, exit_code_of("aborted", signal_reason("SIGTERM")).name
+    >>> exit_code_for("aborted", target_not_reached_reason(3.34, 10)).name, exit_code_for("aborted", signal_reason("SIGTERM")).name
     ('NOT_CONVERGED', 'TERMINATED')
     """
     if status == "success":
@@ -50,7 +50,7 @@ def exit_code_of(status: str, reason: str | None) -> ExitCode:
     return ExitCode.NOT_CONVERGED if re.fullmatch(_TARGET_NOT_REACHED, reason or "") else ExitCode.FAILED
 
 
-def target_not_reached(target: float, steps: int) -> str:
+def target_not_reached_reason(target: float, steps: int) -> str:
     """The log's reason for a run that ended at max_steps."""
     return f"target {target} not reached in {steps} steps"
 
@@ -87,7 +87,7 @@ _GRACE_SECONDS = 10.0
 
 
 @contextmanager
-def on_signal(on_exit: Callable[[str], None]) -> Iterator[None]:
+def exit_on_signal(on_exit: Callable[[str], None]) -> Iterator[None]:
     """While active, SIGTERM, SIGINT and SIGHUP call ``on_exit("SIGTERM")`` from a thread and end the process.
 
     The exit status is 130 for SIGINT, else 143. Must be entered on the main thread.

@@ -17,23 +17,29 @@ from .callbacks import Callback, CallbackList
 from .callbacks.checkpointing import Checkpointing
 from .callbacks.console import ConsoleProgress, NullProgress
 from .callbacks.mlperf import MlperfLogging
-from .checkpoint.checkpoints import Checkpoints
+from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.files import CheckpointError, CheckpointMetadata, should_resume
 from .config import Config, mismatched_settings
 from .config.environment import LaunchError
 from .data.files import DataError
 from .dataloader import DataLoader, DataShard, build_dataloader
-from .mlperf_log import CutLogError, RunLog
+from .mlperf_log import RunLog, TruncatedLogError
 from .model.backend import Backend, BackendError, choose_backend
 from .process_groups import Rank, distributed_session, read_rank
 from .result import read_result
-from .run_metadata import make_record, point_latest, result_directory, save_directory, write_record
-from .stopping import ExitCode, NonFiniteLossError, die_with_parent, on_signal, signal_reason
+from .run_metadata import (
+    build_metadata,
+    checkpoint_directory,
+    create_result_directory,
+    update_latest_link,
+    write_metadata,
+)
+from .stopping import ExitCode, NonFiniteLossError, die_with_parent, exit_on_signal, signal_reason
 from .trainer import Trainer
 from .warmup import warm_up
 
 # Errors whose message is all that a person needs; any other also prints its traceback.
-_EXPLAINED = (CheckpointError, CutLogError, DataError, LaunchError, NonFiniteLossError)
+_EXPLAINED = (CheckpointError, TruncatedLogError, DataError, LaunchError, NonFiniteLossError)
 
 
 @dataclass
@@ -58,14 +64,14 @@ def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
     try:
         rank = read_rank(config)
         backend = choose_backend(config)
-        directory = result_directory(config) if rank.is_first else None
+        directory = create_result_directory(config) if rank.is_rank_zero else None
         progress, log = NullProgress(), RunLog(None)
         if directory:
             progress = console = ConsoleProgress(config)
             path = directory / "result_0.txt"
-            resuming = should_resume(save_directory(config, directory), path, config.checkpoints.resume)
+            resuming = should_resume(checkpoint_directory(config, directory), path, config.checkpoints.resume)
             log = RunLog(path, console.echo, resuming=resuming)
-            point_latest(directory)
+            update_latest_link(directory)
     except FileExistsError as error:
         return _refuse(f"LOGDIR: {error.filename} exists, and results are never overwritten. Name another folder.")
     except OSError as error:
@@ -74,7 +80,7 @@ def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
         return _refuse(str(error))
 
     context = RunContext(config, rank, log, progress, backend, directory)
-    with on_signal(lambda name: _abort(context, signal_reason(name))):
+    with exit_on_signal(lambda name: _abort(context, signal_reason(name))):
         if rank.under_torchrun:  # a run started from a shell may outlive the shell
             die_with_parent()
         try:
@@ -98,22 +104,22 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     """Run between the creation and the end of the process groups; return whether the target was reached."""
     config, rank, log, progress = context.config, context.rank, context.log, context.progress
     _check_same_settings(context)
-    folder = context.directory and save_directory(config, context.directory)
-    checkpoints = Checkpoints(config, folder, log.resuming, progress.message)
-    saved = checkpoints.newest()
+    folder = context.directory and checkpoint_directory(config, context.directory)
+    checkpointer = Checkpointer(config, folder, log.resuming, progress.message)
+    saved = checkpointer.find_newest()
     seed = saved.train_state.seed if saved else _choose_seed(config)
     log.describe(config, seed)
-    record = make_record(config) | {"seed": seed, "backend": context.backend}
+    record = build_metadata(config) | {"seed": seed, "backend": context.backend}
     log.code(record["git_commit"])
     trainer = Trainer(config, context.backend, rank.device, seed)
     warm_up(trainer, config.execution.warmup_passes)
     record |= trainer.parameter_counts()
     if context.directory is not None:
-        write_record(context.directory, record)
+        write_metadata(context.directory, record)
     progress.message(_opening_line(context, seed))
 
     if saved:
-        checkpoints.load(trainer, saved)
+        checkpointer.load(trainer, saved)
     # The clock starts when the slowest rank is ready, and before any rank opens the data.
     dist.barrier()
     start_step = saved.train_state.step if saved else 0
@@ -126,7 +132,7 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     eval_sha256 = ""
     if context.directory is not None:
         eval_sha256 = record["eval_tokens_sha256"] = _check_eval_tokens(dataloader.eval_tokens_sha256(), saved)
-        write_record(context.directory, record)
+        write_metadata(context.directory, record)
         if not saved:
             log.data_opened(eval_sha256)
 
@@ -134,7 +140,7 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     callbacks = CallbackList(
         [
             MlperfLogging(log, config),
-            Checkpointing(checkpoints, config, log, seed, eval_sha256),
+            Checkpointing(checkpointer, config, log, seed, eval_sha256),
             progress,
             *extra_callbacks,
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..checkpoint.checkpoints import Checkpoints
+from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.files import TrainState
 from ..config import Config
 from ..mlperf_log import RunLog
@@ -13,7 +13,7 @@ class Checkpointing(Callback):
     """Save a checkpoint after each step at which one is due.
 
     Args:
-        checkpoints: writer of this run's checkpoints.
+        checkpointer: writer of this run's checkpoints.
         config: the resolved configuration.
         log: the run's log, whose length a checkpoint holds.
         seed: seed of weights and order.
@@ -21,20 +21,20 @@ class Checkpointing(Callback):
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, config: Config, log: RunLog, seed: int, eval_tokens_sha256: str
+        self, checkpointer: Checkpointer, config: Config, log: RunLog, seed: int, eval_tokens_sha256: str
     ) -> None:
-        self._checkpoints, self._interval, self._log = checkpoints, config.logging.interval, log
+        self._checkpointer, self._interval, self._log = checkpointer, config.logging.interval, log
         self._seed, self._eval_tokens_sha256 = seed, eval_tokens_sha256
 
     def on_step_stop(self, step: int) -> None:
         """Complete a checkpoint whose files are written, and start the next one if it is due."""
         # Ranks exchange messages here, so only where they have just waited for the device to read the loss.
         if step % self._interval == 0:
-            self._checkpoints.finish(limit_s=0)
-        if self._checkpoints.due(step):
+            self._checkpointer.complete_pending(timeout_s=0)
+        if self._checkpointer.is_due(step):
             state = TrainState(step, self._seed, self._log.synced_bytes(), self._eval_tokens_sha256)
-            self._checkpoints.save(self.trainer, state)
+            self._checkpointer.save(self.trainer, state)
 
     def on_train_stop(self, converged: bool) -> None:
         """Complete the last checkpoint. The clock has stopped: a slow disk costs no time of the run."""
-        self._checkpoints.end()
+        self._checkpointer.close()

@@ -6,7 +6,7 @@ import time
 
 from ..config import Config
 from ..mlperf_log import RunLog
-from ..stopping import target_not_reached
+from ..stopping import target_not_reached_reason
 from .base import Callback
 
 
@@ -53,4 +53,6 @@ class MlperfLogging(Callback):
     def on_train_stop(self, converged: bool) -> None:
         """Log run_stop of a run that did not reach the target."""
         if not converged:
-            self._log.run_stop(success=False, reason=target_not_reached(self._fixed.target_loss, self._fixed.max_steps))
+            self._log.run_stop(
+                success=False, reason=target_not_reached_reason(self._fixed.target_loss, self._fixed.max_steps)
+            )

@@ -1,1 +1,1 @@
-"""Checkpoints: `files` is what lies on disk, `checkpoints` writes and reads it together with all ranks."""
+"""Checkpoints: `checkpointer` saves and finds them with all ranks, `files` is their layout on disk."""

@@ -1,7 +1,7 @@
-"""A checkpoint on disk: a folder `step_<number>` with Megatron-Core's files and `state.json`, complete or not there.
+"""Checkpoint on disk: a folder `step_<number>` with Megatron-Core's files and `state.json`.
 
-`state.json` says where the run was and how long each file is, with its CRC-32. A folder gets its name last and in one
-step, so that a process killed at any moment leaves the complete ones as they are. Nothing here needs torch.
+`state.json` holds the position of the run, and the size and CRC-32 of each file. A folder is renamed to its final name
+last, so a process killed at any moment leaves complete checkpoints only. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from ..result import read_result
 from ..stopping import ExitCode
 
 FORMAT = 2
-STATE = "state.json"
-_CHUNK = 1 << 24
-# Room kept while ranks write, for what the first rank writes last: where each tensor lies, a few MB. If it alone
-# met a full disk there, in the middle of Megatron's collectives, the other ranks would wait for it in vain.
-_RESERVED = 1 << 25
+STATE_FILE = "state.json"
+_CHUNK_BYTES = 1 << 24
+# Disk space kept free for the files that rank 0 writes last: the index of tensors, a few MB. Rank 0 writes them inside
+# Megatron's collectives. If it met a full disk there, the other ranks would wait for it until they time out.
+_RESERVED_BYTES = 1 << 25
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, or gone on from."""
+    """A checkpoint cannot be written or resumed from."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run is between two steps.
+    """Position of a run between two steps.
 
     Attributes:
-        step: finished optimizer steps.
-        seed: of weights and order.
+        step: completed optimizer steps.
+        seed: seed of the initial weights and the data order.
         log_bytes: length of the result file.
         eval_tokens_sha256: hash of the evaluated tokens.
     """
@@ -52,13 +52,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """A complete checkpoint.
+    """Complete checkpoint.
 
     Attributes:
-        folder: where it lies.
-        train_state: where the run was.
-        run_identity: what the run was configured with, as far as it must not change.
-        files: (bytes, CRC-32) of each file by its name.
+        folder: its folder.
+        train_state: position of the run.
+        run_identity: settings that must not change when the run resumes.
+        files: (bytes, CRC-32) of each file by name.
     """
 
     folder: Path
@@ -68,203 +68,213 @@ class CheckpointMetadata:
 
 
 def bytes_on_disk(config: Config, parameters: int) -> int:
-    """Bytes of a checkpoint of so many parameters: each one's weight, fp32 main weight and two moments."""
+    """Return the size of a checkpoint: per parameter a weight, an fp32 main weight and two fp32 moments."""
     return parameters * ((2 if config.execution.bf16_weights else 4) + 12)
 
 
 def host_bytes_to_save(config: Config, parameters: int) -> int:
-    """Bytes of host memory that a save takes on one node at its peak: what is gathered there, and its copy."""
+    """Return the peak host memory of a save on one node, in bytes: the gathered state and its copy."""
     return 2 * bytes_on_disk(config, parameters) // config.parallel.nodes
 
 
-def unfinished(folder: Path, step: int) -> Path:
-    """Where the checkpoint of this step is written before it is complete."""
-    return folder / f".step_{step:08d}.part"
-
-
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, the newest first."""
+    """Return the complete checkpoints in a folder, newest first."""
     return sorted(folder.glob("step_????????"), reverse=True)
 
 
 def should_resume(folder: Path, log: Path, resume: bool) -> bool:
-    """Whether a run with this log goes on from a checkpoint; False if it begins.
+    """Return whether a run resumes from a checkpoint, or starts from scratch.
+
+    Args:
+        folder: folder of all checkpoints.
+        log: the result file, which exists if the run was started before.
+        resume: the setting RESUME.
 
     Raises:
-        CheckpointError: it was asked for and cannot be, or the checkpoints there would be mixed with another run's.
+        CheckpointError: the run cannot resume, or the folder holds the checkpoints of another run.
     """
-    begun, found = log.exists(), list_checkpoints(folder)
-    if found and not begun:
+    started, checkpoints = log.exists(), list_checkpoints(folder)
+    if checkpoints and not started:
         raise CheckpointError(
             f"SAVE_DIR: {folder} holds checkpoints of a run whose log is not {log}. "
             "Name another folder, or that run's LOGDIR"
         )
-    if not (resume and begun):
+    if not (resume and started):
         return False
     result = read_result(log)
     if result.exit_code in (ExitCode.CONVERGED, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED):
-        raise CheckpointError(f"RESUME: this run has ended: {result}. Name another LOGDIR to begin one")
-    if not found:
+        raise CheckpointError(f"RESUME: this run has ended: {result}. Name another LOGDIR to start a new one")
+    if not checkpoints:
         raise CheckpointError(
-            f"RESUME: {log} exists, and {folder} has no checkpoint. Name another LOGDIR to begin anew"
+            f"RESUME: {log} exists, but {folder} has no checkpoint. Name another LOGDIR to start from scratch"
         )
     return True
 
 
-def prepare(folder: Path, step: int, needed: int, host_needed: int) -> Path:
-    """An empty folder for a new checkpoint; what an interrupted save left is removed.
+def prepare_save(folder: Path, step: int, needed_bytes: int, needed_host_bytes: int) -> Path:
+    """Create an empty folder for a new checkpoint, and remove what an interrupted save left.
 
     Args:
-        folder: of all checkpoints.
-        step: that the new one follows.
-        needed: bytes of disk that it will take.
-        host_needed: bytes of this node's memory that saving it will take.
+        folder: folder of all checkpoints.
+        step: completed steps.
+        needed_bytes: disk space that the checkpoint takes.
+        needed_host_bytes: memory of this node that saving takes.
 
     Raises:
-        OSError: it cannot be made.
-        CheckpointError: there is no room.
+        OSError: the folder cannot be created.
+        CheckpointError: too little disk space or memory is free.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".step_*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    free, needed = shutil.disk_usage(folder).free, needed + _RESERVED
+    for leftover in folder.glob(".step_*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    free, needed = shutil.disk_usage(folder).free, needed_bytes + _RESERVED_BYTES
     if free < needed:
-        raise CheckpointError(f"{folder} has {free / 2**30:.1f} GiB free, a checkpoint takes {needed / 2**30:.1f}")
+        raise CheckpointError(f"{folder} has {_gib(free)} free, a checkpoint takes {_gib(needed)}")
     memory = psutil.virtual_memory().available
-    if memory < host_needed:
+    if memory < needed_host_bytes:
         raise CheckpointError(
-            f"this node has {memory / 2**30:.1f} GiB of memory available, saving a checkpoint takes "
-            f"{host_needed / 2**30:.1f}"
+            f"this node has {_gib(memory)} of memory available, saving a checkpoint takes {_gib(needed_host_bytes)}"
         )
-    part = unfinished(folder, step)
+    part = folder / f".step_{step:08d}.part"
     part.mkdir()
-    _reserve(part).write_bytes(bytes(_RESERVED))
+    _reserve_file(part).write_bytes(bytes(_RESERVED_BYTES))
     return part
 
 
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
 def release_reserved_space(part: Path) -> None:
-    """Give the room free that `prepare` kept for the last files of this checkpoint.
+    """Free the disk space that `prepare_save` reserved for the last files of this checkpoint.
 
     Raises:
-        OSError: it could not be done.
+        OSError: the reserve cannot be removed.
     """
-    _reserve(part).unlink()
+    _reserve_file(part).unlink()
 
 
-def _reserve(part: Path) -> Path:
+def _reserve_file(part: Path) -> Path:
+    # Beside the folder: Megatron-Core expects an empty one.
     return part.with_suffix(".reserve")
 
 
 def size_and_crc(path: Path) -> tuple[int, int]:
-    """Length in bytes and CRC-32 of a file.
+    """Return the length in bytes and the CRC-32 of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     size = crc = 0
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(_CHUNK_BYTES):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return size, crc
 
 
 def file_checksums(part: Path, known: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """Fingerprint of every file of a checkpoint, by name, of which many are known.
+    """Return (bytes, CRC-32) of every file in a folder by name. Read only those that are not in ``known``.
 
     Raises:
-        OSError: one cannot be read.
+        OSError: a file cannot be read.
     """
     return known | {path.name: size_and_crc(path) for path in part.iterdir() if path.name not in known}
 
 
-def commit(part: Path, saved: CheckpointMetadata) -> None:
-    """Give a written checkpoint its `state.json` and its name, after all of it has reached the disk.
+def commit(part: Path, checkpoint: CheckpointMetadata) -> None:
+    """Complete a written checkpoint: add `state.json`, flush everything to disk, then rename the folder.
 
     Raises:
-        OSError: it could not be done; the folder keeps its temporary name.
+        OSError: the checkpoint keeps its temporary name.
     """
     state = {
         "format": FORMAT,
-        "train_state": asdict(saved.train_state),
-        "run_identity": saved.run_identity,
-        "files": saved.files,
+        "train_state": asdict(checkpoint.train_state),
+        "run_identity": checkpoint.run_identity,
+        "files": checkpoint.files,
     }
-    (part / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    (part / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     for path in (*part.iterdir(), part):
         fsync_path(path)
-    part.rename(saved.folder)
-    fsync_path(saved.folder.parent)
+    part.rename(checkpoint.folder)
+    fsync_path(checkpoint.folder.parent)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` complete checkpoints. One that is half removed has no complete name any more.
+    """Remove all but the newest ``keep`` complete checkpoints.
 
     Raises:
-        OSError: one could not be removed.
+        OSError: a checkpoint could not be removed.
     """
     for old in list_checkpoints(folder)[keep:]:
-        leaving = folder / f".{old.name}.old"
-        old.rename(leaving)
-        shutil.rmtree(leaving)
+        # A half-removed checkpoint must not keep the name of a complete one.
+        removed = folder / f".{old.name}.old"
+        old.rename(removed)
+        shutil.rmtree(removed)
 
 
 def quarantine(damaged: Path) -> None:
-    """Take a checkpoint out of the way, for a person to look at or to remove.
+    """Rename a damaged checkpoint to ``damaged_*``, for a person to inspect or remove.
 
     Raises:
-        OSError: it cannot be renamed.
+        OSError: the folder cannot be renamed.
     """
-    free = (damaged.with_name(f"damaged_{damaged.name}" + (f"_{k}" if k else "")) for k in itertools.count())
-    damaged.rename(next(name for name in free if not name.exists()))
+    candidates = (damaged.with_name(f"damaged_{damaged.name}" + (f"_{k}" if k else "")) for k in itertools.count())
+    damaged.rename(next(path for path in candidates if not path.exists()))
 
 
 def read_metadata(folder: Path) -> CheckpointMetadata:
     """Read a checkpoint's `state.json`.
 
     Raises:
-        CheckpointError: it is missing, or not what this version writes.
-        OSError: it cannot be read, which says nothing about what is in it.
+        CheckpointError: the file is missing or damaged, or has another format.
+        OSError: the file cannot be read, which is no evidence of damage.
     """
-    path = folder / STATE
+    path = folder / STATE_FILE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        found = state["format"]
-        if found == FORMAT:
+        file_format = state["format"]
+        if file_format == FORMAT:
             files = {str(name): (int(size), int(crc)) for name, (size, crc) in state["files"].items()}
             return CheckpointMetadata(folder, TrainState(**state["train_state"]), dict(state["run_identity"]), files)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
-    raise CheckpointError(f"{path}: got format {found}, expected {FORMAT}: another version of this code wrote it")
+    raise CheckpointError(f"{path}: got format {file_format}, expected {FORMAT}: another version of this code wrote it")
 
 
-def verify_files(saved: CheckpointMetadata, part: int = 0, parts: int = 1) -> list[str]:
-    """What is wrong with the files of a checkpoint, a line each; with ``parts``, of one share of their bytes only.
+def verify_files(checkpoint: CheckpointMetadata, part: int = 0, parts: int = 1) -> list[str]:
+    """Verify sizes and CRC-32s. Return one message per bad file.
+
+    Args:
+        checkpoint: the complete checkpoint.
+        part: which share of the bytes to verify, from 0.
+        parts: number of shares.
 
     Raises:
-        OSError: a file that is there cannot be read, which says nothing about what is in it.
+        OSError: an existing file cannot be read, which is no evidence of damage.
     """
-    wrong = []
-    for name in partition_by_size({name: size for name, (size, _) in saved.files.items()}, parts)[part]:
-        expected = saved.files[name]
+    messages = []
+    for name in partition_by_size({name: size for name, (size, _) in checkpoint.files.items()}, parts)[part]:
+        path, expected = checkpoint.folder / name, checkpoint.files[name]
         try:
-            got = size_and_crc(saved.folder / name)
+            got = size_and_crc(path)
         except FileNotFoundError:
-            wrong.append(f"{saved.folder / name} is missing")
+            messages.append(f"{path} is missing")
             continue
         if got != expected:
-            wrong.append(
-                f"{saved.folder / name} is damaged: got {got[0]:,} bytes with CRC-32 {got[1]:08x}, "
+            messages.append(
+                f"{path} is damaged: got {got[0]:,} bytes with CRC-32 {got[1]:08x}, "
                 f"expected {expected[0]:,} with {expected[1]:08x}"
             )
-    return wrong
+    return messages
 
 
 def partition_by_size(sizes: dict[str, int], parts: int) -> list[list[str]]:
-    """Names in ``parts`` lists whose sizes sum up as evenly as giving each, largest first, to the least makes them."""
+    """Partition names into lists of similar total size: the largest first, each to the smallest list so far."""
     lists: list[list[str]] = [[] for _ in range(parts)]
     totals = [0] * parts
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        least = totals.index(min(totals))
-        lists[least].append(name)
-        totals[least] += sizes[name]
+        smallest = totals.index(min(totals))
+        lists[smallest].append(name)
+        totals[smallest] += sizes[name]
     return lists

@@ -1,11 +1,14 @@
-"""One rank's files of a checkpoint: planned with all ranks, copied to host memory, written while training goes on.
+"""Files of one rank in a checkpoint: planned with all ranks, copied to host memory, written in the background.
 
-Megatron-Core plans an asynchronous save together with all ranks and leaves the writing to its caller. Its own callers
-fork the training process, or spawn another that takes tensors of the GPU. Neither is used: a fork copies gloo's and
-NCCL's threads as locks that nobody will open; pages registered for RDMA are only safe across a fork on some kernels
-and libraries (ibv_fork_init); a child answers signals through the parent's pipe, and outlives a parent that is killed.
-Here a thread writes. It needs no interpreter lock while it writes a tensor or computes a checksum, it ends with its
-process, and it takes part in no collective.
+Megatron-Core plans an asynchronous save on all ranks and leaves the writing to its caller. Its own callers fork the
+training process, or spawn one that reads GPU tensors. Neither is used here:
+
+- A fork copies the locks of gloo's and NCCL's threads, which nobody in the child will release.
+- Pages registered for RDMA survive a fork only with some kernels and libraries (ibv_fork_init).
+- A child answers signals through the parent's pipe, and outlives a killed parent.
+
+A thread writes instead. It releases the interpreter lock while it writes a tensor or computes a checksum, it ends with
+its process, and it takes part in no collective.
 """
 
 from __future__ import annotations
@@ -13,112 +16,94 @@ from __future__ import annotations
 import inspect
 import os
 import queue
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.filesystem import SerializationFormat, _StorageWriterTransforms, _write_item
 
+from .coordination import in_background
 from .files import size_and_crc
 
-T = TypeVar("T")
-
-
-def in_background(action: Callable[[], T]) -> Future[T]:
-    """Run it in a thread of its own, which ends with the process at the latest. It must take part in no collective."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:  # for whoever asks
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
-    return future
+_NO_TRANSFORMS = _StorageWriterTransforms()
 
 
 class Shards:
-    """What this rank writes of one checkpoint; planning begins and `finalize` ends it, together with all ranks.
+    """Files of this rank in one checkpoint. The constructor and `finalize` communicate.
 
     Args:
-        state: sharded state dict, whose tensors may change once this returns.
-        part: an empty folder, the same on all ranks.
-        copy: whether the state's tensors in host memory are copied too, not only those of a GPU. Those of a run on a
-            GPU were gathered for this checkpoint, and nothing else changes them.
+        state: sharded state dict. Its tensors may change as soon as the constructor returns.
+        part: empty folder, the same on all ranks.
+        copy: also copy tensors that are in host memory already. Not needed for a run on GPUs, whose tensors in host
+            memory were gathered for this checkpoint alone.
     """
 
     def __init__(self, state: dict[str, Any], part: Path, *, copy: bool) -> None:
-        # Megatron-Core's queue between processes would be a process of its own, which a killed rank leaves behind.
-        # A new one each time: a failed save must not leave its results to the next.
+        # Megatron-Core passes results through a multiprocessing queue, whose process would outlive a killed rank. Use a
+        # new queue for each save: a failed one must not leave its results to the next.
         self._results: queue.SimpleQueue[dict[int, list[Any]]] = queue.SimpleQueue()
         vars(filesystem_async)["_results_queue"] = self._results
-        request: Any = dist_checkpointing.save(state, str(part), async_sharded_save=True, **_own_strategy())
+        request: Any = dist_checkpointing.save(state, str(part), async_sharded_save=True, **_mcore_strategy())
         self._finalizers = request.finalize_fns
         # A rank without anything to write gets no arguments.
         self._buckets = request.async_fn_args[1] if request.async_fn else []
         for i, (path, name, (objects, tensors)) in enumerate(self._buckets):
-            # In place: Megatron's writer holds the same list, and with it memory of the GPU.
+            # In place, because Megatron's writer holds the same list and would keep the GPU tensors alive.
             self._buckets[i] = path, name, (objects, [(item, each.to("cpu", copy=copy)) for item, each in tensors])
-        self._fingerprints = in_background(self._write)
+        self._checksums = in_background(self._write)
 
-    def written(self, wait_s: float) -> bool:
-        """Whether the thread has ended, well or not, by now or within so many seconds."""
-        return not wait([self._fingerprints], wait_s).not_done
+    def is_written(self, timeout_s: float) -> bool:
+        """Wait up to ``timeout_s`` seconds. Return whether the thread has ended, with or without an error."""
+        return not wait([self._checksums], timeout_s).not_done
 
     def file_checksums(self) -> dict[str, tuple[int, int]]:
-        """(bytes, CRC-32) of each file that this rank wrote, by its name, as read back.
+        """Return (bytes, CRC-32) of each file of this rank by name, read back from the file.
 
         Raises:
-            Exception: whatever hindered the thread, an OSError of a full disk for example.
+            Exception: the thread's error, e.g. an OSError for a full disk.
         """
         try:
-            return self._fingerprints.result()
+            return self._checksums.result()
         except BaseException as error:
-            raise _first(error) from None
+            raise _root_cause(error) from None
 
     def finalize(self) -> None:
-        """Have the first rank write what says where each tensor lies. Communicates; all ranks must have written.
+        """Have rank 0 write the index of tensors. Communicates. All ranks must have written their files.
 
         Raises:
-            OSError, CheckpointException: it could not be written.
+            OSError, CheckpointException: the index could not be written.
         """
         for finalizer in self._finalizers:
             finalizer()
 
     def _write(self) -> dict[str, tuple[int, int]]:
-        file_checksums = {}
+        checksums = {}
         results = {}
         for i, (path, name, (objects, tensors)) in enumerate(self._buckets):
-            # Not by Megatron's function for this, which turns the garbage collection of the whole process off.
+            # Megatron's own function for this disables the garbage collection of the whole process.
             with Path(path).open("wb") as stream:
                 results[i] = [
-                    _write_item(_AS_IT_IS, stream, data, item, name, SerializationFormat.TORCH_SAVE)
+                    _write_item(_NO_TRANSFORMS, stream, data, item, name, SerializationFormat.TORCH_SAVE)
                     for item, data in (*objects, *tensors)
                 ]
                 stream.flush()
                 os.fsync(stream.fileno())
-            self._buckets[i] = path, name, ([], [])  # written, and the memory is free
-            file_checksums[name] = size_and_crc(Path(path))
+            self._buckets[i] = path, name, ([], [])  # free the memory
+            checksums[name] = size_and_crc(Path(path))
         self._results.put(results)
-        return file_checksums
+        return checksums
 
 
-_AS_IT_IS = _StorageWriterTransforms()
-
-
-def _first(error: BaseException) -> BaseException:
-    """The error behind an error: torch closes its writer on a full disk, and then says that the position is wrong."""
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the first error of a chain. On a full disk torch closes its writer, and then reports a wrong position."""
     while error.__context__ is not None:
         error = error.__context__
     return error
 
 
-def _own_strategy() -> dict[str, str]:
-    """Releases from 0.18 on have a choice, of which the default is a package of NVIDIA's with its own processes."""
+def _mcore_strategy() -> dict[str, str]:
+    """Select Megatron-Core's own writer. From 0.18 the default is nvidia-resiliency-ext, which starts processes."""
     has_choice = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
     return {"async_strategy": "mcore"} if has_choice else {}

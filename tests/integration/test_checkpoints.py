@@ -1,16 +1,16 @@
-"""A run that is killed and gone on with is the run that was not: losses, log, clock; and what hinders it is said."""
+"""A killed and resumed run equals an uninterrupted one in losses, log and clock. Failed saves cost checkpoints only."""
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptoss20b.checkpoint import checkpoints
+from gptoss20b.checkpoint.checkpointer import Checkpointer
 from gptoss20b.config import resolve
+from gptoss20b.mlperf_log import RunLog
 from tests.support.local_runs import mounted, records, values
 from tests.support.ranks import run_ranks
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def base(tiny: dict[str, str]) -> dict[str, str]:
-    """Twelve steps, an evaluation every five and a checkpoint every three, expert parallel 2, biases that move."""
+    """Run 12 steps with an evaluation every 5, a checkpoint every 3, expert parallel 2 and expert biases."""
     return tiny | {
         "DGXNGPU": "2",
         "EXPERT_PARALLEL": "2",
@@ -45,7 +45,7 @@ def killed(variables: dict[str, str], logdir: Path, **where: Any) -> None:
 
 
 def losses(logdir: Path) -> dict[str, list[tuple[int, float]]]:
-    """(samples, loss) of training and evaluation, with every digit."""
+    """Return (samples, loss) of training and evaluation, with every digit."""
     found = records(logdir / "result_0.txt")
     return {
         key: [(each["metadata"]["samples_count"], each["value"]) for each in found if each["key"] == key]
@@ -53,9 +53,9 @@ def losses(logdir: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def published(logdir: Path) -> list[str]:
-    """Of each checkpoint its step, the losses logged when it was complete, and the processes that the rank had made."""
-    return (logdir.parent / "published").read_text().splitlines()
+def committed(logdir: Path) -> list[str]:
+    """Return what `checkpoint_jobs.train` noted of each complete checkpoint."""
+    return (logdir.parent / "committed").read_text().splitlines()
 
 
 def names(logdir: Path) -> list[str]:
@@ -64,7 +64,7 @@ def names(logdir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing interrupts."""
+    """Run to the end without interruption."""
     logdir = tmp_path_factory.mktemp("whole") / "log"
     assert train(base, logdir) == [3, 3]
     return logdir
@@ -72,7 +72,7 @@ def whole(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def interrupted(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run killed before its ninth step, two after its second checkpoint. To be copied, not changed."""
+    """Kill a run before its ninth step, two after its second checkpoint. Copy it; do not change it."""
     logdir = tmp_path_factory.mktemp("interrupted") / "log"
     killed(base, logdir, die_before=9, hold_until=8)
     assert names(logdir) == ["step_00000003", "step_00000006"]
@@ -95,26 +95,26 @@ def test_checkpoints_change_nothing_and_the_last_are_kept(base: dict[str, str], 
     assert not (tmp_path / "log" / "checkpoints").exists()
 
 
-def test_files_are_written_while_training_goes_on(whole: Path, interrupted: Path) -> None:
-    # Each held until the next one waits for it, the last until after the run's end; or until the eighth step begins.
-    assert published(whole) == [
+def test_files_are_written_while_training_continues(whole: Path, interrupted: Path) -> None:
+    # Each save is held until the next one waits for it, the last until the run ends; or until the eighth step.
+    assert committed(whole) == [
         "3 at 6, 0 processes",
         "6 at 9, 0 processes",
         "9 at 12, 0 processes",
         "12 at 12 after run_stop, 0 processes",
     ]
-    assert published(interrupted) == ["3 at 6, 0 processes", "6 at 8, 0 processes"]
+    assert committed(interrupted) == ["3 at 6, 0 processes", "6 at 8, 0 processes"]
 
 
-def test_a_killed_run_goes_on_bit_for_bit_in_the_same_log(base: dict[str, str], whole: Path, log: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit_in_the_same_log(base: dict[str, str], whole: Path, log: Path) -> None:
     before = (log / "result_0.txt").read_text()
     assert train(resumed(base), log) == [3, 3]
     assert losses(log) == losses(whole)
     together, apart = records(log / "result_0.txt"), records(whole / "result_0.txt")
-    (said,) = [each for each in together if each["key"] == "resumed"]
-    assert (said["value"], said["metadata"]["samples_count"]) == (24, 24)
-    assert [each["key"] for each in together if each is not said] == [each["key"] for each in apart]
-    # The clock is the first start's, and has run on.
+    (resumption,) = [each for each in together if each["key"] == "resumed"]
+    assert (resumption["value"], resumption["metadata"]["samples_count"]) == (24, 24)
+    assert [each["key"] for each in together if each is not resumption] == [each["key"] for each in apart]
+    # The log keeps the first start's run_start, so the clock has never paused.
     after = (log / "result_0.txt").read_text()
     kept = after[: after.index('"resumed"')].rpartition("\n")[0] + "\n"
     assert before.startswith(kept)
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_bit_for_bit_in_the_same_log(base: dict[str, str], 
 
 
 @pytest.mark.parametrize(("ranks", "expert"), [(1, 1), (2, 1), (4, 2)])
-def test_another_layout_goes_on(base: dict[str, str], whole: Path, log: Path, ranks: int, expert: int) -> None:
+def test_another_layout_resumes(base: dict[str, str], whole: Path, log: Path, ranks: int, expert: int) -> None:
     layout = {"DGXNGPU": str(ranks), "EXPERT_PARALLEL": str(expert)}
     assert train(resumed(base) | layout, log, ranks) == [3] * ranks
     for key, expected in losses(whole).items():
@@ -135,7 +135,7 @@ def test_another_layout_goes_on(base: dict[str, str], whole: Path, log: Path, ra
     ("where", "left"),
     [
         ("writing", [".step_00000006.part", ".step_00000006.reserve", "step_00000003"]),
-        ("published", [".step_00000006.part", "step_00000003"]),
+        ("committing", [".step_00000006.part", "step_00000003"]),
         ("pruning", ["step_00000003", "step_00000006"]),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_complete_ones(
 
 
 def damage(folder: Path) -> str:
-    """Change one byte in the middle of a checkpoint's largest file; its name."""
+    """Change one byte in the middle of a checkpoint's largest file. Return the file's name."""
     largest = max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -158,7 +158,7 @@ def damage(folder: Path) -> str:
     return largest.name
 
 
-def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_taken(
+def test_a_damaged_checkpoint_is_quarantined_and_the_previous_one_is_used(
     base: dict[str, str], whole: Path, log: Path
 ) -> None:
     damage(log / "checkpoints" / "step_00000006")
@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_taken(
     assert names(log) == ["damaged_step_00000006", "step_00000009", "step_00000012"]
 
 
-def test_without_a_whole_checkpoint_nothing_of_the_log_is_lost(base: dict[str, str], log: Path) -> None:
+def test_without_an_intact_checkpoint_the_log_is_untouched(base: dict[str, str], log: Path) -> None:
     before = (log / "result_0.txt").read_bytes()
     damaged = [damage(log / "checkpoints" / name) for name in names(log)]
     assert train(resumed(base), log) == [1, 1]
@@ -179,27 +179,27 @@ def test_without_a_whole_checkpoint_nothing_of_the_log_is_lost(base: dict[str, s
 @pytest.mark.parametrize(
     "changed", [{"LEARNING_RATE": "2e-2"}, {"SEED": "12"}, {"SEQUENCE_LENGTH": "32"}, {"TARGET_LOSS": "0.4"}]
 )
-def test_another_run_s_checkpoint_is_refused(base: dict[str, str], log: Path, changed: dict[str, str]) -> None:
+def test_a_checkpoint_of_another_run_is_rejected(base: dict[str, str], log: Path, changed: dict[str, str]) -> None:
     before = (log / "result_0.txt").read_bytes()
     assert train(resumed(base) | changed, log) == [1, 1]
     assert (log / "result_0.txt").read_bytes() == before
 
 
-def test_two_runs_never_go_on_with_one_log(base: dict[str, str], log: Path) -> None:
+def test_two_runs_never_resume_one_log(base: dict[str, str], log: Path) -> None:
     before = (log / "result_0.txt").read_bytes()
-    with (log / "result_0.txt").open("a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(AssertionError, match="another run is writing"):
-            train(resumed(base), log, limit_s=12)
+    other = RunLog(log / "result_0.txt", resuming=True)
+    with pytest.raises(AssertionError, match="another run is writing"):
+        train(resumed(base), log, limit_s=12)
+    other.close()
     assert (log / "result_0.txt").read_bytes() == before
 
 
-def test_resuming_nothing_begins_and_without_save_async_training_waits(
+def test_resuming_without_a_log_starts_and_without_save_async_training_waits(
     base: dict[str, str], whole: Path, tmp_path: Path
 ) -> None:
     assert train(base | {"RESUME": "1", "SAVE_ASYNC": "0"}, tmp_path / "log") == [3, 3]
     assert losses(tmp_path / "log") == losses(whole)
-    assert published(tmp_path / "log") == [f"{step} at {step}, 0 processes" for step in (3, 6, 9, 12)]
+    assert committed(tmp_path / "log") == [f"{step} at {step}, 0 processes" for step in (3, 6, 9, 12)]
 
 
 def test_a_checkpoint_folder_that_cannot_be_written_does_not_end_the_run(
@@ -210,7 +210,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_does_not_end_the_run(
     assert losses(tmp_path / "log") == losses(whole)
 
 
-def test_a_disk_that_fills_up_completes_what_was_written_and_begins_no_other(
+def test_a_disk_that_fills_up_keeps_the_written_checkpoint_and_gets_no_other(
     base: dict[str, str], whole: Path, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
@@ -225,9 +225,9 @@ def test_a_rank_that_cannot_write_its_files_costs_one_checkpoint(
 ) -> None:
     assert train(base, tmp_path / "log", no_files_in=9) == [3, 3]
     assert losses(tmp_path / "log") == losses(whole)
-    assert [line[:2] for line in published(tmp_path / "log")] == ["3 ", "9 ", "12"]
-    said = (tmp_path / "stderr").read_text()
-    assert "warning: the checkpoint after step 6 failed: OSError: [Errno 27] File too large" in said
+    assert [line[:2] for line in committed(tmp_path / "log")] == ["3 ", "9 ", "12"]
+    shown = (tmp_path / "stderr").read_text()
+    assert "warning: the checkpoint after step 6 failed: OSError: [Errno 27] File too large" in shown
 
 
 def test_no_collective_waits_for_a_slow_disk(base: dict[str, str], whole: Path, log: Path) -> None:
@@ -235,8 +235,8 @@ def test_no_collective_waits_for_a_slow_disk(base: dict[str, str], whole: Path, 
     assert train(impatient, log, slow_s=10) == [3, 3]
     assert losses(log) == losses(whole)
     assert names(log) == ["step_00000003", "step_00000006", "step_00000012"]
-    said = (log.parent / "stderr").read_text()
-    assert "warning: an old checkpoint could not be removed: OSError: [Errno 39] Directory not empty" in said
+    shown = (log.parent / "stderr").read_text()
+    assert "warning: an old checkpoint could not be removed: OSError: [Errno 39] Directory not empty" in shown
 
 
 def test_a_disk_that_never_answers_costs_checkpoints_and_not_the_run(
@@ -246,23 +246,24 @@ def test_a_disk_that_never_answers_costs_checkpoints_and_not_the_run(
     assert train(impatient, tmp_path / "log", never_writes=True) == [3, 3]
     assert losses(tmp_path / "log") == losses(whole)
     assert names(tmp_path / "log") == [".step_00000006.part", ".step_00000006.reserve"]
-    said = (tmp_path / "stderr").read_text()
-    assert "warning: no checkpoint after step 12: the one before is still being written" in said
-    assert "warning: the last checkpoint was still being written and is left unfinished" in said
+    shown = (tmp_path / "stderr").read_text()
+    assert "no checkpoint after step 12" in shown
+    assert "the last checkpoint is incomplete" in shown
 
 
-def test_minutes_between_checkpoints_are_the_first_ranks_where_losses_are_logged(
+def test_an_interval_in_minutes_is_read_from_rank_0s_clock_where_losses_are_logged(
     tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(checkpoints, "_from_first", lambda action: action())
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    module = "gptoss20b.checkpoint.checkpointer"
+    monkeypatch.setattr(f"{module}.broadcast_from_rank0", lambda action: action())
+    monkeypatch.setattr(f"{module}.time.monotonic", lambda: clock[0])
     config = resolve(tiny | {"SAVE_INTERVAL": "2min", "LOG_INTERVAL": "5"})
-    kept = checkpoints.Checkpoints(config, tmp_path, False, pytest.fail)
-    found = []
+    checkpointer = Checkpointer(config, tmp_path, False, pytest.fail)
+    due = []
     for step in range(1, 31):
         clock[0] += 10
-        if kept.due(step):
-            found.append(step)
-            kept._last_save = clock[0]  # as a save does
-    assert found == [15, 30]  # 120 s after the start is step 12, and 120 s after step 15 step 27
+        if checkpointer.is_due(step):
+            due.append(step)
+            checkpointer._last_save_s = clock[0]  # as a save does
+    assert due == [15, 30]  # 120 s after the start is step 12, and 120 s after step 15 is step 27

@@ -1,4 +1,4 @@
-"""Runs that write checkpoints, are killed or hindered where a test says so, and are gone on with."""
+"""Runs that save checkpoints, are killed or hindered where a test says so, and are resumed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
 import torch._dynamo
 
 from gptoss20b.callbacks import Callback
-from gptoss20b.checkpoint import checkpoints, files, shards
+from gptoss20b.checkpoint import checkpointer, files, shards
 from gptoss20b.config import resolve
 from gptoss20b.train import run
 
 LIMIT_S = 60.0
+# Function that is called at this moment of a save, by its module.
+MOMENTS = {
+    "writing": (shards, "size_and_crc"),
+    "committing": (checkpointer, "commit"),
+    "pruning": (checkpointer, "prune"),
+}
 
 
 def train(
@@ -36,41 +43,22 @@ def train(
     slow_s: float = 0,
     never_writes: bool = False,
 ) -> int:
-    """One rank's run; its exit status. What each complete checkpoint found is in `published` beside the log's folder.
+    """Run one rank and return its exit status. Append a line per complete checkpoint to `committed` beside LOGDIR.
 
     Args:
         variables: the configuration.
-        die_before: this rank is killed, as by kill -9, when this step is about to begin.
-        die_in: the first rank is killed in the second save: while it is "writing" its files, before they are
-            "published", or before "pruning".
-        hold_until: files are written when this step is about to begin. Those of other checkpoints are not before the
-            run waits for them.
-        fill: folder of a disk that the first rank fills when all ranks have written a checkpoint's files.
-        no_files_in: the second rank can write no file of more than 64 KiB in this step and the two before.
-        slow_s: what the first rank takes to look through a checkpoint, and to find that it cannot remove an old one.
-        never_writes: the disk never answers a write of a checkpoint's files.
+        die_before: this rank is killed before this step.
+        die_in: rank 0 is killed at this moment of the second save, a key of MOMENTS.
+        hold_until: files are written before this step. Those of other checkpoints are written when the run waits.
+        fill: folder of a disk that rank 0 fills once all ranks have written a checkpoint's files.
+        no_files_in: rank 1 can write no file above 64 KiB in this step and the two before.
+        slow_s: seconds that rank 0 takes to verify a checkpoint, and to fail to remove an old one.
+        never_writes: the disk never answers.
     """
-    # Megatron-Core compiles the choice of experts by their biases, which takes longer than all steps.
+    # Megatron-Core compiles the routing with expert biases, which takes longer than all steps.
     torch._dynamo.config.disable = True
-    logdir, first = Path(variables["LOGDIR"]), os.environ["RANK"] == "0"
-    if first and die_in:
-        module, name = {
-            "writing": (shards, "size_and_crc"),
-            "published": (checkpoints, "commit"),
-            "pruning": (checkpoints, "prune"),
-        }[die_in]
-        vars(module)[name] = _killed_in_second(vars(module)[name])
+    logdir, rank_zero = Path(variables["LOGDIR"]), os.environ["RANK"] == "0"
     released = threading.Event()
-    if never_writes:
-        shards.Shards._write = lambda self: threading.Event().wait()  # type: ignore[assignment, method-assign, return-value]
-    else:
-        _hold(released)
-    if slow_s and first:
-        checkpoints.verify_files = _slow(checkpoints.verify_files, slow_s)  # type: ignore[attr-defined]
-        checkpoints.prune = _slow(_cannot_remove, slow_s)  # type: ignore[attr-defined]
-    checkpoints.commit = _noting(logdir, checkpoints.commit)  # type: ignore[attr-defined]
-    if fill:
-        checkpoints.release_reserved_space = _filling(Path(fill))  # type: ignore[attr-defined]
 
     class Fault(Callback):
         def on_step_start(self, step: int) -> None:
@@ -78,12 +66,30 @@ def train(
                 _die()
             if step == hold_until:
                 _let_write(released)
-            if no_files_in and not first:
+            if no_files_in and not rank_zero:
                 limit = 1 << 16 if no_files_in - 2 <= step <= no_files_in else resource.RLIM_INFINITY
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     with contextlib.ExitStack() as stack:
-        if (no_files_in or slow_s or never_writes) and first:
+
+        def patch(target: Any, name: str, replacement: Any) -> None:
+            stack.enter_context(mock.patch.object(target, name, replacement))
+
+        if die_in and rank_zero:
+            module, name = MOMENTS[die_in]
+            patch(module, name, _killed_in_second(getattr(module, name)))
+        if never_writes:
+            patch(shards.Shards, "_write", lambda self: threading.Event().wait())
+        else:
+            patch(shards.Shards, "is_written", _releasing(released))
+            patch(shards.Shards, "_write", _held(released))
+        if slow_s and rank_zero:
+            patch(checkpointer, "verify_files", _slow(checkpointer.verify_files, slow_s))
+            patch(checkpointer, "prune", _slow(_cannot_remove, slow_s))
+        patch(checkpointer, "commit", _noting(logdir, checkpointer.commit))
+        if fill:
+            patch(checkpointer, "release_reserved_space", _filling(Path(fill)))
+        if (no_files_in or slow_s or never_writes) and rank_zero:
             stack.enter_context(contextlib.redirect_stderr(stack.enter_context((logdir.parent / "stderr").open("w"))))
         return int(run(resolve(variables), [Fault()]))
 
@@ -108,7 +114,7 @@ def _killed_in_second(original: Callable[..., Any]) -> Callable[..., Any]:
     folders = set()
 
     def replaced(path: Path, *arguments: Any) -> Any:
-        # The folder of the files, or the one to be named, or that of all checkpoints: a new one with each save.
+        # The path is a file of the new checkpoint, its folder, or the folder of all checkpoints.
         folders.add(len(folders) if path.name == "checkpoints" else path.parent if path.is_file() else path)
         if len(folders) == 2:
             _die()
@@ -117,20 +123,27 @@ def _killed_in_second(original: Callable[..., Any]) -> Callable[..., Any]:
     return replaced
 
 
-def _hold(released: threading.Event) -> None:
-    write, written = shards.Shards._write, shards.Shards.written
+def _held(released: threading.Event) -> Callable[[shards.Shards], Any]:
+    """Write no files before the event is set."""
+    write = shards.Shards._write
 
-    def held(self: shards.Shards) -> Any:
-        assert released.wait(LIMIT_S), "training does not go on while a checkpoint is written"
+    def replaced(self: shards.Shards) -> Any:
+        assert released.wait(LIMIT_S), "training does not continue while a checkpoint is written"
         return write(self)
 
-    def waited_for(self: shards.Shards, wait_s: float) -> bool:
-        if wait_s:
-            _let_write(released)
-        return written(self, wait_s)
+    return replaced
 
-    shards.Shards._write = held  # type: ignore[method-assign]
-    shards.Shards.written = waited_for  # type: ignore[method-assign]
+
+def _releasing(released: threading.Event) -> Callable[[shards.Shards, float], bool]:
+    """Let the files be written once the run waits for them."""
+    is_written = shards.Shards.is_written
+
+    def replaced(self: shards.Shards, timeout_s: float) -> bool:
+        if timeout_s:
+            _let_write(released)
+        return is_written(self, timeout_s)
+
+    return replaced
 
 
 def _let_write(released: threading.Event) -> None:
@@ -141,14 +154,16 @@ def _let_write(released: threading.Event) -> None:
     released.clear()
 
 
-def _noting(logdir: Path, publish: Callable[..., None]) -> Callable[..., None]:
-    def replaced(part: Path, saved: files.CheckpointMetadata) -> None:
+def _noting(logdir: Path, commit: Callable[..., None]) -> Callable[..., None]:
+    """Note the step of each checkpoint, the losses logged when it is complete, and the processes that exist."""
+
+    def replaced(part: Path, checkpoint: files.CheckpointMetadata) -> None:
         log, processes = (logdir / "result_0.txt").read_text(), psutil.Process().children(recursive=True)
         stopped = " after run_stop" if '"run_stop"' in log else ""
-        with (logdir.parent / "published").open("a") as file:
+        with (logdir.parent / "committed").open("a") as file:
             losses = log.count('"train_loss"')
-            file.write(f"{saved.train_state.step} at {losses}{stopped}, {len(processes)} processes\n")
-        publish(part, saved)
+            file.write(f"{checkpoint.train_state.step} at {losses}{stopped}, {len(processes)} processes\n")
+        commit(part, checkpoint)
 
     return replaced
 

@@ -49,7 +49,7 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
     """Losses of the same steps with torch's usual and its fused AdamW, and of going on from the latter's checkpoint."""
     from pathlib import Path
 
-    from gptoss20b.checkpoint.checkpoints import Checkpoints
+    from gptoss20b.checkpoint.checkpointer import Checkpointer
     from gptoss20b.checkpoint.files import TrainState
 
     outcome: dict[str, Any] = {}
@@ -63,22 +63,22 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
                 if name == "fused":
                     fuse_adam(part.optimizer, True)
             losses = [trainer.step(dataloader.train_batches(step)).loss() for step in range(3)]
-            checkpoints = Checkpoints(config, Path(place) / name, True, print)
-            checkpoints.save(trainer, TrainState(3, 1, 0, ""))
-            checkpoints.finish(limit_s=None)
+            checkpointer = Checkpointer(config, Path(place) / name, True, print)
+            checkpointer.save(trainer, TrainState(3, 1, 0, ""))
+            checkpointer.complete_pending(timeout_s=None)
             outcome[name] = losses + [trainer.step(dataloader.train_batches(3)).loss() for _ in range(2)]
             again = Trainer(config, "torch", CPU, 2)
             if name == "fused":
                 for part in optimizer_parts(again.optimizer):
                     fuse_adam(part.optimizer, True)
-            saved = checkpoints.newest()
+            saved = checkpointer.find_newest()
             assert saved is not None
-            checkpoints.load(again, saved)
+            checkpointer.load(again, saved)
             outcome[f"{name} again"] = [again.step(dataloader.train_batches(3)).loss() for _ in range(2)]
             groups = [g for part in optimizer_parts(again.optimizer) for g in part.optimizer.param_groups]
             outcome[f"{name} groups"] = {group["fused"] for group in groups}
             other = Trainer(config, "torch", CPU, 2)  # a machine without the kernel
-            checkpoints.load(other, saved)
+            checkpointer.load(other, saved)
             groups = [g for part in optimizer_parts(other.optimizer) for g in part.optimizer.param_groups]
             outcome[f"{name} elsewhere"] = {group["fused"] for group in groups}
         dataloader.close()

@@ -189,21 +189,21 @@ def test_checkpoints_are_polled_where_losses_are_read_and_saved_when_due(tmp_pat
     class Store:
         """Checkpoints that are due after step 2."""
 
-        def finish(self, limit_s: float) -> None:
-            calls.append(("finish", limit_s))
+        def complete_pending(self, timeout_s: float) -> None:
+            calls.append(("complete_pending", timeout_s))
 
-        def due(self, step: int) -> bool:
+        def is_due(self, step: int) -> bool:
             return step == 2
 
         def save(self, trainer: Any, state: Any) -> None:
             calls.append(("save", trainer, state.step, state.seed, state.log_bytes, state.eval_tokens_sha256))
 
-        def end(self) -> None:
-            calls.append(("end",))
+        def close(self) -> None:
+            calls.append(("close",))
 
     store: Any = Store()
     pretender = Pretender([3.5, 3.4])
     log = started_log(tmp_path / "log")
     size = (tmp_path / "log").stat().st_size
     run_fit(config, pretender, Checkpointing(store, config, log, seed=5, eval_tokens_sha256="ab"))
-    assert calls == [("save", pretender, 2, 5, size, "ab"), ("finish", 0), ("end",)]
+    assert calls == [("save", pretender, 2, 5, size, "ab"), ("complete_pending", 0), ("close",)]

@@ -10,7 +10,7 @@ import pytest
 from compliance.rules import ALL_RULES
 from gptoss20b import determinism
 from gptoss20b.config import resolve, settings
-from gptoss20b.stopping import ExitCode, NonFiniteLossError, exit_code_of, signal_reason
+from gptoss20b.stopping import ExitCode, NonFiniteLossError, exit_code_for, signal_reason
 from tests.support.paths import ROOT
 
 GUIDE = (ROOT / "docs" / "endurance.md").read_text(encoding="utf-8")
@@ -78,11 +78,11 @@ def test_a_named_test_exists(test: str) -> None:
     ],
 )
 def test_the_exit_status_is_that_of_the_log_s_reason(fault: str, reason: str) -> None:
-    assert rows()[fault][1] == str(int(exit_code_of("aborted", reason)))
+    assert rows()[fault][1] == str(int(exit_code_for("aborted", reason)))
 
 
 def test_ranks_that_end_with_their_launcher_end_by_sigterm() -> None:
-    status = int(exit_code_of("aborted", signal_reason("SIGTERM")))
+    status = int(exit_code_for("aborted", signal_reason("SIGTERM")))
     assert rows()["SIGKILL of the launcher"][1] == f"1, a rank's {status}"
 
 

@@ -13,7 +13,7 @@ import pytest
 from gptoss20b.config import resolve, settings
 from gptoss20b.mlperf_log import RunLog
 from gptoss20b.result import Result, read_result
-from gptoss20b.stopping import ExitCode, exit_code_of, target_not_reached
+from gptoss20b.stopping import ExitCode, exit_code_for, target_not_reached_reason
 from tests.support.paths import ROOT
 
 START = 1_700_000_000_000
@@ -104,13 +104,13 @@ def test_an_outcome(
         ("received SIGINT", ExitCode.INTERRUPTED),
         ("RuntimeError: out of memory", ExitCode.FAILED),
         ("DistStoreError: quorum of 8 not reached within 600 s", ExitCode.FAILED),
-        *[(target_not_reached(*given), ExitCode.NOT_CONVERGED) for given in ((3.34, 1_200_000), (2, 1), (1e-9, 9))],
+        *[(target_not_reached_reason(*given), ExitCode.NOT_CONVERGED) for given in ((3.34, 1_200_000), (2, 1), (1e-9, 9))],
     ],
 )
 def test_an_aborted_run_has_the_exit_code_of_its_reason(tmp_path: Path, reason: str, code: ExitCode) -> None:
     result = result_of(tmp_path, BEGINNING + EVALUATIONS + aborted(reason))
     assert (result.status, result.loss, result.reason) == ("aborted", 3.3, reason)
-    assert result.exit_code is exit_code_of("aborted", reason) is code
+    assert result.exit_code is exit_code_for("aborted", reason) is code
 
 
 @pytest.mark.parametrize("cut", [1, 9, 10, 40, 120])

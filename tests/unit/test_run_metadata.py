@@ -14,7 +14,7 @@ import pytest
 
 from gptoss20b import run_metadata
 from gptoss20b.config import Config, resolve, settings
-from gptoss20b.run_metadata import git_commit, make_record, point_latest, result_directory, versions, write_record
+from gptoss20b.run_metadata import git_commit, build_metadata, update_latest_link, create_result_directory, versions, write_metadata
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,8 @@ def git(root: Path, *arguments: str) -> str:
 
 def placed(options: dict[str, str]) -> Path:
     """A result's folder, and the link to it, as a run makes them."""
-    directory = result_directory(resolve(options))
-    point_latest(directory)
+    directory = create_result_directory(resolve(options))
+    update_latest_link(directory)
     return directory
 
 
@@ -102,7 +102,7 @@ def test_a_folder_elsewhere_gets_no_link(tmp_path: Path) -> None:
 def test_a_folder_that_exists_is_used_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "note").write_text("mine")
-    result_directory(resolve({"LOGDIR": "log"}))
+    create_result_directory(resolve({"LOGDIR": "log"}))
     assert (tmp_path / "log" / "note").read_text() == "mine"
 
 
@@ -110,7 +110,7 @@ def test_the_record_is_the_whole_configuration_and_more(tmp_path: Path) -> None:
     config = resolve(
         {"MODEL_VARIANT": "openai", "SUBMISSION_DIVISION": "open", "TARGET_LOSS": "9", "DATADIR": "/d", "SEED": "5"}
     )
-    write_record(tmp_path, make_record(config) | {"seed": 5, "total_parameters": 20_914_757_184})
+    write_metadata(tmp_path, build_metadata(config) | {"seed": 5, "total_parameters": 20_914_757_184})
     text = (tmp_path / "config.json").read_text()
     found = json.loads(text)
     assert set(found) == {
@@ -131,9 +131,9 @@ def test_the_record_is_the_whole_configuration_and_more(tmp_path: Path) -> None:
 
 
 def test_a_later_record_replaces_the_earlier_in_one_step(tmp_path: Path) -> None:
-    write_record(tmp_path, make_record(resolve()) | {"seed": 1})
+    write_metadata(tmp_path, build_metadata(resolve()) | {"seed": 1})
     before = (tmp_path / "config.json").stat().st_ino
-    write_record(tmp_path, make_record(resolve()) | {"seed": 1, "eval_tokens_sha256": "0" * 64})
+    write_metadata(tmp_path, build_metadata(resolve()) | {"seed": 1, "eval_tokens_sha256": "0" * 64})
     assert (tmp_path / "config.json").stat().st_ino != before
     assert json.loads((tmp_path / "config.json").read_text())["eval_tokens_sha256"] == "0" * 64
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -183,10 +183,10 @@ def test_git_commit_stands_in_where_git_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, recorded: str
 ) -> None:
     monkeypatch.setattr(run_metadata, "git_commit", lambda: None)
-    write_record(tmp_path, make_record(resolve({"GIT_COMMIT": given})))
+    write_metadata(tmp_path, build_metadata(resolve({"GIT_COMMIT": given})))
     assert json.loads((tmp_path / "config.json").read_text())["git_commit"] == recorded
 
 
 def test_git_is_believed_before_the_variable(repository: Path, tmp_path: Path) -> None:
-    write_record(tmp_path, make_record(resolve({"GIT_COMMIT": "abc123"})))
+    write_metadata(tmp_path, build_metadata(resolve({"GIT_COMMIT": "abc123"})))
     assert json.loads((tmp_path / "config.json").read_text())["git_commit"] == git(repository, "rev-parse", "HEAD")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gptoss20b.stopping import ExitCode, on_signal
+from gptoss20b.stopping import ExitCode, exit_on_signal
 from tests.support.paths import ROOT
 
 IN_TIME = 2.0
@@ -20,7 +20,7 @@ IN_TIME = 2.0
 PREAMBLE = """
 import ctypes, os, signal, sys, threading, time
 from gptoss20b import stopping
-from gptoss20b.stopping import on_signal
+from gptoss20b.stopping import exit_on_signal
 
 def on_exit(name):
     print("last words:", name)  # left in the buffer: leaving must flush it
@@ -83,7 +83,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
 def test_a_signal_ends_a_stuck_process(stuck_in: str, number: signal.Signals, status: int) -> None:
     process = start(
         f"""
-        with on_signal(on_exit):
+        with exit_on_signal(on_exit):
             ready()
             {stuck_in}
         """
@@ -95,8 +95,8 @@ def test_a_signal_ends_a_stuck_process(stuck_in: str, number: signal.Signals, st
 def test_a_process_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
     child = f"""
 import os, pathlib, time
-from gptoss20b.stopping import die_with_parent, on_signal
-with on_signal(pathlib.Path({str(tmp_path / "said")!r}).write_text):
+from gptoss20b.stopping import die_with_parent, exit_on_signal
+with exit_on_signal(pathlib.Path({str(tmp_path / "said")!r}).write_text):
     die_with_parent()
     pathlib.Path({str(tmp_path / "up")!r}).write_text(str(os.getpid()))
     time.sleep(60)
@@ -129,7 +129,7 @@ def test_the_last_words_are_said_once() -> None:
             on_exit(name)
             time.sleep(0.4)
 
-        with on_signal(slow_words):
+        with exit_on_signal(slow_words):
             ready()
             time.sleep(60)
         """
@@ -149,7 +149,7 @@ def test_last_words_that_hang_are_cut_short() -> None:
             print("trying", flush=True)
             time.sleep(60)
 
-        with on_signal(hang):
+        with exit_on_signal(hang):
             ready()
             time.sleep(60)
         """
@@ -166,7 +166,7 @@ def test_last_words_that_fail_do_not_keep_the_process() -> None:
         def fail(name):
             raise OSError("no space left")
 
-        with on_signal(fail):
+        with exit_on_signal(fail):
             ready()
             time.sleep(60)
         """
@@ -179,7 +179,7 @@ def test_other_signals_are_none_of_its_business() -> None:
     process = start(
         """
         signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"mine\\n"))
-        with on_signal(on_exit):
+        with exit_on_signal(on_exit):
             ready()
             time.sleep(0.5)
         print("done")
@@ -200,7 +200,7 @@ def test_afterwards_everything_is_as_before() -> None:
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         for _ in range(3):
-            with on_signal(lambda _: None):
+            with exit_on_signal(lambda _: None):
                 assert signal.getsignal(signal.SIGTERM) is not mine
                 assert signal.getsignal(signal.SIGINT) is not mine
         assert signal.getsignal(signal.SIGTERM) is mine
@@ -217,7 +217,7 @@ def test_afterwards_everything_is_as_before() -> None:
 def test_afterwards_an_interrupt_is_python_s_again_and_termination_the_system_s() -> None:
     process = start(
         """
-        with on_signal(on_exit):
+        with exit_on_signal(on_exit):
             pass
         try:
             ready()
@@ -236,7 +236,7 @@ def test_afterwards_an_interrupt_is_python_s_again_and_termination_the_system_s(
 
 def test_an_exception_passes_through_and_everything_is_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), on_signal(lambda _: None):
+    with pytest.raises(ZeroDivisionError), exit_on_signal(lambda _: None):
         raise ZeroDivisionError
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -244,7 +244,7 @@ def test_an_exception_passes_through_and_everything_is_restored() -> None:
 def test_a_forked_child_does_not_keep_its_parent() -> None:
     process = start(
         """
-        with on_signal(on_exit):
+        with exit_on_signal(on_exit):
             child = os.fork()
             if child == 0:
                 time.sleep(60)

@@ -12,7 +12,7 @@ from ...checkpoint.files import CheckpointError, list_checkpoints, should_resume
 from ...config import Config
 from ...durable import fsync_path
 from ...memory import checkpoint_bytes
-from ...run_metadata import save_directory
+from ...run_metadata import checkpoint_directory
 from .finding import Finding, failed, gib, passed, skipped
 
 # A train_loss record has about 250 bytes, an evaluation five records. Launchers keep the output, which repeats the log.
@@ -39,7 +39,7 @@ def check_checkpoints(config: Config) -> list[Finding]:
     saving = config.checkpoints
     if saving.interval == "0":
         return [skipped("checkpoints", "SAVE_INTERVAL=0: the run writes none")]
-    folder = save_directory(config, config.logging.directory or Path("results"))
+    folder = checkpoint_directory(config, config.logging.directory or Path("results"))
     size, existing = checkpoint_bytes(config), len(list_checkpoints(folder))
     to_come = max(1, saving.keep + 1 - existing)
     purpose = f"room for {to_come} more of {gib(size)} needed ({saving.keep} + 1 at a time, {existing} there)"
@@ -57,7 +57,7 @@ def _rejection(config: Config, folder: Path) -> str | None:
     """Return why a run would not write its result into the folder, by the run's own rules, or None."""
     log = folder / "result_0.txt"
     try:
-        resumes = should_resume(save_directory(config, folder), log, config.checkpoints.resume)
+        resumes = should_resume(checkpoint_directory(config, folder), log, config.checkpoints.resume)
     except CheckpointError as error:
         return str(error)
     return f"{log} exists, and results are never overwritten" if log.exists() and not resumes else None

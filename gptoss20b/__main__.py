@@ -1,4 +1,4 @@
-"""`python -m gptoss20b`."""
+"""Entry point of `python -m gptoss20b`."""
 
 from .cli import app
 

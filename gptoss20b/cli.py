@@ -1,6 +1,7 @@
-"""The command line: `python -m gptoss20b train | info | settings | doctor | bench | estimate | result | convert`.
+"""Command line: `python -m gptoss20b train | info | settings | doctor | estimate | bench | result | convert`.
 
-Settings are options.
+Every setting of a run is an option of the commands that take a configuration. Imports of torch happen inside commands,
+so that `--help` and `--dry-run` are fast and need no GPU.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="GPT-OSS 20B mixture-of-experts pretraining for MLPerf Training.",
-    epilog="Exit status: 0 converged (or done), 1 failed, 2 bad configuration or usage, 3 target not reached, "
-    "4 diverged, 5 converged but not compliant, 130 interrupted, 143 terminated.",
+    help="Train GPT-OSS 20B, a mixture-of-experts model, for MLPerf Training.",
+    epilog="Exit status: 0 converged or done, 1 failed, 2 invalid configuration or usage, 3 target not reached, "
+    "4 diverged, 5 converged but not compliant, 130 interrupted (SIGINT), 143 terminated (SIGTERM, SIGHUP).",
 )
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option per setting, named after its environment variable, before its own parameters.
+    """Add one option per setting to a command, named after its environment variable.
 
-    The command receives those that were given as its first argument, a mapping from variable to text.
+    The command's first parameter receives the options as a mapping from variable to text; None if not given.
     """
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    parameters = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     generated = [
         inspect.Parameter(
             setting.option,
@@ -46,7 +47,12 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             default=None,
             annotation=Annotated[
                 str | None,
-                typer.Option(help=f"{setting.description} [{variable}]", show_default=False, metavar="VALUE"),
+                typer.Option(
+                    help=f"{setting.description} [{variable}]",
+                    show_default=False,
+                    metavar="VALUE",
+                    rich_help_panel="Settings of a run, each also an environment variable",
+                ),
             ],
         )
         for variable, setting in settings().items()
@@ -58,7 +64,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     wrapper.__doc__ = command.__doc__
     wrapper.__name__ = command.__name__
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + generated
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters] + generated
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
@@ -68,10 +74,13 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @with_settings
 def train(
     given: dict[str, str | None],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the configuration; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the configuration, then exit.")] = False,
 ) -> None:
-    """Train to the target and log the run. Start one process per GPU with torchrun, or use run_and_time.sh."""
-    config = _resolved(given)
+    """Train until the evaluation loss reaches the target, and write the MLPerf log.
+
+    Run one process per GPU with torchrun, or use run_and_time.sh.
+    """
+    config = _resolve_or_exit(given)
     if dry_run:
         print_config(config)
         return
@@ -88,16 +97,16 @@ def train(
 @with_settings
 def info(
     given: dict[str, str | None],
-    variant: Annotated[str | None, typer.Option(help="Model variant; the same as --model-variant.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Short for --model-variant.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count the model's parameters, FLOPs and bytes, from the real modules on the meta device."""
+    """Print the model's parameters, FLOPs and memory, counted from its modules. Needs no GPU."""
     if variant is not None:
         given["MODEL_VARIANT"] = variant
     known = read_settings() | {name: value for name, value in given.items() if value}
     if "SUBMISSION_DIVISION" not in known and known.get("MODEL_VARIANT", "reference") != "reference":
-        given["SUBMISSION_DIVISION"] = "open"  # counting a model of the open division needs no saying so
-    config = _resolved(given)
+        given["SUBMISSION_DIVISION"] = "open"  # the closed division would reject every other variant
+    config = _resolve_or_exit(given)
     _silence_dependencies()
     from .model.size import compute_model_size
     from .process_groups import single_process
@@ -127,8 +136,11 @@ def doctor(
     given: dict[str, str | None],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check this node before a long run: say pass, or what to fix. It changes nothing and takes less than a minute."""
-    config = _resolved(given)
+    """Check this node before a run: hardware, software, network, data and disks. Print a fix for every problem.
+
+    It changes nothing and takes less than a minute. Exit status 1 if a check fails.
+    """
+    config = _resolve_or_exit(given)
     from .tools.doctor import (
         Verdict,
         as_document,
@@ -143,9 +155,7 @@ def doctor(
     if as_json:
         print(json.dumps(as_document(findings), indent=2))
     else:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")
-        Console(width=None if sys.stdout.isatty() else 120).print(as_table(findings))
+        _console().print(as_table(findings))
         print(summary_line(findings))
     raise typer.Exit(ExitCode.FAILED if overall_verdict(findings) is Verdict.FAIL else ExitCode.CONVERGED)
 
@@ -187,7 +197,7 @@ def estimate(
         request = EstimateRequest(given, system, overrides, nodes, mfu, s1_json, tuple(assume or ()))
         parts = run(request, as_json)
     except (ConfigError, EstimateError) as error:
-        _fail(str(error))
+        _exit_with_error(str(error))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -217,7 +227,7 @@ def bench(
     RECOMPUTE, COMPILE and PRECISION come from the environment.
     """
     if out and (out.exists() or not out.parent.is_dir()):
-        _fail(f"--out: got {out}, expected a new file in a folder that exists. Name another.")
+        _exit_with_error(f"--out: got {out}, expected a new file in a folder that exists. Name another.")
     _silence_dependencies()
     from torch import OutOfMemoryError
 
@@ -229,7 +239,7 @@ def bench(
     try:
         measured = time_scenario(scenario, backend, variant, Timing(warmup, steps, not no_optimizer), micro_batch)
     except (ConfigError, LaunchError, BackendError) as error:
-        _fail(str(error))
+        _exit_with_error(str(error))
     except OutOfMemoryError as error:
         print(f"error: {scenario} does not fit: {error}. Set RECOMPUTE, or a smaller --micro-batch.", file=sys.stderr)
         raise typer.Exit(ExitCode.FAILED) from error
@@ -240,97 +250,110 @@ def bench(
 
 @app.command()
 def result(
-    path: Annotated[Path, typer.Argument(help="A result folder, or one result file; with --trials a set's folder.")],
+    path: Annotated[Path, typer.Argument(help="Result folder or result file; with --trials, the folder of a set.")],
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Say how the trials 1 to N of a set ended.", metavar="N")
+        int | None, typer.Option(min=1, help="Print the outcome of trials 1 to N of a set.", metavar="N")
     ] = None,
 ) -> None:
-    """Say how a run ended, from its log; or the trials of a set. The exit status is the run's, or the set's."""
+    """Print the outcome of a run, or of all trials of a set, from the logs. Exit with the run's or the set's status."""
     from .result import read_result
 
     try:
         if trials is not None:
-            _say_trials(path, trials)
-        found = read_result(path)
+            _print_trials(path, trials)
+        outcome = read_result(path)
     except (OSError, ValueError) as error:
-        _fail(str(error))
-    print(found)
-    raise typer.Exit(found.exit_code)
+        _exit_with_error(str(error))
+    print(outcome)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
 def convert(
-    from_hf: Annotated[Path | None, typer.Option(help="Folder of a GptOssForCausalLM; goes with --to.")] = None,
-    to: Annotated[Path | None, typer.Option(help="New folder of this project's weights.")] = None,
-    own: Annotated[
-        Path | None, typer.Option("--from", help="Folder of this project's weights; goes with --to-hf.")
+    from_hf: Annotated[
+        Path | None, typer.Option(help="Folder of a Hugging Face GptOssForCausalLM; needs --to.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="New folder for this project's format.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Folder in this project's format; needs --to-hf.")
     ] = None,
     to_hf: Annotated[Path | None, typer.Option(help="New folder for GptOssForCausalLM.from_pretrained.")] = None,
 ) -> None:
-    """Convert weights from Hugging Face's GptOssForCausalLM, MXFP4 experts included, or to it: bit for bit in bf16 and
-    fp32, a layer at a time. Everything is checked before anything is written; what exists is never overwritten.
+    """Convert weights between Hugging Face's GptOssForCausalLM and this project's format.
+
+    bf16 and fp32 weights stay bit-identical; MXFP4 experts can be read. One layer is in memory at a time. All input is
+    checked before anything is written, and existing folders are never overwritten.
     """
     from .hf.convert import from_hugging_face, to_hugging_face
     from .hf.errors import ConversionError
 
     try:
-        if from_hf and to and not (own or to_hf):
+        if from_hf and to and not (source or to_hf):
             from_hugging_face(from_hf, to)
-        elif own and to_hf and not (from_hf or to):
-            to_hugging_face(own, to_hf)
+        elif source and to_hf and not (from_hf or to):
+            to_hugging_face(source, to_hf)
         else:
-            _fail("convert takes --from-hf DIR --to DIR, or --from DIR --to-hf DIR")
+            _exit_with_error("convert takes --from-hf DIR --to DIR, or --from DIR --to-hf DIR")
     except ConversionError as error:
-        _fail(str(error))
+        _exit_with_error(str(error))
     except OSError as error:
-        print(f"error: {error}; nothing is left of the new folder", file=sys.stderr)
+        print(f"error: {error}; the new folder has been removed", file=sys.stderr)
         raise typer.Exit(ExitCode.FAILED) from error
 
 
-def _say_trials(folder: Path, count: int) -> NoReturn:
+def _print_trials(folder: Path, count: int) -> NoReturn:
     from .trials import build_table, exit_code_of_set, read_trials
 
     trials = read_trials(folder, count)
-    Console(width=None if sys.stdout.isatty() else 120).print(build_table(folder, trials))
+    _console().print(build_table(folder, trials))
     raise typer.Exit(exit_code_of_set(trials))
 
 
-def _resolved(given: dict[str, str | None]) -> Config:
+def _resolve_or_exit(given: dict[str, str | None]) -> Config:
     try:
         return resolve(given)
     except ConfigError as error:
-        _fail(str(error))
+        _exit_with_error(str(error))
 
 
 def _silence_dependencies() -> None:
-    """Megatron-Core and torch warn, on every rank, of optional packages and of their own deprecations.
+    """Hide warnings of Megatron-Core and torch: each rank warns of optional packages and of their own deprecations.
 
-    On a CPU their calls pass through `megatron_cpu`, which is then the module that seems to warn.
+    On a CPU their calls pass through `megatron_cpu`, so Python names that module as the source.
     """
     for category in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=r"megatron|torch|gptoss20b\.megatron_cpu")
 
 
-def _fail(message: str) -> NoReturn:
+def _exit_with_error(message: str) -> NoReturn:
     if is_rank_zero():
         print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(ExitCode.BAD_CONFIGURATION)
 
 
 def print_config(config: Config) -> None:
-    """The resolved configuration on stdout: what differs from the closed division's rules first, then everything."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold what the terminal cannot show
-    differing = fixed_hyperparameter_overrides(config)
-    print(f"differs from the closed division's fixed values: {len(differing) or 'nothing'}")
-    for _, variable, got, required in differing:
-        print(f"  {variable} = {got} (rule: {required})")
+    """Print the configuration on stdout: overridden rules of the closed division first, then derived and set values."""
+    _escape_unprintable()
+    overrides = fixed_hyperparameter_overrides(config)
+    print(f"differs from the closed division's fixed values: {len(overrides) or 'nothing'}")
+    for _, variable, value, required in overrides:
+        print(f"  {variable} = {value} (rule: {required})")
     print("derived:")
     for name, value in config.derived().items():
         print(f"  {name} = {value}")
     print("settings:")
     for variable, setting in settings().items():
-        node: Any = config
-        for key in setting.path:
-            node = getattr(node, key)
-        print(f"  {variable} = {'(not set)' if node is None else node}")
+        value = setting.value_in(config)
+        print(f"  {variable} = {'(not set)' if value is None else value}")
+
+
+def _console() -> Console:
+    """Return a console for tables: as wide as the terminal, or 120 columns in a pipe."""
+    _escape_unprintable()
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _escape_unprintable() -> None:
+    """Escape characters that the terminal's encoding lacks, e.g. in the name of a system, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,8 +1,8 @@
-"""The switch DETERMINISTIC: the same bits twice on the same machine.
+"""Setting DETERMINISTIC: bit-identical reruns on the same machine.
 
-On a CPU every operator that a run uses gives the same bits anyway, and the switch makes sure of it: torch then refuses
-operators that may not. On a GPU some sums are made in the order in which threads arrive (atomic additions in the
-backward of fused attention and of indexing, cuBLAS with several workspaces); the switch takes other ways, at a cost.
+On a CPU every operator of a run is deterministic anyway; torch then rejects any other. On a GPU some operators add in
+the order in which threads arrive: atomic additions in the backward pass of fused attention and of indexing, and cuBLAS
+with several workspaces. The setting selects slower alternatives.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import os
 
 import torch
 
-# Read when the libraries start, hence before the first GPU operator and communicator. What a user has set stays.
-LIBRARIES = {
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # one of the two values that cuBLAS documents as reproducible
-    "NCCL_ALGO": "^NVLS",  # in-switch sums do not promise an order
+# The libraries read these when they start. A value that the user has set stays.
+LIBRARY_VARIABLES = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # one of the two values that cuBLAS documents as deterministic
+    "NCCL_ALGO": "^NVLS",  # NVLink SHARP adds in the switch, in no fixed order
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",  # Transformer Engine's attention backward
 }
 
 
 def enforce() -> None:
-    """From here on, refuse operators whose result may differ from one run to the next, and take those that do not.
+    """Use deterministic operators from now on, and raise an error for those without a deterministic version.
 
-    Call it before this process uses a GPU.
+    Call this before the process uses a GPU: the first GPU operator and communicator read the variables.
     """
-    for variable, value in LIBRARIES.items():
+    for variable, value in LIBRARY_VARIABLES.items():
         os.environ.setdefault(variable, value)
     torch.use_deterministic_algorithms(True)
-    # Or each new tensor would be filled once more, for programs that read memory before they write it.
+    # Otherwise torch fills every new tensor, which helps only programs that read uninitialized memory.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - declared nowhere

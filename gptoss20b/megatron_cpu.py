@@ -1,9 +1,9 @@
-"""What Megatron-Core needs to train on a CPU with gloo, in one place.
+"""Stand-ins that let Megatron-Core train on a CPU with gloo.
 
-Megatron-Core assumes a CUDA device: it asks ``torch.cuda`` for the current device, streams and random state, creates
-tensors with ``device="cuda"``, and tests ``Tensor.type()`` against ``torch.cuda.*`` names. `enable` gives each of these
-a meaning on a CPU. Nothing here runs on import or beside a GPU, and no numerics change: every stand-in either names the
-CPU where Megatron names the GPU or does nothing where there is nothing to wait for.
+Megatron-Core assumes a CUDA device. It asks ``torch.cuda`` for the current device, streams and random state, creates
+tensors with ``device="cuda"``, and compares ``Tensor.type()`` with ``torch.cuda.*`` names. `enable` gives each of these
+a meaning on a CPU. Nothing runs on import, and nothing on a machine with a GPU. No result changes: a stand-in names the
+CPU instead of the GPU, or does nothing where nothing has to be awaited.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _mode: _CudaMeansCpu | None = None
 
 
 class _Stream:
-    """A stream on a device that runs everything in order: waiting on it is free."""
+    """Stream of a device that runs everything in order, so waiting does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -39,7 +39,7 @@ class _Stream:
 
 
 class _Event:
-    """An event that has always already happened."""
+    """Event that has always happened already."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -58,14 +58,14 @@ def _names_cuda(device: Any) -> bool:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """Reads ``device="cuda"`` as the CPU, and answers ``Tensor.type()`` the way Megatron's optimizer expects."""
+    """Treat ``device="cuda"`` as the CPU, and return from ``Tensor.type()`` what Megatron's optimizer expects."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _names_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": _CPU}
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            # DistributedOptimizer sorts parameters by comparing this name with 'torch.cuda.FloatTensor' and its kin.
+            # DistributedOptimizer groups parameters by names like 'torch.cuda.FloatTensor'.
             return func(*args).replace("torch.", "torch.cuda.", 1)
         if func is torch.Tensor.cuda:
             return args[0]
@@ -81,16 +81,16 @@ def _set_rng_state(state: torch.Tensor, device: Any = None) -> None:
 
 
 def enable() -> None:
-    """Let Megatron-Core run on the CPU of this process. Idempotent; refuses to run beside a GPU.
+    """Let Megatron-Core run on the CPU in this process. Idempotent.
 
     Raises:
-        RuntimeError: a CUDA or ROCm device is present, so the stand-ins would hide it.
+        RuntimeError: a CUDA or ROCm device is present, which the stand-ins would hide.
     """
     global _mode  # noqa: PLW0603 - the mode outlives this call; the process has one
     if _mode is not None:
         return
     if torch.cuda.is_available():
-        raise RuntimeError("a GPU is present: Megatron-Core needs no stand-ins here, and they would hide the GPU")
+        raise RuntimeError("a GPU is present: the stand-ins for the CPU would hide it")
 
     stand_ins: dict[str, Any] = {
         "current_device": lambda: _CPU,  # used as device=torch.cuda.current_device() throughout Megatron-Core
@@ -101,7 +101,7 @@ def enable() -> None:
         "Event": _Event,
         "stream": lambda stream: contextlib.nullcontext(),
         "synchronize": lambda device=None: None,
-        "get_rng_state": _get_rng_state,  # the random-state tracker that forks around dropout and initialisation
+        "get_rng_state": _get_rng_state,  # the tracker of random states, used around dropout and initialization
         "set_rng_state": _set_rng_state,
         "manual_seed": torch.manual_seed,
     }
@@ -111,11 +111,11 @@ def enable() -> None:
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
-    # The tracker's own get and set reach into torch.cuda.default_generators, which is empty here.
+    # The tracker's own get and set read torch.cuda.default_generators, which is empty without a GPU.
     vars(megatron_random)["_get_cuda_rng_state"] = lambda *_, **__: torch.get_rng_state()
     vars(megatron_random)["_set_cuda_rng_state"] = lambda state, *_, **__: torch.set_rng_state(state)
 
-    # The all-to-all takes its split sizes as NumPy arrays; Megatron converts only tensors that live on a GPU.
+    # The all-to-all takes its split sizes as NumPy arrays, but Megatron converts only tensors on a GPU.
     def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 

@@ -1,4 +1,4 @@
-"""Joining the run: torch.distributed, the device of this rank, and Megatron-Core's process groups."""
+"""Process groups of a run: torch.distributed, the device of this rank, and Megatron-Core's parallel groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from .config.environment import LaunchError, read_launch
 
 @dataclass(frozen=True)
 class Rank:
-    """This process's place in the run."""
+    """This process in the run.
+
+    Attributes:
+        number: its rank, from 0.
+        world_size: number of processes.
+        device: the GPU of this rank, or the CPU.
+        standalone: started without a launcher, as the only process.
+        under_torchrun: torchrun is the parent process.
+    """
 
     number: int
     world_size: int
@@ -28,22 +36,22 @@ class Rank:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this rank writes the log."""
+        """True on the rank that writes the log."""
         return self.number == 0
 
 
 def read_rank(config: Config) -> Rank:
-    """This process's rank as the launcher (torchrun, or anything that sets the same variables) gives it.
+    """Return this process's rank as the launcher's environment variables give it.
 
     Raises:
-        LaunchError: the number of processes is not what the configuration says.
+        LaunchError: the number of processes differs from the configuration's.
     """
     launch = read_launch()
     if launch.world_size != config.parallel.world_size:
         raise LaunchError(
             f"WORLD_SIZE: the launcher started {launch.world_size} processes, but DGXNNODES {config.parallel.nodes} x "
-            f"DGXNGPU {config.parallel.gpus_per_node} = {config.parallel.world_size}. Start as many, e.g. torchrun "
-            f"--nproc_per_node={config.parallel.gpus_per_node} -m gptoss20b train, or use run_and_time.sh."
+            f"DGXNGPU {config.parallel.gpus_per_node} = {config.parallel.world_size}. Start that many, e.g. with "
+            f"torchrun --nproc_per_node={config.parallel.gpus_per_node} -m gptoss20b train, or use run_and_time.sh."
         )
     device = torch.device("cuda", launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     return Rank(launch.rank, launch.world_size, device, launch.standalone, launch.under_torchrun)
@@ -51,10 +59,10 @@ def read_rank(config: Config) -> Rank:
 
 @contextmanager
 def distributed_session(config: Config, rank: Rank) -> Iterator[None]:
-    """The life of the process groups: torch.distributed and Megatron-Core's on top, both gone at a good end.
+    """Create the process groups of torch.distributed and of Megatron-Core, and destroy them after a normal end.
 
     Raises:
-        LaunchError: the ranks do not meet.
+        LaunchError: the rendezvous failed.
     """
     timeout = timedelta(seconds=config.execution.timeout_seconds)
     if config.execution.deterministic:
@@ -66,19 +74,20 @@ def distributed_session(config: Config, rank: Rank) -> Iterator[None]:
         torch.set_num_threads(config.execution.cpu_threads)
         megatron_cpu.enable()
         backend = "gloo"
-    # A run of one process without a launcher needs no address to meet at.
+    # A single process without a launcher has no rendezvous address, and needs none.
     store = HashStore() if rank.standalone else None
     try:
         dist.init_process_group(backend, timeout=timeout, rank=rank.number, world_size=rank.world_size, store=store)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise LaunchError(
-            f"MASTER_ADDR, MASTER_PORT: the ranks do not meet: {str(error).splitlines()[0]}. End what an earlier run "
-            "left at that port, or set another MASTER_PORT"
+            f"MASTER_ADDR, MASTER_PORT: the rendezvous failed: {str(error).splitlines()[0]}. End the process that uses "
+            "this port, e.g. of an earlier run, or set another MASTER_PORT"
         ) from error
     create_process_groups(config)
     yield
-    dist.barrier()  # a rank that leaves early looks to the launcher like one that failed
-    # Not after an error: taking communicators down waits for peers that may be gone, and the process ends anyway.
+    # To the launcher, a rank that exits before the others looks like a failed one.
+    dist.barrier()
+    # Not in a finally: after an error this would wait for peers that may be gone. The process ends anyway.
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
@@ -86,7 +95,7 @@ def distributed_session(config: Config, rank: Rank) -> Iterator[None]:
 
 
 def create_process_groups(config: Config) -> None:
-    """Megatron-Core's process groups for the configured layout."""
+    """Create Megatron-Core's process groups for the configured layout."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
@@ -98,13 +107,13 @@ def create_process_groups(config: Config) -> None:
         expert_tensor_parallel_size=1,
         distributed_timeout_minutes=config.execution.timeout_seconds / 60,
     )
-    # Dropout is 0 and weights are drawn by name, so nothing in the run depends on this stream; Megatron wants it.
+    # Megatron requires this random stream. Nothing depends on it: dropout is 0 and weights are drawn by name.
     model_parallel_cuda_manual_seed(config.seed or 0)
 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Process groups of size one, for looking at the whole model in this process. Needs no network and no GPU."""
+    """Create process groups of size one, to build the whole model in this process. Needs no network and no GPU."""
     from megatron.core import parallel_state
 
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What lies beside the log: where results go, and `config.json`, the whole truth about one run."""
+"""Result folder of a run, and its `config.json` with configuration, versions and commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "megatron-core", "transformer-engine", "mlperf-logging", "
 
 
 def create_result_directory(config: Config) -> Path:
-    """The folder of this run's result, created; a new one under results/ unless LOGDIR names it."""
+    """Create the result folder of this run, and return it: LOGDIR, or a new folder under results/."""
     directory = config.logging.directory
     if directory is None:
         stamp = time.strftime("%Y%m%d_%H%M%S")
@@ -30,30 +30,30 @@ def create_result_directory(config: Config) -> Path:
 
 
 def checkpoint_directory(config: Config, directory: Path) -> Path:
-    """The folder of the checkpoints of a run whose result is in ``directory``; not created."""
+    """Return the checkpoint folder of a run with this result folder: SAVE_DIR, or checkpoints/ in it."""
     return config.checkpoints.directory or directory / "checkpoints"
 
 
 def update_latest_link(directory: Path) -> None:
-    """Point `results/latest` at a result under results/, in one step: a reader never finds it missing.
+    """Link `results/latest` atomically to a folder in results/. Do nothing for a folder elsewhere.
 
-    A convenience: where it cannot be done, a warning says so and the run goes on.
+    The link is a convenience: a failure is only a warning.
     """
-    place = directory.resolve()
-    if place.parent != Path("results").resolve():
+    target = directory.resolve()
+    if target.parent != Path("results").resolve():
         return
-    temporary = place.with_name(f".latest-{os.getpid()}")
+    temporary = target.with_name(f".latest-{os.getpid()}")
     try:
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(place.name)
-        temporary.replace(place.parent / "latest")
+        temporary.symlink_to(target.name)
+        temporary.replace(target.parent / "latest")
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        print(f"warning: results/latest could not be pointed to {directory}: {error}", file=sys.stderr)
+        print(f"warning: results/latest could not be linked to {directory}: {error}", file=sys.stderr)
 
 
 def build_metadata(config: Config) -> dict[str, Any]:
-    """The resolved configuration, what it derives, where it leaves the rules, versions and git commit."""
+    """Return the configuration, its derived values, its differences from the rules, versions and git commit."""
     return {
         "config": config.model_dump(mode="json"),
         "derived": config.derived(),
@@ -65,13 +65,13 @@ def build_metadata(config: Config) -> dict[str, Any]:
     }
 
 
-def write_metadata(directory: Path, record: dict[str, Any]) -> None:
-    """Write `config.json`, whole or not at all."""
-    atomic_write(directory / "config.json", json.dumps(record, indent=2) + "\n")
+def write_metadata(directory: Path, metadata: dict[str, Any]) -> None:
+    """Write `config.json` atomically."""
+    atomic_write(directory / "config.json", json.dumps(metadata, indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide a run; None where one is not installed."""
+    """Return the versions of Python and of the packages that affect a run; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -82,7 +82,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """Commit of the running code, "-dirty" appended if files differ; None where git or its data are missing."""
+    """Return the commit of the running code, with "-dirty" if files differ; None without git or a repository."""
     try:
         described = subprocess.run(
             ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

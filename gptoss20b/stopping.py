@@ -1,8 +1,8 @@
-"""How a run ends early: signals that work while a rank hangs, and the exit codes.
+"""Early ends of a run: exit codes, reasons in the log, and signals that work while a rank hangs.
 
-A Python signal handler runs only when the main thread comes back to the interpreter, which a rank that waits for a lost
-peer inside a collective never does. The C-level handler still writes the signal's number to a file descriptor, so a
-thread that reads it can log the end and leave.
+A Python signal handler runs only when the main thread returns to the interpreter. A rank that waits inside a collective
+for a lost peer never returns. CPython's C-level handler still writes the signal's number to a file descriptor
+(`signal.set_wakeup_fd`). A thread reads the number, logs the end and exits the process.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from typing import NoReturn
 
 
 class ExitCode(enum.IntEnum):
-    """What a run's exit status means."""
+    """Exit statuses of a run."""
 
     CONVERGED = 0
     FAILED = 1
     BAD_CONFIGURATION = 2
     NOT_CONVERGED = 3
     DIVERGED = 4
-    NOT_COMPLIANT = 5  # run_and_time.sh: the official checker refused the log of a run that converged
+    NOT_COMPLIANT = 5  # from run_and_time.sh: converged, but the official checker rejected the log
     INTERRUPTED = 130
     TERMINATED = 143
 
 
 def exit_code_for(status: str, reason: str | None) -> ExitCode:
-    """The exit status of a run whose log ends with this status and reason.
+    """Return the exit status of a run whose log ends with this status and reason.
 
-    >>> exit_code_for("aborted", target_not_reached_reason(3.34, 10)).name, exit_code_for("aborted", signal_reason("SIGTERM")).name
-    ('NOT_CONVERGED', 'TERMINATED')
+    >>> exit_code_for("aborted", target_not_reached_reason(3.34, 10)).name
+    'NOT_CONVERGED'
+    >>> exit_code_for("aborted", signal_reason("SIGTERM")).name
+    'TERMINATED'
     """
     if status == "success":
         return ExitCode.CONVERGED
@@ -51,7 +53,7 @@ def exit_code_for(status: str, reason: str | None) -> ExitCode:
 
 
 def target_not_reached_reason(target: float, steps: int) -> str:
-    """The log's reason for a run that ended at max_steps."""
+    """Return the log's reason for a run that ended at max_steps."""
     return f"target {target} not reached in {steps} steps"
 
 
@@ -59,43 +61,43 @@ _TARGET_NOT_REACHED = r"target \S+ not reached in \d+ steps"
 
 
 def signal_reason(signal_name: str) -> str:
-    """The log's reason for a run that a signal ended."""
+    """Return the log's reason for a run that a signal ended."""
     return f"received {signal_name}"
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss that is not a finite number."""
+    """The training or evaluation loss is NaN or infinite."""
 
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def die_with_parent() -> None:
-    """Have this process get SIGTERM when its parent ends first, however that ends: an orphan keeps its accelerator.
+    """Ask the kernel to send SIGTERM to this process when its parent dies. Linux only; elsewhere do nothing.
 
-    Linux only (prctl(2)); elsewhere nothing happens.
+    An orphan would keep its GPU.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-# A terminal that goes away sends SIGHUP, which torchrun passes on.
+# A closed terminal sends SIGHUP, which torchrun forwards.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NO_SIGNAL = 0
-# A log on a dead file system must not keep the process: it leaves after this many seconds in any case.
+# The process exits after this time at the latest, even if its log is on a dead file system.
 _GRACE_SECONDS = 10.0
 
 
 @contextmanager
 def exit_on_signal(on_exit: Callable[[str], None]) -> Iterator[None]:
-    """While active, SIGTERM, SIGINT and SIGHUP call ``on_exit("SIGTERM")`` from a thread and end the process.
+    """Exit on SIGTERM, SIGINT and SIGHUP, after a call of ``on_exit`` with the signal's name from another thread.
 
-    The exit status is 130 for SIGINT, else 143. Must be entered on the main thread.
+    The exit status is 130 for SIGINT, else 143. Enter this context on the main thread.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # The handlers do nothing, but without one Python leaves the default action, which ends the process at once.
+    # The handlers do nothing, but without one the default action would end the process at once.
     previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
 
     def wait() -> None:
@@ -111,7 +113,7 @@ def exit_on_signal(on_exit: Callable[[str], None]) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_fd)
-        # Not by closing the pipe: a forked child may keep its other end open.
+        # Closing the pipe would not end the thread if a forked child still holds the other end.
         os.write(writer, bytes([_NO_SIGNAL]))
         thread.join()
         os.close(writer)
@@ -126,12 +128,12 @@ def _exit_on_signal(received: signal.Signals, on_exit: Callable[[str], None]) ->
     try:
         on_exit(received.name)
     finally:
-        # The main thread may be stuck in a collective for good.
+        # The main thread may be stuck in a collective, so a normal exit may never finish.
         hard_exit(status)
 
 
 def hard_exit(status: int) -> NoReturn:
-    """End the process at once: no interpreter shutdown, no destructors."""
+    """Flush the output and end the process at once, without destructors or other shutdown of the interpreter."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

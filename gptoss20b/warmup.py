@@ -1,6 +1,6 @@
-"""Steps on synthetic tokens before the clock: kernels compiled, communicators connected, allocator filled.
+"""Warm-up before the clock: steps on synthetic tokens compile kernels, connect communicators and fill the allocator.
 
-Afterwards weights, expert biases, optimizer, schedule and torch's random states are bit for bit what they were.
+The warm-up leaves no trace: weights, expert biases, optimizer, schedule and random states are restored bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .trainer import Trainer
 
 
 def warm_up(trainer: Trainer, passes: int) -> None:
-    """Run ``passes`` optimizer steps and one evaluation micro batch on synthetic tokens, and undo them."""
+    """Run ``passes`` optimizer steps and one evaluation micro batch on synthetic tokens, then undo them."""
     if passes == 0:
         return
     batches = synthetic_batches(trainer.config, trainer.device)
@@ -30,12 +30,15 @@ def warm_up(trainer: Trainer, passes: int) -> None:
 
 @contextmanager
 def preserve_state(trainer: Trainer) -> Iterator[None]:
-    """Put a trainer that has made no step yet back into its present state at the end. Weights wait in host memory."""
+    """Restore a trainer at the end of the block to its state at the start. It must not have made a step before.
+
+    The weights are kept in host memory.
+    """
     weights = [parameter.detach().to("cpu", copy=True) for parameter in trainer.model.parameters()]
     buffers = [buffer.clone() for buffer in trainer.model.module.buffers()]
     optimizers = [part.optimizer for part in optimizer_parts(trainer.optimizer) if part.optimizer is not None]
-    assert not any(optimizer.state for optimizer in optimizers), "the warm-up comes before the first step"
-    settings = [_settings(optimizer) for optimizer in optimizers]
+    assert not any(optimizer.state for optimizer in optimizers), "the trainer has made a step"
+    group_settings = [_copy_group_settings(optimizer) for optimizer in optimizers]
     steps_done = trainer.scheduler.num_steps
     random = torch.get_rng_state(), torch.cuda.get_rng_state()
     yield
@@ -46,22 +49,22 @@ def preserve_state(trainer: Trainer) -> Iterator[None]:
             buffer.copy_(kept)
     trainer.model.zero_grad_buffer()
     trainer.optimizer.reload_model_params()
-    for optimizer, groups in zip(optimizers, settings, strict=True):
+    for optimizer, groups in zip(optimizers, group_settings, strict=True):
         optimizer.state.clear()
         for group, values in zip(optimizer.param_groups, groups, strict=True):
             for name in set(group) - set(values) - {"params"}:
-                del group[name]  # e.g. a step counter that the first update added
+                del group[name]  # e.g. a step count that the first update added
             group.update(values)
             for parameter in group["params"]:
                 parameter.grad = None
-    # load_state_dict would add to the count instead of setting it.
+    # The scheduler's load_state_dict adds to the step count instead of setting it.
     trainer.scheduler.num_steps = steps_done
     trainer.scheduler.step(0)
     torch.set_rng_state(random[0])
     torch.cuda.set_rng_state(random[1])
 
 
-def _settings(optimizer: Any) -> list[dict[str, Any]]:
+def _copy_group_settings(optimizer: Any) -> list[dict[str, Any]]:
     return [
         {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups

@@ -113,7 +113,7 @@ def test_the_last_lines_are_in_the_code_or_in_the_tests() -> None:
 
 def test_settings_and_rules_that_are_named_exist() -> None:
     variables = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bRESUME\b|\bLOGDIR\b", GUIDE))
-    assert variables - set(settings()) == {"MASTER_ADDR", "MASTER_PORT", *determinism.LIBRARIES}
+    assert variables - set(settings()) == {"MASTER_ADDR", "MASTER_PORT", *determinism.LIBRARY_VARIABLES}
     assert {"run-resumed", "clock-backwards"} <= {rule.id for rule in ALL_RULES}
     assert f"`COLLECTIVE_TIMEOUT` ({resolve({}).execution.timeout_seconds} s by default)" in GUIDE
 

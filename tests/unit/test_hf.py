@@ -386,4 +386,4 @@ def test_the_command_says_1_when_the_disk_fails(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(folder_module, "save_file", fail)
     code, error = run("--from-hf", tmp_path / "there", "--to", tmp_path / "ours")
-    assert (code, error) == (1, "error: [Errno 5] Input/output error; nothing is left of the new folder\n")
+    assert (code, error) == (1, "error: [Errno 5] Input/output error; the new folder has been removed\n")

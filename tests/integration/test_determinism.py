@@ -12,7 +12,7 @@ from tests.support.ranks import run_ranks
 pytestmark = pytest.mark.slow
 
 
-def test_a_deterministic_run_is_the_same_run_and_refuses_the_rest(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_a_deterministic_run_is_the_same_run_and_rejects_other_operators(tiny: dict[str, str], tmp_path: Path) -> None:
     variables = tiny | {"DGXNGPU": "2", "EXPERT_PARALLEL": "2", "GLOBAL_BATCH_SIZE": "4", "SEED": "11"}
     variables |= {"MAX_STEPS": "4", "EVAL_INTERVAL_SAMPLES": "8", "LOG_INTERVAL": "1", "TARGET_LOSS": "0.5"}
     found = {}

@@ -92,7 +92,7 @@ def test_a_signal_ends_a_stuck_process(stuck_in: str, number: signal.Signals, st
     assert finish(process, IN_TIME) == (status, f"last words: {number.name}\n", "")
 
 
-def test_a_process_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
+def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     child = f"""
 import os, pathlib, time
 from gptoss20b.stopping import die_with_parent, exit_on_signal

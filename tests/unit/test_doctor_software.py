@@ -53,7 +53,7 @@ def test_pinned_packages_pass(project: Path) -> None:
 
 def test_in_an_image_the_base_brings_torch_and_the_pins_are_the_containers(project: Path) -> None:
     vendors = {"torch": "2.12.0a0+5aff3928d8.nv26.05", "numpy": "2.1.0"}
-    assert_finding(*packages(project, on_gpu=True, megatron_core="0.19.2", **vendors), Verdict.PASS)
+    assert_finding(packages(project, on_gpu=True, megatron_core="0.19.2", **vendors)[0], Verdict.PASS)
     (found,) = packages(project, on_gpu=True, **vendors)
     assert_finding(found, Verdict.WARN, "megatron-core 0.16.1, expected ==0.19.2 (container.txt)")
 
@@ -71,8 +71,8 @@ def test_other_versions_are_warnings_and_unfit_ones_fail_all_named(project: Path
 
 
 def test_without_the_files_beside_the_package_what_is_installed_passes(tmp_path: Path) -> None:
-    assert_finding(*packages(tmp_path, torch="2.12.0"), Verdict.PASS)
-    assert_finding(*packages(tmp_path, torch=None), Verdict.FAIL, "torch")
+    assert_finding(packages(tmp_path, torch="2.12.0")[0], Verdict.PASS)
+    assert_finding(packages(tmp_path, torch=None)[0], Verdict.FAIL, "torch")
 
 
 def test_the_real_pins_can_be_read() -> None:

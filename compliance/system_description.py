@@ -1,4 +1,4 @@
-"""`python -m compliance system-description`: describes this machine as a submission must."""
+"""Describe this machine as a submission must: ``python -m compliance system-description``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .file_tree import printable_path
 from .submission import DIVISIONS, STATUSES
 from .system_fields import DEFAULTS, EXPECTED, Description, check_values, describe
 
-# typer wants an enumeration for a choice.
+# typer needs an enumeration for a choice.
 Division = StrEnum("Division", {name.upper(): name for name in DIVISIONS})  # type: ignore[misc]
 Status = StrEnum("Status", {f"S{number}": name for number, name in enumerate(STATUSES)})  # type: ignore[misc]
 
@@ -28,40 +28,40 @@ def main(
     values: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Give any field; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="File to make, instead of stdout.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="New file to write, instead of stdout.")] = None,
 ) -> None:
-    """Describe this machine: systems/NAME.json on stdout, and on stderr what is left to write or to confirm."""
+    """Describe this machine: systems/NAME.json on stdout, and on stderr the fields to write or to confirm."""
     options = {
         "submitter": submitter, "division": division, "status": status, "system_name": system_name,
         "number_of_nodes": nodes,
     }  # fmt: skip
-    given = _given({name: str(value) for name, value in options.items() if value is not None}, values or [])
+    given = _collect_values({name: str(value) for name, value in options.items() if value is not None}, values or [])
     if out is not None:
-        _may_be_made(out)
-    found = describe(given)
-    text = json.dumps(found.fields, indent=2) + "\n"  # ASCII: whatever stdout's encoding is
+        _check_new_file(out)
+    description = describe(given)
+    text = json.dumps(description.fields, indent=2) + "\n"  # ASCII, which every encoding of stdout can write
     if out is None:
         sys.stdout.write(text)
     else:
-        _make(out, text)
-    print("\n".join(left_to_do(found)), file=sys.stderr)
+        _write_new_file(out, text)
+    print("\n".join(list_open_fields(description)), file=sys.stderr)
 
 
-def left_to_do(found: Description) -> list[str]:
-    """What is left to write, then what to confirm, a line for each field, and a line with their numbers."""
-    unknown, assumed = found.unknown, found.assumed
+def list_open_fields(description: Description) -> list[str]:
+    """Return a line for each field to write, one for each to confirm, and one with their numbers."""
+    unknown, assumed = description.unknown, description.assumed
     return [
         *(f"TODO {name}: {expected}" for name, expected in unknown.items()),
         *(f"confirm {name}: {DEFAULTS[name]!r} unless given; {EXPECTED[name]}" for name in assumed),
-        f"{len(unknown)} of {len(found.fields)} fields to write (--set FIELD=VALUE), {len(assumed)} to confirm",
+        f"{len(unknown)} of {len(description.fields)} fields to write (--set FIELD=VALUE), {len(assumed)} to confirm",
     ]
 
 
-def _given(options: dict[str, str], values: list[str]) -> dict[str, str]:
-    """The values of the options and of --set together.
+def _collect_values(options: dict[str, str], values: list[str]) -> dict[str, str]:
+    """Return the values of the options and of --set together.
 
     Raises:
-        typer.BadParameter: with everything that is wrong with them.
+        typer.BadParameter: a value is wrong. The message names all of them.
     """
     given, problems = dict(options), []
     for value in values:
@@ -77,15 +77,15 @@ def _given(options: dict[str, str], values: list[str]) -> dict[str, str]:
     return given
 
 
-def _may_be_made(out: Path) -> None:
-    """Refuses a file that cannot be made before the machine is looked at, which may take a while."""
+def _check_new_file(out: Path) -> None:
+    """Reject a file that cannot be made. This comes before the machine is read, which may take a while."""
     if out.exists() or out.is_symlink():
         raise typer.BadParameter(f"{printable_path(out)} exists; name a new file", param_hint="--out")
     if not out.parent.is_dir():
         raise typer.BadParameter(f"{printable_path(out.parent)}: no such folder; make it first", param_hint="--out")
 
 
-def _make(out: Path, text: str) -> None:
+def _write_new_file(out: Path, text: str) -> None:
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -43,6 +43,6 @@ def print_library_report(read: Callable[[], Iterator[Gpu]]) -> None:
         answer = {"gpus": [asdict(gpu) for gpu in read()]}
     except ImportError:
         answer = None
-    except Exception as error:  # each library has an exception class of its own
+    except Exception as error:  # each library has its own exception class
         answer = {"error": one_line(str(error)) or type(error).__name__}
     print(json.dumps(answer))

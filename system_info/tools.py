@@ -50,8 +50,8 @@ def run_tool(*command: str, limit_s: float | None = None, env: Mapping[str, str]
 
     Args:
         command: the tool, found on PATH, and its arguments.
-        limit_s: seconds after which the tool and its children are killed. None: the caller has a limit of its own and
-            kills its process group, in which the tool then stays.
+        limit_s: seconds after which the tool and its children are killed. None: the tool stays in the caller's process
+            group, which whoever limits the caller kills.
         env: environment variables to add.
     """
     try:

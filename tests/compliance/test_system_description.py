@@ -13,7 +13,7 @@ from mlperf_logging.system_desc_checker.system_desc_checker import check_system_
 
 from compliance.check import Options, check_package
 from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, SystemDescription, read_system_description
-from compliance.system_description import left_to_do
+from compliance.system_description import list_open_fields
 from compliance.system_fields import DEFAULTS, EXPECTED, Description, describe
 from tests.support.made_logs import compliant_set, write_tree
 from tests.support.made_machines import add_accelerators, add_disk, amd_smi, made_host, made_tool, nvidia_smi
@@ -140,7 +140,7 @@ def test_a_machine_that_shows_nothing_is_still_a_valid_description(
     found = describe({}, tmp_path / "nothing", [])
     assert set(REQUIRED_FIELDS) - set(found.unknown) == {*DEFAULTS, "hw_notes", "sw_notes"}
     assert officially(written(tmp_path / "system.json", found))[0]
-    assert len(left_to_do(found)) == len(found.unknown) + len(DEFAULTS) + 1
+    assert len(list_open_fields(found)) == len(found.unknown) + len(DEFAULTS) + 1
 
 
 def test_a_given_value_replaces_what_is_read(tmp_path: Path, tools: Path) -> None:
@@ -168,7 +168,7 @@ def test_options_are_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "texts"),
     [
         (
             ["--set", "colour=red", "--set", "size=9", "--set", "cooling"],
@@ -185,10 +185,10 @@ def test_options_are_values() -> None:
         (["--status", "onprem"], ["--status"]),
     ],
 )
-def test_wrong_values_are_refused_all_at_once(arguments: list[str], told: list[str]) -> None:
+def test_wrong_values_are_refused_all_at_once(arguments: list[str], texts: list[str]) -> None:
     found = described(*arguments)
     assert (found.returncode, found.stdout) == (2, "")
-    assert not [words for words in told if words not in plain(found.stderr)], found.stderr
+    assert not [text for text in texts if text not in plain(found.stderr)], found.stderr
 
 
 def test_unknown_fields_are_named_with_those_that_exist() -> None:

@@ -229,7 +229,7 @@ def _excluded_runs(a: Side, b: Side) -> Iterator[str]:
 
 
 def _dependent_runs(a: Sequence[RunSummary], b: Sequence[RunSummary]) -> Iterator[str]:
-    """Warn of different targets, which make sets incomparable, and of shared seeds or losses, which make them dependent."""
+    """Warn of different targets, which make sets incomparable, and of shared seeds or losses, which tie the runs."""
     target_a, target_b = (", ".join(f"{each:g}" for each in sorted({run.target for run in runs})) for runs in (a, b))
     if target_a != target_b:
         yield f"The target is {target_a} in A and {target_b} in B: what it takes to meet them is not comparable."

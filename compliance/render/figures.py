@@ -1,9 +1,9 @@
-"""The report's pictures, drawn with matplotlib's objects alone: no pyplot, no window, no global setting left changed.
+"""Pictures of the report, drawn with matplotlib's objects: no pyplot, no window, no changed global setting.
 
-Each drawing function fills the figure it is given with one picture of a set that `drawable` has prepared, and returns
-its alternative text with the key numbers, "" if the set has nothing to draw. Runs are numbered from 1 by the time they
-started, in every picture and table. What became of a run is told by line and marker as well as by colour, so that
-print in grey keeps it.
+Each ``draw_`` function fills the given figure with one picture of a set that `drop_implausible` has prepared. It
+returns the alternative text with the key numbers, or "" if the set has nothing to draw. Every picture and table numbers
+the runs from 1 in order of their start. The status of a run shows in line and marker as well as in colour, for prints
+in grey.
 """
 
 from __future__ import annotations
@@ -21,98 +21,95 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, MultipleLocator, NullLocator
 
 from ..findings import Evaluation, RunSummary, SetResult
-from .panels import (
-    BESIDE,
+from .formatting import count, run_ranges, value_range
+from .plot_parts import (
     BLUE,
     DARK,
     GREY,
-    LOOKS,
-    MOST_LOSS,
-    MOST_MINUTES,
-    MOST_SAMPLES,
-    MOST_TIME,
-    MOST_VALUE,
+    MAX_LOSS,
+    MAX_MINUTES,
+    MAX_SAMPLES,
+    MAX_TIME_MS,
+    MAX_VALUE,
+    OFFSET_TEXT,
     ON_WHITE,
     ORANGE,
-    PHASES,
+    PHASE_STYLES,
     PLAIN,
     RATE_FLOOR,
+    STATUS_STYLES,
     STYLE,
     THOUSANDS,
     WIDTH,
-    between,
-    count,
-    grid,
-    legend,
-    merged_bars,
-    near_target,
+    add_legend,
+    draw_rcp_rows,
+    label_run_rows,
+    layout_interval,
+    merge_bars,
     phase_bars,
-    rate_difference,
+    plausible_rates,
     rate_summary,
-    rcp_rows,
-    run_rows,
-    samples_range,
-    span,
-    stack,
-    usable_rates,
+    relative_difference,
+    samples_limits,
+    stack_dots,
+    zoom_to_target,
 )
 
 Number = TypeVar("Number", int, float)
-Draw = Callable[[Figure, SetResult], str]
+DrawFunction = Callable[[Figure, SetResult], str]
 
 
-def picture(draw: Draw, result: SetResult, kind: Literal["svg", "png"]) -> tuple[str, str] | None:
-    """One picture as (alternative text, data URI), the same bytes for the same set; None with nothing to draw."""
+def render_figure(draw: DrawFunction, result: SetResult, kind: Literal["svg", "png"]) -> tuple[str, str] | None:
+    """Return (alternative text, data URI), the same bytes for the same set; None if there is nothing to draw."""
     with style.context(["default", STYLE]):
         figure = Figure(layout="constrained")
-        alternative = draw(figure, drawable(result))
+        alternative = draw(figure, drop_implausible(result))
         if not alternative:
             return None
-        undated = ("Creator", "Date", "Format", "Type") if kind == "svg" else ("Software",)
-        drawn = BytesIO()
-        figure.savefig(drawn, format=kind, dpi=160, metadata=dict.fromkeys(undated))
+        # None removes date and version of matplotlib, which would change the bytes.
+        removed = ("Creator", "Date", "Format", "Type") if kind == "svg" else ("Software",)
+        image = BytesIO()
+        figure.savefig(image, format=kind, dpi=160, metadata=dict.fromkeys(removed))
     media = {"svg": "image/svg+xml", "png": "image/png"}[kind]
-    return alternative, f"data:{media};base64,{b64encode(drawn.getvalue()).decode('ascii')}"
+    return alternative, f"data:{media};base64,{b64encode(image.getvalue()).decode('ascii')}"
 
 
-def start_order(runs: Iterable[RunSummary]) -> list[RunSummary]:
-    """Runs by the time they started; those without a usable time last, in the order given."""
-    return sorted(runs, key=lambda run: math.inf if (start := _sane(run.start_ms, MOST_TIME)) is None else start)
+def sort_by_start(runs: Iterable[RunSummary]) -> list[RunSummary]:
+    """Sort runs by start; runs without a plausible start come last, in the given order."""
+    return sorted(runs, key=lambda run: math.inf if (start := _within(run.start_ms, MAX_TIME_MS)) is None else start)
 
 
-def drawable(result: SetResult) -> SetResult:
-    """The set in start order, without the figures that no picture can show: not finite, or absurdly large."""
+def drop_implausible(result: SetResult) -> SetResult:
+    """Return the set sorted by start, without values that no picture can show: not finite, or implausibly large."""
 
     def clean(run: RunSummary) -> RunSummary:
         return replace(
             run,
-            evaluations=tuple(
-                e for e in run.evaluations if 0 <= e.samples <= MOST_SAMPLES and abs(e.loss) <= MOST_VALUE
-            ),
-            samples_to_target=_sane(run.samples_to_target, MOST_SAMPLES),
-            minutes=_sane(run.minutes, MOST_MINUTES),
-            minutes_to_target=_sane(run.minutes_to_target, MOST_MINUTES),
-            start_ms=_sane(run.start_ms, MOST_TIME),
+            evaluations=tuple(e for e in run.evaluations if 0 <= e.samples <= MAX_SAMPLES and abs(e.loss) <= MAX_VALUE),
+            samples_to_target=_within(run.samples_to_target, MAX_SAMPLES),
+            minutes=_within(run.minutes, MAX_MINUTES),
+            minutes_to_target=_within(run.minutes_to_target, MAX_MINUTES),
+            start_ms=_within(run.start_ms, MAX_TIME_MS),
         )
 
-    runs = tuple(clean(run) for run in start_order(result.runs))
-    return replace(result, runs=runs, eval_interval_samples=_sane(result.eval_interval_samples, MOST_SAMPLES))
+    runs = tuple(clean(run) for run in sort_by_start(result.runs))
+    return replace(result, runs=runs, eval_interval_samples=_within(result.eval_interval_samples, MAX_SAMPLES))
 
 
-def losses(figure: Figure, result: SetResult) -> str:
-    """Evaluation loss against training samples, whole and near the target; first passing evaluations marked."""
+def draw_losses(figure: Figure, result: SetResult) -> str:
+    """Draw evaluation loss against training samples, whole and near the target, and mark first passes."""
     runs = [(number, run) for number, run in enumerate(result.runs, 1) if run.evaluations]
     if not runs:
         return ""
     figure.set_size_inches(WIDTH, 3.5)
     whole, near = figure.subplots(1, 2, width_ratios=[2, 3])
-    targets = sorted({run.target for _, run in runs if abs(run.target) <= MOST_VALUE})
-    passes = {number: point for number, run in runs if (point := _passing(run))}
+    targets = sorted({run.target for _, run in runs if abs(run.target) <= MAX_VALUE})
+    passes = {number: point for number, run in runs if (point := _first_pass(run))}
     for panel in (whole, near):
         for target in targets:
             panel.axhline(target, color=DARK, linewidth=1, dashes=(5, 2))
         for number, run in runs:
-            look = LOOKS[run.status]
+            look = STATUS_STYLES[run.status]
             x, y = [point.samples for point in run.evaluations], [point.loss for point in run.evaluations]
             panel.plot(x, y, color=look["color"], linestyle=look["linestyle"], linewidth=1, label=str(number))
             if number in passes:
@@ -122,53 +119,53 @@ def losses(figure: Figure, result: SetResult) -> str:
         panel.xaxis.set_major_formatter(THOUSANDS)
         panel.xaxis.set_major_locator(MaxNLocator(3 if panel is whole else 4))
     whole.set(title="whole run", ylabel="evaluation loss (nats per token)", xlim=(0, None))
-    if whole.get_ylim()[0] < MOST_LOSS:
-        whole.set_ylim(top=min(whole.get_ylim()[1], MOST_LOSS))
+    if whole.get_ylim()[0] < MAX_LOSS:
+        whole.set_ylim(top=min(whole.get_ylim()[1], MAX_LOSS))
     near.set_title("near the target; under each first pass, its run" if passes else "lowest losses")
-    near_target(near, runs, targets, passes, grid(result))
+    zoom_to_target(near, runs, targets, passes, layout_interval(result))
     first_pass = Line2D([], [], color=DARK, marker="o", linestyle="", markersize=6)
-    legend(figure, runs, {"first pass": first_pass} if passes else {})
+    add_legend(figure, runs, {"first pass": first_pass} if passes else {})
     reached = [point.samples for point in passes.values()]
     lowest = min(point.loss for _, run in runs for point in run.evaluations)
     return (
         f"Evaluation loss against training samples of {count(len(runs), 'run')}. "
         f"Target {', '.join(f'{target:g}' for target in targets)} nats per token, reached by {len(reached)}"
-        + (f", at {between(reached)} samples" if reached else "")
+        + (f", at {value_range(reached)} samples" if reached else "")
         + f". Lowest loss {lowest:.4f}."
     )
 
 
-def samples(figure: Figure, result: SetResult) -> str:
-    """Samples to target, a dot for each run in its evaluation's column, over the RCPs' means and accepted minima."""
+def draw_samples(figure: Figure, result: SetResult) -> str:
+    """Draw samples to target, a dot per run in the column of its evaluation, above the RCPs and their minima."""
     reached = {n: run.samples_to_target for n, run in enumerate(result.runs, 1) if run.samples_to_target is not None}
     if not reached:
         return ""
     tests = [("RCP, pruned", result.rcp.pruned), ("RCP, full", result.rcp.full)] if result.rcp else []
     olympic = result.score.olympic_samples if result.score else None
     known = [x for _, test in tests for x in (test.minimum, test.mean) if x is not None]
-    step = grid(result)
-    low, high = samples_range(step, [*reached.values(), *known])
-    heights = stack(reached, (high - low) / 27)  # 27 dots side by side fill the axis
+    interval = layout_interval(result)
+    low, high = samples_limits(interval, [*reached.values(), *known])
+    heights = stack_dots(reached, (high - low) / 27)  # 27 dots side by side fill the axis
     tallest = max(3, *heights.values())
     dots_height = 0.3 + 0.23 * min(tallest, 30)
     figure.set_size_inches(WIDTH, 1.75 + dots_height)
     dots, rows = figure.subplots(2, 1, sharex=True, height_ratios=[dots_height, 1.0])
     for number, x in reached.items():
-        look = LOOKS[result.runs[number - 1].status]
+        look = STATUS_STYLES[result.runs[number - 1].status]
         marker = "o" if look["marker"] == "o" else "s"  # with room for the number
         dots.plot(x, heights[number], marker, color=look["color"], markersize=13)
         dots.text(x, heights[number], str(number), color="white", fontsize=7.5, ha="center", va="center_baseline")
-    squares = any(LOOKS[result.runs[number - 1].status]["marker"] != "o" for number in reached)
+    squares = any(STATUS_STYLES[result.runs[number - 1].status]["marker"] != "o" for number in reached)
     title = "samples to target, one dot per run with its number" + ("; square: not valid" if squares else "")
     dots.set(ylim=(0.3, tallest + 0.7), yticks=[], title=title)
     dots.spines["left"].set_visible(False)
     every = f" (an evaluation every {result.eval_interval_samples:,})" if result.eval_interval_samples else ""
     rows.set(xlim=(low, high), xlabel=f"training samples{every}")
-    columns = (high - low) / step
-    rows.xaxis.set_major_locator(MultipleLocator(math.ceil(columns / 7) * step))
-    rows.xaxis.set_minor_locator(MultipleLocator(step) if columns <= 40 else NullLocator())
+    columns = (high - low) / interval
+    rows.xaxis.set_major_locator(MultipleLocator(math.ceil(columns / 7) * interval))
+    rows.xaxis.set_minor_locator(MultipleLocator(interval) if columns <= 40 else NullLocator())
     rows.xaxis.set_major_formatter(THOUSANDS)
-    rcp_rows(rows, olympic, tests)
+    draw_rcp_rows(rows, olympic, tests)
     for panel in (dots, rows):
         if olympic is not None:
             panel.axvline(olympic, color=BLUE, linewidth=1.2, zorder=0)
@@ -176,15 +173,15 @@ def samples(figure: Figure, result: SetResult) -> str:
             panel.axvline(tests[0][1].minimum, color=DARK, linewidth=0.9, dashes=(4, 3), zorder=0)
     rows_read = [f"{name}: mean {t.mean:,.1f}, minimum {t.minimum:,.1f}." for name, t in tests if t.mean and t.minimum]
     return (
-        f"Training samples to target of {count(len(reached), 'run')}: {between(reached.values())}. "
+        f"Training samples to target of {count(len(reached), 'run')}: {value_range(reached.values())}. "
         + (f"Olympic mean {olympic:,.1f}. " if olympic is not None else "")
         + (" ".join(rows_read) or "No RCP for this batch size.")
     )
 
 
-def rates(figure: Figure, result: SetResult) -> str:
-    """Learning rate logged and expected by the logged schedule, in the warm-up and overall, and how far they differ."""
-    runs = [(number, run, *usable_rates(run)) for number, run in enumerate(result.runs, 1)]
+def draw_learning_rates(figure: Figure, result: SetResult) -> str:
+    """Draw logged learning rates over those of the logged schedule, in the warm-up and overall, and the difference."""
+    runs = [(number, run, *plausible_rates(run)) for number, run in enumerate(result.runs, 1)]
     runs = [entry for entry in runs if len(entry[2])]
     if not runs:
         return ""
@@ -196,11 +193,11 @@ def rates(figure: Figure, result: SetResult) -> str:
     for (title, right), (upper, lower) in zip(parts, axes.T, strict=True):
         for number, run, x, logged, expected in runs:
             shown = x <= right
-            look = LOOKS[run.status]
+            look = STATUS_STYLES[run.status]
             line = {"color": look["color"], "linestyle": look["linestyle"], "label": str(number)}
             upper.plot(x[shown], expected[shown], color=GREY, linewidth=4, solid_capstyle="butt", zorder=1)
             upper.plot(x[shown], logged[shown], linewidth=1, **line)
-            lower.plot(x[shown], rate_difference(logged, expected)[shown], linewidth=0.8, **line)
+            lower.plot(x[shown], relative_difference(logged, expected)[shown], linewidth=0.8, **line)
         upper.set_title(title)
         lower.set(xlabel="training samples", xlim=(0, right), yscale="log", ylim=(RATE_FLOOR / 20, 4))
         lower.xaxis.set_major_locator(MaxNLocator(3))
@@ -212,11 +209,11 @@ def rates(figure: Figure, result: SetResult) -> str:
     lower.yaxis.set_major_locator(FixedLocator([RATE_FLOOR, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1]))
     lower.yaxis.set_major_formatter(FixedFormatter(["equal", "1e-15", "1e-12", "1e-9", "1e-6", "0.001", "1"]))
     lower.yaxis.set_minor_locator(NullLocator())
-    legend(figure, [entry[:2] for entry in runs], {"expected by the logged schedule": upper.get_lines()[0]})
+    add_legend(figure, [entry[:2] for entry in runs], {"expected by the logged schedule": upper.get_lines()[0]})
     by_outcome: dict[str, list[int]] = {}
     for number, run, *_ in runs:
         by_outcome.setdefault(rate_summary(run)[1], []).append(number)
-    outcomes = "; ".join(f"{outcome} in {span(chosen)}" for outcome, chosen in by_outcome.items())
+    outcomes = "; ".join(f"{outcome} in {run_ranges(chosen)}" for outcome, chosen in by_outcome.items())
     return (
         f"Learning rate against training samples of {count(len(runs), 'run')}, at most "
         f"{max(float(logged.max()) for _, _, _, logged, _ in runs):g}. Largest relative difference from the logged "
@@ -224,8 +221,8 @@ def rates(figure: Figure, result: SetResult) -> str:
     )
 
 
-def timeline(figure: Figure, result: SetResult) -> str:
-    """Initialisation, training and evaluation of each run as bars, in minutes from its run_start."""
+def draw_timeline(figure: Figure, result: SetResult) -> str:
+    """Draw initialisation, training and evaluation of each run as bars, in minutes from its run_start."""
     bars = [phase_bars(run) for run in result.runs]
     if not any(bars):
         return ""
@@ -234,21 +231,21 @@ def timeline(figure: Figure, result: SetResult) -> str:
     seen: dict[str, Any] = {}
     for row, (run, phases) in enumerate(zip(result.runs, bars, strict=True)):
         for name, intervals in phases.items():
-            seen[name] = axes.broken_barh(merged_bars(intervals), (row - 0.3, 0.6), **PHASES[name])
+            seen[name] = axes.broken_barh(merge_bars(intervals), (row - 0.3, 0.6), **PHASE_STYLES[name])
         if run.minutes_to_target is not None:
             mark: dict[str, Any] = {"color": ORANGE, "markersize": 5, "mec": DARK, "mew": 0.8, "zorder": 3}
             seen["first passing evaluation"] = axes.plot(run.minutes_to_target, row, "D", **mark)[0]
         if run.minutes is not None:
             seen["run_stop"] = axes.plot(run.minutes, row, "|", color=DARK, markersize=15, mew=1.6, zorder=3)[0]
-            axes.annotate(f"{run.minutes:,.1f}", (run.minutes, row), (6, 0), **BESIDE)
-    run_rows(axes, result.runs)
+            axes.annotate(f"{run.minutes:,.1f}", (run.minutes, row), (6, 0), **OFFSET_TEXT)
+    label_run_rows(axes, result.runs)
     axes.axvline(0, color=DARK, linewidth=0.8)
     low, high = axes.dataLim.intervalx
     wide = max(high - low, 1e-3)
     axes.set(xlabel="minutes from run_start", xlim=(low - 0.01 * wide, high + 0.1 * wide))
     axes.xaxis.set_major_formatter(THOUSANDS)
     figure.legend(seen.values(), seen.keys(), loc="outside upper left", ncols=5, columnspacing=1.2, handlelength=1.2)
-    evaluations = between([len(phases.get("evaluation", ())) for phases in bars])
+    evaluations = value_range([len(phases.get("evaluation", ())) for phases in bars])
     longest = max((run.minutes for run in result.runs if run.minutes is not None), default=None)
     return (
         f"Timeline of {count(len(bars), 'run')} in start order: initialisation, training and evaluations, "
@@ -257,8 +254,8 @@ def timeline(figure: Figure, result: SetResult) -> str:
     )
 
 
-def minutes(figure: Figure, result: SetResult) -> str:
-    """Minutes of each run from run_start to run_stop, with the olympic mean and what it leaves out."""
+def draw_minutes(figure: Figure, result: SetResult) -> str:
+    """Draw the minutes of each run from run_start to run_stop, the olympic mean, and the runs not in it."""
     timed = [run.minutes for run in result.runs if run.minutes is not None]
     if not timed:
         return ""
@@ -271,14 +268,16 @@ def minutes(figure: Figure, result: SetResult) -> str:
     for row, run in enumerate(runs):
         axes.axhline(row, color=GREY, linewidth=0.5, zorder=0)
         if run.minutes is None:
-            axes.annotate("no time", (0.01, row), (0, 0), xycoords=axes.get_yaxis_transform(), bbox=ON_WHITE, **BESIDE)
+            axes.annotate(
+                "no time", (0.01, row), (0, 0), xycoords=axes.get_yaxis_transform(), bbox=ON_WHITE, **OFFSET_TEXT
+            )
             continue
-        look = LOOKS[run.status]
+        look = STATUS_STYLES[run.status]
         face = "white" if run.file in notes else look["color"]
         axes.plot(run.minutes, row, look["marker"], color=look["color"], mfc=face, markersize=7, mew=1.4)
         note = f"{run.minutes:,.2f}" + (f", {notes[run.file]}" if run.file in notes else "")
-        axes.annotate(note, (run.minutes, row), (7, 0), bbox=ON_WHITE, **BESIDE)
-    run_rows(axes, runs)
+        axes.annotate(note, (run.minutes, row), (7, 0), bbox=ON_WHITE, **OFFSET_TEXT)
+    label_run_rows(axes, runs)
     olympic = score.olympic_minutes if score and score.valid else None
     if olympic is not None:
         axes.axvline(olympic, color=BLUE, linewidth=1.2, zorder=0.5)
@@ -286,16 +285,16 @@ def minutes(figure: Figure, result: SetResult) -> str:
     wide = max(max(timed) - min(timed), 0.02 * abs(max(timed)), 1e-3)
     axes.set(xlabel="minutes from run_start to run_stop", xlim=(min(timed) - 0.12 * wide, max(timed) + 0.65 * wide))
     axes.xaxis.set_major_formatter(PLAIN)
-    legend(figure, list(enumerate(runs, 1)), {})
-    return f"Minutes from run_start to run_stop of {count(len(timed), 'run')}: {between(timed, 2)}. " + (
+    add_legend(figure, list(enumerate(runs, 1)), {})
+    return f"Minutes from run_start to run_stop of {count(len(timed), 'run')}: {value_range(timed, 2)}. " + (
         f"Olympic mean {olympic:,.2f}." if olympic is not None else "No olympic mean."
     )
 
 
-def _sane(value: Number | None, most: float) -> Number | None:
-    """The value; None if it is not a number of at most that size."""
-    return value if value is not None and abs(value) <= most else None
+def _within(value: Number | None, limit: float) -> Number | None:
+    """Return the value, or None if it is NaN or larger than the limit."""
+    return value if value is not None and abs(value) <= limit else None
 
 
-def _passing(run: RunSummary) -> Evaluation | None:
+def _first_pass(run: RunSummary) -> Evaluation | None:
     return next((point for point in run.evaluations if 0 < point.loss <= run.target), None)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from ..file_tree import printable_path
 from ..findings import Finding, Report, SetResult, Severity, Verdict
-from .terminal import visible
 
 _WHOLE = "whole set"
 
 
 def junit_report(report: Report) -> str:
-    """The report as a JUnit XML document in plain ASCII, ending in a newline.
+    """Return the report as a JUnit XML document in plain ASCII, ending in a newline.
 
-    The errors of a file are one failure, because many readers show the first only; its warnings and notes are its
-    output, under --strict warnings are errors. Findings about a whole set have a case of their own, those about no set
-    a suite. What cannot be verified is skipped, one case per point. An error about what could not be read at all is
-    `error` instead of `failure`. The time of a case is what the official tools took for its file or folder, in seconds;
-    ours is not measured. Characters that XML 1.0 forbids are escaped visibly.
+    The errors of a file are one failure, because many readers show the first one only. Its warnings and notes are the
+    output of the case; with --strict, warnings are errors. Findings about a whole set are a case, and findings outside
+    of all sets are a suite. Each unverifiable point is a skipped case. Errors about an unreadable file are `error`
+    instead of `failure`. The time of a case is that of the official tools, in seconds. Characters that XML 1.0 forbids
+    become visible escapes.
     """
-    root = Element("testsuites", name=visible(f"{report.command} {report.ruleset}"))
+    root = Element("testsuites", name=printable_path(f"{report.command} {report.ruleset}"))
     findings = list(report.findings)
     for result in report.sets:
         known = {result.name, *(run.file for run in result.runs)}
@@ -29,7 +29,7 @@ def junit_report(report: Report) -> str:
         findings = [each for each in findings if not everything and each.file not in known]
     if findings or not report.sets:
         _suite(root, report, findings)
-    _count(root)
+    _set_totals(root)
     indent(root)
     document: bytes = tostring(root, encoding="us-ascii", xml_declaration=True)
     return document.decode() + "\n"
@@ -37,7 +37,7 @@ def junit_report(report: Report) -> str:
 
 def _suite(root: Element, report: Report, findings: Sequence[Finding], result: SetResult | None = None) -> None:
     name = (result.name if result is not None else "") or report.command
-    suite = SubElement(root, "testsuite", name=visible(name))
+    suite = SubElement(root, "testsuite", name=printable_path(name))
     of_subject: dict[str, list[Finding]] = {run.file: [] for run in (result.runs if result is not None else ())}
     judged = frozenset(of_subject)
     if result is not None and (result.score or result.variance or result.rcp):
@@ -54,23 +54,25 @@ def _suite(root: Element, report: Report, findings: Sequence[Finding], result: S
         unread = report.verdict is Verdict.ERROR and subject not in judged and not (subject == _WHOLE and judged)
         _outcome(case, about, "error" if unread else "failure", strict=bool(report.options.get("strict")))
     for each in skipped.values():
-        SubElement(_case(suite, name, each.rule, 0), "skipped", message=visible(each.message))
-    _count(suite)
+        SubElement(_case(suite, name, each.rule, 0), "skipped", message=printable_path(each.message))
+    _set_totals(suite)
 
 
 def _case(suite: Element, set_name: str, name: str, seconds: float) -> Element:
-    return SubElement(suite, "testcase", classname=visible(set_name), name=visible(name), time=f"{seconds:.3f}")
+    return SubElement(
+        suite, "testcase", classname=printable_path(set_name), name=printable_path(name), time=f"{seconds:.3f}"
+    )
 
 
 def _outcome(case: Element, findings: Sequence[Finding], tag: str, strict: bool) -> None:
-    """Adds what fails a case, then the rest as its output."""
+    """Add the failing findings to a case, then the others as its output."""
     failing = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
     fatal = [each for each in findings if each.severity in failing]
     rest = [each for each in findings if each.severity not in failing]
     if fatal:
         first = f"{fatal[0].rule}: {fatal[0].message}"
         message = first if len(fatal) == 1 else f"{first} (and {len(fatal) - 1} more)"
-        problem = SubElement(case, tag, message=visible(message), type=visible(fatal[0].rule))
+        problem = SubElement(case, tag, message=printable_path(message), type=printable_path(fatal[0].rule))
         problem.text = "\n".join(map(_entry, fatal))
     if rest:
         SubElement(case, "system-out").text = "\n".join(map(_entry, rest))
@@ -81,7 +83,7 @@ def _entry(finding: Finding) -> str:
     lines = [f"{finding.severity}: {finding.rule}: {finding.message}", f"  in {place}" if place else ""]
     lines += [f"  {name}: {text}" for name, text in (("expected", finding.expected), ("got", finding.got)) if text]
     lines += [f"  source: {finding.citation}"]
-    return "\n".join(visible(line) for line in lines if line)
+    return "\n".join(printable_path(line) for line in lines if line)
 
 
 def _official_seconds(report: Report, subject: str) -> float:
@@ -89,8 +91,8 @@ def _official_seconds(report: Report, subject: str) -> float:
     return sum(each.seconds for each in results if each.subject == subject)
 
 
-def _count(element: Element) -> None:
-    """Sets the totals of a suite, or of all suites, from the cases inside it."""
+def _set_totals(element: Element) -> None:
+    """Set the totals of a suite, or of all suites, from its cases."""
     cases = list(element.iter("testcase"))
     element.set("tests", str(len(cases)))
     for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):

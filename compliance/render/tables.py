@@ -1,65 +1,36 @@
-"""The rows of the report document's tables, and its lists of terms with their values, as finished text."""
+"""Tables and lists of terms of the HTML and Markdown report, as formatted text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
-from ..findings import (
-    Official,
-    OfficialResult,
-    Rcp,
-    RcpTest,
-    RunSummary,
-    SetResult,
-    Spread,
-    Variance,
-)
-from . import panels
+from ..findings import Official, OfficialResult, Rcp, RcpTest, RunSummary, SetResult, Spread, Variance
+from .formatting import NOTHING, group_by_folder, number, run_ranges
+from .plot_parts import phase_bars, rate_summary
 
 Cell = Callable[[RunSummary], str]
-NOTHING = "-"
-MOST_EVALUATIONS = 200  # rows of the table of losses; a run has some twenty
+MAX_EVALUATIONS = 200  # rows of the table of losses; a run has about twenty evaluations
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of finished text. numeric: indices of the columns that are set flush right."""
+    """A table of formatted text.
+
+    Attributes:
+        columns: titles.
+        rows: cells.
+        numeric: indices of the columns that are aligned to the right.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int] = frozenset()
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    """A number for people: thousands separated, at most `digits` decimals for a float; a dash for none.
-
-    >>> number(233472), number(359.9734, 2), number(None), number(1e300)
-    ('233,472', '359.97', '-', '1e+300')
-    """
-    if value is None:
-        return NOTHING
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.{digits}f}" if isfinite(value) and abs(value) < 1e15 else f"{value:g}"
-
-
-def places(paths: Iterable[str]) -> str:
-    """Files, or files with lines; a folder that several share is named once."""
-    folders: dict[str, list[str]] = {}
-    for path in paths:
-        folder, slash, name = path.rpartition("/")
-        folders.setdefault(folder + slash, []).append(name)
-    return ", ".join(
-        f"{', '.join(names)} (in {folder})" if folder and len(names) > 1 else folder + ", ".join(names)
-        for folder, names in folders.items()
-    )
-
-
 def score_terms(result: SetResult) -> list[tuple[str, str]]:
-    """The score's parts as terms and their values."""
+    """Return the parts of the score as (term, value)."""
     score = result.score
     if score is None:
         return []
@@ -79,13 +50,13 @@ def score_terms(result: SetResult) -> list[tuple[str, str]]:
     ]
     return [
         *((term, number(value, digits) + unit) for term, value, digits, unit in parts if value is not None),
-        ("Window, by start time", f"runs {panels.span(window)}" if window else NOTHING),
+        ("Window, by start time", f"runs {run_ranges(window)}" if window else NOTHING),
         ("Dropped from it", ", ".join(dropped) or NOTHING),
     ]
 
 
 def runs_table(runs: Sequence[RunSummary]) -> tuple[list[tuple[str, str]], Table | None]:
-    """What all runs share, as terms and values, and a table of the rest; no table without runs."""
+    """Return the values that all runs share as (term, value), and a table of the others; no table without runs."""
     folders = {run.file.rpartition("/")[0] for run in runs}
     folder = folders.pop() if len(folders) == 1 else ""
     always: dict[str, Cell] = {
@@ -115,10 +86,10 @@ def runs_table(runs: Sequence[RunSummary]) -> tuple[list[tuple[str, str]], Table
 
 
 def phases_table(runs: Sequence[RunSummary]) -> Table | None:
-    """What the pictures of learning rate and time show, in numbers; none without runs."""
+    """Return the numbers behind the pictures of learning rate and time; None without runs."""
 
     def total(run: RunSummary, phase: str) -> str:
-        return number(sum(length for _, length in panels.phase_bars(run).get(phase, [])), 1)
+        return number(sum(length for _, length in phase_bars(run).get(phase, [])), 1)
 
     cells: dict[str, Cell] = {
         "Minutes of init": lambda run: total(run, "init"),
@@ -126,32 +97,32 @@ def phases_table(runs: Sequence[RunSummary]) -> Table | None:
         "Of evaluation": lambda run: total(run, "evaluation"),
         "Evaluations": lambda run: number(len(run.evaluations)),
         "First loss": lambda run: number(run.first_eval_loss, 4),
-        "Largest rate": lambda run: panels.rate_summary(run)[0],
-        "Largest relative difference": lambda run: panels.rate_summary(run)[1],
+        "Largest rate": lambda run: rate_summary(run)[0],
+        "Largest relative difference": lambda run: rate_summary(run)[1],
     }
     return _by_run(cells, runs, 1) if runs else None
 
 
 def evaluations_table(runs: Sequence[RunSummary]) -> Table | None:
-    """Loss by training samples, a column for each run; none without evaluations."""
+    """Return losses by training samples, a column per run; None without evaluations."""
     losses = [{point.samples: f"{point.loss:.4f}" for point in reversed(run.evaluations)} for run in runs]
     rows = [
         (number(samples), *(by_samples.get(samples, NOTHING) for by_samples in losses))
         for samples in sorted({samples for by_samples in losses for samples in by_samples})
     ]
     columns = ("Samples", *(f"Run {n}" for n in range(1, len(runs) + 1)))
-    cut = [("...",) * len(columns)] if len(rows) > MOST_EVALUATIONS else []
-    return Table(columns, cut + rows[-MOST_EVALUATIONS:], frozenset(range(len(columns)))) if rows else None
+    cut = [("...",) * len(columns)] if len(rows) > MAX_EVALUATIONS else []
+    return Table(columns, cut + rows[-MAX_EVALUATIONS:], frozenset(range(len(columns)))) if rows else None
 
 
 def _by_run(cells: dict[str, Cell], runs: Sequence[RunSummary], texts: int) -> Table:
-    """A row for each run, numbered; after the number and `texts` - 1 columns of text, columns of numbers."""
+    """Return a table with a numbered row per run, whose columns from index ``texts`` on are numeric."""
     rows = [(str(n), *(cell(run) for cell in cells.values())) for n, run in enumerate(runs, 1)]
     return Table(("Run", *cells), rows, frozenset(range(texts, len(cells) + 1)))
 
 
 def variance_table(variance: Variance | None) -> Table | None:
-    """How samples to target and minutes spread over the runs; none if neither is known."""
+    """Return the variance of samples to target and of minutes; None if neither is known."""
     if variance is None or (variance.samples is None and variance.minutes is None):
         return None
     limit = variance.limit_percent
@@ -172,7 +143,7 @@ def variance_table(variance: Variance | None) -> Table | None:
 
 
 def rcp_table(rcp: Rcp | None) -> Table | None:
-    """The RCP test, a column for the pruned and one for the full RCPs; none without a test."""
+    """Return the RCP test, with a column for the pruned and one for the full RCPs; None without a test."""
     if rcp is None:
         return None
     outcome = {True: "passed", False: "failed", None: "nothing to test"}
@@ -190,19 +161,25 @@ def rcp_table(rcp: Rcp | None) -> Table | None:
 
 
 def official_tables(official: Official) -> dict[str, Any]:
-    """What the official tools said; files of which a tool says the same share a row."""
-    said: dict[tuple[str, str, str], list[OfficialResult]] = {}
+    """Return the official verdicts. Files with the same verdict and messages of a tool share a row."""
+    by_verdict: dict[tuple[str, str, str], list[OfficialResult]] = {}
     for result in official.results:
         key = (result.tool, result.verdict, "; ".join(result.messages) or NOTHING)
-        said.setdefault(key, []).append(result)
+        by_verdict.setdefault(key, []).append(result)
     differ: dict[tuple[str, str, str, str], list[str]] = {}
     for one in official.divergences:
         differ.setdefault((one.tool, one.ours, one.official, one.reason), []).append(one.subject)
     results = [
-        (tool, places(one.subject for one in same), verdict, number(sum(one.seconds for one in same), 1), messages)
-        for (tool, verdict, messages), same in said.items()
+        (
+            tool,
+            group_by_folder(one.subject for one in same),
+            verdict,
+            number(sum(one.seconds for one in same), 1),
+            messages,
+        )
+        for (tool, verdict, messages), same in by_verdict.items()
     ]
-    divergences = [(tool, places(at), *outcome) for (tool, *outcome), at in differ.items()]
+    divergences = [(tool, group_by_folder(at), *outcome) for (tool, *outcome), at in differ.items()]
     return {
         "version": official.version,
         "verdict": official.verdict,

@@ -1,9 +1,4 @@
-"""The report for a terminal: the verdict first, then what breaks which rule, then the figures.
-
-What to say and how to draw it are apart: the first functions make lines and tables of plain strings, `_draw` alone
-knows rich, which costs a few hundredths of a second to import. Every string passes `visible` on its way out, and none
-is read as rich's markup.
-"""
+"""The report for a terminal: verdict, findings by severity, figures of each set, verdicts of the official tools."""
 
 from __future__ import annotations
 
@@ -25,12 +20,13 @@ from ..findings import (
     Spread,
     Variance,
     Verdict,
-)  # fmt: skip
+)
+from .formatting import count
 from .terminal import Block, Line, Table, draw
 
-# More of the same kind tell a reader nothing; the JSON has all.
-_MOST = 20
-_LONGEST = 500
+# Entries shown of a longer list, and characters of a longer text. The JSON has all.
+_MAX_ENTRIES = 20
+_MAX_LENGTH = 500
 _STYLES = {
     Verdict.PASS: "bold green",
     Verdict.FAIL: "bold red",
@@ -46,12 +42,9 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def text_report(report: Report, width: int = 100, colour: bool = False) -> str:
-    """The report as lines for a terminal, ending in a newline.
+    """Return the report as lines of at most ``width`` columns, ending in a newline.
 
-    Args:
-        report: what a check found.
-        width: columns; longer lines are wrapped.
-        colour: whether to write ANSI colours. Without, the text has no control character but newlines.
+    Without ``colour`` the text has no control character but newlines.
     """
     return draw(_blocks(report), width, colour)
 
@@ -70,10 +63,10 @@ def _blocks(report: Report) -> Iterator[Block]:
 def _verdict(report: Report) -> Line:
     counts = {severity: sum(each.severity is severity for each in report.findings) for severity in Severity}
     errors, warnings = counts[Severity.ERROR], counts[Severity.WARNING]
-    where = _count(sum(len(result.runs) for result in report.sets), "run")
+    where = count(sum(len(result.runs) for result in report.sets), "run")
     if len(report.sets) > 1:
         where += f" of {len(report.sets)} sets"
-    text = f"{report.verdict.upper()}: {_count(errors, 'error')}, {_count(warnings, 'warning')} in {where}"
+    text = f"{report.verdict.upper()}: {count(errors, 'error')}, {count(warnings, 'warning')} in {where}"
     text += f" ({NAME}, {report.ruleset})"
     if report.verdict is Verdict.FAIL and not errors:
         text += "; --strict makes warnings fail"
@@ -86,21 +79,21 @@ def _findings(title: str, findings: list[Finding], style: str) -> Iterator[Block
     if not findings:
         return
     yield from _heading(f"{title} ({len(findings)})", style)
-    for rule, of_rule in _groups(findings, lambda each: each.rule):
+    for rule, of_rule in _group_by(findings, lambda each: each.rule):
         times = f" x {len(of_rule)}" if len(of_rule) > 1 else ""
-        yield Line(f"{_cut(rule)}{times}  [{_cut(of_rule[0].citation)}]", 2, "bold")
-        messages = _groups(of_rule, lambda each: each.message)
-        for message, alike in messages[:_MOST]:
-            yield Line(_cut(message), 4)
-            values = _groups(alike, lambda each: (each.expected, each.got))
-            yield from (Line(line, 6) for line in map(_evidence, values[:_MOST]) if line)
-            yield from _rest(len(values), 6)
-        yield from _rest(len(messages), 4)
+        yield Line(f"{_shortened(rule)}{times}  [{_shortened(of_rule[0].citation)}]", 2, "bold")
+        messages = _group_by(of_rule, lambda each: each.message)
+        for message, alike in messages[:_MAX_ENTRIES]:
+            yield Line(_shortened(message), 4)
+            values = _group_by(alike, lambda each: (each.expected, each.got))
+            yield from (Line(line, 6) for line in map(_evidence, values[:_MAX_ENTRIES]) if line)
+            yield from _rest_of_list(len(values), 6)
+        yield from _rest_of_list(len(messages), 4)
 
 
 def _evidence(alike: tuple[tuple[str | None, str | None], list[Finding]]) -> str:
     (expected, got), findings = alike
-    values = [f"{name} {_cut(text)}" for name, text in (("expected", expected), ("got", got)) if text is not None]
+    values = [f"{name} {_shortened(text)}" for name, text in (("expected", expected), ("got", got)) if text is not None]
     places = _places((each.file, each.line) for each in findings)
     return ": ".join(filter(None, (", ".join(values), places)))
 
@@ -110,13 +103,13 @@ def _unverifiable(findings: Iterable[Finding]) -> Iterator[Block]:
     if not open_points:
         return
     yield from _heading("Not verifiable from a log")
-    for (rule, message), _ in _groups(open_points, lambda each: (each.rule, each.message)):
-        yield Line(f"{_cut(rule)}: {_cut(message)}", 2)
+    for (rule, message), _ in _group_by(open_points, lambda each: (each.rule, each.message)):
+        yield Line(f"{_shortened(rule)}: {_shortened(message)}", 2)
 
 
 def _set(result: SetResult, several: bool) -> Iterator[Block]:
     if several:
-        yield from _heading(f"Set {_cut(result.name)}")
+        yield from _heading(f"Set {_shortened(result.name)}")
     yield from _runs(result.runs)
     if result.score is not None:
         yield from _score(result.score, len(result.runs))
@@ -131,10 +124,10 @@ def _runs(runs: tuple[RunSummary, ...]) -> Iterator[Block]:
         return
     folders = {run.file.rpartition("/")[0] for run in runs}
     folder = folders.pop() if len(folders) == 1 else ""
-    yield from _heading(f"Runs in {_cut(folder)}" if folder else "Runs")
+    yield from _heading(f"Runs in {_shortened(folder)}" if folder else "Runs")
     rows = tuple(
         (
-            _cut(run.file.rpartition("/")[2] if folder else run.file),
+            _shortened(run.file.rpartition("/")[2] if folder else run.file),
             run.status.replace("_", " "),
             str(run.seed) if run.seed is not None and abs(run.seed) < 2**64 else _number(run.seed),
             _number(run.global_batch_size),
@@ -157,9 +150,9 @@ def _score(score: Score, runs: int) -> Iterator[Block]:
     first_pass = f"{_number(score.olympic_minutes_to_target, 3)} minutes, {_number(score.olympic_samples, 1)} samples"
     yield Line(f"olympic mean to the first passing evaluation: {first_pass}", 2)
     if len(score.window) == runs:
-        yield Line(f"window: all {_count(runs, 'run')}", 2)
+        yield Line(f"window: all {count(runs, 'run')}", 2)
     else:
-        yield Line(f"window: {len(score.window)} of {_count(runs, 'run')}: {_places(_files(score.window))}", 2)
+        yield Line(f"window: {len(score.window)} of {count(runs, 'run')}: {_places(_files(score.window))}", 2)
     if score.dropped:
         yield Line(f"dropped as fastest and slowest: {_places(_files(score.dropped))}", 2)
 
@@ -170,7 +163,7 @@ def _variance(variance: Variance) -> Iterator[Block]:
     rows = tuple(_spread(name, spread, *digits) for name, spread, *digits in measures if spread is not None)
     if rows:
         yield Table(("", ">runs", ">mean", ">sd", ">CV %", ">least", ">most", ">quantum", ">quantum\n%"), rows)
-    yield Line(_cut(variance.definition), 2)
+    yield Line(_shortened(variance.definition), 2)
 
 
 def _spread(name: str, spread: Spread, digits: int, digits_of_one: int) -> tuple[str, ...]:
@@ -210,28 +203,32 @@ def _rcp_test(name: str, test: RcpTest) -> tuple[str, ...]:
 
 
 def _official(official: Official) -> Iterator[Block]:
-    yield from _heading(f"Official tools (mlperf-logging {_cut(official.version)}): {official.verdict}")
-    for tool, results in _groups(official.results, lambda each: each.tool):
-        said = ", ".join(f"{len(same)} {verdict}" for verdict, same in _groups(results, lambda each: each.verdict))
-        yield Line(f"{_cut(tool)}: {said} ({sum(each.seconds for each in results):.1f} s)", 2)
+    yield from _heading(f"Official tools (mlperf-logging {_shortened(official.version)}): {official.verdict}")
+    for tool, results in _group_by(official.results, lambda each: each.tool):
+        verdicts = ", ".join(
+            f"{len(same)} {verdict}" for verdict, same in _group_by(results, lambda each: each.verdict)
+        )
+        yield Line(f"{_shortened(tool)}: {verdicts} ({sum(each.seconds for each in results):.1f} s)", 2)
         yield from _complaints([each for each in results if each.verdict != "pass"])
     if not official.divergences:
         yield Line("No divergence from our verdict.", 2)
-    alike = _groups(official.divergences, lambda each: (each.tool, each.ours, each.official, each.reason))
+    alike = _group_by(official.divergences, lambda each: (each.tool, each.ours, each.official, each.reason))
     for (tool, ours, theirs, reason), same in alike:
-        yield Line(f"DIVERGENCE {_cut(tool)}: ours {_cut(ours)}, official {_cut(theirs)}", 2, "bold yellow")
-        yield Line(_cut(reason), 4)
+        yield Line(
+            f"DIVERGENCE {_shortened(tool)}: ours {_shortened(ours)}, official {_shortened(theirs)}", 2, "bold yellow"
+        )
+        yield Line(_shortened(reason), 4)
         yield Line(_places(_files(each.subject for each in same)), 6, "cyan")
 
 
 def _complaints(results: Iterable[OfficialResult]) -> Iterator[Block]:
-    """What several files have in common is said once."""
-    by_message = _groups(((text, each.subject) for each in results for text in each.messages), lambda each: each[0])
-    subjects = [(message, tuple(subject for _, subject in said)) for message, said in by_message]
-    for files, messages in _groups(subjects, lambda each: each[1]):
+    """Yield the messages of failed results; files with the same messages are listed once."""
+    by_message = _group_by(((text, each.subject) for each in results for text in each.messages), lambda each: each[0])
+    subjects = [(message, tuple(subject for _, subject in pairs)) for message, pairs in by_message]
+    for files, messages in _group_by(subjects, lambda each: each[1]):
         yield Line(_places(_files(files)), 4, "cyan")
-        yield from (Line(_cut(message), 6) for message, _ in messages[:_MOST])
-        yield from _rest(len(messages), 6)
+        yield from (Line(_shortened(message), 6) for message, _ in messages[:_MAX_ENTRIES])
+        yield from _rest_of_list(len(messages), 6)
 
 
 def _heading(text: str, style: str = "bold") -> Iterator[Block]:
@@ -239,13 +236,13 @@ def _heading(text: str, style: str = "bold") -> Iterator[Block]:
     yield Line(text, style=style)
 
 
-def _rest(number: int, indent: int) -> Iterator[Block]:
-    if number > _MOST:
-        yield Line(f"... and {number - _MOST} more; --format json has all", indent)
+def _rest_of_list(number: int, indent: int) -> Iterator[Block]:
+    if number > _MAX_ENTRIES:
+        yield Line(f"... and {number - _MAX_ENTRIES} more; --format json has all", indent)
 
 
 def _places(places: Iterable[tuple[str | None, int | None]]) -> str:
-    """Files with lines, each folder named once in a row."""
+    """Format files with lines. Name a folder once while it stays the same."""
     shown, last = [], None
     for file, line in places:
         if file is None:
@@ -253,24 +250,20 @@ def _places(places: Iterable[tuple[str | None, int | None]]) -> str:
         folder, _, name = file.rpartition("/")
         shown.append((name if folder == last else file) + (f":{line}" if line is not None else ""))
         last = folder
-    more = f", and {len(shown) - _MOST} more" if len(shown) > _MOST else ""
-    return ", ".join(map(_cut, shown[:_MOST])) + more
+    more = f", and {len(shown) - _MAX_ENTRIES} more" if len(shown) > _MAX_ENTRIES else ""
+    return ", ".join(map(_shortened, shown[:_MAX_ENTRIES])) + more
 
 
 def _files(files: Iterable[str]) -> Iterator[tuple[str, None]]:
     return ((file, None) for file in files)
 
 
-def _groups(items: Iterable[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:
-    """Items by key, in order of appearance."""
-    found: dict[Key, list[Item]] = {}
+def _group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:
+    """Group items by key, in order of appearance."""
+    groups: dict[Key, list[Item]] = {}
     for item in items:
-        found.setdefault(key(item), []).append(item)
-    return list(found.items())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.items())
 
 
 def _number(value: float | None, digits: int = 0, sign: Literal["", "+"] = "") -> str:
@@ -278,9 +271,9 @@ def _number(value: float | None, digits: int = 0, sign: Literal["", "+"] = "") -
         return "-"
     if abs(value) < 1e15:
         return f"{value:{sign},.{digits}f}"
-    # NaN, infinity, or what a broken log claims; an integer of a thousand digits has no float.
+    # NaN, infinity, or a value of a broken log. An integer of a thousand digits cannot become a float.
     return f"{value:.4g}" if isinstance(value, float) or abs(value) < 1e308 else "over 1e308"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + "..."

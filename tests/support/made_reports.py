@@ -43,16 +43,19 @@ PRUNED = RcpTest("interpolated", 230058.666667, 222720.776251, 233_472.0, True, 
 FULL = RcpTest("exact", 234837.333333, 229258.556210, 233_472.0, True, 4213.443790, 1.0)
 MISSING = RcpTest("missing", None, None, 233_472.0, None, None, None)
 NO_CURVE = Curve((), ())
+HOSTILE_MARKUP = (
+    "<script>alert('x')</script><img src=http://evil.example/x.png> & |a| `b` *c* [d](http://evil.example) $e$ _f_"
+)
 
 
 def made_run(
-    index: int, evaluations: int = 19, status: Status = Status.CONVERGED, *, folder: str = FOLDER, **changes: Any
+    index: int, length: int = 19, status: Status = Status.CONVERGED, *, folder: str = FOLDER, **changes: Any
 ) -> RunSummary:
-    """Return a run that ends at its first pass, or above the target if it did not converge; changes replace fields."""
+    """Return a run of ``length`` evaluations; the last is the first pass, if it converged. Changes replace fields."""
     noise = random.Random(index)
     end = (3.36 if status is Status.NOT_CONVERGED else TARGET) - noise.uniform(0.001, 0.012)
     # The shape of the reference's curve: 5.26 at the first evaluation, 0.016 from one to the next at the target.
-    losses = [end + 2.66 * (n**-0.429 - evaluations**-0.429) for n in range(1, evaluations + 1)]
+    losses = [end + 2.66 * (n**-0.429 - length**-0.429) for n in range(1, length + 1)]
     start = START_MS + index * 25_000_000.0
     block, evaluation = 1_080_000.0 + noise.uniform(-9_000, 9_000), 58_000.0
     phases, points, now = [Phase("init", start - 200_000, start)], [], start
@@ -61,7 +64,7 @@ def made_run(
         now += block + evaluation
         points.append(Evaluation(n * INTERVAL, loss, now, 100 * n))
     passed = losses[-1] <= TARGET
-    steps = np.linspace(1, evaluations * INTERVAL / GBS, 1000).round()
+    steps = np.linspace(1, length * INTERVAL / GBS, 1000).round()
     samples, rates = tuple((steps * GBS).tolist()), tuple((8e-4 * np.minimum(steps / 128, 1)).tolist())
     run = RunSummary(
         file=f"{folder}/result_{index}.txt",
@@ -70,7 +73,7 @@ def made_run(
         global_batch_size=GBS,
         learning_rate=8e-4,
         warmup_steps=128,
-        samples_to_target=evaluations * INTERVAL if passed else None,
+        samples_to_target=length * INTERVAL if passed else None,
         minutes=(now + 900 - start) / 60_000,
         minutes_to_target=(now - start) / 60_000 if passed else None,
         first_eval_loss=losses[0],
@@ -100,6 +103,17 @@ def made_set(runs: Sequence[RunSummary] | None = None, name: str = FOLDER, **cha
     clock = Spread(10, 361.2, 10.1, 2.796, 322.5, 398.25, None, None)
     variance = Variance(5.0, "CV = sd / mean; sd with ddof 1. The limit is this project's.", samples, clock)
     return replace(SetResult(name, runs, score, variance, Rcp(GBS, PRUNED, FULL), INTERVAL), **changes)
+
+
+def mixed_set() -> SetResult:
+    """Return twelve runs: one did not converge, two are invalid, one has a hostile file name, the window has ten."""
+    runs = [made_run(i, n) for i, n in enumerate((*LENGTHS, 22, 16))]
+    runs[3] = made_run(3, 26, Status.NOT_CONVERGED)
+    runs[5] = made_run(5, 19, Status.INVALID)
+    runs[7] = made_run(7, 15, Status.INVALID, file="/a" * 300 + "/" + HOSTILE_MARKUP.replace("/", "") + ".txt")
+    result = made_set(runs)
+    assert result.score is not None
+    return replace(result, score=replace(result.score, window=tuple(run.file for run in runs[1:11])))
 
 
 def made_finding(rule: str = "some-rule", severity: Severity = Severity.ERROR, **changes: Any) -> Finding:
@@ -152,7 +166,7 @@ def failing_report() -> Report:
         got="'gpt-oss-20b'", citation="closed_gpt_oss_20b.yaml",
     )  # fmt: skip
     late = made_finding("eval-after-pass", expected=None, got=None, citation=RULES)
-    of_set = {"file": None, "line": None}
+    of_set: dict[str, Any] = {"file": None, "line": None}
     findings = (
         *(replace(name, file=file) for file in files),
         *(replace(late, file=files[n], line=301 + n, message=f"{n + 1} evaluations too many") for n in range(3)),

@@ -1,0 +1,71 @@
+"""Numbers, counts, ranges and paths as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+
+NOTHING = "-"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Format a number with separated thousands, and a float with ``digits`` decimals; a dash for None.
+
+    >>> number(233472), number(359.9734, 2), number(None), number(1e300)
+    ('233,472', '359.97', '-', '1e+300')
+    """
+    if value is None:
+        return NOTHING
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.{digits}f}" if math.isfinite(value) and abs(value) < 1e15 else f"{value:g}"
+
+
+def count(amount: int, noun: str) -> str:
+    """Format an amount with its noun.
+
+    >>> count(1, "run"), count(1200, "run")
+    ('1 run', '1,200 runs')
+    """
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def run_ranges(numbers: Iterable[int]) -> str:
+    """Format numbers of runs as ranges.
+
+    >>> run_ranges([4, 1, 2, 3, 9])
+    '1-4, 9'
+    """
+    ranges: list[list[int]] = []
+    for value in sorted(numbers):
+        if ranges and ranges[-1][-1] == value - 1:
+            ranges[-1][1:] = [value]
+        else:
+            ranges.append([value])
+    return ", ".join("-".join(map(str, ends)) for ends in ranges)
+
+
+def value_range(values: Collection[float], digits: int = 0) -> str:
+    """Format the smallest and the largest value.
+
+    >>> value_range([1024, 96]), value_range([7.25, 7.25], 1)
+    ('96 to 1,024', '7.2')
+    """
+    ends = sorted({min(values), max(values)})
+    return " to ".join(f"{end:,.{digits}f}" for end in ends)
+
+
+def group_by_folder(paths: Iterable[str]) -> str:
+    """Format paths, and name a folder that several share once.
+
+    >>> group_by_folder(["a/x.txt:1", "a/y.txt:2", "z.txt"])
+    'x.txt:1, y.txt:2 (in a/), z.txt'
+    """
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folder, slash, name = path.rpartition("/")
+        folders.setdefault(folder + slash, []).append(name)
+    return ", ".join(
+        f"{', '.join(names)} (in {folder})" if folder and len(names) > 1 else folder + ", ".join(names)
+        for folder, names in folders.items()
+    )

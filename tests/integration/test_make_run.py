@@ -1,4 +1,4 @@
-"""What `make run` does after its set-up: the real CPU configuration, from the shell to the official checker."""
+"""Test the commands of `make run`: the real CPU configuration, from the shell to the official checker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.local_runs import records, values
 from tests.support.paths import ROOT
 
 
@@ -30,15 +31,15 @@ def test_the_cpu_configuration_converges_and_its_log_is_compliant(tmp_path: Path
     assert "compliance checker (6.1.0): passed" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("success: ")
 
-    records = [json.loads(line.removeprefix(":::MLLOG ")) for line in (logdir / "result_0.txt").open()]
-    logged = {record["key"]: record["value"] for record in records}
+    log = logdir / "result_0.txt"
+    logged = {record["key"]: record["value"] for record in records(log)}
     assert logged["max_sequence_length"] == 8192
     assert logged["submission_division"] == "open"
     assert logged["submission_platform"] == "CPU_1x2"
     assert logged["config_filename"] == "config_CPU_1x2.sh"
     assert logged["cache_clear"] is False
-    losses = [record["value"] for record in records if record["key"] == "train_loss"]
-    # Bytes of English: from uniform over 256 to well below the order-0 entropy of about 3.3 nats.
+    losses = values(log, "train_loss")
+    # Bytes of English text. The loss starts at the uniform distribution over 256 bytes, ln(256) = 5.5 nats.
     assert losses[0] > 5.4
     assert logged["eval_accuracy"] <= logged["target_accuracy"] < 3.34
     assert (logdir / "compliance_checker.log").exists()

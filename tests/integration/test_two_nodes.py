@@ -1,4 +1,4 @@
-"""Two nodes on loopback, each started by its own run_local.sh: the numbers of one node with as many ranks."""
+"""Test two nodes on loopback, each started by its own run_local.sh, against one node with the same number of ranks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.local_runs import launched, records, values
 from tests.support.paths import ROOT
 from tests.support.ranks import free_port, run_ranks
 
-# Both nodes, their ranks and whatever else runs share the cores.
+# Generous: both nodes and other tests share the cores.
 LIMIT_S = 150.0
 
 
-def two_free_ports() -> int:
-    """The first of two ports in a row."""
+def find_two_free_ports() -> int:
+    """Return the first of two consecutive free ports."""
     while True:
         port = free_port()
         with contextlib.closing(socket.socket()) as second, contextlib.suppress(OSError):
@@ -29,7 +29,7 @@ def two_free_ports() -> int:
 
 @pytest.fixture
 def short(tiny: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """One trial of 4 steps and 2 evaluations that ends without its target; nodes and ranks are up to the test."""
+    """Return the settings of a trial of 4 steps and 2 evaluations that does not reach its target."""
     return tiny | {
         "NEXP": "1",
         "SEED_BASE": "1234",
@@ -41,25 +41,25 @@ def short(tiny: dict[str, str], tmp_path: Path) -> dict[str, str]:
     }
 
 
-def node(settings: dict[str, str], rank: int, port: int, **own: str) -> dict[str, str]:
-    together = {"DGXNNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank)}
-    return settings | together | own
+def node_settings(settings: dict[str, str], rank: int, port: int, **own: str) -> dict[str, str]:
+    shared = {"DGXNNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank)}
+    return settings | shared | own
 
 
 def two_nodes(
     settings: dict[str, str], scripts: tuple[Path, Path] = (ROOT, ROOT), **second: str
 ) -> list[tuple[int, str]]:
-    """Run both to their ends: exit status and output of each. ``second`` is what only the second node is told."""
-    port = two_free_ports()
+    """Run both nodes, and return exit status and output of each. ``second`` are settings of the second node only."""
+    port = find_two_free_ports()
     with (
-        launched(node(settings, 0, port), scripts[0]) as first_node,
-        launched(node(settings, 1, port, **second), scripts[1]) as second_node,
+        launched(node_settings(settings, 0, port), scripts[0]) as first_node,
+        launched(node_settings(settings, 1, port, **second), scripts[1]) as second_node,
     ):
         return [first_node.wait(LIMIT_S), second_node.wait(LIMIT_S)]
 
 
 def copy_of_scripts(folder: Path) -> Path:
-    """The scripts, for a test that changes them, beside the packages as they are."""
+    """Copy the scripts, so that a test can change them, and link the packages."""
     shutil.copytree(ROOT / "launch", folder / "launch")
     for script in ROOT.glob("*.sh"):
         shutil.copy(script, folder)
@@ -73,70 +73,66 @@ def losses(log: Path) -> dict[str, list[Any]]:
 
 
 def assert_one_node_has_the_same_losses(settings: dict[str, str], ranks: int, alone: Path) -> None:
-    """To the last bit; the one node's ranks are forked, with neither launcher nor torchrun."""
-    own = {"DGXNGPU": str(ranks), "SEED": settings["SEED_BASE"], "LOGDIR": str(alone)}
-    for code, shown in run_ranks("train", ranks, variables=settings | own):
-        assert code == 3, shown
-    together, apart = losses(Path(settings["LOGDIR"]) / "result_1.txt"), losses(alone / "result_0.txt")
-    assert [len(found) for found in apart.values()] == [4, 2]
-    assert len(set(apart["train_loss"])) == 4
-    assert together == apart
+    """Run one node without launcher and torchrun, and compare the losses bit by bit."""
+    one_node = {"DGXNGPU": str(ranks), "SEED": settings["SEED_BASE"], "LOGDIR": str(alone)}
+    for code, output in run_ranks("train", ranks, variables=settings | one_node):
+        assert code == 3, output
+    expected = losses(alone / "result_0.txt")
+    assert [len(values) for values in expected.values()] == [4, 2]
+    assert len(set(expected["train_loss"])) == 4
+    assert losses(Path(settings["LOGDIR"]) / "result_1.txt") == expected
 
 
 @pytest.mark.slow
 def test_two_nodes_of_two_ranks_have_the_losses_of_one_node(short: dict[str, str], tmp_path: Path) -> None:
-    (first, shown), (second, shown_by_second) = two_nodes(short | {"DGXNGPU": "2"})
-    assert first == 3, shown
-    # The second node has no log; what torchrun knows of any failure is 1.
-    assert second == 1, shown_by_second
+    (first, output), (second, second_output) = two_nodes(short | {"DGXNGPU": "2"})
+    assert first == 3, output
+    # The second node has no log, and torchrun returns 1 for any failure.
+    assert second == 1, second_output
     assert (tmp_path / "set" / "seed_base").read_text() == "1234\n"
     assert "trial 1 of 1: seed 1234" in (tmp_path / "set" / "node_1" / "trial_1.log").read_text()
     assert_one_node_has_the_same_losses(short, 4, tmp_path / "alone")
 
 
 @pytest.mark.slow
-def test_a_node_with_another_learning_rate_ends_the_trial_on_both(short: dict[str, str], tmp_path: Path) -> None:
-    told = "LEARNING_RATE: 0.006 on rank 0, 0.007 on rank 1"
-    for rank, (status, shown) in enumerate(two_nodes(short | {"DGXNGPU": "1"}, LEARNING_RATE="0.007")):
-        assert status == 1, shown
-        assert f"rank {rank} aborted: LaunchError: ranks were started with different settings: {told}" in shown
+def test_different_learning_rates_end_the_trial_on_both_nodes(short: dict[str, str], tmp_path: Path) -> None:
+    difference = "LEARNING_RATE: 0.006 on rank 0, 0.007 on rank 1"
+    for rank, (status, output) in enumerate(two_nodes(short | {"DGXNGPU": "1"}, LEARNING_RATE="0.007")):
+        assert status == 1, output
+        assert f"rank {rank} aborted: LaunchError: ranks were started with different settings: {difference}" in output
     stop = records(tmp_path / "set" / "trial_1" / "result_0.txt")[-1]
     assert stop["key"] == "run_stop"
     assert stop["metadata"]["status"] == "aborted"
-    assert told in stop["metadata"]["reason"]
+    assert difference in stop["metadata"]["reason"]
     assert not (tmp_path / "set" / "result_1.txt").exists()
 
 
 @pytest.mark.slow
-def test_two_nodes_of_one_rank_of_which_only_the_first_could_clear_its_caches(
-    short: dict[str, str], tmp_path: Path
-) -> None:
-    """The log says that the caches were not cleared, and the losses are one node's."""
+def test_caches_cleared_on_one_of_two_nodes_are_logged_as_not_cleared(short: dict[str, str], tmp_path: Path) -> None:
     nodes = (copy_of_scripts(tmp_path / "first"), copy_of_scripts(tmp_path / "second"))
     for scripts, status in zip(nodes, (0, 1), strict=True):
-        # Not the caches of the machine that tests.
+        # Do not clear the caches of this machine.
         (scripts / "launch" / "clear_caches.sh").write_text(f"#!/bin/sh\nexit {status}\n")
-    (status, shown), _ = two_nodes(short | {"DGXNGPU": "1", "CLEAR_CACHES": "1"}, nodes)
-    assert status == 3, shown
+    (status, output), _ = two_nodes(short | {"DGXNGPU": "1", "CLEAR_CACHES": "1"}, nodes)
+    assert status == 3, output
     assert values(tmp_path / "set" / "result_1.txt", "cache_clear") == [True, False]
-    assert "warning: the page cache of rank 1's node was not dropped" in shown
+    assert "warning: the page cache of rank 1's node was not dropped" in output
     assert_one_node_has_the_same_losses(short, 2, tmp_path / "alone")
 
 
-def test_a_node_that_does_not_see_the_shared_folder_is_refused(short: dict[str, str], tmp_path: Path) -> None:
+def test_a_node_without_the_shared_folder_is_refused(short: dict[str, str], tmp_path: Path) -> None:
     scripts, own = copy_of_scripts(tmp_path / "scripts"), tmp_path / "own"
-    trials = scripts / "launch" / "worker_node.sh"
-    wait = "rendezvous_timeout=600\n"
-    assert trials.read_text().count(wait) == 1
-    trials.write_text(trials.read_text().replace(wait, "rendezvous_timeout=2\n"))
-    # As on the first node's folder; the second has its own in its place.
+    worker = scripts / "launch" / "worker_node.sh"
+    timeout = "rendezvous_timeout=600\n"
+    assert worker.read_text().count(timeout) == 1
+    worker.write_text(worker.read_text().replace(timeout, "rendezvous_timeout=2\n"))
+    # The leader has the folder `set`, the worker has another.
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "seed_base").write_text("1234\n")
 
-    with launched(node(short, 1, two_free_ports(), LOGDIR=str(own)), scripts) as second:
-        status, shown = second.wait(30)
+    with launched(node_settings(short, 1, find_two_free_ports(), LOGDIR=str(own)), scripts) as second:
+        status, output = second.wait(30)
     assert status == 2
-    assert shown == (
-        f"error: LOGDIR: the first node begins no trial in '{own}' within 2 s. All nodes need one shared folder, "
-        "and the first must be running\n"
-    )
+    (line,) = output.splitlines()
+    assert line.startswith("error: LOGDIR: ")
+    assert all(fact in line for fact in (f"'{own}'", "2 s", "shared folder"))

@@ -1,1 +1,1 @@
-"""This project's training step beside its peers' on one GPU. `python -m benchmarks.gpu.compare`; see README.md."""
+"""This project's training step beside baselines on one GPU: `python -m benchmarks.gpu.compare`; see README.md."""

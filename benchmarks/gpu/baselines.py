@@ -1,4 +1,4 @@
-"""Who is compared, and with which micro batches and recomputation each is tried."""
+"""The rows of the comparison, and the micro batches and recomputation to try for each."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptoss20b.config.presets import PRESETS
-from gptoss20b.tools.bench.scenarios import SCENARIOS, Name, Variant
+from gptoss20b.tools.bench.scenarios import SCENARIOS, ScenarioName, Variant
 
 Backend = Literal["torch", "transformer_engine", "megatron_local"]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One row of the table.
+    """One row of the comparison: this project's own step, or a step it is compared with.
 
     Attributes:
-        backend: the layer back end of this project's that runs; None: transformers' model.
-        variant: the architecture; a peer is compared with ours of the same.
-        title: what the table calls it.
+        backend: layer back end of this project; None for transformers' model.
+        variant: architecture. A baseline is compared with our step of the same architecture.
+        title: name in the table.
         recompute: levels of RECOMPUTE to try, in order, where memory is short.
-        compiled: whether the layers of transformers' model go through torch.compile.
+        compiled: run the layers of transformers' model through torch.compile.
     """
 
     backend: Backend | None
@@ -30,12 +30,12 @@ class Baseline:
     compiled: bool = False
 
     @property
-    def ours(self) -> bool:
-        """Whether this is the back end that peers are compared with."""
+    def is_ours(self) -> bool:
+        """Whether this is our own step, the one that others are compared with."""
         return self.backend == "torch"
 
 
-# In the order of their first trials: ours of a variant before the peers that must compute the same.
+# In the order of their first trials: our step of a variant before the baselines that must reproduce it.
 BASELINES: dict[str, Baseline] = {
     "ours": Baseline("torch", "reference", "ours", ("moe_act",)),
     "transformer_engine": Baseline(
@@ -50,35 +50,37 @@ BASELINES: dict[str, Baseline] = {
 
 @dataclass(frozen=True)
 class Attempt:
-    """A way to run a baseline: sequences per micro batch, and a level of RECOMPUTE (None: the environment's)."""
+    """Sequences per micro batch, and a level of RECOMPUTE (None: the environment's)."""
 
     micro_batch_size: int
     recompute: str | None = None
 
 
-def attempts(baseline: Baseline, scenario: Name, sequences: int, memory_bytes: int | None) -> list[Attempt]:
-    """How to run a baseline, the best first: all sequences in one micro batch, or one by one.
+def attempts(baseline: Baseline, scenario: ScenarioName, sequences: int, memory_bytes: int | None) -> list[Attempt]:
+    """Return the attempts to fit a baseline into memory, the fastest first.
 
-    Recomputing an activation costs less than smaller micro batches and comes before them; recomputing whole layers, the
-    local spec's way out, costs more.
+    Recomputing an activation costs less than smaller micro batches, so it comes first. Recomputing whole layers, the
+    last resort of the local spec, costs more.
 
     Args:
+        baseline: what to run.
+        scenario: the model.
         sequences: of a step.
-        memory_bytes: of the device; ways that cannot fit by arithmetic are left out. None: nothing is left out.
+        memory_bytes: of the device; attempts that cannot fit by arithmetic are left out. None keeps all.
     """
     sizes = sorted({sequences, 1}, reverse=True)
     if baseline.backend != "megatron_local":
         return [Attempt(size, level) for size in sizes for level in (None, *baseline.recompute)]
     if memory_bytes is not None:
-        sizes = [size for size in sizes if kept_scores(scenario, size) < memory_bytes]
-    # A single layer's scores, in fp32 on their way, are many GiB too: recomputed, only one sequence has a chance.
+        sizes = [size for size in sizes if attention_score_bytes(scenario, size) < memory_bytes]
+    # One layer's scores take many GiB too, in fp32 on their way: with recomputation, only one sequence can fit.
     return [*(Attempt(size) for size in sizes), *(Attempt(1, level) for level in baseline.recompute)]
 
 
-def kept_scores(scenario: Name, micro_batch_size: int) -> int:
-    """Bytes of attention probabilities that Megatron-Core's local attention keeps for the backward pass, in bf16.
+def attention_score_bytes(scenario: ScenarioName, micro_batch_size: int) -> int:
+    """Return the bytes of bf16 attention probabilities that Megatron-Core's local attention keeps for backward.
 
-    >>> kept_scores("S1", 1) / 2**30
+    >>> attention_score_bytes("S1", 1) / 2**30
     192.0
     """
     sizes: dict[str, int] = PRESETS["reference"]["model"] | SCENARIOS[scenario].sizes

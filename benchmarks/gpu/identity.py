@@ -1,6 +1,6 @@
-"""What has to be the same in all trials of a comparison: `python -m benchmarks.gpu.identity SCENARIO` prints it as JSON.
+"""Identity of a comparison, which all its trials share: `python -m benchmarks.gpu.identity SCENARIO` prints JSON.
 
-In a process of its own, because whoever asks torch for the device's name holds memory on the device from then on.
+It runs in a process of its own: asking torch for the device's name creates a context that holds device memory.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import cast
 
 _ROOT = Path(__file__).resolve().parents[2]
-# Beside those of `run_metadata.versions`.
+# In addition to those of `run_metadata.versions`.
 _PACKAGES = ("triton", "transformer-engine-torch", "transformers")
 
 
 class IdentityError(RuntimeError):
-    """It cannot be found out."""
+    """The identity cannot be read."""
 
 
 def identity(scenario: str) -> dict[str, str]:
-    """Device, versions, commit and the settings of the environment, by name.
+    """Return device, versions, commit and the environment's settings, by name.
 
     Raises:
-        IdentityError: with what went wrong: settings that do not fit, or torch that does not start.
+        IdentityError: unsuitable settings, or torch does not start.
     """
     try:
         done = subprocess.run(
@@ -38,18 +38,18 @@ def identity(scenario: str) -> dict[str, str]:
             check=True,
         )
     except subprocess.CalledProcessError as error:
-        raise IdentityError((error.stderr.strip().splitlines() or ["its process ended without a word"])[-1]) from error
+        raise IdentityError((error.stderr.strip().splitlines() or ["its process ended without output"])[-1]) from error
     return cast("dict[str, str]", json.loads(done.stdout.splitlines()[-1]))
 
 
-def doubtful(commit: str) -> str:
-    """Why results of this commit cannot be gone on with; empty if they can."""
+def why_not_resumable(commit: str) -> str:
+    """Return why results of this commit cannot be resumed; empty if they can."""
     if commit == "unknown":
         return "the commit is unknown: set GIT_COMMIT where there is no .git"
     return "the working tree differs from its commit" if commit.endswith("-dirty") else ""
 
 
-def _find(scenario: str) -> dict[str, str]:
+def _read_identity(scenario: str) -> dict[str, str]:
     import torch
 
     from gptoss20b.run_metadata import git_commit, versions
@@ -62,7 +62,7 @@ def _find(scenario: str) -> dict[str, str]:
         "commit": git_commit() or os.environ.get("GIT_COMMIT") or "unknown",
         **{name: getattr(execution, name) for name in ("precision", "recompute", "compile_mode")},
         **{name: version or "none" for name, version in versions().items()},
-        "torch": torch.__version__,  # with the build, which its metadata may leave out
+        "torch": torch.__version__,  # with the local build tag, which the package metadata may lack
     }
     for package in _PACKAGES:
         try:
@@ -73,4 +73,4 @@ def _find(scenario: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_find(sys.argv[1])))
+    print(json.dumps(_read_identity(sys.argv[1])))

@@ -1,27 +1,22 @@
-"""What is asked of a baseline, and what came of it."""
+"""Request and outcome of one trial, exchanged as JSON files between `compare` and `trial`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from gptoss20b.tools.bench.result import BenchResult
-from gptoss20b.tools.bench.scenarios import Name
+from gptoss20b.tools.bench.result import BenchResult, Record
+from gptoss20b.tools.bench.scenarios import ScenarioName
 
 Status = Literal["measured", "refused", "out of memory", "not available", "failed"]
 
 
-class Record(BaseModel):
-    """A frozen record that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class Expected(Record):
-    """What a baseline must compute before it is timed: ours, and how far a peer may be from it (relative).
+    """Our first step, which a baseline must reproduce before it is timed.
 
-    `norms` are those of the gradients by kind of tensor; ``norm_tolerance`` is for `grad_norm` too.
+    Attributes:
+        loss, grad_norm, norms: `bench.workload.Outcome`.
+        loss_tolerance: largest relative difference of the loss.
+        norm_tolerance: largest relative difference of `grad_norm` and of each norm.
     """
 
     loss: float
@@ -32,10 +27,10 @@ class Expected(Record):
 
 
 class Request(Record):
-    """What to run. ``baseline`` is a key of BASELINES; ``limit`` seconds of timed steps, `bench.measure.Timing`."""
+    """What to run. ``baseline`` is a key of BASELINES; ``limit`` is `bench.measure.Timing.limit`."""
 
     baseline: str
-    scenario: Name
+    scenario: ScenarioName
     micro_batch_size: int
     sequences: int
     warmup: int
@@ -45,7 +40,7 @@ class Request(Record):
 
 
 class Trial(Record):
-    """What came of a trial. ``reason`` says why there is no result; ``number`` counts the baseline's trials from 1."""
+    """Outcome of one trial. ``number`` counts the baseline's trials from 1; ``reason`` explains a missing result."""
 
     baseline: str
     number: int

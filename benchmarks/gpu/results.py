@@ -1,4 +1,4 @@
-"""What a comparison found so far, and what follows from it. Kept in `results.json`, whole at any time."""
+"""Results of a comparison and the ratios that follow from them, kept in `results.json`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from benchmarks.gpu.baselines import BASELINES
-from benchmarks.gpu.records import Record, Trial
 from gptoss20b.durable import atomic_write
-from gptoss20b.tools.bench.result import BenchResult, speed
-from gptoss20b.tools.bench.scenarios import Name
+from gptoss20b.tools.bench.result import BenchResult, Record, throughput
+from gptoss20b.tools.bench.scenarios import ScenarioName
+
+from .baselines import BASELINES
+from .records import Trial
 
 RESULTS = "results.json"
-Timed = Literal["step_seconds", "step_without_optimizer_seconds"]
-# What the same command would only find again; the rest it tries again.
-_SETTLED = ("measured", "refused", "out of memory")
+StepKind = Literal["step_seconds", "step_without_optimizer_seconds"]
+# Statuses that the same command would only find again. Others are tried again.
+_FINAL = ("measured", "refused", "out of memory")
 
 
 class ResultsError(ValueError):
-    """A results file that cannot be read; says which and why."""
+    """A results file that cannot be read. The message names the file."""
 
 
 class Comparison(Record):
-    """Turns on the same tokens, weights, code and settings, in the order in which they were taken.
+    """Trials on the same tokens, weights, code and settings, in the order in which they ran.
 
-    `identity` is `identity.identity`.
+    `identity` is from `identity.identity`.
     """
 
-    scenario: Name
+    scenario: ScenarioName
     sequences: int
     warmup: int
     steps: int
@@ -38,21 +39,21 @@ class Comparison(Record):
     trials: list[Trial]
 
     def trial(self, baseline: str, number: int) -> Trial | None:
-        """A baseline's trial, if it has had it."""
+        """Return a baseline's trial, if there is one."""
         return next((t for t in self.trials if (t.baseline, t.number) == (baseline, number)), None)
 
-    def settled(self, baseline: str, number: int) -> bool:
-        """Whether there is nothing more to learn from the trial; not if it failed or its software was missing."""
+    def is_final(self, baseline: str, number: int) -> bool:
+        """Return whether a trial needs no retry. Failures and missing software may be fixed since."""
         trial = self.trial(baseline, number)
-        return trial is not None and trial.status in _SETTLED
+        return trial is not None and trial.status in _FINAL
 
     def with_trial(self, trial: Trial) -> Comparison:
-        """This and a further trial, in the place of an earlier try of it."""
+        """Return a copy with a trial appended, in place of an earlier attempt at it."""
         others = [t for t in self.trials if (t.baseline, t.number) != (trial.baseline, trial.number)]
         return self.model_copy(update={"trials": [*others, trial]})
 
     def differences(self, other: Comparison) -> list[str]:
-        """What the other comparison has that this has not, trials aside: name, this one's, the other's."""
+        """Describe every setting and identity that differs from another comparison's."""
         mine, theirs = (
             {
                 name: str(value)
@@ -66,57 +67,57 @@ class Comparison(Record):
             if mine.get(name) != theirs.get(name)
         ]
 
-    def ours(self, variant: str) -> Trial | None:
-        """Our first trial with an architecture."""
-        mine = (name for name, each in BASELINES.items() if each.ours and each.variant == variant)
+    def our_trial(self, variant: str) -> Trial | None:
+        """Return our first trial of an architecture."""
+        mine = (name for name, each in BASELINES.items() if each.is_ours and each.variant == variant)
         return self.trial(next(mine), 1)
 
-    def seconds(self, baseline: str, timed: Timed = "step_seconds") -> float | None:
-        """Median seconds of a step, the mean over the baseline's trials; None without any."""
+    def seconds(self, baseline: str, kind: StepKind = "step_seconds") -> float | None:
+        """Return the mean over a baseline's trials of the median seconds of a step; None without any."""
         medians = [
             spread.median
             for t in self.trials
-            if t.baseline == baseline and t.result and (spread := getattr(t.result, timed))
+            if t.baseline == baseline and t.result and (spread := getattr(t.result, kind))
         ]
         return fmean(medians) if medians else None
 
-    def times_ours(self, baseline: str, timed: Timed = "step_seconds") -> float | None:
-        """How many times as long as ours, of the same architecture, a baseline's step takes."""
-        ours = self.ours(BASELINES[baseline].variant)
-        own, reference = self.seconds(baseline, timed), ours and self.seconds(ours.baseline, timed)
-        return own / reference if own and reference else None
+    def times_ours(self, baseline: str) -> float | None:
+        """Return the time of a baseline's step over that of ours, of the same architecture."""
+        ours = self.our_trial(BASELINES[baseline].variant)
+        seconds, reference = self.seconds(baseline), ours and self.seconds(ours.baseline)
+        return seconds / reference if seconds and reference else None
 
-    def mfu(self, baseline: str, timed: Timed = "step_seconds") -> float | None:
-        """Fraction of the device's peak at `seconds`, so of the same trials as the ratios; None if one is not known."""
-        seconds = self.seconds(baseline, timed)
+    def mfu(self, baseline: str, kind: StepKind = "step_seconds") -> float | None:
+        """Return the fraction of the device's peak at `seconds`, over the same trials; None if unknown."""
+        seconds = self.seconds(baseline, kind)
         result = next((t.result for t in self.trials if t.baseline == baseline and t.result), None)
         if seconds is None or result is None or result.peak_tflops is None:
             return None
         tokens = result.sequences_per_step * result.sequence_length
-        return speed(seconds, tokens, result.flops_per_token)[1] / result.peak_tflops
+        return throughput(seconds, tokens, result.flops_per_token)[1] / result.peak_tflops
 
-    def best_peer(self) -> str | None:
-        """The peer that is fastest beside ours in their first trials, so that a second trial changes nothing here."""
+    def best_baseline(self) -> str | None:
+        """Return the baseline that is fastest relative to ours, by first trials: second ones must not change it."""
         first = self.model_copy(update={"trials": [trial for trial in self.trials if trial.number == 1]})
-        ratios = {name: first.times_ours(name) for name, each in BASELINES.items() if not each.ours}
+        ratios = {name: first.times_ours(name) for name, each in BASELINES.items() if not each.is_ours}
         known = {name: ratio for name, ratio in ratios.items() if ratio}
         return min(known, key=lambda name: known[name]) if known else None
 
-    def some_result(self) -> BenchResult | None:
-        """Any result, for what is the same in all."""
+    def any_result(self) -> BenchResult | None:
+        """Return some result, for the fields that are the same in all."""
         return next((trial.result for trial in self.trials if trial.result), None)
 
 
-def write(folder: Path, comparison: Comparison) -> None:
-    """Replace the folder's results."""
+def write_results(folder: Path, comparison: Comparison) -> None:
+    """Replace the folder's results, atomically."""
     atomic_write(folder / RESULTS, comparison.model_dump_json(indent=2) + "\n")
 
 
-def read(folder: Path) -> Comparison:
-    """The folder's results.
+def read_results(folder: Path) -> Comparison:
+    """Return the folder's results.
 
     Raises:
-        ResultsError: there are none, or they are not whole; names the file.
+        ResultsError: no results, or incomplete ones.
     """
     path = folder / RESULTS
     try:

@@ -1,25 +1,26 @@
-"""A comparison as Markdown, and into the README between its two markers."""
+"""A comparison as Markdown, written into the README between two markers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.gpu.baselines import BASELINES
-from benchmarks.gpu.records import Trial
-from benchmarks.gpu.results import Comparison
 from gptoss20b.tools.bench.result import BenchResult, Spread
+
+from .baselines import BASELINES
+from .records import Trial
+from .results import Comparison
 
 BEGIN, END = "<!-- results: written by compare.py --readme -->", "<!-- /results -->"
 _COLUMNS = (
     "baseline", "trial", "micro batch", "step, s (p10 to p90; n)", "without optimizer, s", "TFLOP/s",
     "of a plain GEMM", "MFU", "MFU without optimizer", "peak GiB", "times ours (all trials)",
 )  # fmt: skip
-_PEERS_OF_HUGGING_FACE = ("hugging_face", "hugging_face_compiled")
+_HUGGING_FACE = ("hugging_face", "hugging_face_compiled")
 
 
 def markdown(comparison: Comparison) -> str:
-    """Everything that was measured, what was not and why, and the targets."""
-    known = comparison.some_result()
+    """Return all trials, the parts of our step, and the targets."""
+    known = comparison.any_result()
     if known is None:
         return "Nothing was measured.\n"
     versions = ", ".join(f"{name} {version}" for name, version in _versions(comparison).items())
@@ -41,13 +42,12 @@ def markdown(comparison: Comparison) -> str:
 
 
 def rewrite(readme: Path, text: str) -> None:
-    """Put the text between the README's two markers.
+    """Replace the text between the README's two markers.
 
     Raises:
-        ValueError: they are not both there, once, in order.
+        ValueError: the markers are not there once each, in order.
     """
-    whole = readme.read_text(encoding="utf-8")
-    before, begin, rest = whole.partition(BEGIN)
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in after:
         raise ValueError(f"{readme}: expected one line {BEGIN} and after it one line {END}")
@@ -62,63 +62,63 @@ def _cells(comparison: Comparison, trial: Trial) -> list[str]:
     title = BASELINES[trial.baseline].title
     result = trial.result
     if result is None:
-        reason = (trial.reason.splitlines() or [""])[0].replace("|", "/")  # the whole of it is in the results
+        reason = (trial.reason.splitlines() or [""])[0].replace("|", "/")  # results.json has all of it
         return [title, str(trial.number), f"{trial.status}: {reason}", *["-"] * 8]
     ratio = comparison.times_ours(trial.baseline)
     return [
         title,
         str(trial.number),
-        _way(result),
-        _spread(result.step_seconds),
-        _spread(result.step_without_optimizer_seconds),
+        _format_attempt(result),
+        _format_spread(result.step_seconds),
+        _format_spread(result.step_without_optimizer_seconds),
         f"{result.tflops_per_second:,.3g}",
         f"{result.fraction_of_gemm:.1%}",
-        _percent(result.mfu),
-        _percent(result.mfu_without_optimizer),
+        _format_percent(result.mfu),
+        _format_percent(result.mfu_without_optimizer),
         f"{result.peak_memory_bytes / 2**30:.1f}",
         f"{ratio:.2f}" if ratio else "-",
     ]
 
 
-def _way(result: BenchResult) -> str:
-    """Micro batch and recomputation."""
+def _format_attempt(result: BenchResult) -> str:
+    """Return the micro batch and recomputation."""
     return f"{result.micro_batch_size}" + ("" if result.recompute == "none" else f", RECOMPUTE={result.recompute}")
 
 
-def _spread(seconds: Spread | None) -> str:
+def _format_spread(seconds: Spread | None) -> str:
     return f"{seconds.median:.4f} ({seconds.p10:.4f} to {seconds.p90:.4f}; {seconds.steps})" if seconds else "-"
 
 
-def _percent(fraction: float | None) -> str:
+def _format_percent(fraction: float | None) -> str:
     return f"{fraction:.1%}" if fraction is not None else "-"
 
 
 def _versions(comparison: Comparison) -> dict[str, str]:
-    """Of all packages that any baseline names."""
-    wanted = ("python", "torch", "triton", "megatron-core", "transformer-engine", "transformers")
+    """Return the versions of all packages that any baseline uses."""
+    names = ("python", "torch", "triton", "megatron-core", "transformer-engine", "transformers")
     found = {name: version for name, version in comparison.identity.items() if version != "none"}
     for trial in comparison.trials:
         found |= {name: version for name, version in (trial.result.versions if trial.result else {}).items() if version}
-    return {name: found[name] for name in wanted if name in found}
+    return {name: found[name] for name in names if name in found}
 
 
 def _optimizers(comparison: Comparison) -> list[str]:
-    """Whose optimizer each baseline ran: Megatron-Core takes Transformer Engine's where that is installed."""
+    """Name each baseline's optimizer. Megatron-Core takes Transformer Engine's where that is installed."""
     used: dict[str, list[str]] = {}
     for trial in comparison.trials:
         if trial.number == 1 and trial.result and trial.result.optimizer:
             used.setdefault(trial.result.optimizer, []).append(BASELINES[trial.baseline].title)
     engine = _versions(comparison).get("transformer-engine", "")
-    told = [
+    listed = [
         f"{name.replace('transformer_engine', f'Transformer Engine {engine}'.rstrip())} ({', '.join(users)})"
         for name, users in used.items()
     ]
-    return [f"Optimizers: {'; '.join(told)}."] if told else []
+    return [f"Optimizers: {'; '.join(listed)}."] if listed else []
 
 
 def _parts(comparison: Comparison) -> list[str]:
-    """Our time by part; nothing if it is not known."""
-    ours = comparison.ours("reference")
+    """Return our time by part; nothing if it is unknown."""
+    ours = comparison.our_trial("reference")
     result = ours.result if ours else None
     if result is None or result.parts_seconds is None:
         return []
@@ -127,35 +127,35 @@ def _parts(comparison: Comparison) -> list[str]:
 
 
 def _targets(comparison: Comparison) -> list[str]:
-    """The targets that this comparison can tell, each with what was reached."""
+    """Return the targets of S1 that this comparison has figures for."""
     rows = [
         *_mfu_targets(comparison),
         ("times Megatron-Core's local spec", 2.5, comparison.times_ours("megatron_local")),
         ("times Megatron-Core with Transformer Engine", 1.0, comparison.times_ours("transformer_engine")),
-        ("times Hugging Face's best", 1.25, _least(comparison)),
+        ("times Hugging Face's best", 1.25, _best_hugging_face(comparison)),
     ]
-    told = [
+    reached = [
         _row([name, f"at least {target:g}", f"{got:.3g}", "met" if got >= target else "missed"])
         for name, target, got in rows
         if got is not None
     ]
-    if comparison.scenario != "S1" or not told:
+    if comparison.scenario != "S1" or not reached:
         return []
-    return [_row(["target (S1)", "wanted", "got", ""]), _row(["---"] * 4), *told]
+    return [_row(["target (S1)", "wanted", "got", ""]), _row(["---"] * 4), *reached]
 
 
 def _mfu_targets(comparison: Comparison) -> list[tuple[str, float, float | None]]:
-    ours = comparison.ours("reference")
+    ours = comparison.our_trial("reference")
     if ours is None or ours.result is None:
         return []
-    how = f"ours at micro batch {_way(ours.result)}"
+    attempt = f"ours at micro batch {_format_attempt(ours.result)}"
     without = comparison.mfu(ours.baseline, "step_without_optimizer_seconds")
     return [
-        (f"MFU without the optimizer step, {how}", 0.45, without),
-        (f"MFU with it, {how}", 0.42, comparison.mfu(ours.baseline)),
+        (f"MFU without the optimizer step, {attempt}", 0.45, without),
+        (f"MFU with it, {attempt}", 0.42, comparison.mfu(ours.baseline)),
     ]
 
 
-def _least(comparison: Comparison) -> float | None:
-    ratios = [ratio for name in _PEERS_OF_HUGGING_FACE if (ratio := comparison.times_ours(name))]
+def _best_hugging_face(comparison: Comparison) -> float | None:
+    ratios = [ratio for name in _HUGGING_FACE if (ratio := comparison.times_ours(name))]
     return min(ratios) if ratios else None

@@ -1,1 +1,1 @@
-"""`python -m gptoss20b bench`: what a training step costs on one GPU, in all and by part, on synthetic tokens."""
+"""`python -m gptoss20b bench`: time a training step on one GPU, in all and by part of the model, on random tokens."""

@@ -1,4 +1,4 @@
-"""From a scenario and a back end to a result: build, check, time, profile."""
+"""Measurement of one scenario on one back end: build, check, time, profile."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ...model.backend import Backend, choose_backend
 from ...model.size import flops_per_token
 from ...process_groups import distributed_session, read_rank
 from ...run_metadata import git_commit, versions
-from .parts import profiled
-from .result import BenchResult, Parts, Routing, peak_of, speed
-from .routing import routing_of
-from .scenarios import SCENARIOS, Name, Variant, configure
-from .timing import gemm, peak_memory_bytes, reset_peak_memory, time_steps
+from .parts import profile_step
+from .result import BenchResult, Parts, Routing, find_peak, throughput
+from .routing import measure_routing
+from .scenarios import SCENARIOS, ScenarioName, Variant, configure
+from .timing import peak_memory_bytes, reset_peak_memory, time_gemm, time_steps
 from .workload import ForwardBackward, Outcome, TrainStep, Workload
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How a workload is timed.
+    """Number of steps to time.
 
     Attributes:
-        warmup, steps: calls before the timed ones, and timed calls, each with and without the optimizer.
-            One call is enough before those without, once those with have been timed.
-        optimizer: whether steps with the optimizer are timed, where there is one.
-        limit: seconds that the timed calls of one kind may take: fewer are timed of a slow workload.
+        warmup, steps: warm-up and timed steps, each with and without the optimizer. Steps without it need one warm-up
+            step where steps with it were timed before.
+        optimizer: time steps with the optimizer, if the workload has one.
+        limit: seconds for the timed steps of one kind; a slow workload gets fewer steps.
     """
 
     warmup: int = 5
@@ -40,7 +40,7 @@ class Timing:
 
 
 def time_scenario(
-    scenario: Name,
+    scenario: ScenarioName,
     backend: Backend,
     variant: Variant,
     timing: Timing,
@@ -51,13 +51,19 @@ def time_scenario(
     """Time a scenario on one of this project's back ends, in this process, on its first GPU or on the CPU.
 
     Args:
-        micro_batch_size, sequences: as `scenarios.configure` takes them.
-        gate: called with the first step's outcome, before anything is timed; raises to stop.
+        scenario: what to time.
+        backend: layer back end.
+        variant: architecture.
+        timing: number of steps.
+        micro_batch_size: as `scenarios.configure` takes it.
+        sequences: as `scenarios.configure` takes it.
+        gate: called with the first step's outcome before anything is timed; raises to stop.
 
     Raises:
-        ConfigError, LaunchError: settings, or a launcher, that do not go with one process.
+        ConfigError: settings that do not fit one process.
+        LaunchError: a launcher with several processes.
         BackendError: the back end cannot run here.
-        torch.OutOfMemoryError: it does not fit.
+        torch.OutOfMemoryError: the scenario does not fit.
     """
     on_gpu = torch.cuda.is_available()
     config = configure(scenario, variant, backend, on_gpu, micro_batch_size, sequences)
@@ -71,14 +77,14 @@ def time_scenario(
 
 def measure(
     workload: Workload,
-    scenario: Name,
+    scenario: ScenarioName,
     backend: str,
     config: Config,
     device: torch.device,
     timing: Timing,
     gate: Callable[[Outcome], None] | None = None,
 ) -> BenchResult:
-    """Time a workload that was built from ``config``; other arguments as `time_scenario` takes them."""
+    """Time a workload that was built from ``config``. Other arguments as of `time_scenario`."""
     outcome = workload.first_step()
     if gate is not None:
         gate(outcome)
@@ -86,19 +92,19 @@ def measure(
     with_optimizer = None
     if workload.has_optimizer and timing.optimizer:
         with_optimizer = time_steps(workload.full_step, timing.warmup, timing.steps, device, timing.limit)
-    # A whole step warms up what is in a part of it.
+    # Whole steps have warmed up their parts.
     warmup = 1 if with_optimizer else timing.warmup
     without = time_steps(workload.forward_backward, warmup, timing.steps, device, timing.limit)
     memory = peak_memory_bytes(device)
-    parts, profiled_seconds, routing = _look_inside(workload, config, device, with_optimizer is not None)
-    plain = gemm(device)
+    parts, profiled_seconds, routing = _profile(workload, config, device, with_optimizer is not None)
+    gemm = time_gemm(device)
 
     tokens = config.free.global_batch_size * config.fixed.sequence_length
     flops = flops_per_token(config)
-    tokens_per_second, tflops = speed((with_optimizer or without).median, tokens, flops)
+    tokens_per_second, tflops = throughput((with_optimizer or without).median, tokens, flops)
     system = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
-    peak, note = peak_of(system)
-    without_tflops = speed(without.median, tokens, flops)[1]
+    peak, note = find_peak(system)
+    without_tflops = throughput(without.median, tokens, flops)[1]
     return BenchResult(
         scenario=scenario,
         system=system,
@@ -119,9 +125,9 @@ def measure(
         mfu_without_optimizer=without_tflops / peak if peak else None,
         peak_tflops=peak,
         peak_note=note,
-        gemm=plain,
-        gemm_tflops=plain.tflops,
-        fraction_of_gemm=tflops / plain.tflops,
+        gemm=gemm,
+        gemm_tflops=gemm.tflops,
+        fraction_of_gemm=tflops / gemm.tflops,
         peak_memory_bytes=memory,
         device_memory_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
         parts_seconds=parts,
@@ -137,14 +143,16 @@ def measure(
     )
 
 
-def _look_inside(
-    workload: Workload, config: Config, device: torch.device, whole: bool
+def _profile(
+    workload: Workload, config: Config, device: torch.device, with_optimizer: bool
 ) -> tuple[Parts | None, float | None, Routing | None]:
-    """Parts and routing of steps after the timed ones, which they would slow down."""
+    """Measure parts and routing in steps of their own, because hooks and the profiler slow a step down."""
     if workload.gpt is None:
         return None, None, None
-    routing = routing_of(workload.forward_backward, workload.gpt)
+    routing = measure_routing(workload.forward_backward, workload.gpt)
     if config.execution.compile_mode == "layers":
-        return None, None, routing  # a compiled module does not run hooks that came later
-    parts, seconds = profiled(workload.full_step if whole else workload.forward_backward, workload.gpt, device)
+        return None, None, routing  # a compiled module ignores hooks that are registered later
+    parts, seconds = profile_step(
+        workload.full_step if with_optimizer else workload.forward_backward, workload.gpt, device
+    )
     return parts, seconds, routing

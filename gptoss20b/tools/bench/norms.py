@@ -1,7 +1,7 @@
-"""Norms of a step's gradients by kind of tensor, under names that every baseline has.
+"""Norms of a step's gradients by kind of tensor, for comparison between baselines.
 
-A loss and one norm over everything say little at initial weights: queries and keys hardly show in them, and so neither
-do windows, sinks or rotations. The norms of their own gradients do.
+At initial weights the loss and the whole gradient norm hardly depend on queries and keys, and so neither on windows,
+sinks or rotary embeddings. The norms of their own gradients do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...config import Config
 from ...hf.weight_mapping import weight_shards
 from ...model.initialize import local_parameters
 
-# How the names of each kind end in transformers' GptOssForCausalLM, which has queries, keys and values apart.
+# Suffix of each kind's parameter names in transformers' GptOssForCausalLM, which splits queries, keys and values.
 KINDS = {
     "embedding": ".embed_tokens.weight",
     "query": ".q_proj.weight",
@@ -33,23 +33,31 @@ KINDS = {
 
 
 def norms_by_kind(gradients: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
-    """Norm over all layers of each of KINDS that is among the gradients, which have transformers' names."""
-    squares: dict[str, list[Tensor]] = {}
+    """Return the norm over all layers of each of KINDS among the gradients, which have transformers' names."""
+    norms: dict[str, list[Tensor]] = {}
     for name, gradient in gradients:
-        for kind, end in KINDS.items():
-            if name.endswith(end):
-                squares.setdefault(kind, []).append(torch.linalg.vector_norm(gradient, dtype=torch.float32))
-    return {kind: float(torch.linalg.vector_norm(torch.stack(norms))) for kind, norms in squares.items()}
+        for kind, suffix in KINDS.items():
+            if name.endswith(suffix):
+                norms.setdefault(kind, []).append(torch.linalg.vector_norm(gradient, dtype=torch.float32))
+    return {kind: float(torch.linalg.vector_norm(torch.stack(each))) for kind, each in norms.items()}
 
 
 def to_hf_names(
     gpt: GPTModel, config: Config, gradient_of: Callable[[Parameter], Tensor | None]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The gradients that a Megatron-Core model has, by transformers' names, a tensor's or one expert's; as they lie."""
-    known = {weight.name: weight for shard in weight_shards(config.model) for weight in shard}
+    """Yield a Megatron-Core model's gradients under transformers' names.
+
+    Memory layouts stay Megatron-Core's where one tensor maps to one: norms do not depend on them.
+
+    Args:
+        gpt: the model.
+        config: its sizes.
+        gradient_of: returns the gradient of a parameter; None without one.
+    """
+    mappings = {weight.name: weight for shard in weight_shards(config.model) for weight in shard}
     for name, _, parameter in local_parameters(gpt, config):
         gradient = gradient_of(parameter)
-        if name in known and gradient is not None:
-            theirs = list(known[name].hf_shapes)
-            parts = known[name].to_hf(gradient) if len(theirs) > 1 else [gradient]
-            yield from zip(theirs, parts, strict=True)
+        if name in mappings and gradient is not None:
+            hf_names = list(mappings[name].hf_shapes)
+            parts = mappings[name].to_hf(gradient) if len(hf_names) > 1 else [gradient]
+            yield from zip(hf_names, parts, strict=True)

@@ -1,8 +1,6 @@
-"""What `bench` finds out, as JSON and as a table, and the arithmetic from seconds to a fraction of the peak."""
+"""Result of `bench` as a record and a table, and the arithmetic from seconds to a fraction of the peak."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
@@ -11,13 +9,13 @@ from ...hardware import SYSTEMS, system_of_device
 
 
 class Record(BaseModel):
-    """A frozen record that refuses unknown keys."""
+    """A frozen record that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Spread(Record):
-    """Seconds of a step: the median and the 10th and 90th percentile of ``steps`` timed ones."""
+    """Seconds of a step: the median and the 10th and 90th percentile of ``steps`` timed steps."""
 
     median: float
     p10: float
@@ -26,7 +24,7 @@ class Spread(Record):
 
 
 class Gemm(Record):
-    """A square matrix multiplication of this size and type, and the TFLOP/s that it reached."""
+    """A square matrix multiplication: size, dtype and the TFLOP/s it reached."""
 
     size: int
     dtype: str
@@ -34,15 +32,15 @@ class Gemm(Record):
 
 
 class Parts(Record):
-    """Seconds of one profiled step by part of the model, which is slower than a timed one.
+    """Seconds of one profiled step by part of the model. A profiled step is slower than a timed one.
 
     Attributes:
-        attention: QKV and output projection, QK norm, rotation, core attention.
-        experts: the grouped multiplications and what is between them.
-        router_dispatch: the rest of the mixture of experts: router, permutation, all-to-all.
+        attention: QKV and output projection, QK norm, rotary embedding, core attention.
+        experts: the grouped multiplications and the activation between them.
+        router_dispatch: router, permutation, all-to-all.
         loss: from the last hidden states to the loss, output projection included.
         optimizer: zeroing of gradients, clipping, update, and rounding of weights.
-        other: embedding, layer norms, residuals, reduction of gradients, whatever belongs to no part.
+        other: embedding, layer norms, residuals, reduction of gradients, and everything outside the parts.
     """
 
     attention: float
@@ -54,31 +52,32 @@ class Parts(Record):
 
 
 class Routing(Record):
-    """Rows of the expert that got most, over the mean of all experts, in a step: mean and worst of the layers."""
+    """Rows of the fullest expert over the mean of all experts, in a step: mean and worst of the layers."""
 
     max_over_mean: float
     worst_layer: float
 
 
 class BenchResult(Record):
-    """One scenario timed on one back end.
+    """Measurement of one scenario on one back end.
 
     Attributes:
-        scenario, system, backend, variant, precision, recompute, compile_mode: what was timed, and the device's name.
-        micro_batch_size, sequences_per_step, sequence_length: its batch.
-        step_seconds: with the optimizer; None where there is none.
+        system: name of the device.
+        scenario, backend, variant, precision, recompute, compile_mode: the configuration.
+        micro_batch_size, sequences_per_step, sequence_length: the batch.
+        step_seconds: with the optimizer; None without one.
         step_without_optimizer_seconds: forward, backward and (S2 aside) reduction of gradients.
-        tokens_per_second, tflops_per_second: of the step with the optimizer if there is one.
-        flops_per_token: `model.size.flops_per_token` of the scenario's own layers and experts.
-        mfu, mfu_without_optimizer: fractions of `peak_tflops`; None if that or the time is not known.
-        peak_tflops, peak_note: dense bf16 peak of the device, and its source, or why it is not known.
-        gemm, gemm_tflops, fraction_of_gemm: a plain multiplication in the same process, beside `tflops_per_second`.
-        peak_memory_bytes, device_memory_bytes: `timing.peak_memory_bytes`, and what a GPU has; None on a CPU.
-        parts_seconds, profiled_seconds: of one profiled step, by part and their sum; None for models without names
-            for their parts, or compiled as a whole layer. On a GPU the kernels' time, on a CPU the operators' own.
-        routing: how balanced it was; None as above.
+        tokens_per_second, tflops_per_second: of the step, with the optimizer if there is one.
+        flops_per_token: `model.size.flops_per_token` of the scenario's layers and experts.
+        mfu, mfu_without_optimizer: fractions of `peak_tflops`; None if the peak or the time is unknown.
+        peak_tflops, peak_note: dense bf16 peak of the device and its source, or None and the reason.
+        gemm, gemm_tflops, fraction_of_gemm: a plain multiplication in the same process, and the step relative to it.
+        peak_memory_bytes, device_memory_bytes: `timing.peak_memory_bytes`, and the GPU's memory; None on a CPU.
+        parts_seconds, profiled_seconds: of one profiled step, by part and in sum. None for models that are not
+            Megatron-Core's or have compiled layers. On a GPU kernel time, on a CPU operator self time.
+        routing: balance of the routing; None for models that are not Megatron-Core's.
         loss, grad_norm, norms: of the first step, from the initial weights; `workload.Outcome`.
-        optimizer: package and class; None where there is none.
+        optimizer: package and class; None without one.
     """
 
     scenario: str
@@ -117,31 +116,31 @@ class BenchResult(Record):
     date: str
 
 
-def peak_of(system: str) -> tuple[float | None, str]:
-    """Dense bf16 peak in TFLOP/s of the device of this name, and where it is from or why it is None.
+def find_peak(device: str) -> tuple[float | None, str]:
+    """Return the dense bf16 peak in TFLOP/s of the device of this name and its source, or None and the reason.
 
-    A card for a PCIe slot and a slice of a GPU have lower peaks than the module of the same name, and none here.
+    PCIe cards and slices of a GPU have lower peaks than the module of the same name, and none here.
 
-    >>> peak_of("NVIDIA H200")  # doctest: +ELLIPSIS
+    >>> find_peak("NVIDIA H200")  # doctest: +ELLIPSIS
     (990, 'dense bf16 of H200: NVIDIA H200 SXM and DGX H200 data sheets; ...')
     """
-    known = system_of_device(system)
+    known = system_of_device(device)
     if known is None:
-        return None, f"no peak is known for '{system}', only for {', '.join(SYSTEMS)} (not PCIe, NVL or MIG)"
+        return None, f"no peak is known for '{device}', only for {', '.join(SYSTEMS)} (not PCIe, NVL or MIG)"
     return known.peak_tflops, f"dense bf16 of {known.name}: {known.source}"
 
 
-def speed(seconds: float, tokens: int, flops_per_token: float) -> tuple[float, float]:
-    """Tokens/s and TFLOP/s of a step of so many tokens.
+def throughput(seconds: float, tokens: int, flops_per_token: float) -> tuple[float, float]:
+    """Return the tokens/s and TFLOP/s of a step.
 
-    >>> speed(seconds=0.5, tokens=16_384, flops_per_token=22.876e9)
+    >>> throughput(seconds=0.5, tokens=16_384, flops_per_token=22.876e9)
     (32768.0, 749.600768)
     """
     return tokens / seconds, tokens * flops_per_token / seconds / 1e12
 
 
 def as_table(result: BenchResult) -> Table:
-    """The figures that people ask for, on a terminal."""
+    """Return the main figures as a table for a terminal."""
     table = Table("figure", "value", title=f"{result.scenario}, {result.backend}, {result.variant}: {result.system}")
     for name, value in _rows(result):
         table.add_row(name, value)
@@ -152,14 +151,14 @@ def _rows(result: BenchResult) -> list[tuple[str, str]]:
     rows = [
         ("sequences", f"{result.sequences_per_step} of {result.sequence_length:,} in micro batches of "
          f"{result.micro_batch_size}, {result.precision}, RECOMPUTE={result.recompute}, COMPILE={result.compile_mode}"),
-        ("step, s", _spread(result.step_seconds)),
-        ("step without optimizer, s", _spread(result.step_without_optimizer_seconds)),
+        ("step, s", _format_spread(result.step_seconds)),
+        ("step without optimizer, s", _format_spread(result.step_without_optimizer_seconds)),
         ("tokens/s", f"{result.tokens_per_second:,.0f}"),
         ("TFLOP/s", f"{result.tflops_per_second:,.3g}"),
-        ("MFU", _percent(result.mfu, result.peak_note)),
-        ("MFU without optimizer", _percent(result.mfu_without_optimizer, result.peak_note)),
+        ("MFU", _format_percent(result.mfu, result.peak_note)),
+        ("MFU without optimizer", _format_percent(result.mfu_without_optimizer, result.peak_note)),
         (f"plain {result.gemm.size}^3 {result.gemm.dtype}, TFLOP/s", f"{result.gemm_tflops:,.3g}"),
-        ("fraction of that", f"{result.fraction_of_gemm:.1%}"),
+        ("fraction of plain multiplication", f"{result.fraction_of_gemm:.1%}"),
         ("peak memory, GiB", f"{result.peak_memory_bytes / 2**30:.2f}"),
     ]  # fmt: skip
     if result.parts_seconds and result.profiled_seconds:
@@ -169,34 +168,20 @@ def _rows(result: BenchResult) -> list[tuple[str, str]]:
         ]
     if result.routing:
         balance = f"{result.routing.max_over_mean:.2f}, worst layer {result.routing.worst_layer:.2f}"
-        rows.append(("most rows of an expert / mean", balance))
+        rows.append(("rows of the fullest expert / mean", balance))
     return [*rows, ("loss, gradient norm", f"{result.loss:.5f}, {result.grad_norm:.5g}")]
 
 
-def _spread(seconds: Spread | None) -> str:
+def _format_spread(seconds: Spread | None) -> str:
     if seconds is None:
         return "not timed"
     return f"{seconds.median:.4f} (p10 {seconds.p10:.4f}, p90 {seconds.p90:.4f}, {seconds.steps} steps)"
 
 
-def _percent(fraction: float | None, why_not: str) -> str:
-    return f"{fraction:.1%}" if fraction is not None else f"- ({why_not})"
+def _format_percent(fraction: float | None, reason: str) -> str:
+    return f"{fraction:.1%}" if fraction is not None else f"- ({reason})"
 
 
 def to_json(result: BenchResult) -> str:
-    """JSON text that `BenchResult.model_validate_json` reads."""
+    """Return JSON text that `BenchResult.model_validate_json` reads."""
     return result.model_dump_json(indent=2) + "\n"
-
-
-def from_json(text: str) -> BenchResult:
-    """The result in the text.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    return BenchResult.model_validate_json(text)
-
-
-def as_dict(result: BenchResult) -> dict[str, Any]:
-    """Plain values."""
-    return result.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Seconds of a step, and what a plain matrix multiplication reaches on the same device in the same process."""
+"""Time of a step, and of a plain matrix multiplication on the same device in the same process."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 
 from .result import Gemm, Spread
 
-# Enough for a median and percentiles, however slow the baseline.
-_FEWEST = 3
+# Smallest number of timed steps: enough for a median and percentiles of a slow baseline.
+_MIN_STEPS = 3
 # Rows, columns and depth of the plain multiplication.
-_ON_GPU, _ON_CPU = 8192, 1024
+_GEMM_SIZE_GPU, _GEMM_SIZE_CPU = 8192, 1024
 
 
-def seconds_of(call: Callable[[], object], count: int, device: torch.device) -> list[float]:
-    """Seconds of each of ``count`` calls, one right after the other.
+def time_calls(call: Callable[[], object], count: int, device: torch.device) -> list[float]:
+    """Return the seconds of each of ``count`` back-to-back calls.
 
-    On a GPU from events on the device, read after the last call: the host is not made to wait between them, so what
-    it takes to launch a step is hidden where it is hidden in training.
+    On a GPU, device events are read after the last call. The host never waits in between, so launch overhead overlaps
+    as in training.
     """
     if device.type != "cuda":
-        return [_on_host(call) for _ in range(count)]
+        return [_time_on_host(call) for _ in range(count)]
     marks: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]  # type: ignore[no-untyped-call]
     marks[0].record()
     for mark in marks[1:]:
@@ -36,7 +36,7 @@ def seconds_of(call: Callable[[], object], count: int, device: torch.device) -> 
     return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
 
 
-def _on_host(call: Callable[[], object]) -> float:
+def _time_on_host(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -45,21 +45,25 @@ def _on_host(call: Callable[[], object]) -> float:
 def time_steps(
     call: Callable[[], object], warmup: int, steps: int, device: torch.device, limit: float | None = None
 ) -> Spread:
-    """Spread of ``steps`` timed calls after ``warmup`` others.
+    """Return the spread of ``steps`` timed calls after ``warmup`` calls that are not timed.
 
     Args:
-        limit: seconds that the timed calls may take together: fewer are timed if the last warm-up calls say so.
+        call: one step.
+        warmup: at least one call is made.
+        steps: calls to time.
+        device: whose clock counts.
+        limit: seconds for all timed calls. Fewer are timed if the last warm-up call was too slow for ``steps``.
     """
-    before = seconds_of(call, max(warmup, 1), device)
+    warmup_seconds = time_calls(call, max(warmup, 1), device)
     if limit is not None:
-        steps = max(min(steps, int(limit / before[-1])), min(steps, _FEWEST))
-    return spread(seconds_of(call, steps, device))
+        steps = max(min(steps, int(limit / warmup_seconds[-1])), min(steps, _MIN_STEPS))
+    return summarize_seconds(time_calls(call, steps, device))
 
 
-def spread(seconds: Sequence[float]) -> Spread:
-    """Median and 10th and 90th percentile (linear between the nearest two).
+def summarize_seconds(seconds: Sequence[float]) -> Spread:
+    """Return the median and the 10th and 90th percentile (linear between the nearest two).
 
-    >>> spread([1.0, 2.0, 3.0])
+    >>> summarize_seconds([1.0, 2.0, 3.0])
     Spread(median=2.0, p10=1.2, p90=2.8, steps=3)
     """
     if len(seconds) == 1:
@@ -68,12 +72,12 @@ def spread(seconds: Sequence[float]) -> Spread:
     return Spread(median=statistics.median(seconds), p10=tenths[0], p90=tenths[-1], steps=len(seconds))
 
 
-def gemm(device: torch.device) -> Gemm:
-    """TFLOP/s of a square matrix multiplication: 8192 in bf16 on a GPU, 1024 in fp32 on a CPU."""
+def time_gemm(device: torch.device) -> Gemm:
+    """Time a square matrix multiplication: 8192 in bf16 on a GPU, 1024 in fp32 on a CPU."""
     on_gpu = device.type == "cuda"
-    size, dtype = (_ON_GPU, torch.bfloat16) if on_gpu else (_ON_CPU, torch.float32)
+    size, dtype = (_GEMM_SIZE_GPU, torch.bfloat16) if on_gpu else (_GEMM_SIZE_CPU, torch.float32)
     generator = torch.Generator().manual_seed(0)
-    # Random numbers: a GPU that multiplies zeros draws less power and so runs faster.
+    # Random numbers, because a GPU that multiplies zeros draws less power and clocks higher.
     a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
     out = torch.empty(size, size, device=device, dtype=dtype)
     times = time_steps(lambda: torch.mm(a, b, out=out), warmup=5, steps=20, device=device)
@@ -81,13 +85,13 @@ def gemm(device: torch.device) -> Gemm:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to look for the peak; on a CPU the system counts from the start of the process."""
+    """Reset the peak of a GPU; on a CPU the peak counts from the start of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most bytes of tensors on the GPU at once; on a CPU the most of the process that was in memory."""
+    """Return the peak bytes of tensors on the GPU; on a CPU the peak resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux

@@ -1,4 +1,4 @@
-"""The tokens of a timed step, which every baseline sees."""
+"""The tokens of a timed step, the same for every baseline."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from ...config import Config
 
 
 def micro_batches(config: Config, device: torch.device) -> list[DeviceBatch]:
-    """The micro batches of a step: uniformly random tokens, the same for every baseline and micro batch size.
+    """Return the micro batches of a step: uniformly random tokens, the same for every baseline and micro batch size.
 
-    A sequence depends on its number in the step alone. Each token's label is the next; the last has none, as in
-    Hugging Face's loss.
+    A sequence depends only on its number in the step. The last token has no label, as in Hugging Face's loss.
     """
     shape = (1, config.fixed.sequence_length)
     rows = []

@@ -7,7 +7,7 @@ import torch
 
 from gptoss20b.model.attention import dot_product_attention
 from gptoss20b.model.rotary import split_qkv_rope
-from tests.support.attention_reference import compare_attention, compare_rotation
+from tests.support.attention_reference import check_attention, check_rope
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,27 +17,27 @@ pytestmark = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_sink", [False, True])
-@pytest.mark.parametrize("past", [0, 1, 127, 128, 129, None])
+@pytest.mark.parametrize("window_left", [0, 1, 127, 128, 129, None])
 @pytest.mark.parametrize("length", [130, 384])
-def test_windows_and_lengths(length: int, past: int | None, with_sink: bool, dtype: torch.dtype) -> None:
-    compare_attention(dot_product_attention, length, 8, 2, 64, past, with_sink, dtype, "cuda")
+def test_windows_and_lengths(length: int, window_left: int | None, with_sink: bool, dtype: torch.dtype) -> None:
+    check_attention(dot_product_attention, length, 8, 2, 64, window_left, with_sink, dtype, "cuda")
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(8, 1), (8, 8), (64, 8)])
-@pytest.mark.parametrize(("past", "with_sink"), [(None, False), (128, False), (127, True)])
-def test_groups(heads: int, groups: int, past: int | None, with_sink: bool) -> None:
-    compare_attention(dot_product_attention, 1024, heads, groups, 64, past, with_sink, torch.bfloat16, "cuda")
+@pytest.mark.parametrize(("window_left", "with_sink"), [(None, False), (128, False), (127, True)])
+def test_groups(heads: int, groups: int, window_left: int | None, with_sink: bool) -> None:
+    check_attention(dot_product_attention, 1024, heads, groups, 64, window_left, with_sink, torch.bfloat16, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("length", [3, 256])
 def test_rotation(length: int, normed: bool, dtype: torch.dtype) -> None:
-    compare_rotation(split_qkv_rope, length, 8, 8, 64, normed, 1.35, dtype, "cuda")
+    check_rope(split_qkv_rope, length, 8, 8, 64, normed, 1.35, dtype, "cuda")
 
 
-@pytest.mark.parametrize(("past", "with_sink"), [(None, False), (128, False), (127, True), (None, True)])
-def test_memory_grows_with_the_length_and_not_its_square(past: int | None, with_sink: bool) -> None:
+@pytest.mark.parametrize(("window_left", "with_sink"), [(None, False), (128, False), (127, True), (None, True)])
+def test_memory_grows_with_the_length_and_not_its_square(window_left: int | None, with_sink: bool) -> None:
     def peak(length: int) -> int:
         query, key = (
             torch.randn(length, 1, n, 64, dtype=torch.bfloat16, device="cuda").permute(1, 2, 0, 3).requires_grad_()
@@ -47,7 +47,7 @@ def test_memory_grows_with_the_length_and_not_its_square(past: int | None, with_
         for _ in range(2):  # the second time without what the first compiles and tunes
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            dot_product_attention(query, key, key, 0.125, past, sink).sum().backward()
+            dot_product_attention(query, key, key, 0.125, window_left, sink).sum().backward()
         return torch.cuda.max_memory_allocated() - before
 
     assert peak(8192) < 2.5 * peak(4096)
@@ -56,11 +56,11 @@ def test_memory_grows_with_the_length_and_not_its_square(past: int | None, with_
 def test_nothing_waits_for_the_gpu() -> None:
     query, key = (torch.randn(1, n, 512, 64, dtype=torch.bfloat16, device="cuda").requires_grad_() for n in (8, 2))
     sink = torch.zeros(8, device="cuda", requires_grad=True)
-    for past, each in ((None, None), (128, None), (127, sink)):
-        dot_product_attention(query, key, key, 0.125, past, each).sum().backward()
+    for window_left, each in ((None, None), (128, None), (127, sink)):
+        dot_product_attention(query, key, key, 0.125, window_left, each).sum().backward()
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            dot_product_attention(query, key, key, 0.125, past, each).sum().backward()
+            dot_product_attention(query, key, key, 0.125, window_left, each).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -8,17 +8,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Largest relative error, by the type of the inputs.
+from gptoss20b.model.rotary import rotary_cos_sin
+
+# Largest relative error, by the dtype of the inputs.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, past: int | None, sink: Tensor | None) -> Tensor:
-    """Softmax over an S x S mask."""
+def reference_attention(
+    query: Tensor, key: Tensor, value: Tensor, window_left: int | None, sink: Tensor | None
+) -> Tensor:
+    """Compute the softmax over an S x S mask."""
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     length = query.shape[2]
     distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-    visible = (distance >= 0) & (distance <= (length if past is None else past))
+    visible = (distance >= 0) & (distance <= (length if window_left is None else window_left))
     scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).masked_fill(~visible, -math.inf)
     if sink is not None:
         column = sink[None, :, None, None].expand(query.shape[0], -1, length, 1)
@@ -26,22 +30,22 @@ def attention(query: Tensor, key: Tensor, value: Tensor, past: int | None, sink:
     return scores.softmax(dim=-1) @ value
 
 
-def norm_rotate(x: Tensor, weight: Tensor | None, angles: Tensor, magnitude: float, eps: float) -> Tensor:
-    """X [sequence, batch, heads, head_dim], angles [sequence, head_dim / 2]: complex numbers turned by their angle."""
+def reference_norm_rope(x: Tensor, weight: Tensor | None, angles: Tensor, magnitude: float, eps: float) -> Tensor:
+    """Turn complex numbers by their angle: x [sequence, batch, heads, head_dim], angles [sequence, head_dim / 2]."""
     if weight is not None:
         x = x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * weight
     turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.full_like(angles, magnitude), angles)[:, None, None]
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-def compare(
+def check_against_fp64(
     function: Callable[..., Sequence[Tensor]],
     reference: Callable[..., Sequence[Tensor]],
     shapes: Sequence[Sequence[int]],
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> None:
-    """Both on the same normal inputs, of these shapes and rounded to this type: outputs and gradients of all inputs."""
+    """Compare outputs and all inputs' gradients on the same normal inputs of these shapes, rounded to this dtype."""
     generator = torch.Generator().manual_seed(sum(map(sum, shapes)))
     exact = [torch.randn(*s, generator=generator).to(dtype).double().requires_grad_() for s in shapes]
     inputs = [x.detach().to(device, dtype).requires_grad_() for x in exact]
@@ -62,31 +66,31 @@ def compare(
         assert difference < TOLERANCE[dtype] * (size if size > 1e-9 else max(1.0, float(weights[0].norm())))
 
 
-def compare_attention(
-    attend: Callable[..., Tensor],
+def check_attention(
+    attention: Callable[..., Tensor],
     length: int,
     heads: int,
     groups: int,
     head_dim: int,
-    past: int | None,
+    window_left: int | None,
     with_sink: bool,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> None:
-    """``attend`` as `gptoss20b.model.attention.attend`, on two sequences."""
+    """Check a function like `gptoss20b.model.attention.dot_product_attention` on two sequences."""
     query, key = (2, heads, length, head_dim), (2, groups, length, head_dim)
     scale = 1 / math.sqrt(head_dim)
-    compare(
-        lambda q, k, v, *sink: [attend(q, k, v, scale, past, *(sink or (None,)))],
-        lambda q, k, v, *sink: [attention(q, k, v, past, *(sink or (None,)))],
+    check_against_fp64(
+        lambda q, k, v, *sink: [attention(q, k, v, scale, window_left, *(sink or (None,)))],
+        lambda q, k, v, *sink: [reference_attention(q, k, v, window_left, *(sink or (None,)))],
         [query, key, key, *([(heads,)] if with_sink else [])],
         dtype,
         device,
     )
 
 
-def compare_rotation(
-    split_rotate: Callable[..., tuple[Tensor, Tensor, Tensor]],
+def check_rope(
+    split_qkv_rope: Callable[..., tuple[Tensor, Tensor, Tensor]],
     length: int,
     groups: int,
     repeats: int,
@@ -96,22 +100,23 @@ def compare_rotation(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> None:
-    """``split_rotate`` as `gptoss20b.model.rotary.split_rotate`, on two sequences."""
-    from gptoss20b.model.rotary import rotary_cos_sin
-
+    """Check a function like `gptoss20b.model.rotary.split_qkv_rope` on two sequences."""
     eps = 1e-2  # large enough to be seen
     angles = torch.rand(length, head_dim // 2, generator=torch.Generator().manual_seed(length)) * 50
     cos, sin = rotary_cos_sin(torch.cat([angles, angles], dim=-1)[:, None, None].to(device), magnitude)
 
-    def reference(projected: Tensor, *weights: Tensor) -> list[Tensor]:
-        parts = projected.reshape(length, 2, groups, repeats + 2, head_dim)
+    def reference(qkv: Tensor, *weights: Tensor) -> list[Tensor]:
+        parts = qkv.reshape(length, 2, groups, repeats + 2, head_dim)
         query, key, value = parts[:, :, :, :repeats].flatten(2, 3), parts[:, :, :, repeats], parts[:, :, :, repeats + 1]
-        of_query, of_key = weights or (None, None)
-        turned = (norm_rotate(x, w, angles.double(), magnitude, eps) for x, w in ((query, of_query), (key, of_key)))
+        query_weight, key_weight = weights or (None, None)
+        turned = (
+            reference_norm_rope(x, w, angles.double(), magnitude, eps)
+            for x, w in ((query, query_weight), (key, key_weight))
+        )
         return [*turned, value]
 
-    def ours(projected: Tensor, *weights: Tensor) -> Sequence[Tensor]:
-        return split_rotate(projected, groups, weights or (None, None), cos, sin, eps)
+    def ours(qkv: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+        return split_qkv_rope(qkv, groups, weights or (None, None), cos, sin, eps)
 
     shapes = [(length, 2, groups * (repeats + 2) * head_dim), *([(head_dim,), (head_dim,)] if normed else [])]
-    compare(ours, reference, shapes, dtype, device)
+    check_against_fp64(ours, reference, shapes, dtype, device)

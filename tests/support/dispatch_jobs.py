@@ -1,24 +1,27 @@
-"""What the ranks of `test_expert_exchange` do."""
+"""Jobs of the ranks of `test_all_to_all`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from tests.support.dispatch_cases import make_routing
 from tests.support.jobs import Variables, layouts
 
 
-def beside_megatrons(variables: list[Variables], tokens: list[int], lean: float) -> list[dict[str, Any]]:
-    """For each layout: our dispatcher's rows, sums and gradients, and Megatron-Core's, of the same routing.
+def compare_dispatchers(variables: list[Variables], tokens: list[int], skew: float) -> list[dict[str, Any]]:
+    """Run this project's and Megatron-Core's dispatcher on the same routing.
 
     Args:
-        tokens: of each rank.
-        lean: how much the router prefers low expert numbers; at 9 each token chooses the first of them.
+        variables: settings of each layout.
+        tokens: number of tokens of each rank.
+        skew: as in `make_routing`.
 
     Returns:
-        For each layout what both got, under "ours" and "theirs".
+        For each layout, the results of "ours" and "megatron".
     """
     from megatron.core import parallel_state
     from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
@@ -30,41 +33,39 @@ def beside_megatrons(variables: list[Variables], tokens: list[int], lean: float)
     outcomes = []
     with layouts(variables) as configs:
         for config in configs:
-            rank = torch.distributed.get_rank()
-            settings = build_transformer_config(config, on_gpu=False)
+            rank = dist.get_rank()
+            transformer = build_transformer_config(config, on_gpu=False)
             experts, local = config.model.num_experts, config.model.num_experts // config.parallel.expert
             first = local * parallel_state.get_expert_model_parallel_rank()
-            theirs = MoEAlltoAllTokenDispatcher(
-                local, list(range(first, first + local)), config=settings, pg_collection=get_default_pg_collection()
+            megatron = MoEAlltoAllTokenDispatcher(
+                local, list(range(first, first + local)), config=transformer, pg_collection=get_default_pg_collection()
             )
-            random = torch.Generator().manual_seed(rank)
-            logits = torch.randn(tokens[rank], experts, generator=random) - lean * torch.arange(experts)
-            chosen = logits.topk(config.model.router_topk).indices
-            routing_map = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, chosen, value=True)
-            x = torch.randn(tokens[rank], 1, config.model.hidden_size, generator=random)
-            found = {
-                name: _through(dispatcher, x, routing_map, logits.softmax(1) * routing_map)
-                for name, dispatcher in {"ours": SortingDispatcher(settings), "theirs": theirs}.items()
-            }
-            outcomes.append(found)
+            routing_map, probs = make_routing(tokens[rank], experts, config.model.router_topk, skew, seed=rank)
+            x = torch.randn(tokens[rank], 1, config.model.hidden_size, generator=torch.Generator().manual_seed(rank))
+            outcomes.append(
+                {
+                    name: _dispatch_and_combine(dispatcher, x, routing_map, probs)
+                    for name, dispatcher in {"ours": SortingDispatcher(transformer), "megatron": megatron}.items()
+                }
+            )
     return outcomes
 
 
-def _through(dispatcher: Any, x: Tensor, routing_map: Tensor, probabilities: Tensor) -> dict[str, Any]:
-    x, probabilities = x.clone().requires_grad_(), probabilities.clone().requires_grad_()
-    rows, chances = dispatcher.token_dispatch(*dispatcher.dispatch_preprocess(x, routing_map, probabilities))
-    rows, counts, chances = dispatcher.dispatch_postprocess(rows, chances)
-    # Stands for the experts: other numbers for other rows, and none for none.
-    out = rows * torch.linspace(1, 2, rows.numel()).view_as(rows) * chances[:, None]
+def _dispatch_and_combine(dispatcher: Any, x: Tensor, routing_map: Tensor, probs: Tensor) -> dict[str, Any]:
+    x, probs = x.clone().requires_grad_(), probs.clone().requires_grad_()
+    rows, row_probs = dispatcher.token_dispatch(*dispatcher.dispatch_preprocess(x, routing_map, probs))
+    rows, counts, row_probs = dispatcher.dispatch_postprocess(rows, row_probs)
+    # In place of the experts: other factors for other rows.
+    out = rows * torch.linspace(1, 2, rows.numel()).view_as(rows) * row_probs[:, None]
     out = dispatcher.combine_postprocess(dispatcher.token_combine(dispatcher.combine_preprocess(out)))
     out.square().sum().backward()
     assert x.grad is not None
-    assert probabilities.grad is not None
+    assert probs.grad is not None
     return {
         "rows": rows.detach().numpy(),
-        "probabilities": chances.detach().numpy(),
+        "probs": row_probs.detach().numpy(),
         "counts": [int(count) for count in counts],
         "sums": out.detach().numpy(),
-        "gradient of the hidden states": x.grad.numpy(),
-        "gradient of the probabilities": (probabilities.grad * routing_map).numpy(),
+        "grad of hidden states": x.grad.numpy(),
+        "grad of probs": (probs.grad * routing_map).numpy(),
     }

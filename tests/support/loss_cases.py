@@ -1,17 +1,19 @@
-"""What a test of the loss does, on any device."""
+"""The fused loss beside the plain one in fp64, on any device."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptoss20b.model.loss import linear_cross_entropy
+from tests.support.tensor_checks import relative_error
 
 
-def inputs(
+def make_inputs(
     device: torch.device, dtype: torch.dtype, tokens: int, width: int, vocabulary: int, masked: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states, weight, labels and mask; ``masked`` is the share of tokens that do not count."""
+    """Return hidden states, weight, labels and mask; ``masked`` is the fraction of tokens that do not count."""
     random = torch.Generator().manual_seed(seed)
     hidden = torch.randn(tokens, width, generator=random).to(device, dtype).requires_grad_()
     # Logits of order one: bf16 rounds large ones by more than the tolerance of what is computed from them.
@@ -21,12 +23,7 @@ def inputs(
     return hidden, weight, labels, mask
 
 
-def difference(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what was expected; over 1 where that is smaller."""
-    return float((got.double() - expected).norm() / expected.norm().clamp(min=1.0))
-
-
-def check(
+def check_loss(
     device: torch.device,
     dtype: torch.dtype,
     tolerance: float,
@@ -37,18 +34,16 @@ def check(
     masked: float,
     seed: int,
 ) -> None:
-    """Loss and gradients, of an upstream gradient that is not one, against the plain loss in fp64."""
-    hidden, weight, labels, mask = inputs(device, dtype, tokens, width, vocabulary, masked, seed)
+    """Check loss and gradients, for an upstream gradient that is not one."""
+    hidden, weight, labels, mask = make_inputs(device, dtype, tokens, width, vocabulary, masked, seed)
     total = linear_cross_entropy(hidden, weight, labels, mask, chunk)
     (3.7 * total).backward()
-    plain_hidden, plain_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
-    losses = torch.nn.functional.cross_entropy(plain_hidden @ plain_weight.T, labels, reduction="none")
-    plain = (losses * mask).sum()
-    (3.7 * plain).backward()
+    wide_hidden, wide_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    losses = F.cross_entropy(wide_hidden @ wide_weight.T, labels, reduction="none")
+    expected = (losses * mask).sum()
+    (3.7 * expected).backward()
     assert total.dtype == torch.float64 and total.shape == ()
-    assert hidden.grad is not None and hidden.grad.dtype == dtype
-    assert weight.grad is not None and weight.grad.dtype == dtype
-    assert plain_hidden.grad is not None and plain_weight.grad is not None
-    assert difference(total.detach(), plain.detach()) < tolerance
-    assert difference(hidden.grad, plain_hidden.grad) < tolerance
-    assert difference(weight.grad, plain_weight.grad) < tolerance
+    assert relative_error(total, expected, floor=1.0) < tolerance
+    for leaf, wide in ((hidden, wide_hidden), (weight, wide_weight)):
+        assert leaf.grad is not None and leaf.grad.dtype == dtype
+        assert relative_error(leaf.grad, wide.grad, floor=1.0) < tolerance

@@ -1,4 +1,4 @@
-"""Sorting rows by expert and back: as a loop would do it, without waiting for the device, the same every time."""
+"""Permutation of rows by expert and back: as a loop does it, without waiting for the device, deterministic."""
 
 from __future__ import annotations
 
@@ -10,56 +10,57 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.config import resolve
 from gptoss20b.model.dispatch import AllToAllPlan, SortingDispatcher, build_permutation
 from gptoss20b.model.fused import FusedFunction
 from gptoss20b.process_groups import single_process
-from tests.support.dispatch_cases import alone, check, routed
+from tests.support.dispatch_cases import check_dispatcher, make_routing, single_rank_dispatcher
+from tests.support.tensor_checks import RecordOperators
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize(
-    ("tokens", "experts", "top_k", "lean"),
+    ("tokens", "experts", "topk", "skew"),
     [(64, 32, 4, 0.0), (33, 8, 4, 9.0), (1, 8, 4, 0.0), (7, 4, 4, 0.0), (5, 1, 1, 0.0), (40, 8, 1, 9.0)],
 )
-def test_one_rank(dtype: torch.dtype, tolerance: float, tokens: int, experts: int, top_k: int, lean: float) -> None:
-    check("cpu", dtype, tolerance, tokens, experts, top_k, lean)
+def test_one_rank(dtype: torch.dtype, tolerance: float, tokens: int, experts: int, topk: int, skew: float) -> None:
+    check_dispatcher("cpu", dtype, tolerance, tokens, experts, topk, skew)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @settings(max_examples=30)
-@given(tokens=st.integers(1, 40), experts=st.integers(1, 12), data=st.data(), lean=st.sampled_from([0.0, 0.3, 9.0]))
+@given(tokens=st.integers(1, 40), experts=st.integers(1, 12), data=st.data(), skew=st.sampled_from([0.0, 0.3, 9.0]))
 def test_one_rank_at_random(
-    dtype: torch.dtype, tolerance: float, tokens: int, experts: int, data: Any, lean: float
+    dtype: torch.dtype, tolerance: float, tokens: int, experts: int, data: Any, skew: float
 ) -> None:
-    top_k = data.draw(st.integers(1, experts), label="top k")
+    topk = data.draw(st.integers(1, experts), label="topk")
     # The gradient of one probability is a sum that may cancel: in bf16 a hundredth is kept by many rows only.
-    assume(dtype == torch.float32 or tokens * top_k >= 16)
-    check("cpu", dtype, tolerance, tokens, experts, top_k, lean)
+    assume(dtype == torch.float32 or tokens * topk >= 16)
+    check_dispatcher("cpu", dtype, tolerance, tokens, experts, topk, skew)
 
 
-def test_kernels_are_given_what_requires_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_get_tensors_that_require_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     requiring = []
 
-    def watched(function: FusedFunction[..., Any], x: torch.Tensor, index: torch.Tensor) -> Any:
+    def watched(function: FusedFunction[..., Any], x: Tensor, index: Tensor) -> Any:
         requiring.append(x.requires_grad)
         return function.eager(x, index)
 
     monkeypatch.setattr(FusedFunction, "__call__", watched)
-    check("cpu", torch.float32, 1e-5, 8, 4, 2, 0.0)
+    check_dispatcher("cpu", torch.float32, 1e-5, 8, 4, 2, 0.0)
     assert requiring == [False, False]
 
 
-def test_the_order_says_where_each_choice_went() -> None:
-    routing_map, _ = routed(20, 6, 3, 0.5, seed=3)
+def test_the_permutation_locates_each_choice() -> None:
+    routing_map, _ = make_routing(20, 6, 3, 0.5, seed=3)
     order = build_permutation(routing_map, 3)
-    assert order.topk_experts.sort().values.equal(order.topk_experts), "a token's experts by number"
-    expert_of_row = torch.repeat_interleave(torch.arange(6), order.tokens_per_expert)
+    row_experts = torch.repeat_interleave(torch.arange(6), order.tokens_per_expert)
     for token in range(20):
         assert order.topk_experts[token].tolist() == routing_map[token].nonzero().flatten().tolist()
-        assert expert_of_row[order.topk_rows[token]].equal(order.topk_experts[token])
+        assert row_experts[order.topk_rows[token]].equal(order.topk_experts[token])
         assert order.row_tokens[order.topk_rows[token]].tolist() == [token] * 3
     assert order.row_choices[order.topk_rows.flatten()].tolist() == list(range(60))
 
@@ -72,20 +73,20 @@ def test_the_order_says_where_each_choice_went() -> None:
         )
     )
 )
-def test_arrived_rows_are_sorted_by_expert_then_source(counts: list[list[int]]) -> None:
-    arrived = [
+def test_received_rows_are_sorted_by_expert_then_source(counts: list[list[int]]) -> None:
+    received = [
         (expert, source, number)
         for source, by_expert in enumerate(counts)
         for expert, count in enumerate(by_expert)
         for number in range(count)
     ]
-    order, inverse = AllToAllPlan(torch.tensor(counts), torch.empty(0), None).expert_order(len(arrived))
-    assert [arrived[row] for row in order.tolist()] == sorted(arrived)
-    assert order[inverse].tolist() == list(range(len(arrived)))
+    order, inverse = AllToAllPlan(torch.tensor(counts), torch.empty(0), None).expert_order(len(received))
+    assert [received[row] for row in order.tolist()] == sorted(received)
+    assert order[inverse].tolist() == list(range(len(received)))
 
 
-# What reads a value, or makes a tensor whose size depends on values.
-WAITS = {
+# Operators that read a value, or make a tensor whose size depends on values.
+SYNCHRONIZING = {
     "aten._local_scalar_dense",
     "aten.item",
     "aten.is_nonzero",
@@ -101,30 +102,30 @@ WAITS = {
 }
 
 
-class NoWaiting(TorchDispatchMode):
-    """Fails on what would make the host wait for a GPU: reading a value, a size that depends on values, a copy."""
+class ForbidSync(TorchDispatchMode):
+    """Raise on operators that would make the host wait for a GPU: a read value, a size from values, a copy."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ran = 0
+        self.operators = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = str(func.overloadpacket)
-        self.ran += 1
-        assert name not in WAITS, f"{name} waits for the device"
+        self.operators += 1
+        assert name not in SYNCHRONIZING, f"{name} waits for the device"
         if name == "aten.index":
             assert all(index is None or index.dtype != torch.bool for index in args[1]), (
-                "a mask's size is in its values"
+                "a boolean mask waits for the device: the size of the result is in its values"
             )
-        # On this machine tensors are on the CPU anyway, but nobody has to say so.
+        # Tensors of this test are on the CPU already: a copy with a device is one that the code asks for.
         assert name != "aten._to_copy" or kwargs.get("device") is None, "a copy to the host waits for the device"
         return func(*args, **kwargs)
 
 
 @pytest.fixture(scope="module")
 def layer() -> Iterator[Any]:
-    """Megatron-Core's mixture-of-experts layer of the small model, router and all."""
+    """Return Megatron-Core's mixture-of-experts layer of the small model, with its router."""
     from gptoss20b.model.build import build_model
 
     with single_process():
@@ -146,10 +147,10 @@ def test_experts_split_by_tensor_parallelism_are_refused(layer: Any) -> None:
 def test_on_one_rank_the_host_waits_for_nothing(layer: Any) -> None:
     assert isinstance(layer.token_dispatcher, SortingDispatcher)
     x = torch.randn(24, 2, 64, requires_grad=True)
-    with NoWaiting() as mode:
+    with ForbidSync() as mode:
         out, _ = layer(x)
         out.backward(torch.ones_like(out))
-    assert mode.ran > 50, "the layer ran under the mode"
+    assert mode.operators > 50, "the layer ran under the mode"
     assert x.grad is not None
 
 
@@ -164,35 +165,31 @@ def test_on_one_rank_the_host_waits_for_nothing(layer: Any) -> None:
         lambda x: x.repeat_interleave(torch.tensor([1, 2, 3])),
     ],
 )
-def test_waiting_would_be_seen(wait: Callable[[torch.Tensor], Any]) -> None:
-    with pytest.raises(AssertionError, match=r"wait|mask"), NoWaiting():
+def test_the_mode_detects_waiting(wait: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(AssertionError, match="waits for the device"), ForbidSync():
         wait(torch.arange(3.0))
 
 
 def test_a_second_forward_pass_before_the_first_backward_pass(layer: Any) -> None:
     # As pipeline parallelism runs them: the dispatcher must not mix up two micro batches.
-    first, second = (torch.randn(16, 1, 64, requires_grad=True) for _ in range(2))
-    alone_first = torch.autograd.grad(layer(first)[0].sum(), first)[0]
-    alone_second = torch.autograd.grad(layer(second)[0].sum(), second)[0]
-    one, other = layer(first)[0], layer(second)[0]
-    assert torch.equal(torch.autograd.grad(one.sum(), first)[0], alone_first)
-    assert torch.equal(torch.autograd.grad(other.sum(), second)[0], alone_second)
+    inputs = [torch.randn(16, 1, 64, requires_grad=True) for _ in range(2)]
+    separate = [torch.autograd.grad(layer(x)[0].sum(), x)[0] for x in inputs]
+    outputs = [layer(x)[0] for x in inputs]
+    for x, out, expected in zip(inputs, outputs, separate, strict=True):
+        assert torch.equal(torch.autograd.grad(out.sum(), x)[0], expected)
 
 
-def test_sorting_makes_one_tensor_of_the_rows_size() -> None:
-    routing_map, probabilities = routed(64, 8, 4, 0.0, seed=1)
-    dispatcher, x = alone(8, 4), torch.randn(64, 1, 128)
-    made: set[int] = set()
-
-    class Storages(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor) and out.numel() >= x.numel():
-                made.add(out.untyped_storage().data_ptr())
-            return out
-
-    with Storages():
-        rows, chances = dispatcher.token_dispatch(*dispatcher.dispatch_preprocess(x, routing_map, probabilities))
-        rows, _, _ = dispatcher.dispatch_postprocess(rows, chances)
+def test_permuting_makes_one_tensor_of_the_rows_size() -> None:
+    routing_map, probs = make_routing(64, 8, 4, 0.0, seed=1)
+    dispatcher, x = single_rank_dispatcher(8, 4), torch.randn(64, 1, 128)
+    with RecordOperators() as recorded:
+        rows, row_probs = dispatcher.token_dispatch(*dispatcher.dispatch_preprocess(x, routing_map, probs))
+        rows, _, _ = dispatcher.dispatch_postprocess(rows, row_probs)
         dispatcher.token_combine(dispatcher.combine_preprocess(rows))
-    assert made - {x.untyped_storage().data_ptr()} == {rows.untyped_storage().data_ptr()}
+    large = {
+        storage
+        for operator in recorded.operators
+        for shape, storage in zip(operator.outputs, operator.storages, strict=True)
+        if shape.numel() >= x.numel()
+    }
+    assert large - {x.untyped_storage().data_ptr()} == {rows.untyped_storage().data_ptr()}

@@ -9,40 +9,42 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.model.experts import weighted_swiglu, weighted_swiglu_backward
 from gptoss20b.model.fused import FusedFunction
-from tests.support.expert_cases import FFN, HIDDEN, compare, gradients, inputs, make
+from tests.support.expert_cases import FFN, HIDDEN, check_experts, compute_gradients, make_experts, make_inputs
+from tests.support.tensor_checks import RecordOperators
+
+FP32, BF16 = (torch.float32, 1e-5), (torch.bfloat16, 1e-2)
 
 
 @pytest.mark.parametrize("openai", [False, True])
-@pytest.mark.parametrize("counts", [[5, 7, 3], [0, 4, 0, 9], [40, 0, 0, 1], [1], [0, 0, 6], [0, 0]])
-def test_fp32(counts: list[int], openai: bool) -> None:
-    compare(counts, openai, torch.float32, 1e-5)
+@pytest.mark.parametrize(
+    ("counts", "precision"),
+    [
+        *((counts, FP32) for counts in ([5, 7, 3], [0, 4, 0, 9], [40, 0, 0, 1], [1], [0, 0, 6], [0, 0])),
+        *((counts, BF16) for counts in ([8, 0, 24, 16], [0, 90, 0], [1])),
+    ],
+)
+def test_numbers(counts: list[int], precision: tuple[torch.dtype, float], openai: bool) -> None:
+    check_experts(counts, openai, *precision)
 
 
-@pytest.mark.parametrize("openai", [False, True])
-@pytest.mark.parametrize("counts", [[8, 0, 24, 16], [0, 90, 0], [1]])
-def test_bf16(counts: list[int], openai: bool) -> None:
-    compare(counts, openai, torch.bfloat16, 1e-2)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [FP32, BF16])
 @settings(max_examples=25, deadline=None)
 @given(counts=st.lists(st.integers(0, 60), min_size=1, max_size=9), openai=st.booleans())
 def test_random_loads(dtype: torch.dtype, tolerance: float, counts: list[int], openai: bool) -> None:
     # The gradient of one row's probability is a sum that may cancel: in bf16 a hundredth is kept by many rows only.
     assume(dtype == torch.float32 or sum(counts) >= 32)
-    compare(counts, openai, dtype, tolerance)
+    check_experts(counts, openai, dtype, tolerance)
 
 
 @pytest.mark.parametrize("openai", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_kernels_are_given_what_requires_no_gradients(
+def test_kernels_get_tensors_that_require_no_gradients(
     openai: bool, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Or torch compiled each twice: for layers whose input requires gradients and for recomputed ones.
+    # Else torch would compile each twice: for layers whose input requires gradients and for recomputed ones.
     requiring = []
 
     def watched(function: FusedFunction[..., Any], *arguments: Any) -> Any:
@@ -50,78 +52,61 @@ def test_kernels_are_given_what_requires_no_gradients(
         return function.eager(*arguments)
 
     monkeypatch.setattr(FusedFunction, "__call__", watched)
-    gradients(make(2, openai, recompute=recompute), [3, 5])
+    compute_gradients(make_experts(2, openai, recompute=recompute), [3, 5])
     assert requiring == [False] * (2 + recompute + 2 * openai)
 
 
-def test_a_weight_of_zero_still_has_its_gradient() -> None:
-    module = make(1, openai=False)
-    rows, _, weight = inputs(4, torch.float32)
-    chances = torch.zeros(4, requires_grad=True)
-    out, _ = module(rows, torch.tensor([4]), chances)
-    (out * weight).sum().backward()
+def test_a_probability_of_zero_still_has_its_gradient() -> None:
+    rows, _, grad = make_inputs(4, torch.float32)
+    probs = torch.zeros(4, requires_grad=True)
+    out, _ = make_experts(1, openai=False)(rows, torch.tensor([4]), probs)
+    (out * grad).sum().backward()
     assert not out.any()
-    assert chances.grad is not None
-    assert chances.grad.all()
-
-
-class Recorded(TorchDispatchMode):
-    """The operators that run, with the shapes of what they make."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[tuple[str, tuple[int, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(each, Tensor):
-                self.made.append((str(func.overloadpacket), tuple(each.shape)))
-        return out
+    assert probs.grad is not None
+    assert probs.grad.all()
 
 
 @pytest.mark.parametrize(("openai", "gemms"), [(False, 6), (True, 8)])
-def test_each_product_is_one_grouped_gemm_of_tensors_as_they_lie(openai: bool, gemms: int) -> None:
-    # Forward, and two gradients, of up/gate and of down; and the sums that are the biases' gradients.
-    module, (rows, chances, _) = make(3, openai, torch.bfloat16), inputs(32, torch.bfloat16)
-    with Recorded() as recorded:
-        out, _ = module(rows, torch.tensor([20, 0, 12]), chances)
+def test_each_product_is_one_grouped_gemm_without_copies(openai: bool, gemms: int) -> None:
+    # Forward and two gradients, of up/gate and of down; and the sums that are the biases' gradients.
+    module, (rows, probs, _) = make_experts(3, openai, torch.bfloat16), make_inputs(32, torch.bfloat16)
+    with RecordOperators() as recorded:
+        out, _ = module(rows, torch.tensor([20, 0, 12]), probs)
         out.backward(torch.ones_like(out))
-    names = [name for name, _ in recorded.made]
-    assert names.count("aten._grouped_mm") == gemms
-    assert not {"aten.clone", "aten.contiguous", "aten.mm", "aten.index_put", "aten.index_add"} & set(names)
+    assert recorded.names.count("aten._grouped_mm") == gemms
+    assert not {"aten.clone", "aten.contiguous", "aten.mm", "aten.index_put", "aten.index_add"} & set(recorded.names)
     weight_shapes = {tuple(p.shape) for p in module.parameters() if p.dim() == 3}
     assert weight_shapes == {(3, 2 * FFN, HIDDEN), (3, HIDDEN, FFN)}
-    copied = [made for made in recorded.made if made[0] == "aten.copy_" and made[1] in weight_shapes]
-    assert copied == []
+    copied = {tuple(shape) for operator in recorded.operators if operator.name == "aten.copy_" for shape in operator.outputs}
+    assert not weight_shapes & copied
     for parameter in module.parameters():
         assert parameter.grad is not None
-        # What DDP adds to the fp32 gradients lies as they do.
+        # DDP adds it to fp32 gradients of the same layout.
         assert parameter.grad.dim() == 2 or parameter.grad.is_contiguous()
 
 
 @pytest.mark.parametrize("openai", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recomputing_the_activation_changes_no_bit_and_keeps_less(openai: bool, dtype: torch.dtype) -> None:
+def test_recomputing_the_activation_is_bit_exact_and_keeps_less(openai: bool, dtype: torch.dtype) -> None:
     counts = [20, 0, 12]
-    found, kept = [], []
+    results, kept_bytes = [], []
     for recompute in (False, True):
         saved: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x) or x, lambda x: x):  # type: ignore[misc]
-            found.append(gradients(make(3, openai, dtype, recompute=recompute), counts))
-        kept.append(sum(x.numel() * x.element_size() for x in saved))
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        assert torch.equal(gradient, found[1][name]), name
-    assert kept[0] - kept[1] == sum(counts) * FFN * dtype.itemsize, "the activation, and nothing else"
+            results.append(compute_gradients(make_experts(3, openai, dtype, recompute=recompute), counts))
+        kept_bytes.append(sum(x.nbytes for x in saved))
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        assert torch.equal(gradient, results[1][name]), name
+    assert kept_bytes[0] - kept_bytes[1] == sum(counts) * FFN * dtype.itemsize, "the activation, and nothing else"
 
 
-def test_experts_are_marked_as_such_for_megatrons_ddp() -> None:
-    assert all(getattr(parameter, "allreduce", True) is False for parameter in make(2, True).parameters())
+def test_experts_are_marked_for_megatrons_ddp() -> None:
+    assert all(getattr(parameter, "allreduce", True) is False for parameter in make_experts(2, True).parameters())
 
 
 @pytest.mark.slow
-def test_what_a_gpu_runs_compiles_to_the_same() -> None:
+def test_compiled_kernels_equal_eager_ones() -> None:
     random = torch.Generator().manual_seed(1)
     arguments = (
         5 * torch.randn(18, 2 * FFN, generator=random).bfloat16(),

@@ -178,7 +178,7 @@ def _required_field(hf_config: Mapping[str, Any], name: str, problems: list[str]
 
 
 def _rope_fields(hf_config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Return rotary_base and yarn. transformers 5 calls the parameters rope_parameters, the released file rope_scaling."""
+    """Return rotary_base and yarn, from rope_parameters (transformers 5) or rope_scaling (the released file)."""
     key = next((name for name in ("rope_parameters", "rope_scaling") if hf_config.get(name)), None)
     if key is None:
         problems.append("config.json: rope_parameters: missing (rope_scaling in files of transformers 4)")

@@ -41,7 +41,8 @@ def dot_product_attention(
 
     Args:
         query: [batch, heads, sequence, head_dim].
-        key, value: [batch, groups, sequence, head_dim]; heads is a multiple of groups.
+        key: [batch, groups, sequence, head_dim]; heads is a multiple of groups.
+        value: like key.
         scale: factor of the scores, usually 1 / sqrt(head_dim).
         window_left: Megatron's left window size; None for all earlier keys.
         sink: [heads] a logit per head that enters the softmax's denominator and carries no value, or None.
@@ -125,7 +126,8 @@ def _prepend_sink_key(
 
     Args:
         query: [outer, heads, ...].
-        key, value: [outer, groups, ...].
+        key: [outer, groups, ...].
+        value: like key.
         sink: [heads].
         scale: factor of the scores.
     """
@@ -167,7 +169,8 @@ class TorchCoreAttention(MegatronModule):
 
         Args:
             query: [sequence, batch, heads, head_dim].
-            key, value: [sequence, batch, groups, head_dim].
+            key: [sequence, batch, groups, head_dim].
+            value: like key.
             attention_mask: ignored; the configuration defines window and causality.
         """
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))

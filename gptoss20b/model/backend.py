@@ -47,7 +47,7 @@ def choose_backend(config: Config) -> Backend:
             "PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16, or "
             "BACKEND=transformer_engine where that is installed."
         )
-    # MXFP8 needs block-scaled tensor cores: Blackwell's (compute capability 10) or newer. AMD numbers its GPUs otherwise.
+    # MXFP8 needs block-scaled tensor cores, from Blackwell (compute capability 10) on. AMD numbers its GPUs otherwise.
     if config.execution.precision == "mxfp8" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability()
         if major < 10:

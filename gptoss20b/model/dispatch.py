@@ -205,7 +205,7 @@ class SortingDispatcher(MoETokenDispatcher):
         return rows, gather_rows(topk_probs, order.row_choices, order.topk_rows.flatten())
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Send rows and probabilities to the ranks of their experts. Return them unchanged without expert parallelism."""
+        """Send rows and probabilities to the ranks of their experts. Without expert parallelism, return them as given."""
         if self._plan is None:
             return hidden_states, probs
         sent, received = self._plan.wait_for_splits()

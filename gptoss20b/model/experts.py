@@ -81,7 +81,11 @@ def weighted_swiglu_backward(
 
     Args:
         grad: [rows, ffn] gradient of the result.
-        gate_up, probs, bias, expert_ids, clamped: as given to `weighted_swiglu`.
+        gate_up: as for `weighted_swiglu`.
+        probs: as for `weighted_swiglu`.
+        bias: as for `weighted_swiglu`.
+        expert_ids: as for `weighted_swiglu`.
+        clamped: as for `weighted_swiglu`.
     """
     gate, up = _gate_and_up(gate_up, bias, expert_ids)
     # clamp has derivative 0 outside its limits.

@@ -1,7 +1,7 @@
 """Sliding-window attention with sinks on GPUs: torch's flex_attention, compiled.
 
-The generated kernel visits, for each block of queries, the blocks of keys that a BlockMask lists. The lists are computed
-here from the window, block by block: torch's own `create_block_mask` evaluates every pair of positions.
+The generated kernel visits, for each block of queries, the blocks of keys that a BlockMask lists. The lists are
+computed here from the window, block by block: torch's own `create_block_mask` evaluates every pair of positions.
 """
 
 from __future__ import annotations

@@ -152,7 +152,8 @@ class LossOutputLayer(ColumnParallelLinear):
 
         Args:
             input_: hidden states [S, b, H].
-            weight, runtime_gather_output: as in Megatron-Core.
+            weight: as in Megatron-Core.
+            runtime_gather_output: as in Megatron-Core.
             labels: [b, S] or None.
             loss_mask: [b, S] or None.
         """

@@ -13,15 +13,15 @@ from tests.support.ranks import run_ranks
 
 def test_clipping_equals_megatrons_own(tiny: dict[str, str]) -> None:
     variables = tiny | {"DGXNGPU": "2", "EXPERT_PARALLEL": "2"}
-    for outcome in run_ranks("numbers_jobs.clipped", 2, variables=variables):
+    for outcome in run_ranks("optimizer_jobs.compare_clipping", 2, variables=variables):
         for result in outcome.values():
-            assert result["ours"] == pytest.approx(result["theirs"], rel=1e-6)
+            assert result["ours"] == pytest.approx(result["megatron"], rel=1e-6)
             assert result["difference"] < 1e-6
         assert outcome[1e-3]["ours"] > 1e-3, "the smaller limit must clip"
 
 
 def test_one_dimensional_tensors_and_biases_are_exempt_from_decay(tiny: dict[str, str]) -> None:
-    decayed = run_ranks("numbers_jobs.decayed", 1, variables=tiny)[0]
+    decayed = run_ranks("optimizer_jobs.decayed_parameters", 1, variables=tiny)[0]
     exempt = {name for name, decays in decayed.items() if not decays}
     assert exempt == {name for name in decayed if "norm" in name}
     for name in ("word_embeddings.weight", "output_layer.weight", "router.weight", "experts.linear_fc1.weight"):
@@ -29,13 +29,13 @@ def test_one_dimensional_tensors_and_biases_are_exempt_from_decay(tiny: dict[str
 
 
 def test_expert_biases_are_exempt_from_decay_though_they_are_matrices(tiny: dict[str, str]) -> None:
-    decayed = run_ranks("numbers_jobs.decayed", 1, variables=tiny | {"like openai": "yes"})[0]
+    decayed = run_ranks("optimizer_jobs.decayed_parameters", 1, variables=tiny | {"like openai": "yes"})[0]
     assert {name for name in decayed if name.endswith("bias")}
     assert not any(decays for name, decays in decayed.items() if name.endswith("bias"))
 
 
 def test_a_step_asks_the_device_for_no_scalar(tiny: dict[str, str]) -> None:
-    reads = run_ranks("numbers_jobs.host_reads", 1, variables=tiny)[0]
+    reads = run_ranks("optimizer_jobs.host_reads", 1, variables=tiny)[0]
     assert reads["step"] == []
     assert reads["loss"], "the watch must see the read that logging makes"
 
@@ -44,7 +44,9 @@ def test_two_steps_are_those_of_plain_adamw_on_plain_gradients(tiny: dict[str, s
     # Clipped hard, so that gradients are near epsilon and their scale, the betas and epsilon all show in the weights.
     variables = tiny | {"GRADIENT_CLIP": "1e-2", "WARMUP_STEPS": "0", "EOD_TOKEN": "7"}
     for world in (1, 2):
-        found = run_ranks("numbers_jobs.updates", 1, variables=variables | {"MICRO_BATCH_SIZE": str(world)}, steps=3)[0]
+        found = run_ranks(
+            "optimizer_jobs.compare_updates", 1, variables=variables | {"MICRO_BATCH_SIZE": str(world)}, steps=3
+        )[0]
         assert found["gradients"] < 1e-5
         assert found["weights"] < 1e-4
         assert found["clipped by"] < 0.1

@@ -42,7 +42,7 @@ def free_port() -> int:
 def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) -> list[Any]:
     """Call ``jobs.<job>(**arguments)`` in ``world`` processes and return what each returned, by rank.
 
-    A job of another module is named with it, e.g. ``numbers_jobs.updates``.
+    A job of another module is named with it, e.g. ``optimizer_jobs.compare_updates``.
 
     All are killed when one fails or the limit is reached; the failure then holds every rank's last output.
     """

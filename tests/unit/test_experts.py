@@ -77,7 +77,9 @@ def test_each_product_is_one_grouped_gemm_without_copies(openai: bool, gemms: in
     assert not {"aten.clone", "aten.contiguous", "aten.mm", "aten.index_put", "aten.index_add"} & set(recorded.names)
     weight_shapes = {tuple(p.shape) for p in module.parameters() if p.dim() == 3}
     assert weight_shapes == {(3, 2 * FFN, HIDDEN), (3, HIDDEN, FFN)}
-    copied = {tuple(shape) for operator in recorded.operators if operator.name == "aten.copy_" for shape in operator.outputs}
+    copied = {
+        tuple(shape) for operator in recorded.operators if operator.name == "aten.copy_" for shape in operator.outputs
+    }
     assert not weight_shapes & copied
     for parameter in module.parameters():
         assert parameter.grad is not None

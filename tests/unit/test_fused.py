@@ -35,7 +35,11 @@ def test_any_tensor_on_a_gpu_compiles_it_once(dynamic: bool | None, monkeypatch:
     # Tensors of a GPU that is not there; a test before this one may have told torch to read it as the CPU.
     with FakeTensorMode(), torch._C.DisableTorchFunction():
         on_cpu, on_gpu = torch.ones(3), torch.ones(3, device="cuda")
-        results: list[object] = [function(on_gpu, 1.0), function(on_cpu, 1.0, on_gpu), function(on_cpu, 1.0, bias=on_gpu)]
+        results: list[object] = [
+            function(on_gpu, 1.0),
+            function(on_cpu, 1.0, on_gpu),
+            function(on_cpu, 1.0, bias=on_gpu),
+        ]
         assert results == ["compiled"] * 3
         assert isinstance(function(on_cpu, 1.0), Tensor)
     assert compiled == [(doubled.eager, {"fullgraph": True, "dynamic": dynamic})]

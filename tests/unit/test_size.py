@@ -1,4 +1,4 @@
-"""The golden figures of the reference page, counted from Megatron-Core's modules."""
+"""FLOPs, bytes of training state, and the `info` command; docs/model.md's tests count the parameters."""
 
 from __future__ import annotations
 
@@ -15,29 +15,9 @@ REFERENCE_COUNTS = {"experts": 24 * 32 * 3 * 2880 * 2880, "embedding": 128_256 *
 REFERENCE_COUNTS["other"] = 20_488_418_112 - REFERENCE_COUNTS["experts"] - REFERENCE_COUNTS["embedding"]
 
 
-def info(*options: str) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-m", "gptoss20b", "info", "--json", *options], capture_output=True, text=True, check=True
-    )
-    return dict(json.loads(done.stdout))
-
-
-@pytest.mark.parametrize(
-    ("options", "total", "active"),
-    [
-        (["--variant", "reference"], 20_488_418_112, 3_397_530_432),
-        (["--variant", "openai"], 20_914_757_184, 3_608_307_264),
-        (["--variant", "openai", "--vocab-size", "128256"], 20_495_244_864, 3_398_551_104),
-        (["--variant", "openai_120b"], 116_829_156_672, 5_132_849_472),
-    ],
-)
-def test_parameters(options: list[str], total: int, active: int) -> None:
-    figures = info(*options)
-    assert (figures["total_parameters"], figures["active_parameters"]) == (total, active)
-
-
-def test_flops_per_token_of_the_reference() -> None:
-    assert flops_per_token(resolve({})) == pytest.approx(22.876e9, rel=1e-4)
+def run_info(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gptoss20b", "info", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "100"})
 
 
 def test_flops_follow_the_sequence_length() -> None:
@@ -54,10 +34,13 @@ def test_state_per_gpu_of_eight(expert_parallel: int, gibibytes: int) -> None:
     assert state_bytes_per_gpu(config, REFERENCE_COUNTS) / 2**30 == pytest.approx(gibibytes, abs=0.5)
 
 
-def test_info_for_people_names_the_figures() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gptoss20b", "info"], capture_output=True, text=True, check=True, env={"COLUMNS": "100"}
-    )
-    for text in ("20,488,418,112", "3,397,530,432", "22,876,024,320", "49.7"):
-        assert text in done.stdout
+def test_info_as_json_takes_a_variant_and_a_vocabulary() -> None:
+    size = json.loads(run_info("--json", "--variant", "openai", "--vocab-size", "128256").stdout)
+    assert (size["total_parameters"], size["active_parameters"]) == (20_495_244_864, 3_398_551_104)
+
+
+def test_info_for_people_has_the_figures() -> None:
+    done = run_info()
+    for figure in ("20,488,418,112", "3,397,530,432", "22,876,024,320", "49.7"):
+        assert figure in done.stdout
     assert "Warning" not in done.stderr

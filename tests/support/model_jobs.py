@@ -1,0 +1,95 @@
+"""Jobs that inspect the built model and its initial weights. See `jobs` for the shared parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+
+from gptoss20b.batches import synthetic_batches
+from gptoss20b.config import resolve
+from gptoss20b.model.build import mark_tensor_parallel_weights
+from gptoss20b.model.megatron_config import build_transformer_config
+from gptoss20b.process_groups import distributed_session, read_rank
+from tests.support.jobs import Variables, layouts, make_trainer
+
+
+def initial_statistics(variables: Variables) -> dict[str, Any]:
+    """Return mean, deviation and count of every weight, and the loss on random tokens before any step."""
+    with layouts([variables]) as configs:
+        config = next(configs)
+        trainer = make_trainer(config)
+        weights = {
+            name: (float(p.double().mean()), float(p.double().std()) if p.numel() > 1 else 0.0, p.numel())
+            for name, p in trainer.model.module.named_parameters()
+        }
+        return {"weights": weights, "loss": trainer.evaluate(synthetic_batches(config, trainer.device)(4), 4)}
+
+
+def inspect_model(variables: Variables) -> dict[str, Any]:
+    """Return settings of the built model's modules, and whether the sinks change the attention's output."""
+    with layouts([variables]) as configs:
+        config = next(configs)
+        trainer = make_trainer(config)
+        gpt = trainer.model.module
+        attention = [layer.self_attention.core_attention for layer in gpt.decoder.layers]
+        owners = {name: m for name, m in gpt.named_modules() if any(True for _ in m.parameters(recurse=False))}
+        called = set()
+        for name, module in owners.items():
+            module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        trainer.evaluate(synthetic_batches(config, trainer.device)(2), 2)
+        rotary = gpt.rotary_pos_emb(64)
+        angles, concentration = rotary if isinstance(rotary, tuple) else (rotary, 1.0)
+        router = gpt.decoder.layers[0].mlp.router
+        return {
+            "window_left": [each.window_left for each in attention],
+            "never called": sorted(set(owners) - called),
+            "sinks change outputs": [
+                _sinks_change_output(each) for each in attention if each.softmax_offset is not None
+            ],
+            "norm epsilons": {m.eps for m in gpt.modules() if isinstance(m, torch.nn.RMSNorm)},
+            "angles": angles[:, 0, 0, :].tolist(),
+            "concentration": concentration,
+            "router": (router.topk, router.config.moe_router_pre_softmax, router.config.moe_router_dtype),
+            "query norms": {type(layer.self_attention.q_layernorm).__name__ for layer in gpt.decoder.layers},
+            "biases": sorted({name.rsplit(".", 2)[-2] for name, _ in gpt.named_parameters() if name.endswith("bias")}),
+        }
+
+
+def _sinks_change_output(attention: Any) -> bool:
+    config = attention.config
+    query = torch.randn(40, 1, config.num_attention_heads, config.kv_channels)
+    key = torch.randn(40, 1, config.num_query_groups, config.kv_channels)
+    before = attention(query, key, key)
+    with torch.no_grad():
+        attention.softmax_offset += 3.0
+        after = attention(query, key, key)
+        attention.softmax_offset -= 3.0
+    return not torch.allclose(before, after, rtol=1e-2)
+
+
+def tensor_parallel_attributes(variables: Variables) -> dict[str, tuple[tuple[int, ...], bool, int, int]]:
+    """Return shape on this rank, tensor_model_parallel, partition_dim and partition_stride of each kind of weight."""
+    config = resolve(variables)
+    with distributed_session(config, read_rank(config)):
+        options = {"config": build_transformer_config(config, on_gpu=False), "init_method": torch.nn.init.zeros_}
+        linear = options | {"bias": False, "skip_bias_add": False}
+        modules = torch.nn.ModuleDict(
+            {
+                "embedding": VocabParallelEmbedding(16, 8, **options),
+                "column": ColumnParallelLinear(8, 16, **linear),
+                "row": RowParallelLinear(16, 8, input_is_parallel=True, **linear),
+                "norm": torch.nn.RMSNorm(8),
+            }
+        )
+        mark_tensor_parallel_weights(modules)
+        return {
+            name: (
+                tuple(module.weight.shape),
+                getattr(module.weight, "tensor_model_parallel", False),
+                getattr(module.weight, "partition_dim", -1),
+                getattr(module.weight, "partition_stride", -1),
+            )
+            for name, module in modules.items()
+        }

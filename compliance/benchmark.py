@@ -1,7 +1,7 @@
-"""The benchmark's fixed numbers: MLPerf Training, gpt_oss_20b, closed division. One place, cited.
+"""Numbers that the rules fix: MLPerf Training, benchmark gpt_oss_20b, mostly the closed division.
 
 The rule files of mlperf-logging 4.1.68 (`compliance_checker/training_6.x.0/closed_gpt_oss_20b.yaml`) hold the same
-values; a test compares them.
+values. A test compares them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ EVAL_SAMPLES = 1024
 EVAL_INTERVAL_SAMPLES = 12_288
 SEQUENCE_LENGTH = 8192
 MAX_STEPS = 1_200_000
-END_RATE_RATIO = 0.1
-# An old reference bug that round 6.0 tolerates and 6.1 does not.
-OLD_END_RATE = 4e-5
+END_LR_RATIO = 0.1
+# The reference code ended at 4e-5 whatever the base rate. Round 6.0 tolerates this bug, round 6.1 does not.
+LEGACY_END_LR = 4e-5
 INIT_LIMIT_MINUTES = {"closed": 30, "open": 240}
-LAYERS, HEADS, KV_GROUPS, EXPERTS = 24, 64, 8, 32
+NUM_LAYERS, NUM_QUERY_GROUPS, NUM_EXPERTS = 24, 8, 32
 
-# Values that the closed division fixes.
+# Hyperparameters with one value in the closed division.
 FIXED: dict[str, float | str] = {
     "max_sequence_length": SEQUENCE_LENGTH,
     "opt_name": "adamw",
@@ -52,7 +52,7 @@ PRECISIONS = frozenset(
 )  # fmt: skip
 PRECISIONS_ADDED = {"6.0.0": frozenset[str](), "6.1.0": frozenset({"mxfp6"})}
 
-# Each describes the run, and belongs there once. The first group is required by both rulesets, the second by 6.1.0.
+# Keys that describe a run, each logged once. Both rulesets require the first group, only 6.1.0 the second.
 DESCRIPTION = (
     "submission_benchmark", "submission_division", "submission_org", "submission_platform", "submission_status",
     "seed", "global_batch_size", "gradient_accumulation_steps", "max_sequence_length", "train_samples", "eval_samples",
@@ -65,17 +65,16 @@ DISCLOSURE = (
     "tensor_parallelism", "pipeline_parallelism", "context_parallelism", "expert_parallelism", "micro_batch_size",
     "config_filename",
 )  # fmt: skip
-OPTIONAL = ("target_accuracy", "git_commit", "eval_tokens_sha256")
+SETTING_KEYS = (*DESCRIPTION, *DISCLOSURE, "target_accuracy", "git_commit", "eval_tokens_sha256")
 MILESTONES = ("cache_clear", "init_start", "init_stop", "run_start", "run_stop")
-# Start and stop of what happens again and again between run_start and run_stop.
+# Start and stop keys of the intervals that repeat between run_start and run_stop.
 INTERVALS = {"block_start": "block_stop", "epoch_start": "epoch_stop", "eval_start": "eval_stop"}
-JUDGED_KEYS = frozenset(
-    {*DESCRIPTION, *DISCLOSURE, *MILESTONES, *INTERVALS, *INTERVALS.values(), *OPTIONAL, "eval_accuracy", "resumed"}
-)
+INTERVAL_KEYS = (*INTERVALS, *INTERVALS.values(), "eval_accuracy")
+JUDGED_KEYS = frozenset({*SETTING_KEYS, *MILESTONES, *INTERVAL_KEYS, "resumed"})
 
 
 def eval_interval_samples(global_batch_size: int) -> int:
-    """Training samples between evaluations: CEIL(12288 / GBS) whole steps.
+    """Return the training samples between evaluations: CEIL(12288 / GBS) optimizer steps.
 
     >>> eval_interval_samples(32), eval_interval_samples(48), eval_interval_samples(100)
     (12288, 12288, 12300)

@@ -12,15 +12,15 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
 
-from .benchmark import DESCRIPTION, DISCLOSURE, OPTIONAL, RUNS, Ruleset
+from .benchmark import RUNS, SETTING_KEYS, Ruleset
 from .findings import PositiveInt, RunSummary, Severity, Spread, Status
+from .json_values import comparison_key
 from .judge import JudgedRun, judge_set
 from .rules.rule import quote_json
-from .run import MAX_PLAUSIBLE, Run, comparison_key
+from .run import MAX_PLAUSIBLE, Run
 from .welch import CONFIDENCE, MetricComparison, compare_metric, format_number, format_percent
 
 MIN_CONFIDENCE, MAX_CONFIDENCE = 0.5, 0.9999
-_DESCRIBED = (*DESCRIPTION, *DISCLOSURE, *OPTIONAL)
 # These differ between the runs of one set. In some logs train_samples is the number of samples reached.
 _PER_RUN_KEYS = frozenset({"seed", "train_samples", "cache_clear"})
 _DEFINITIONS = (
@@ -201,11 +201,11 @@ def _side(name: str, judged: Sequence[JudgedRun], ruleset: str) -> Side:
 
 def _settings(a: Sequence[Run], b: Sequence[Run]) -> Iterator[Setting]:
     """Yield the settings that differ: known ones, then other keys that have one value in each set."""
-    others = {key for run in (*a, *b) for key in _keys_before_start(run)}.difference(_DESCRIBED)
-    for key in (*_DESCRIBED, *sorted(others)):
+    others = {key for run in (*a, *b) for key in _keys_before_start(run)}.difference(SETTING_KEYS)
+    for key in (*SETTING_KEYS, *sorted(others)):
         values_a, values_b = _values(key, a), _values(key, b)
         one_each = len(values_a) <= 1 and len(values_b) <= 1
-        if key not in _PER_RUN_KEYS and (key in _DESCRIBED or one_each) and set(values_a) != set(values_b):
+        if key not in _PER_RUN_KEYS and (key in SETTING_KEYS or one_each) and set(values_a) != set(values_b):
             yield Setting(key, tuple(values_a.values()), tuple(values_b.values()))
 
 

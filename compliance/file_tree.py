@@ -1,4 +1,4 @@
-"""What lies below a folder, by name: files, folders and links, without following a link or opening a file."""
+"""Names of everything below a folder: files, folders and links. Follows no link and opens no file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-# A submission has thousands of files; whoever names `/` by mistake must not wait for a listing of it.
+# A submission has thousands of files. The limit keeps a mistaken `/` from being listed for hours.
 MAX_ENTRIES = 100_000
 _SOURCE = re.compile(
     r".*\.(py|sh|sub|c|cc|cpp|cxx|h|hh|hpp|hxx|cu|cuh|hip|rs|go|java|js|ts|jl)", re.IGNORECASE | re.DOTALL
@@ -24,7 +24,7 @@ _BINARY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TreeFile:
-    """A regular file, or a link to one below the same root: its name (`systems/a.json`) and its size in bytes."""
+    """Regular file, or link to one below the same root: name below the root, and size in bytes."""
 
     name: str
     size: int
@@ -32,12 +32,12 @@ class TreeFile:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A symbolic link to anything but a regular file below the same root.
+    """Symbolic link to anything except a regular file below the same root.
 
     Attributes:
-        name: the link.
-        target: what it says.
-        kind: "outside" of the root, "folder" inside it (listed where it lies, not here), or "broken".
+        name: name of the link below the root.
+        target: target as written in the link.
+        kind: "outside" of the root, "folder" below it, or "broken".
     """
 
     name: str
@@ -47,7 +47,7 @@ class Link:
 
 @dataclass(slots=True)
 class FileTree:
-    """Everything below a root; names are relative to it, with `/`, in order. Unlisted: a name, and why not."""
+    """Everything below a root, sorted by name. ``unlisted`` holds names with the reason."""
 
     files: list[TreeFile] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -55,39 +55,39 @@ class FileTree:
     unlisted: list[tuple[str, str]] = field(default_factory=list)
 
 
-def list_tree(root: Path, enters: Callable[[str], bool]) -> FileTree:
-    """Lists everything below a folder; it stops, and says so, after `MAX_ENTRIES` entries.
+def list_tree(root: Path, should_enter: Callable[[str], bool]) -> FileTree:
+    """List everything below a folder, at most `MAX_ENTRIES` entries.
 
     Args:
         root: the folder.
-        enters: whether to list what is in a folder, given its name below the root.
+        should_enter: called with a folder's name below the root; False leaves its contents out.
     """
-    real = Path(os.path.realpath(root))
-    listing = FileTree()
+    real_root = Path(os.path.realpath(root))
+    tree = FileTree()
     pending, room = [""], MAX_ENTRIES
     while pending:
         folder = pending.pop()
         try:
-            with os.scandir(real / folder) as found:
-                entries = list(islice(found, room + 1))
+            with os.scandir(real_root / folder) as scan:
+                entries = list(islice(scan, room + 1))
         except OSError as error:
-            listing.unlisted.append((folder, f"cannot be listed: {error.strerror}"))
+            tree.unlisted.append((folder, f"cannot be listed: {error.strerror}"))
             continue
         if len(entries) > room:
-            message = f"the tree has more than {MAX_ENTRIES:,} files and folders, and is not listed from here on"
-            listing.unlisted.append((folder, message))
+            message = f"the tree has more than {MAX_ENTRIES:,} files and folders; the rest is not listed"
+            tree.unlisted.append((folder, message))
             break
         room -= len(entries)
         names = [f"{folder}/{entry.name}" if folder else entry.name for entry in entries]
-        pending += [name for name in names if _sort_in(listing, real, name) and enters(name)]
-    listing.files.sort(key=lambda file: file.name)
-    listing.folders.sort()
-    listing.links.sort(key=lambda link: link.name)
-    return listing
+        pending += [name for name in names if _add_entry(tree, real_root, name) and should_enter(name)]
+    tree.files.sort(key=lambda file: file.name)
+    tree.folders.sort()
+    tree.links.sort(key=lambda link: link.name)
+    return tree
 
 
 def printable_path(path: Path | str) -> str:
-    r"""A path as messages show it: on one line, and printable whatever bytes the name holds.
+    r"""Return a path for messages: on one line, and printable whatever bytes the name holds.
 
     >>> printable_path(Path("a\nb"))
     'a\\nb'
@@ -96,12 +96,12 @@ def printable_path(path: Path | str) -> str:
 
 
 def is_source(name: str) -> bool:
-    """Whether a file is source code by its name."""
+    """Return True if a file name has the suffix of source code."""
     return _SOURCE.fullmatch(name) is not None
 
 
 def is_binary(name: str) -> bool:
-    """Whether a file is a binary or an archive by its name.
+    """Return True if a file name has the suffix of a binary or an archive.
 
     >>> is_binary("libx.so.1.2"), is_binary("a/model.tar.gz"), is_binary("notes.sow.txt")
     (True, True, False)
@@ -110,37 +110,36 @@ def is_binary(name: str) -> bool:
 
 
 def has_rejected_name(name: str) -> bool:
-    """Whether mlperf-logging's repo_checker refuses the last part of a name: a leading dot, a blank."""
+    """Return True if mlperf-logging's repo_checker rejects the last part of a name: a leading dot, a blank."""
     last = name.rpartition("/")[2]
     return last.startswith(".") or " " in last
 
 
-def _sort_in(listing: FileTree, real: Path, name: str) -> bool:
-    """Puts one entry where it belongs; whether it is a folder."""
+def _add_entry(tree: FileTree, real_root: Path, name: str) -> bool:
+    """Add one entry to the tree. Return True if it is a folder."""
     try:
-        status = (real / name).lstat()
+        status = (real_root / name).lstat()
         if stat.S_ISLNK(status.st_mode):
-            target = Path(os.path.realpath(real / name))
-            if (kind := _kind(target, real)) != "file":
-                listing.links.append(Link(name, str((real / name).readlink()), kind))
+            target = Path(os.path.realpath(real_root / name))
+            if (kind := _target_kind(target, real_root)) != "file":
+                tree.links.append(Link(name, str((real_root / name).readlink()), kind))
                 return False
             status = target.stat()
     except OSError as error:
-        listing.unlisted.append((name, f"cannot be read: {error.strerror}"))
+        tree.unlisted.append((name, f"cannot be read: {error.strerror}"))
         return False
     if stat.S_ISDIR(status.st_mode):
-        listing.folders.append(name)
+        tree.folders.append(name)
         return True
     if stat.S_ISREG(status.st_mode):
-        listing.files.append(TreeFile(name, status.st_size))
+        tree.files.append(TreeFile(name, status.st_size))
     else:
-        listing.unlisted.append((name, "neither a file nor a folder; remove it"))
+        tree.unlisted.append((name, "neither a file nor a folder; remove it"))
     return False
 
 
-def _kind(target: Path, real: Path) -> str:
-    """What a link leads to."""
-    if not target.is_relative_to(real):
+def _target_kind(target: Path, real_root: Path) -> str:
+    if not target.is_relative_to(real_root):
         return "outside"
     if target.is_dir():
         return "folder"

@@ -25,7 +25,8 @@ from .findings import Finding, Report, RunSummary, Severity, Verdict
 from .log_files import InputError
 from .package_readme import failing, package_readme
 from .records import ParseError
-from .rules.packages import RULES, LoggedIdentity, PackageContext
+from .rules import PACKAGE_RULES
+from .rules.packages import PackageContext
 from .submission import CODE_FOLDER, SystemDescription, read_submission, read_system_description
 
 # Source code is a few megabytes; more is data or a model that was named by mistake.
@@ -262,8 +263,7 @@ def _copy_code(code: Path, files: Sequence[str], folder: Path) -> None:
         shutil.copy(code / file, copy)
 
 
-def _judge(tree: Path, out: Path, system: str, runs: Sequence[RunSummary], wanted: int) -> tuple[Finding, ...]:
+def _judge(tree: Path, out: Path, system: str, runs: Sequence[RunSummary], required_runs: int) -> tuple[Finding, ...]:
     """What the rules on packages say of a tree that is to be at `out`."""
-    said = tuple(LoggedIdentity(run.file, run.division, run.organisation, run.platform) for run in runs)
-    subject = PackageContext(read_submission(tree, out), {system: said}, wanted)
-    return tuple(finding for rule in RULES for finding in rule.judge(subject))
+    context = PackageContext(read_submission(tree, out), {system: tuple(runs)}, required_runs)
+    return tuple(finding for rule in PACKAGE_RULES for finding in rule.judge(context))

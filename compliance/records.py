@@ -1,4 +1,4 @@
-"""What a log holds, typed: the output of `parse`, the input of the rules."""
+"""Typed contents of one log: the output of `parse` and the input of the rules."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Record:
     """One `:::MLLOG` record.
 
     Attributes:
-        line: line of the file, from 1.
-        rank: rank that a launcher prefixed to the line (`3: :::MLLOG ...`), None without one.
-        time_ms: the record's own time, in milliseconds since 1970 as the log claims.
-        event: "POINT_IN_TIME", "INTERVAL_START" or "INTERVAL_END"; "" if the record has none.
+        line: line number, from 1.
+        rank: rank from the launcher's prefix (`3: :::MLLOG ...`), None without a prefix.
+        time_ms: logged time in milliseconds since 1970.
+        event: "POINT_IN_TIME", "INTERVAL_START", "INTERVAL_END", or "" if not logged.
         key: the record's key.
         value: any JSON value.
         metadata: the record's metadata.
@@ -31,22 +31,26 @@ class Record:
 
     @property
     def samples(self) -> Any:
-        """`samples_count` of the metadata, whatever its type; None if it has none."""
+        """Return the metadata's `samples_count` of whatever type, None if not logged."""
         return self.metadata.get("samples_count")
+
+
+def _float_column() -> array[float]:
+    return array("d")
 
 
 @dataclass(slots=True)
 class TrainLosses:
-    """The `train_loss` records as columns, because a log has ten thousand of them and more.
+    """All `train_loss` records of a log as columns: a log holds ten thousand and more.
 
-    A field that a record lacks, or that is not a number, is NaN.
+    A missing field is NaN. A field that is not a finite number is infinite.
     """
 
     lines: array[int] = field(default_factory=lambda: array("q"))
-    times_ms: array[float] = field(default_factory=lambda: array("d"))
-    samples: array[float] = field(default_factory=lambda: array("d"))
-    losses: array[float] = field(default_factory=lambda: array("d"))
-    rates: array[float] = field(default_factory=lambda: array("d"))
+    times_ms: array[float] = field(default_factory=_float_column)
+    samples: array[float] = field(default_factory=_float_column)
+    losses: array[float] = field(default_factory=_float_column)
+    learning_rates: array[float] = field(default_factory=_float_column)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -54,13 +58,13 @@ class TrainLosses:
 
 @dataclass(frozen=True, slots=True)
 class ParseError:
-    """Something that could not be read.
+    """Part of a file that could not be read.
 
     Attributes:
-        rule: id of the rule that it breaks (`compliance.rules.files`).
-        line: line of the file, None if it concerns the whole file.
-        message: what is wrong and what was expected.
-        got: the beginning of what was found.
+        rule: id of the broken rule (`compliance.rules.files`).
+        line: line number, None for the whole file.
+        message: error and expected content.
+        got: first bytes of the unreadable content.
     """
 
     rule: str
@@ -74,10 +78,10 @@ class Log:
     """One parsed file.
 
     Attributes:
-        name: the file as the user named it.
-        records: every record but `train_loss`, in file order.
+        name: file name for messages.
+        records: all records except `train_loss`, in file order.
         train_losses: the `train_loss` records, in file order.
-        defects: what could not be read, in file order.
+        parse_errors: unreadable parts, in file order.
         size: bytes read.
         lines: lines read.
     """

@@ -1,8 +1,8 @@
-"""A submission tree as it lies on disk: its systems, result files and code.
+"""Submission tree on disk: systems, result files and code.
 
 ROOT holds `systems/<system>.json`, `benchmarks/gpt_oss_20b/` and `results/<system>/gpt_oss_20b/result_<i>.txt`. Names
-are listed, and only system descriptions are read. Nothing outside ROOT is opened: a link that leads there is listed and
-not followed. Other benchmarks are named, not entered.
+are listed; only system descriptions are read. Nothing outside ROOT is opened: links out of it are listed and not
+followed. Folders of other benchmarks are listed and not entered.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any
 from . import benchmark
 from .file_tree import FileTree, Link, TreeFile, list_tree, printable_path
 from .records import ParseError
+from .run import Machine
 
 MAX_DESCRIPTION_BYTES = 1 << 20
 CODE_FOLDER = f"benchmarks/{benchmark.NAME}"
 DIVISIONS = ("closed", "open")
-# What mlperf-logging's system_desc_checker wants of a system description.
+# Fields required by mlperf-logging's system_desc_checker.
 REQUIRED_FIELDS = (
     "submitter", "division", "status", "system_name", "number_of_nodes", "host_processors_per_node",
     "host_processor_model_name", "host_processor_core_count", "host_processor_vcpu_count", "host_processor_frequency",
@@ -33,7 +34,7 @@ REQUIRED_FIELDS = (
     "accelerator_interconnect", "accelerator_interconnect_topology", "cooling", "hw_notes", "framework",
     "other_software_stack", "operating_system", "sw_notes",
 )  # fmt: skip
-# The official checker joins these into one line, and stops with a traceback at a number.
+# mlperf-logging 4.1.68's system_desc_checker joins these into one line, and crashes on a number.
 TEXT_FIELDS = (
     "submitter", "system_name", "host_processor_model_name", "host_processor_core_count", "accelerator_model_name",
     "accelerators_per_node", "framework",
@@ -44,14 +45,13 @@ _RESULT = re.compile(r"result_(\d{1,9})\.txt", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class SystemDescription:
-    """What `systems/<name>.json` says.
+    """Contents of `systems/<name>.json`.
 
     Attributes:
-        name: the file's name without `.json`.
-        path: the file as messages name it.
+        name: file name without `.json`.
+        path: path for messages.
         division, submitter, status, system_name: as written; None if absent or not text.
-        nodes: number_of_nodes, None if it is no positive whole number.
-        accelerators_per_node: likewise.
+        nodes, accelerators_per_node: None if not a positive whole number.
         raw: the whole JSON object.
     """
 
@@ -66,22 +66,22 @@ class SystemDescription:
     raw: dict[str, Any]
 
     @property
-    def total_accelerators(self) -> int | None:
-        """Accelerators of the whole system, None unless both counts are known."""
+    def machine(self) -> Machine | None:
+        """Return the size of the whole system, None unless both counts are known."""
         if self.nodes is None or self.accelerators_per_node is None:
             return None
-        return self.nodes * self.accelerators_per_node
+        return Machine(self.nodes * self.accelerators_per_node, self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class ResultFolder:
-    """`results/<system>/gpt_oss_20b`.
+    """Folder `results/<system>/gpt_oss_20b`.
 
     Attributes:
         system: name of the folder above.
-        path: the folder as messages name it.
-        logs: files named result_<i>.txt, in order of i; each is a regular file inside the tree.
-        others: names of everything else in it.
+        path: path for messages.
+        logs: files named result_<i>.txt, ordered by i; each is a regular file inside the tree.
+        others: names of everything else in the folder.
     """
 
     system: str
@@ -95,12 +95,12 @@ class Submission:
     """A submission tree.
 
     Attributes:
-        root: as the user named it.
+        root: path for messages.
         systems: readable system descriptions by name.
-        system_names: names of all system files, the unreadable ones among them.
-        results: the folders of this benchmark.
-        files, folders, links: everything listed, names below the root.
-        problems: what could not be listed or read, each with the file as messages name it.
+        system_names: names of all system files, including unreadable ones.
+        results: folders of this benchmark.
+        files, folders, links: everything listed, named below the root.
+        problems: parts that could not be listed or read, each with its path for messages.
     """
 
     root: Path
@@ -114,73 +114,73 @@ class Submission:
 
     @property
     def code(self) -> tuple[TreeFile, ...]:
-        """The files of this benchmark's code."""
+        """Return the files of this benchmark's code."""
         return tuple(file for file in self.files if file.name.startswith(f"{CODE_FOLDER}/"))
 
     @property
     def folder_division(self) -> str | None:
-        """The division that the root, or the nearest folder above it, is named after; None without one."""
+        """Return the division that the root, or the nearest folder above it, is named after; None without one."""
         parts = [part.lower() for part in Path(os.path.normpath(self.root.absolute())).parts]
         return next((part for part in reversed(parts) if part in DIVISIONS), None)
 
     def subfolders(self, folder: str) -> list[str]:
-        """Names of the folders directly in a folder."""
+        """Return the names of the folders directly in a folder."""
         return sorted(_names_in(folder, self.folders))
 
     def path(self, name: str) -> str:
-        """A file or folder of the tree as messages name it."""
+        """Return the path for messages of a file or folder of the tree."""
         return printable_path(self.root / name)
 
 
-def read_submission(root: Path, named: Path | None = None) -> Submission:
-    """Lists a submission tree and reads its system descriptions.
+def read_submission(root: Path, display_root: Path | None = None) -> Submission:
+    """List a submission tree and read its system descriptions.
 
     Args:
         root: the folder with systems, benchmarks and results.
-        named: how messages name it, where that is not `root`.
+        display_root: root for messages, if not ``root``.
 
     Raises:
         NotADirectoryError: root is missing or no folder.
     """
     if not root.is_dir():
         raise NotADirectoryError(f"{printable_path(root)}: no such folder; expected one with systems and results")
-    named = named or root
-    listing = list_tree(root, _belongs)
+    shown = display_root or root
+    tree = list_tree(root, _should_enter)
     problems = [
-        (printable_path(named / name), ParseError("package-structure", None, why)) for name, why in listing.unlisted
+        (printable_path(shown / name), ParseError("package-structure", None, why)) for name, why in tree.unlisted
     ]
-    files = _names_in("systems", (file.name for file in listing.files))
-    described = [name.removesuffix(".json") for name in files if name.endswith(".json")]
+    files = _names_in("systems", (file.name for file in tree.files))
+    system_names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
     systems = {}
-    for name in described:
+    for name in system_names:
         file = Path("systems", f"{name}.json")
-        system = read_system_description(root / file, printable_path(named / file))
+        system = read_system_description(root / file, printable_path(shown / file))
         if isinstance(system, ParseError):
-            problems.append((printable_path(named / file), system))
+            problems.append((printable_path(shown / file), system))
         else:
             systems[name] = system
-    folders = [f"results/{name}/{benchmark.NAME}" for name in _names_in("results", listing.folders)]
+    folders = [f"results/{name}/{benchmark.NAME}" for name in _names_in("results", tree.folders)]
     return Submission(
-        root=named,
+        root=shown,
         systems=systems,
-        system_names=tuple(described),
-        results=tuple(_results(root, named, each, listing) for each in folders if each in listing.folders),
-        files=tuple(listing.files),
-        folders=frozenset(listing.folders),
-        links=tuple(listing.links),
+        system_names=tuple(system_names),
+        results=tuple(_result_folder(root, shown, each, tree) for each in folders if each in tree.folders),
+        files=tuple(tree.files),
+        folders=frozenset(tree.folders),
+        links=tuple(tree.links),
         problems=tuple(problems),
     )
 
 
-def read_system_description(path: Path, named: str | None = None) -> SystemDescription | ParseError:
-    """Reads a system description; whatever the file holds, no exception.
+def read_system_description(path: Path, display_path: str | None = None) -> SystemDescription | ParseError:
+    """Read a system description. Whatever the file holds, raise no exception.
 
     Args:
         path: the JSON file.
-        named: how messages name it, where that is not `path`.
+        display_path: path for messages, if not ``path``.
 
     Returns:
-        The description, or why there is none, as a defect for the rule `package-system-description`.
+        The description, or a parse error for the rule `package-system-description`.
     """
     raw = _read_object(path)
     if isinstance(raw, ParseError):
@@ -188,19 +188,18 @@ def read_system_description(path: Path, named: str | None = None) -> SystemDescr
     text = {key: value for key, value in raw.items() if isinstance(value, str)}
     return SystemDescription(
         name=path.stem,
-        path=named or printable_path(path),
+        path=display_path or printable_path(path),
         division=text.get("division"),
         submitter=text.get("submitter"),
         status=text.get("status"),
         system_name=text.get("system_name"),
-        nodes=_count(raw.get("number_of_nodes")),
-        accelerators_per_node=_count(raw.get("accelerators_per_node")),
+        nodes=_positive_count(raw.get("number_of_nodes")),
+        accelerators_per_node=_positive_count(raw.get("accelerators_per_node")),
         raw=raw,
     )
 
 
 def _read_object(path: Path) -> dict[str, Any] | ParseError:
-    """The JSON object in a file."""
     line, got = None, None
     try:
         if not path.is_file():
@@ -223,35 +222,35 @@ def _read_object(path: Path) -> dict[str, Any] | ParseError:
     except ValueError as error:
         message = str(error)
     except RecursionError:
-        message = "not JSON that can be read: nested too deeply"
+        message = "JSON nested too deeply"
     return ParseError("package-system-description", line, message, got)
 
 
-def _belongs(folder: str) -> bool:
-    """Whether a folder of a submission is entered: not version control, not another benchmark's."""
+def _should_enter(folder: str) -> bool:
+    """Return False for version control and for folders of other benchmarks."""
     parts = folder.split("/")
-    place = {"benchmarks": 1, "results": 2}.get(parts[0])
-    other = place is not None and len(parts) > place and parts[place] != benchmark.NAME
-    return parts[-1] != ".git" and not other
+    depth = {"benchmarks": 1, "results": 2}.get(parts[0])
+    is_other = depth is not None and len(parts) > depth and parts[depth] != benchmark.NAME
+    return parts[-1] != ".git" and not is_other
 
 
-def _results(root: Path, named: Path, folder: str, listing: FileTree) -> ResultFolder:
-    files = _names_in(folder, (file.name for file in listing.files))
+def _result_folder(root: Path, display_root: Path, folder: str, tree: FileTree) -> ResultFolder:
+    files = _names_in(folder, (file.name for file in tree.files))
     numbered = sorted((int(match[1]), name) for name in files if (match := _RESULT.fullmatch(name)))
     logs = [name for _, name in numbered]
-    others = sorted({*files, *_names_in(folder, listing.folders)} - set(logs))
+    others = sorted({*files, *_names_in(folder, tree.folders)} - set(logs))
     paths = tuple(root / folder / name for name in logs)
-    return ResultFolder(folder.split("/")[1], printable_path(named / folder), paths, tuple(others))
+    return ResultFolder(folder.split("/")[1], printable_path(display_root / folder), paths, tuple(others))
 
 
 def _names_in(folder: str, names: Iterable[str]) -> list[str]:
-    """Last parts of the names that lie directly in a folder."""
+    """Return the last parts of the names that lie directly in a folder."""
     parted = (name.rpartition("/") for name in names)
     return [name for parent, _, name in parted if parent == folder]
 
 
-def _count(value: object) -> int | None:
-    """A positive whole number, as a JSON number or text; None for anything else."""
+def _positive_count(value: object) -> int | None:
+    """Return a positive whole number written as a JSON number or as text, else None."""
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,4 +1,4 @@
-"""Rules on the clock: initialisation, start, stop, and time itself."""
+"""Rules on the clock: initialization, start, stop, order of times."""
 
 from __future__ import annotations
 
@@ -14,45 +14,35 @@ from numpy.typing import NDArray
 from .. import benchmark
 from ..findings import Severity
 from ..run import JITTER_MS, Run
-from .rule import MAX_FINDINGS, Problem, Rule, rule
+from .rule import MAX_FINDINGS, Problem, rule, value_problem
 
 _RUN_RESULTS = "training rules, Run Results"
 _COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml"
 _STOP_LIMIT_S = 60
 _MINUTE_MS = 60_000
-_STRETCH = 1 << 16
-# What happens on the clock only.
-_ON_THE_CLOCK = (
-    *benchmark.INTERVALS,
-    *benchmark.INTERVALS.values(),
-    "eval_accuracy",
-    "eval_tokens_sha256",
-    "tracked_stats",
-    "resumed",
-)
+_CHUNK = 1 << 16
+# Keys that may only be logged between run_start and run_stop.
+_TIMED_KEYS = (*benchmark.INTERVAL_KEYS, "eval_tokens_sha256", "tracked_stats", "resumed")
 
 
 @rule("cache-clear", Severity.ERROR, "training rules, Data State at Start of Run")
 def cache_clear(run: Run) -> Iterator[Problem]:
-    """cache_clear is true, and comes before run_start. In the open division false is a warning."""
+    """Require cache_clear true before run_start. In the open division false is a warning."""
+    start = run.run_start
     for record in run.all("cache_clear"):
         if record.value is not True:
             severity = Severity.WARNING if run.division == "open" and record.value is False else None
-            message = "the caches were not cleared before the run"
-            yield Problem(message, record.line, expected="true", got=record.value, severity=severity)
-        start = run.run_start
-        late = start is not None and run.times_in_ms and record.time_ms > start.time_ms + JITTER_MS
-        if start is not None and (late or record.line > start.line):
-            message = f"cache_clear after run_start (line {start.line})"
-            yield Problem(message, record.line, expected="before run_start")
+            yield value_problem(record, "the caches were not cleared before the run", "true", severity)
+        is_late = start is not None and run.times_in_ms and record.time_ms > start.time_ms + JITTER_MS
+        if start is not None and (is_late or record.line > start.line):
+            yield Problem(f"cache_clear after run_start (line {start.line})", record.line, expected="before run_start")
 
 
 @rule("clock-order", Severity.ERROR, _COMMON)
 def clock_order(run: Run) -> Iterator[Problem]:
-    """init_start, init_stop and run_start come in this order."""
+    """Require the order init_start, init_stop, run_start."""
     milestones = [run.first(key) for key in ("init_start", "init_stop", "run_start")]
-    found = [record for record in milestones if record is not None]
-    for before, after in pairwise(found):
+    for before, after in pairwise(record for record in milestones if record is not None):
         if after.line < before.line or after.time_ms < before.time_ms - JITTER_MS:
             message = f"{after.key} comes before {before.key} (line {before.line})"
             yield Problem(message, after.line, expected="init_start, init_stop, run_start")
@@ -60,57 +50,51 @@ def clock_order(run: Run) -> Iterator[Problem]:
 
 @rule("clock-init-limit", Severity.ERROR, _RUN_RESULTS)
 def clock_init_limit(run: Run) -> Iterator[Problem]:
-    """From the first init_start to run_start it takes at most 30 minutes, 240 in the open division.
+    """Limit the time from the first init_start to run_start to 30 minutes, 240 in the open division.
 
-    The official checker looks at init_stop alone, so that time between init_stop and run_start would be free.
+    The official checker measures to init_stop only, which leaves the time from there to run_start unlimited.
     """
     start, limit = run.run_start, benchmark.INIT_LIMIT_MINUTES[run.division]
     if start is None or not run.all("init_start") or not run.times_in_ms:
         return
     minutes = (start.time_ms - min(record.time_ms for record in run.all("init_start"))) / _MINUTE_MS
     if minutes > limit:
-        message = "initialisation takes too long before run_start"
+        message = "initialization before run_start takes too long"
         yield Problem(message, start.line, expected=f"at most {limit} minutes", got=round(minutes, 3))
 
 
 @rule("clock-run-start", Severity.ERROR, _RUN_RESULTS)
 def clock_run_start(run: Run) -> Iterator[Problem]:
-    """The clock starts once, before the first record of training, evaluation or data."""
+    """Require a single run_start before all records of training, evaluation or data."""
     start = run.run_start
     if start is None:
         return
     for again in run.all("run_start")[1:]:
-        yield Problem(f"the clock starts again; it started in line {start.line}", again.line, expected="one run_start")
-    early = [
-        record for record in run.records if record.key in _ON_THE_CLOCK and _before(record.line, record.time_ms, run)
-    ]
+        yield Problem(f"second run_start; the first is in line {start.line}", again.line, expected="one run_start")
+    timed = [(record.line, record.time_ms) for record in run.records if record.key in _TIMED_KEYS]
     losses = run.log.train_losses
-    lines = [record.line for record in early]
-    if len(losses) and _before(losses.lines[0], losses.times_ms[0], run):
-        lines.append(losses.lines[0])
-    if lines:
+    timed += zip(losses.lines[:1], losses.times_ms[:1], strict=True)
+    # Earlier by its time. By its line only at the same time: the lines of ranks may arrive out of order.
+    early = [
+        line for line, time_ms in timed if time_ms < start.time_ms or (line < start.line and time_ms <= start.time_ms)
+    ]
+    if early:
         message = f"training, evaluation or data before run_start (line {start.line})"
-        yield Problem(message, min(lines), expected="after run_start")
-
-
-def _before(line: int, time_ms: float, run: Run) -> bool:
-    """Whether something happened before run_start: by its time, or in the file unless its time says otherwise."""
-    start = run.run_start
-    return start is not None and (time_ms < start.time_ms or (line < start.line and time_ms <= start.time_ms))
+        yield Problem(message, min(early), expected="after run_start")
 
 
 @rule("clock-run-stop", Severity.ERROR, _RUN_RESULTS)
 def clock_run_stop(run: Run) -> Iterator[Problem]:
-    """The clock stops once, not before run_start, nor before the evaluation that passes, or what else came before."""
+    """Require a single run_stop, not before run_start, the passing evaluation or earlier records."""
     start, stop, passing = run.run_start, run.run_stop, run.passing_evaluation
     if stop is None:
         return
     for again in run.all("run_stop")[1:]:
-        yield Problem(f"the clock stops again; it stopped in line {stop.line}", again.line, expected="one run_stop")
+        yield Problem(f"second run_stop; the first is in line {stop.line}", again.line, expected="one run_stop")
     if start is not None and stop.time_ms < start.time_ms:
         yield Problem(f"run_stop is earlier than run_start (line {start.line})", stop.line)
     elif passing is not None and stop.time_ms < passing.time_ms:
-        message = f"run_stop is earlier than the evaluation that passes (line {passing.line})"
+        message = f"run_stop is earlier than the passing evaluation (line {passing.line})"
         yield Problem(message, stop.line, expected=f">= {passing.time_ms:.0f}", got=stop.time_ms)
     elif passing is None:
         before = [record for record in run.records if record.line < stop.line]
@@ -122,7 +106,7 @@ def clock_run_stop(run: Run) -> Iterator[Problem]:
 
 @rule("clock-after-stop", Severity.ERROR, _RUN_RESULTS)
 def clock_after_stop(run: Run) -> Iterator[Problem]:
-    """Nothing happens after run_stop; a record that only describes the run is a warning there."""
+    """Reject records after run_stop. Records that only describe the run are a warning there."""
     stop = run.run_stop
     if stop is None:
         return
@@ -139,11 +123,11 @@ def clock_after_stop(run: Run) -> Iterator[Problem]:
 
 @rule("clock-stop-late", Severity.WARNING, "this project")
 def clock_stop_late(run: Run) -> Iterator[Problem]:
-    """run_stop follows the last evaluation of a run that converged within 60 seconds; all of it is in the score."""
+    """Warn if run_stop comes over 60 seconds after the last evaluation of a converged run: the score includes them."""
     stop, passing = run.run_stop, run.passing_evaluation
     if stop is None or passing is None or not run.times_in_ms:
         return
-    # A run that trains on stops late after its last evaluation, which is another rule's business.
+    # eval-after-target reports evaluations after the passing one; they are no reason for a late stop.
     last = max(run.evaluations[-1].time_ms, passing.time_ms)
     seconds = (stop.time_ms - last) / 1000
     if seconds > _STOP_LIMIT_S:
@@ -153,61 +137,47 @@ def clock_stop_late(run: Run) -> Iterator[Problem]:
 
 @rule("clock-backwards", Severity.ERROR, "training rules, Run Results: the clock may not be paused")
 def clock_backwards(run: Run) -> Iterator[Problem]:
-    """Time never runs back by more than a second from one record to the next.
+    """Require times that never decrease by more than a second from one record to the next.
 
-    Where run_start and run_stop may stand is the business of rules of their own.
+    Other rules check the times of run_start and run_stop.
     """
     if not run.times_in_ms:
         return
-    latest, early = -math.inf, False
-    for lines, times in _in_file_order(run):
-        # The latest time before each record.
-        before = np.maximum.accumulate(np.concatenate([[latest], times]))
-        back = (before[:-1] - times) > JITTER_MS
-        # One jump makes every later record early: the first of each stretch is named.
-        for index in np.flatnonzero(back & ~np.concatenate([[early], back[:-1]]))[: MAX_FINDINGS + 1]:
-            seconds = (before[index] - times[index]) / 1000
-            yield Problem(f"the clock runs back by {seconds:,.1f} s", int(lines[index]), got=f"{seconds:.1f} s")
-        latest, early = before[-1], bool(back[-1])
+    latest, was_back = -math.inf, False
+    for lines, times in _times_in_file_order(run):
+        latest_before = np.maximum.accumulate(np.concatenate([[latest], times]))
+        is_back = (latest_before[:-1] - times) > JITTER_MS
+        # One jump puts all later records behind. Only the first of them is reported.
+        for index in np.flatnonzero(is_back & ~np.concatenate([[was_back], is_back[:-1]]))[: MAX_FINDINGS + 1]:
+            seconds = (latest_before[index] - times[index]) / 1000
+            yield Problem(f"the clock jumps back by {seconds:,.1f} s", int(lines[index]), got=f"{seconds:.1f} s")
+        latest, was_back = latest_before[-1], bool(is_back[-1])
 
 
-def _in_file_order(run: Run) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Lines and times of all records but run_start and run_stop, in stretches: a log may have a million."""
+def _times_in_file_order(run: Run) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield lines and times of all records except run_start and run_stop, in chunks: a log may hold a million."""
     records = [record for record in run.records if record.key not in ("run_start", "run_stop")]
     losses = run.log.train_losses
     loss_lines, loss_times = np.asarray(losses.lines), np.asarray(losses.times_ms)
-    begun = 0
-    for start in range(0, max(len(losses), 1), _STRETCH):
-        stop = start + _STRETCH
-        ended = len(records)
+    first = 0
+    for start in range(0, max(len(losses), 1), _CHUNK):
+        stop = start + _CHUNK
+        end = len(records)
         if stop < len(losses):
-            ended = bisect_left(records, losses.lines[stop], key=attrgetter("line"))
-        some, begun = records[begun:ended], ended
-        lines = np.concatenate([np.asarray([record.line for record in some], np.int64), loss_lines[start:stop]])
-        times = np.concatenate([np.asarray([record.time_ms for record in some]), loss_times[start:stop]])
-        order = np.lexsort((times, lines))  # records of one line have no order to speak of
+            end = bisect_left(records, losses.lines[stop], key=attrgetter("line"))
+        chunk, first = records[first:end], end
+        lines = np.concatenate([np.asarray([record.line for record in chunk], np.int64), loss_lines[start:stop]])
+        times = np.concatenate([np.asarray([record.time_ms for record in chunk]), loss_times[start:stop]])
+        order = np.lexsort((times, lines))  # several records of one line by time
         if len(order):
             yield lines[order], times[order]
 
 
 @rule("run-status", Severity.ERROR, _COMMON)
 def run_status(run: Run) -> Iterator[Problem]:
-    """The status in run_stop is success or aborted."""
+    """Require status success or aborted in run_stop."""
     for record in run.all("run_stop"):
         status = record.metadata.get("status", "success")
         if status not in ("success", "aborted"):
             message = "the status of run_stop is neither success nor aborted"
             yield Problem(message, record.line, expected="success or aborted", got=status)
-
-
-RULES: tuple[Rule[Run], ...] = (
-    cache_clear,
-    clock_order,
-    clock_init_limit,
-    clock_run_start,
-    clock_run_stop,
-    clock_after_stop,
-    clock_stop_late,
-    clock_backwards,
-    run_status,
-)

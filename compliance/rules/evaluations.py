@@ -1,4 +1,4 @@
-"""Rules on the evaluations: when, how many, of what, and what their losses allow."""
+"""Rules on evaluations: their interval, number, size and losses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 
 from .. import benchmark
 from ..findings import Severity
-from ..run import Run, finite_float, whole_number
+from ..json_values import finite_float, whole_number
+from ..run import Run
 from ..schedule import Comparison, Schedule
-from .rule import ABSENT, MAX_FINDINGS, Problem, Rule, rule
+from .rule import ABSENT, MAX_FINDINGS, Problem, rule, value_problem
 
 _QUALITY = "training rules, Quality measure"
 _CADENCE = f"{_QUALITY}; gpt_oss_20b: every CEIL(12288 / GBS) steps"
@@ -20,15 +21,15 @@ _YAML = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/closed_gpt_oss
 
 @rule("samples-count", Severity.ERROR, _YAML)
 def samples_count(run: Run) -> Iterator[Problem]:
-    """samples_count of the evaluations is a whole number that always grows, and run_stop has that of the last one.
+    """Require a whole, growing samples_count in evaluations, and that of the last one in run_stop.
 
-    That of blocks, epochs and starts and stops of evaluations is a whole number that never shrinks.
+    In blocks, epochs, eval_start and eval_stop it is a whole number that never decreases.
     """
     last: int | None = None
     for record in run.all("eval_accuracy"):
         samples = whole_number(record.samples)
         if "samples_count" not in record.metadata:
-            continue  # record-metadata says so
+            continue  # record-metadata reports this
         if samples is None or samples < 0:
             message = "samples_count of an evaluation is not a whole number of samples"
             yield Problem(message, record.line, expected="a whole number", got=record.samples)
@@ -36,7 +37,7 @@ def samples_count(run: Run) -> Iterator[Problem]:
             message = "samples_count of an evaluation does not grow"
             yield Problem(message, record.line, expected=f"more than {last}", got=samples)
         last = last if samples is None else samples
-    yield from _interval_counts(run)
+    yield from _decreasing_counts(run)
     stop = run.run_stop
     if stop is None or last is None:
         return
@@ -48,8 +49,8 @@ def samples_count(run: Run) -> Iterator[Problem]:
         yield Problem(message, stop.line, expected=str(last), got=stop.samples)
 
 
-def _interval_counts(run: Run) -> Iterator[Problem]:
-    """samples_count of blocks, epochs and starts and stops of evaluations: whole numbers that never shrink."""
+def _decreasing_counts(run: Run) -> Iterator[Problem]:
+    """Yield a problem for each samples_count of an interval key that is not whole or decreases."""
     for key in (*benchmark.INTERVALS, *benchmark.INTERVALS.values()):
         last = 0
         for record in run.all(key):
@@ -64,16 +65,16 @@ def _interval_counts(run: Run) -> Iterator[Problem]:
 
 @rule("eval-cadence", Severity.ERROR, _CADENCE)
 def eval_cadence(run: Run) -> Iterator[Problem]:
-    """Evaluations come every CEIL(12288 / GBS) x GBS samples: none missing, none extra, none off that grid.
+    """Require an evaluation exactly every CEIL(12288 / GBS) x GBS samples.
 
     In the open division the first evaluation sets the interval.
     """
     interval = run.eval_interval_samples
     counts = [whole_number(record.samples) for record in run.all("eval_accuracy")]
     known = [count for count in counts if count is not None]
-    grows = all(before < after for before, after in pairwise(known))
-    if interval is None or len(known) < len(counts) or not grows:
-        return  # other rules have said so
+    is_growing = all(before < after for before, after in pairwise(known))
+    if interval is None or len(known) < len(counts) or not is_growing:
+        return  # other rules report this
     due = interval
     for record, count in zip(run.all("eval_accuracy"), known, strict=True):
         if count % interval or count < interval:
@@ -87,41 +88,39 @@ def eval_cadence(run: Run) -> Iterator[Problem]:
             due = count + interval
     trained = run.trained_samples
     if run.passing_evaluation is None and trained is not None and trained > due:
-        message = f"an evaluation is missing at the end: training went on to {trained:,} samples"
+        message = f"an evaluation is missing at the end: training continued to {trained:,} samples"
         yield Problem(message, expected=str(due), got=known[-1] if known else ABSENT)
 
 
 @rule("eval-size", Severity.ERROR, f"{_QUALITY}; {_YAML}")
 def eval_size(run: Run) -> Iterator[Problem]:
-    """Every evaluation takes exactly 1,024 sequences, at any batch size; in the open division what the log declares."""
-    declared = run.count("eval_samples")
-    wanted = benchmark.EVAL_SAMPLES if run.division == "closed" else declared
-    if wanted is None:
+    """Require 1,024 sequences per evaluation at any batch size; in the open division the declared number."""
+    required = benchmark.EVAL_SAMPLES if run.division == "closed" else run.count("eval_samples")
+    if required is None:
         return
     for record in run.all("eval_samples"):
-        if whole_number(record.value) not in (None, wanted):
-            message = "eval_samples is not what every evaluation must take"
-            yield Problem(message, record.line, expected=str(wanted), got=record.value)
+        if whole_number(record.value) not in (None, required):
+            yield value_problem(record, "eval_samples is not the required number of sequences", required)
     for key in ("eval_start", "eval_accuracy", "eval_stop"):
         for record in run.all(key):
-            # Where an evaluation says how many sequences it took, it must be as many.
-            count = record.metadata.get("eval_samples")
-            if count is not None and whole_number(count) != wanted:
-                yield Problem(f"{key} of another number of sequences", record.line, expected=str(wanted), got=count)
+            count = record.metadata.get("eval_samples")  # optional
+            if count is not None and whole_number(count) != required:
+                message = f"{key} with another number of sequences"
+                yield Problem(message, record.line, expected=str(required), got=count)
 
 
 @rule("eval-balance", Severity.ERROR, "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml")
 def eval_balance(run: Run) -> Iterator[Problem]:
-    """Every block, epoch and evaluation that starts stops, in turn, and every loss has its evaluation.
+    """Require matching starts and stops of blocks, epochs and evaluations, and an evaluation for every loss.
 
-    The last block may be open when a run aborts, and an epoch when it ends.
+    The last block may be open when a run aborts, and the last epoch at any end of a run.
     """
     for start, stop in benchmark.INTERVALS.items():
         opened = None
         for record in run.records:
             if record.key == start:
                 if opened is not None:
-                    yield Problem(f"{start} before the last one (line {opened.line}) has its {stop}", record.line)
+                    yield Problem(f"second {start} before the {stop} of line {opened.line}", record.line)
                 opened = record
             elif record.key == stop:
                 if opened is None:
@@ -129,98 +128,97 @@ def eval_balance(run: Run) -> Iterator[Problem]:
                 opened = None
         if opened is not None and start != "epoch_start" and run.run_status != "aborted":
             yield Problem(f"{start} without its {stop}", opened.line)
-    started, losses = len(run.all("eval_start")), len(run.all("eval_accuracy"))
-    unfinished = run.run_status == "aborted" and started == losses + 1
-    # None at all is for record-required.
-    if started and losses and started != losses and not unfinished:
-        more, less = ("losses", "evaluations that start") if started < losses else ("evaluations", "losses")
-        message = f"more {more} than {less}"
-        yield Problem(message, run.all("eval_accuracy")[-1].line, expected=f"{losses} eval_start", got=started)
+    starts, losses = len(run.all("eval_start")), len(run.all("eval_accuracy"))
+    is_unfinished = run.run_status == "aborted" and starts == losses + 1
+    # record-required reports a log without any.
+    if starts and losses and starts != losses and not is_unfinished:
+        more, fewer = ("losses", "evaluations that start") if starts < losses else ("evaluations", "losses")
+        line = run.all("eval_accuracy")[-1].line
+        yield Problem(f"more {more} than {fewer}", line, expected=f"{losses} eval_start", got=starts)
 
 
 @rule("eval-loss", Severity.ERROR, _YAML)
 def eval_loss(run: Run) -> Iterator[Problem]:
-    """The loss of every evaluation is a positive finite number."""
+    """Require positive finite evaluation losses."""
     for record in run.all("eval_accuracy"):
         loss = finite_float(record.value)
         if loss is None or loss <= 0:
-            message = "eval_accuracy is no possible loss"
-            yield Problem(message, record.line, expected="a positive finite number", got=record.value)
+            yield value_problem(record, "eval_accuracy is not a possible loss", "a positive finite number")
 
 
 @rule("eval-after-target", Severity.ERROR, "training rules, Run Results; gpt_oss_20b: stop at the first that passes")
 def eval_after_target(run: Run) -> Iterator[Problem]:
-    """The run ends at the first evaluation that meets the target; it neither trains nor evaluates on."""
+    """Require the run to end at the first evaluation that meets the target."""
     passing = run.passing_evaluation
     if passing is None:
         return
-    keys = (*benchmark.INTERVALS, *benchmark.INTERVALS.values(), "eval_accuracy")
-    after = [record for key in keys for record in run.all(key) if record.line > passing.line]
+    after = [record for key in benchmark.INTERVAL_KEYS for record in run.all(key) if record.line > passing.line]
     later = [(record.line, whole_number(record.samples) or 0) for record in after]
     later = [(line, samples) for line, samples in later if samples > passing.samples]
     losses = run.log.train_losses
     lines, samples = np.asarray(losses.lines), np.asarray(losses.samples)
-    # A loss that does not say how far training is comes after it as well.
+    # Not `samples > passing.samples`: a loss without a samples_count is NaN there and counts as later, too.
     trained = np.flatnonzero((lines > passing.line) & ~(samples <= passing.samples))
     if later or len(trained):
         counted = [samples[index] for index in trained[-1:] if np.isfinite(samples[index])]
         last = int(max([count for _, count in later] + counted, default=passing.samples))
         line = min([line for line, _ in later] + [losses.lines[index] for index in trained[:1]])
-        message = f"training goes on after an evaluation met the target of {run.target}"
+        message = f"training continues after an evaluation met the target of {run.target}"
         expected = f"run_stop at {passing.samples} samples (line {passing.line}: {passing.loss:.4f})"
         yield Problem(message, line, expected=expected, got=last)
 
 
 @rule("eval-target", Severity.ERROR, _YAML)
 def eval_target(run: Run) -> Iterator[Problem]:
-    """A run that says success ends with an evaluation that meets the target."""
+    """Require the last evaluation of a run with status success to meet the target."""
     if run.run_status == "success" and run.evaluations and not 0 < run.evaluations[-1].loss <= run.target:
         last = run.evaluations[-1]
-        message = "run_stop says success, but the last evaluation does not meet the target"
+        message = "status is success, but the last evaluation does not meet the target"
         yield Problem(message, last.line, expected=f"<= {run.target}", got=last.loss)
 
 
 @rule("run-not-converged", Severity.ERROR, "training rules, Benchmark Results")
 def run_not_converged(run: Run) -> Iterator[Problem]:
-    """A run judged alone has converged. In a set, one that has not may be the one dropped as the slowest."""
+    """Require convergence of a run that is judged alone. In a set, one other run may be dropped as the slowest."""
     if run.run_status == "aborted":
-        losses = [each.loss for each in run.evaluations]
         stop = run.run_stop
-        message = "the run was aborted: it counts as not converged, and a set may hold one such run"
+        message = "the run was aborted and did not converge; a set may hold one such run"
         expected = f"status success, loss <= {run.target}"
-        yield Problem(message, stop.line if stop else None, expected=expected, got=losses[-1] if losses else ABSENT)
+        got = run.evaluations[-1].loss if run.evaluations else ABSENT
+        yield Problem(message, stop.line if stop else None, expected=expected, got=got)
 
 
 @rule("schedule-rate", Severity.ERROR, "training rules, Hyperparameters; Megatron-Core's OptimizerParamScheduler")
 def schedule_rate(run: Run) -> Iterator[Problem]:
-    """The learning rates that train_loss records log are those of the logged schedule.
+    """Compare the learning rates of train_loss records with the logged schedule.
 
-    Linear warm-up from 0 and a cosine, within 2e-7; see `compliance.schedule` for what may differ between logs. Logs
-    without learning rates are not verifiable.
+    The schedule is a linear warm-up from 0 and a cosine, the tolerance 2e-7. `compliance.schedule` lists accepted
+    differences between logs. A log without learning rates is unverifiable.
     """
     schedule, batch = logged_schedule(run), run.count("global_batch_size")
     if schedule is None or batch is None or batch < 1:
         return
     losses = run.log.train_losses
-    samples, rates = np.asarray(losses.samples), np.asarray(losses.rates)
-    usable = np.isfinite(samples) & np.isfinite(rates)
-    if not usable.any():
+    samples, rates = np.asarray(losses.samples), np.asarray(losses.learning_rates)
+    is_usable = np.isfinite(samples) & np.isfinite(rates)
+    if not is_usable.any():
         message = "no train_loss record has a learning rate and a samples_count to compare with the schedule"
         yield Problem(message, severity=Severity.UNVERIFIABLE)
         return
-    places = None if usable.all() else np.flatnonzero(usable)  # no copy of a million rates for nothing
-    if places is not None:
-        samples, rates = samples[places], rates[places]
+    # Indexing copies the columns; a log with a million complete records keeps its own.
+    usable = None if is_usable.all() else np.flatnonzero(is_usable)
+    if usable is not None:
+        samples, rates = samples[usable], rates[usable]
     comparison = Comparison(schedule, batch, samples, rates)
     for index in comparison.wrong()[: MAX_FINDINGS + 1]:
         message = f"the learning rate at {int(samples[index]):,} samples contradicts the logged schedule"
         expected = f"{float(comparison.expected(index)):.10g}"
-        line = losses.lines[index if places is None else places[index]]
+        line = losses.lines[index if usable is None else usable[index]]
         yield Problem(message, line, expected=expected, got=float(rates[index]))
 
 
 def logged_schedule(run: Run) -> Schedule | None:
-    """The schedule as the log describes it; None where a number is missing or it is not the benchmark's kind."""
+    """Return the logged schedule; None if a number is missing or the schedule is not the benchmark's kind."""
     base, end = run.number("opt_base_learning_rate"), run.number("opt_end_learning_rate")
     names = ("opt_learning_rate_warmup_steps", "opt_learning_rate_decay_steps", "max_steps")
     warmup, decay, last = map(run.count, names)
@@ -230,15 +228,3 @@ def logged_schedule(run: Run) -> Schedule | None:
     if kind != benchmark.FIXED["opt_learning_rate_decay_schedule"] or not 0 <= warmup <= last:
         return None
     return Schedule(base, end, warmup, decay, last)
-
-
-RULES: tuple[Rule[Run], ...] = (
-    samples_count,
-    eval_cadence,
-    eval_size,
-    eval_balance,
-    eval_loss,
-    eval_after_target,
-    eval_target,
-    schedule_rate,
-)

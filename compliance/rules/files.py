@@ -1,4 +1,4 @@
-"""Rules on what a file is made of: readable, whole, and with everything a log must have."""
+"""Rules on file contents: readable, complete, consistent."""
 
 from __future__ import annotations
 
@@ -9,76 +9,68 @@ from numpy.typing import NDArray
 
 from .. import benchmark
 from ..findings import Severity
-from ..run import EARLIEST_MS, Run, comparison_key, whole_number
-from .rule import ABSENT, MAX_FINDINGS, Problem, Rule, quote_json, rule
+from ..json_values import comparison_key, whole_number
+from ..run import EARLIEST_MS, Run
+from .rule import MAX_FINDINGS, Problem, parse_problems, quote_json, rule, value_problem
 
 _PARSER = "mlperf-logging 4.1.68, compliance_checker/mlp_parser"
 _COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml and closed_gpt_oss_20b.yaml"
-_OWN = "this project"
-
-
-def _defects(run: Run, rule_id: str) -> Iterator[Problem]:
-    for defect in run.log.parse_errors:
-        if defect.rule == rule_id:
-            yield Problem(defect.message, defect.line, got=ABSENT if defect.got is None else defect.got)
 
 
 @rule("file-empty", Severity.ERROR, _PARSER)
 def file_empty(run: Run) -> Iterator[Problem]:
-    """A log holds at least one `:::MLLOG` record."""
-    yield from _defects(run, "file-empty")
+    """Require at least one `:::MLLOG` record in the file."""
+    yield from parse_problems(run.log.parse_errors, "file-empty")
 
 
 @rule("file-encoding", Severity.ERROR, _PARSER)
 def file_encoding(run: Run) -> Iterator[Problem]:
-    """A log is ASCII or UTF-8; other bytes around the records are fine, UTF-16 is not."""
-    yield from _defects(run, "file-encoding")
+    """Require ASCII or UTF-8. Other bytes around the records are allowed, UTF-16 is not."""
+    yield from parse_problems(run.log.parse_errors, "file-encoding")
 
 
 @rule("record-corrupt", Severity.ERROR, _PARSER)
 def record_corrupt(run: Run) -> Iterator[Problem]:
-    """Every `:::MLLOG` is followed by a whole JSON object with key, value, time_ms and metadata."""
-    yield from _defects(run, "record-corrupt")
+    """Require a complete JSON object with key, value, time_ms and metadata after every `:::MLLOG`."""
+    yield from parse_problems(run.log.parse_errors, "record-corrupt")
 
 
 @rule("record-required", Severity.ERROR, _COMMON)
 def record_required(run: Run) -> Iterator[Problem]:
-    """Every record that the ruleset requires is there.
+    """Require every record of the ruleset.
 
     6.1.0 adds precision, parallelism, micro batch and config_filename. Training is logged in blocks or epochs.
     """
     if not run.log.records and not run.log.train_losses:
-        return  # file-empty or file-encoding has said so
+        return  # file-empty or file-encoding reports this
     required = [*benchmark.DESCRIPTION, *benchmark.MILESTONES, "eval_start", "eval_accuracy", "eval_stop"]
     required += benchmark.DISCLOSURE if run.ruleset != "6.0.0" else ()
     missing = [key for key in required if not run.all(key)]
     if missing:
-        message = f"ruleset {run.ruleset} requires records that the log does not have: {', '.join(missing)}"
-        yield Problem(message)
+        yield Problem(f"the log lacks records that ruleset {run.ruleset} requires: {', '.join(missing)}")
     if not (run.all("block_start") or run.all("epoch_start")):
         yield Problem("neither block_start nor epoch_start; training is not logged", expected="block_start records")
 
 
 @rule("record-conflict", Severity.ERROR, _COMMON)
 def record_conflict(run: Run) -> Iterator[Problem]:
-    """What describes the run is logged once, or again with the same value; never with two values.
+    """Require one value for each record that describes the run, however often it is logged.
 
-    Two seeds in one run, of two ranks perhaps, are a warning, as the official seed checker has it.
+    Two seeds in one run, perhaps of two ranks, are a warning, as in the official seed checker.
     """
-    for key in (*benchmark.DESCRIPTION, *benchmark.DISCLOSURE, *benchmark.OPTIONAL):
+    for key in benchmark.SETTING_KEYS:
         records = run.all(key)
         severity = Severity.WARNING if key == "seed" else None
         for record in records[1:]:
             if comparison_key(record.value) != comparison_key(records[0].value):
-                message = f"{key} is logged with another value than in line {records[0].line}"
-                expected = quote_json(records[0].value)
-                yield Problem(message, record.line, expected=expected, got=record.value, severity=severity)
+                message = f"{key} has another value in line {records[0].line}"
+                yield value_problem(record, message, quote_json(records[0].value), severity)
 
 
 @rule("record-metadata", Severity.ERROR, _COMMON)
 def record_metadata(run: Run) -> Iterator[Problem]:
-    """Blocks, epochs and evaluations carry `samples_count` (or `epoch_num`), and run_stop its `status`."""
-    for key in (*benchmark.INTERVALS, *benchmark.INTERVALS.values(), "eval_accuracy"):
+    """Require `samples_count` (or `epoch_num`) in blocks, epochs and evaluations, and `status` in run_stop."""
+    for key in benchmark.INTERVAL_KEYS:
         names = ("samples_count",) if key == "eval_accuracy" else ("samples_count", "epoch_num")
         if key.startswith("block"):
             names = (*names, "epoch_count", "first_epoch_num")
@@ -92,49 +84,36 @@ def record_metadata(run: Run) -> Iterator[Problem]:
 
 @rule("time-unit", Severity.ERROR, _PARSER)
 def time_unit(run: Run) -> Iterator[Problem]:
-    """Times are milliseconds since 1970; seconds would make every duration a thousandth."""
+    """Require times in milliseconds since 1970. Times in seconds would divide every duration by 1,000."""
     for record in run.log.records:
         if record.time_ms <= EARLIEST_MS:
-            message = f"time_ms of {record.key} is no time in milliseconds since 1970; does the log count seconds?"
+            message = f"time_ms of {record.key} is not in milliseconds since 1970; is it in seconds?"
             yield Problem(message, record.line, expected=f"more than {EARLIEST_MS:.0f}", got=record.time_ms)
             return
 
 
-@rule("train-loss-value", Severity.ERROR, _OWN)
+@rule("train-loss-value", Severity.ERROR, "this project")
 def train_loss_value(run: Run) -> Iterator[Problem]:
-    """Training losses are positive finite numbers; `lr` and `samples_count`, where logged, are not negative."""
+    """Require positive finite training losses, and non-negative `lr` and `samples_count` where logged."""
     losses = run.log.train_losses
-    # Absent is NaN, what is no number is infinite (`records.TrainLosses`).
+    # In these columns NaN stands for "not logged" and infinity for "not a number" (`records.TrainLosses`).
     checks = (
         ("train_loss is not a positive finite number", losses.losses, lambda loss: ~((loss > 0) & np.isfinite(loss))),
-        ("samples_count of a train_loss is not a number of samples", losses.samples, _no_amount),
-        ("lr of a train_loss is not a learning rate", losses.rates, _no_amount),
+        ("samples_count of a train_loss is not a number of samples", losses.samples, _is_invalid_amount),
+        ("lr of a train_loss is not a learning rate", losses.learning_rates, _is_invalid_amount),
     )
-    for message, column, wrong in checks:
-        for index in np.flatnonzero(wrong(np.asarray(column)))[: MAX_FINDINGS + 1]:
+    for message, column, is_wrong in checks:
+        for index in np.flatnonzero(is_wrong(np.asarray(column)))[: MAX_FINDINGS + 1]:
             yield Problem(message, losses.lines[index], expected="a finite number", got=column[index])
 
 
-def _no_amount(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _is_invalid_amount(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
     return (numbers < 0) | np.isinf(numbers)
 
 
 @rule("seed", Severity.ERROR, "training rules, Random numbers; mlperf-logging 4.1.68, package_checker/seed_checker")
 def seed(run: Run) -> Iterator[Problem]:
-    """The seed is an integer. The same one may be logged by several ranks."""
+    """Require an integer seed. Several ranks may log the same one."""
     for record in run.all("seed"):
         if whole_number(record.value) is None:
-            yield Problem("the seed is not an integer", record.line, expected="an integer", got=record.value)
-
-
-RULES: tuple[Rule[Run], ...] = (
-    file_empty,
-    file_encoding,
-    record_corrupt,
-    record_required,
-    record_conflict,
-    record_metadata,
-    time_unit,
-    train_loss_value,
-    seed,
-)
+            yield value_problem(record, "the seed is not an integer", "an integer")

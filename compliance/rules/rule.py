@@ -1,4 +1,4 @@
-"""What a rule is: an id, a weight, a source, and one pure function from what is judged to what is wrong with it."""
+"""Rule: an id, a severity, a citation, and a pure function from a subject to the problems it has."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ..findings import Finding, Severity
+from ..records import ParseError, Record
 
 BOTH_DIVISIONS = frozenset({"closed", "open"})
-# A file with a hundred thousand corrupt records would bury everything else.
+# A file with a hundred thousand corrupt records would bury all other findings.
 MAX_FINDINGS = 20
 
-# For `Problem.got`, where None is a value: the null of a log.
+# Default of `Problem.got`. None is a value there: the null of a log.
 ABSENT = object()
 
 Subject = TypeVar("Subject")
@@ -22,15 +23,15 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with what was judged; the rule adds its id, weight and source to make a `Finding`.
+    """Violation found by a rule. The rule adds its id, severity and citation to make a `Finding`.
 
     Attributes:
-        message: what, in one sentence, and how to fix it.
-        line: line of the file, from 1.
-        expected: what the rule wants.
-        got: what is there.
-        file: the file, where the subject is more than one.
-        severity: instead of the rule's own.
+        message: the problem and its fix in one sentence.
+        line: line number from 1.
+        expected: value required by the rule.
+        got: value found.
+        file: the file, if the subject has several.
+        severity: replaces the rule's severity.
     """
 
     message: str
@@ -46,11 +47,11 @@ class Rule(Generic[Subject]):
     """One rule.
 
     Attributes:
-        id: its name in findings, e.g. "eval-cadence".
-        severity: the weight of its findings unless one says otherwise.
-        citation: the document or file that it comes from, or this project's name for its own.
-        check: yields a problem for everything that breaks it.
-        divisions: divisions it applies to.
+        id: name in findings, e.g. "eval-cadence".
+        severity: default severity of its findings.
+        citation: document or file that states the rule, or "this project".
+        check: yields a problem for every violation.
+        divisions: divisions that the rule applies to.
     """
 
     id: str
@@ -61,11 +62,11 @@ class Rule(Generic[Subject]):
 
     @property
     def description(self) -> str:
-        """The docstring of the check, as one paragraph."""
+        """Return the docstring of the check as one paragraph."""
         return " ".join((inspect.getdoc(self.check) or "").split())
 
     def judge(self, subject: Subject, file: str | None = None) -> Iterator[Finding]:
-        """The findings of this rule; past `MAX_FINDINGS` the rest is counted in a last one."""
+        """Yield the findings of this rule. A last one counts those past `MAX_FINDINGS`."""
         problems = list(self.check(subject))
         for problem in problems[:MAX_FINDINGS]:
             yield self._finding(problem, file)
@@ -89,7 +90,7 @@ class Rule(Generic[Subject]):
 def rule(
     name: str, severity: Severity, citation: str, divisions: Iterable[str] = BOTH_DIVISIONS
 ) -> Callable[[Callable[[Subject], Iterator[Problem]]], Rule[Subject]]:
-    """Declares the decorated generator to be the check of a rule."""
+    """Declare the decorated generator to be the check of a rule."""
 
     def declare(check: Callable[[Subject], Iterator[Problem]]) -> Rule[Subject]:
         return Rule(name, severity, citation, check, frozenset(divisions))
@@ -97,8 +98,20 @@ def rule(
     return declare
 
 
+def parse_problems(errors: Iterable[ParseError], rule_id: str, file: str | None = None) -> Iterator[Problem]:
+    """Yield a problem for each parse error of a rule."""
+    for error in errors:
+        if error.rule == rule_id:
+            yield Problem(error.message, error.line, got=ABSENT if error.got is None else error.got, file=file)
+
+
+def value_problem(record: Record, message: str, expected: object, severity: Severity | None = None) -> Problem:
+    """Return the problem of a record whose value breaks a rule."""
+    return Problem(message, record.line, expected=expected, got=record.value, severity=severity)
+
+
 def quote_json(value: object) -> str:
-    """A value of a log as a finding quotes it: as JSON, on one line, never long.
+    """Return a log's value as quoted in findings: JSON on one line, at most 100 characters.
 
     >>> quote_json("x"), quote_json(3.34), quote_json(None), quote_json("y" * 200)[-5:]
     ('"x"', '3.34', 'null', 'yy...')

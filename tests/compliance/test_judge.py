@@ -18,13 +18,14 @@ from compliance import check, cli
 from compliance.check import Options, check_package, check_run, check_set, unreadable_report
 from compliance.cli import ExitCode
 from compliance.findings import Finding, OfficialResult, Severity, Status, Verdict
+from compliance.json_values import finite_float, whole_number
 from compliance.judge import judge_set, unverifiable_findings
 from compliance.log_files import InputError, find_logs
 from compliance.official import OfficialToolsError
 from compliance.rcp import RcpDataError
 from compliance.records import Log, Record
 from compliance.rules.rule import ABSENT, Problem, Rule, quote_json, rule
-from compliance.run import Machine, Run, common_eval_interval, finite_float, whole_number
+from compliance.run import Machine, Run, common_eval_interval
 from compliance.submission import read_submission
 from tests.support.commands import command
 from tests.support.judging import fired, judged, judged_set
@@ -633,7 +634,7 @@ def judged_as(logs: list[MadeLog], **options: Any) -> dict[tuple[str, str], str]
     runs = [judged(log, f"{n}") for n, log in enumerate(logs)]
     result, found = judge_set(runs, "6.1.0", **options)
     findings = [*(each for run in runs for each in run.findings), *found]
-    ours = check._ours_of_files(runs) | check._ours_of_set(result, findings)
+    ours = check._verdicts_on_files(runs) | check._verdicts_on_set(result, findings)
     return {key: each.verdict for key, each in ours.items()}
 
 
@@ -811,7 +812,7 @@ def test_our_verdicts_on_a_tree(tmp_path: Path) -> None:
         ([dataclasses.replace(about, file="another")], "fail", "pass"),
         ([dataclasses.replace(about, severity=Severity.WARNING)], "pass", "pass"),
     ):
-        ours = check._ours_of_tree(tree, findings)
+        ours = check._verdicts_on_tree(tree, findings)
         assert ours["package_checker", str(root)].verdict == package
         assert ours["system_desc_checker", file].verdict == system
 

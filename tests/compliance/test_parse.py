@@ -178,8 +178,10 @@ def test_absent_and_wrong_numbers_of_a_loss_are_told_apart() -> None:
     absent = event("train_loss", 3.0, 1_790_000_000_000)
     wrong = event("train_loss", "3.0", 1_790_000_000_000, {"samples_count": True, "lr": 10**400})
     log = parsed("\n".join(f":::MLLOG {json.dumps(each)}" for each in (absent, wrong)))
-    assert math.isnan(log.train_losses.samples[0]) and math.isnan(log.train_losses.rates[0])
-    assert [log.train_losses.losses[1], log.train_losses.samples[1], log.train_losses.rates[1]] == [math.inf] * 3
+    assert math.isnan(log.train_losses.samples[0]) and math.isnan(log.train_losses.learning_rates[0])
+    assert [log.train_losses.losses[1], log.train_losses.samples[1], log.train_losses.learning_rates[1]] == [
+        math.inf
+    ] * 3
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_absent_and_wrong_numbers_of_a_loss_are_told_apart() -> None:
 def test_what_is_no_finite_number_is_infinite_in_every_column(value: object) -> None:
     wrong = event("train_loss", value, 1_790_000_000_000, {"samples_count": value, "lr": value})
     losses = parsed(f":::MLLOG {json.dumps(wrong)}").train_losses
-    assert [losses.losses[0], losses.samples[0], losses.rates[0]] == [math.inf] * 3
+    assert [losses.losses[0], losses.samples[0], losses.learning_rates[0]] == [math.inf] * 3
 
 
 def test_losses_keep_the_order_of_the_file_however_they_are_read() -> None:
@@ -276,7 +278,7 @@ def test_lines_are_counted_over_all_chunks() -> None:
 
 
 def test_memory_is_bounded_whatever_the_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_MOST_LOSSES", "_MOST_JUDGED", "_MOST_OTHERS", "_MOST_DEFECTS"):
+    for name in ("_MAX_LOSSES", "_MAX_JUDGED", "_MAX_OTHERS", "_MAX_ERRORS"):
         monkeypatch.setattr(parsing, name, 100)
     loss = event("train_loss", 3.0, 1_790_000_000_000, {"samples_count": 16, "lr": 1e-4})
     kinds = [loss, event("seed", 1, 1_790_000_000_000), event("my_own", 1, 1_790_000_000_000)]
@@ -290,7 +292,7 @@ def test_memory_is_bounded_whatever_the_file_holds(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("count", [99, 100, 101, 250])
 def test_what_fits_is_kept_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    for name in ("_MOST_LOSSES", "_MOST_JUDGED", "_MOST_DEFECTS"):
+    for name in ("_MAX_LOSSES", "_MAX_JUDGED", "_MAX_ERRORS"):
         monkeypatch.setattr(parsing, name, 100)
     # Losses come a few at a time, as in a log with other records between them.
     log = parsed("".join(f"{LOSS}\n{LOSS}\n:::MLLOG {{\n{SEED}\n" for _ in range(count)))

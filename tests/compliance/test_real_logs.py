@@ -56,7 +56,7 @@ def test_their_learning_rates_are_the_schedule_to_the_last_bit() -> None:
         run = Run(read_log(path), "6.0.0")
         schedule = logged_schedule(run)
         assert schedule is not None
-        logged = np.asarray(run.log.train_losses.rates)
+        logged = np.asarray(run.log.train_losses.learning_rates)
         comparison = Comparison(schedule, 32, np.asarray(run.log.train_losses.samples), logged)
         assert len(logged) > 8000
         # numpy's cosine may differ from the C library's in the last bit.

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from compliance import file_tree
 from compliance.file_tree import Link, TreeFile, has_rejected_name, is_binary, is_source, list_tree, printable_path
 from compliance.records import ParseError
+from compliance.run import Machine
 from compliance.submission import MAX_DESCRIPTION_BYTES, SystemDescription, read_submission, read_system_description
 from tests.support.made_logs import MadeLog, system_description, write_tree
 
@@ -136,20 +137,20 @@ def test_a_system_description(tmp_path: Path) -> None:
     assert (system.name, system.path) == ("sys_1x8", str(tmp_path / "sys_1x8.json"))
     assert (system.division, system.submitter) == ("closed", "Example Laboratory")
     assert (system.status, system.system_name) == ("Available on-premise", "sys_1x8")
-    assert (system.nodes, system.accelerators_per_node, system.total_accelerators) == (4, 8, 32)
+    assert (system.nodes, system.accelerators_per_node, system.machine) == (4, 8, Machine(32, system.path))
     assert system.raw["cooling"] == "example"
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "8.0", "eight", "", "٣", "9" * 5000, 0, -2, 8.0, True, None, [8], {}])
 def test_counts_that_are_none(tmp_path: Path, count: object) -> None:
     system = described(tmp_path, number_of_nodes=count)
-    assert (system.nodes, system.accelerators_per_node, system.total_accelerators) == (None, 8, None)
+    assert (system.nodes, system.accelerators_per_node, system.machine) == (None, 8, None)
     system = described(tmp_path, accelerators_per_node=count)
-    assert (system.nodes, system.accelerators_per_node, system.total_accelerators) == (1, None, None)
+    assert (system.nodes, system.accelerators_per_node, system.machine) == (1, None, None)
 
 
 def test_a_count_may_be_a_number(tmp_path: Path) -> None:
-    assert described(tmp_path, number_of_nodes=3).total_accelerators == 24
+    assert described(tmp_path, number_of_nodes=3).machine == Machine(24, str(tmp_path / "sys_1x8.json"))
 
 
 @pytest.mark.parametrize("value", [None, 7, ["closed"], {"a": 1}, True])

@@ -12,6 +12,7 @@ import pytest
 from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
 
 from compliance.check import Options, check_package
+from compliance.run import Machine
 from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, SystemDescription, read_system_description
 from compliance.system_description import list_open_fields
 from compliance.system_fields import DEFAULTS, EXPECTED, Description, describe
@@ -107,7 +108,7 @@ def test_the_eight_of_a_described_node_are_counted(tmp_path: Path, tools: Path) 
     path = written(tmp_path / "system.json", found)
     system = read_system_description(path)
     assert isinstance(system, SystemDescription)
-    assert (system.nodes, system.accelerators_per_node, system.total_accelerators) == (1, 8, 8)
+    assert (system.nodes, system.accelerators_per_node, system.machine) == (1, 8, Machine(8, str(path)))
     assert found.fields["host_networking_topology"] == "N/A (one node)"
     assert found.fields["other_software_stack"] == "NVIDIA driver 570.124.06"
     assert officially(path) == (

@@ -43,10 +43,7 @@ def test_it_is_said_and_valid_and_the_gap_counts(division: str) -> None:
     samples = log.find("resumed")["value"]
     assert (finding.rule, finding.severity) == ("run-resumed", Severity.WARNING)
     assert finding.line == log.index("resumed") + 1
-    assert finding.message == (
-        f"the run was interrupted and went on from its checkpoint at {samples:,} samples, 90.0 s after the record "
-        "before it; the gap is in the score"
-    )
+    assert f"{samples:,}" in finding.message and "90.0 s" in finding.message
     assert found.summary.status is Status.CONVERGED
     assert found.summary.minutes is not None and whole.summary.minutes is not None
     assert found.summary.minutes == pytest.approx(whole.summary.minutes + GAP_MS / 60_000)

@@ -136,7 +136,7 @@ def test_what_is_left_to_the_decoder(record: bytes) -> None:
     assert infer(record) is None
 
 
-@pytest.mark.parametrize("nested", [b"[1]", b'{"a": {"b": 1}}', b'["\\u0022"]'])
+@pytest.mark.parametrize("nested", [b"[1]", b'{"a": {"b": 1}}'])
 def test_nested_values_are_literal(nested: bytes) -> None:
     line = PLAIN.replace(b'""', nested)
     template = infer(line)

@@ -118,7 +118,8 @@ def build(root: Path, base: dict[str, str]) -> Image:
         elif step.keyword == "USER":
             image.user = step.value
         elif step.keyword == "COPY":
-            copy_files(context, *step.value.split(), Path(image.workdir))
+            source, target = step.value.split()
+            copy_files(context, source, Path(image.workdir, target))
         elif step.keyword == "RUN":
             execute_run(image, step.value, arguments)
         elif step.keyword == "ENTRYPOINT":
@@ -128,12 +129,12 @@ def build(root: Path, base: dict[str, str]) -> Image:
     return image
 
 
-def copy_files(context: list[str], source: str, target: str, workdir: Path) -> None:
+def copy_files(context: list[str], source: str, folder: Path) -> None:
     """Execute COPY of one file or of the whole context."""
     names = context if source == "." else [source]
     assert set(names) <= set(context), f"{source} is not in the context"
     for name in names:
-        path = workdir / name if source == "." else workdir / target / Path(name).name
+        path = folder / (name if source == "." else Path(name).name)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, path)
 

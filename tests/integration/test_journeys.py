@@ -190,8 +190,8 @@ def test_a_submitter_with_gpus_downloads_the_data_and_starts_ten_containers(work
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert re.fullmatch(rf"GIT_COMMIT={commit}(-dirty)?", made[0].pop(3))
     assert made[0] == ["docker", "build", "--build-arg", "-t", "gptoss20b", "."]
-    for call, command in zip(made[1:3], ("download", "verify"), strict=True):
-        assert call == ["recording-python", "-m", "data_scripts", command, str(data)]
+    data_scripts = ["recording-python", "-m", "data_scripts"]
+    assert made[1:3] == [[*data_scripts, name, str(data)] for name in ("download", "verify")]
     assert ["docker", "image", "inspect", "gptoss20b"] in made
     trials = [call for call in made if call[-1] == "./run_and_time.sh"]
     assert len(trials) == 10

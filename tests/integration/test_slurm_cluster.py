@@ -101,18 +101,23 @@ def signal_job(slurm: Slurm, folder: Path, *command: str) -> tuple[JobEnd, list[
     return ended, (folder / "events").read_text().splitlines()
 
 
-@needs_slurm
-def test_a_term_to_the_batch_script_reaches_the_tasks_by_scancel(slurm: Slurm, tmp_path: Path) -> None:
-    ended, events = signal_job(slurm, tmp_path, "scancel", "--signal=TERM", "--batch", "JOB")
-    assert events == ["batch TERM", "task TERM", "task TERM", "task left", "task left", "batch saw 7"]
-    assert ended == JobEnd("FAILED", 7, 0)
+ALL_TASKS_END = ["task TERM", "task TERM", "task left", "task left", "batch saw 7"]
 
 
 @needs_slurm
-def test_scancel_of_steps_alone_does_not_reach_the_batch_script(slurm: Slurm, tmp_path: Path) -> None:
-    ended, events = signal_job(slurm, tmp_path, "scancel", "--signal=TERM", "JOB")
-    assert events == ["task TERM", "task TERM", "task left", "task left", "batch saw 7"]
-    assert ended == JobEnd("FAILED", 7, 0)
+@pytest.mark.parametrize(
+    ("command", "end", "expected"),
+    [
+        # To the batch script, which forwards it to the tasks by scancel.
+        ("scancel --signal=TERM --batch JOB", JobEnd("FAILED", 7, 0), ["batch TERM", *ALL_TASKS_END]),
+        # To the tasks alone.
+        ("scancel --signal=TERM JOB", JobEnd("FAILED", 7, 0), ALL_TASKS_END),
+        # To srun, which kills its tasks without TERM.
+        ("kill -TERM SRUN", JobEnd("FAILED", 137, 0), ["batch saw 137"]),
+    ],
+)
+def test_who_gets_a_signal(slurm: Slurm, tmp_path: Path, command: str, end: JobEnd, expected: list[str]) -> None:
+    assert signal_job(slurm, tmp_path, *command.split()) == (end, expected)
 
 
 @needs_slurm
@@ -123,13 +128,6 @@ def test_scancel_of_a_job_reaches_tasks_and_batch_script_and_waits(slurm: Slurm,
     assert ended == JobEnd("CANCELLED", 7, 0)
     # The tasks have the signal already. Slurm refuses to send it again, and the script continues.
     assert "Invalid job id specified" in (tmp_path / "output").read_text()
-
-
-@needs_slurm
-def test_a_term_to_srun_kills_the_tasks_without_one(slurm: Slurm, tmp_path: Path) -> None:
-    ended, events = signal_job(slurm, tmp_path, "kill", "-TERM", "SRUN")
-    assert events == ["batch saw 137"]
-    assert ended == JobEnd("FAILED", 137, 0)
 
 
 # --- the cluster itself

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,6 @@ from tests.support.ranks import free_port, run_ranks
 
 # Generous: both nodes and other tests share the cores.
 LIMIT_S = 150.0
-
-
-def find_two_free_ports() -> int:
-    """Return the first of two consecutive free ports."""
-    while True:
-        port = free_port()
-        with contextlib.closing(socket.socket()) as second, contextlib.suppress(OSError):
-            second.bind(("127.0.0.1", port + 1))
-            return port
 
 
 @pytest.fixture
@@ -50,7 +39,7 @@ def two_nodes(
     settings: dict[str, str], scripts: tuple[Path, Path] = (ROOT, ROOT), **second: str
 ) -> list[tuple[int, str]]:
     """Run both nodes, and return exit status and output of each. ``second`` are settings of the second node only."""
-    port = find_two_free_ports()
+    port = free_port()
     with (
         launched(node_settings(settings, 0, port), scripts[0]) as first_node,
         launched(node_settings(settings, 1, port, **second), scripts[1]) as second_node,
@@ -130,7 +119,7 @@ def test_a_node_without_the_shared_folder_is_refused(short: dict[str, str], tmp_
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "seed_base").write_text("1234\n")
 
-    with launched(node_settings(short, 1, find_two_free_ports(), LOGDIR=str(own)), scripts) as second:
+    with launched(node_settings(short, 1, free_port(), LOGDIR=str(own)), scripts) as second:
         status, output = second.wait(30)
     assert status == 2
     (line,) = output.splitlines()

@@ -206,18 +206,17 @@ TWO_TASKS = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
 TRIAL = ["bash", "launch/slurm_task.sh"]
 
 
-def job(sandbox: Sandbox, nodes: int = 1) -> dict[str, str]:
+def job(sandbox: Sandbox, config: str = "config_CPU_1x2.sh") -> dict[str, str]:
     """Return the variables that Slurm sets for a batch script, and those of one trial."""
+    nodes = load_config(config)["DGXNNODES"]
     return one_trial(sandbox) | {
-        **{"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_JOB_NODELIST": "n[1-2]"},
+        **{"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": nodes, "SLURM_JOB_NODELIST": "n[1-2]"},
         **{"SLURM_SUBMIT_DIR": str(sandbox.scripts), "SLURM_NODEID": "0"},
     }
 
 
-def slurm(
-    sandbox: Sandbox, config: str = "config_CPU_1x2.sh", nodes: int = 1, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return sandbox.run("run.sub", config, **(job(sandbox, nodes) | environment))
+def slurm(sandbox: Sandbox, config: str = "config_CPU_1x2.sh", **environment: str) -> subprocess.CompletedProcess[str]:
+    return sandbox.run("run.sub", config, **(job(sandbox, config) | environment))
 
 
 def terminate_job(sandbox: Sandbox, limit_s: float, **environment: str) -> None:
@@ -237,7 +236,7 @@ def slurm_trials(sandbox: Sandbox) -> list[list[str]]:
     ("config", "nodes"), [("config_CPU_1x2.sh", 1), ("config_MI355X_1x8.sh", 1), ("config_B200_2x8.sh", 2)]
 )
 def test_a_step_of_a_job_without_containers(sandbox: Sandbox, config: str, nodes: int) -> None:
-    done = slurm(sandbox, config, nodes)
+    done = slurm(sandbox, config)
     assert done.returncode == 0, done.stderr
     size = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     assert slurm_trials(sandbox) == [[*SRUN, *size, "--kill-on-bad-exit=1", *TRIAL]]
@@ -250,7 +249,7 @@ def test_a_step_of_a_job_without_containers(sandbox: Sandbox, config: str, nodes
 
 def test_a_step_of_a_job_with_containers(sandbox: Sandbox) -> None:
     sandbox.control(pyxis="")
-    done = slurm(sandbox, "config_B200_2x8.sh", 2, CONT="/images/gptoss20b.sqsh", MODELDIR=str(sandbox.scripts))
+    done = slurm(sandbox, "config_B200_2x8.sh", CONT="/images/gptoss20b.sqsh", MODELDIR=str(sandbox.scripts))
     assert done.returncode == 0, done.stderr
     container = [
         "--container-image=/images/gptoss20b.sqsh",
@@ -267,19 +266,17 @@ def test_a_step_of_a_job_with_containers(sandbox: Sandbox) -> None:
     ]
 
 
-def test_the_caches_of_all_nodes_are_cleared_outside_the_containers(sandbox: Sandbox) -> None:
-    sandbox.control(pyxis="")
-    slurm(sandbox, "config_B200_2x8.sh", 2, CONT="image", CLEAR_CACHES="1", NEXP="2")
+@pytest.mark.parametrize(("status", "cleared"), [(0, "done"), (1, "0")])
+def test_the_caches_of_all_nodes_are_cleared_outside_the_containers(
+    sandbox: Sandbox, status: int, cleared: str
+) -> None:
+    sandbox.control(pyxis="", clearing_status=status)
+    slurm(sandbox, "config_B200_2x8.sh", CONT="image", CLEAR_CACHES="1", NEXP="2")
     clearing = [call for call in sandbox.calls("srun") if call[-1] == "launch/clear_caches.sh"]
     assert clearing == [[*SRUN, *TWO_TASKS, "bash", "launch/clear_caches.sh"]] * 2
-    assert sandbox.trial(6)["CLEAR_CACHES"] == "done"
-
-
-def test_caches_that_one_node_could_not_clear_are_not_cleared(sandbox: Sandbox) -> None:
-    sandbox.control(clearing_status=1)
-    slurm(sandbox, "config_B200_2x8.sh", 2, CLEAR_CACHES="1")
-    assert sandbox.trial(5)["CLEAR_CACHES"] == "0"
-    assert "warning: could not drop the page cache" in (sandbox.set / "trial_1" / "output.log").read_text()
+    assert sandbox.trial(6)["CLEAR_CACHES"] == cleared
+    output = (sandbox.set / "trial_2" / "output.log").read_text()
+    assert ("warning: could not drop the page cache" in output) == (status == 1)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({"MASTER_ADDR": "10.0.0.1"}, "10.0.0.1"), ({}, "n1")])
@@ -287,7 +284,7 @@ def test_the_rendezvous_is_the_users_address_or_the_first_nodes_name(
     sandbox: Sandbox, given: dict[str, str], expected: str
 ) -> None:
     sandbox.control(no_address="")
-    slurm(sandbox, "config_B200_2x8.sh", 2, **given)
+    slurm(sandbox, "config_B200_2x8.sh", **given)
     assert sandbox.trial(5)["MASTER_ADDR"] == expected
 
 
@@ -358,7 +355,7 @@ def test_the_hosts_python_environment_does_not_reach_the_image(sandbox: Sandbox)
 @pytest.mark.parametrize(
     ("config", "given", "facts"),
     [
-        ("config_B200_2x8.sh", {}, ("DGXNNODES", "2 nodes", "job has 1", "sbatch --nodes=2")),
+        ("config_B200_2x8.sh", {"SLURM_JOB_NUM_NODES": "1"}, ("DGXNNODES", "2 nodes", "job has 1", "sbatch --nodes=2")),
         ("config_CPU_1x2.sh", {"CONT": "image"}, ("CONT", "'image'", "no pyxis", "Unset CONT")),
         ("config_CPU_1x2.sh", {"SLURM_JOB_ID": ""}, ("SLURM_JOB_ID", "sbatch run.sub")),
         ("config_CPU_1x2.sh", {"SLURM_SUBMIT_DIR": "/no/such"}, ("run.sub", "'/no/such'")),
@@ -371,7 +368,7 @@ def test_a_job_that_cannot_run_is_refused(
 
 
 def test_a_job_on_several_nodes_may_choose_its_folder(sandbox: Sandbox) -> None:
-    assert slurm(sandbox, "config_B200_2x8.sh", 2, LOGDIR="").returncode == 0
+    assert slurm(sandbox, "config_B200_2x8.sh", LOGDIR="").returncode == 0
     assert Path(sandbox.trial(5)["LOGDIR"]).parent.parent == sandbox.scripts / "results"
 
 

@@ -220,7 +220,7 @@ def package_command(
     report = check_set([logs], options)
     by_start = sorted(report.sets[0].runs, key=lambda run: run.start_ms or 0.0)
     try:
-        built = build(
+        not_copied = build(
             [Path(run.file) for run in by_start], system, code, out,
             report=report, runs=runs, force=force, write_scaling=write_scaling,
         )  # fmt: skip
@@ -229,9 +229,9 @@ def package_command(
         raise typer.Exit(ExitCode.VIOLATION) from error
     except FileExistsError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
-    if built.left_out:
-        print(f"not copied from the code: {', '.join(built.left_out)}", file=sys.stderr)
-    print(f"built {built.root}; fill in the TODO marks in its README", file=sys.stderr)
+    if not_copied:
+        print(f"not copied from the code: {', '.join(not_copied)}", file=sys.stderr)
+    print(f"built {out}; fill in the TODO marks in its README", file=sys.stderr)
     checked = replace(options, official=official, system=None)
     _report_and_exit("check-package", checked, output_format, lambda: check_package(out, checked))
 

@@ -1,6 +1,6 @@
-"""Builds a submission tree from logs that pass: results, system description, code and the skeleton of a README.
+"""Build a submission tree from logs that pass: results, system description, code and a README to fill in.
 
-The tree is built beside its place, judged by the rules on packages, and moved there at the very end.
+The tree is built in a temporary folder beside its destination, judged by the rules on packages, and then renamed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,51 +22,30 @@ from .benchmark import NAME, RUNS
 from .file_tree import is_binary, is_source, list_tree, printable_path
 from .findings import Finding, Report, RunSummary, Severity, Verdict
 from .log_files import InputError
-from .package_readme import failing, package_readme
+from .package_readme import failing_findings, package_readme
 from .records import ParseError
 from .rules import PACKAGE_RULES
 from .rules.packages import PackageContext
 from .submission import CODE_FOLDER, SystemDescription, read_submission, read_system_description
 
-# Source code is a few megabytes; more is data or a model that was named by mistake.
-LARGEST_CODE = 100 << 20
-# A gzip file may unpack to a thousand times its size.
-LARGEST_LOG = 1 << 30
-_GZIP = b"\x1f\x8b"
+# Source code has a few megabytes. More is data or a model, named by mistake.
+MAX_CODE_BYTES = 100 << 20
+# A gzip file may expand to a thousand times its size.
+MAX_LOG_BYTES = 1 << 30
+_GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
+_SHOWN_FINDINGS = 10
 
 
 class PackageRefusedError(Exception):
-    """The logs or the tree fail; `findings` holds what fails."""
+    """The logs or the tree fail. `findings` holds the findings that make them fail."""
 
-    def __init__(self, what: str, findings: Sequence[Finding]) -> None:
+    def __init__(self, reason: str, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
-        lines = [f"  {finding.rule}: {finding.message}" for finding in self.findings[:10]]
-        more = [f"  and {len(self.findings) - 10} more"] if len(self.findings) > 10 else []
-        super().__init__("\n".join([f"{what}. Correct this, or build nevertheless with --force:", *lines, *more]))
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltPackage:
-    """What was built.
-
-    Attributes:
-        root: the submission tree.
-        system: name of the system in it.
-        logs: per log as the report names it, its name in the tree.
-        code: number of files of code.
-        left_out: names in the code folder that were not copied; folders end in a slash.
-        scaling: factor in scaling.json, None if there is no such file.
-        findings: what the rules on packages say of the tree.
-    """
-
-    root: Path
-    system: str
-    logs: dict[str, str]
-    code: int
-    left_out: tuple[str, ...]
-    scaling: float | None
-    findings: tuple[Finding, ...]
+        lines = [f"  {finding.rule}: {finding.message}" for finding in self.findings[:_SHOWN_FINDINGS]]
+        hidden = len(self.findings) - len(lines)
+        more = [f"  and {hidden} more"] if hidden else []
+        super().__init__("\n".join([f"{reason}. Fix this, or build anyway with --force:", *lines, *more]))
 
 
 def build(
@@ -80,41 +58,44 @@ def build(
     runs: int = RUNS,
     force: bool = False,
     write_scaling: bool = False,
-) -> BuiltPackage:
-    """Builds a submission tree of one system; after a failure nothing of it is left.
+) -> tuple[str, ...]:
+    """Build a submission tree of one system. After a failure nothing of it is left.
 
     Args:
-        logs: in order of their start, gzipped or not. Of more than `runs`, those of the score's window are taken.
-        system: the system description. Its file's name becomes the system's.
-        code: the source code. Left out are hidden files, caches, binaries, links that lead out of it, and
-            folders called data or results at its top that are no Python packages.
-        out: the tree's place: a new or an empty folder.
-        report: what `check_set` said of these logs.
-        runs: logs that make a result.
-        force: build although the logs or the tree fail.
-        write_scaling: write scaling.json, if the score is valid and its normalisation is more than 1.
+        logs: in order of their start, gzipped or not. Of more than ``runs``, the score's window is taken.
+        system: system description. Its file name becomes the name of the system.
+        code: source code. Hidden files, caches, binaries, links out of the folder, and top-level folders called data or
+            results without an ``__init__.py`` are not copied.
+        out: destination: a new or an empty folder.
+        report: result of `check_set` on these logs.
+        runs: runs required for a result.
+        force: build even if the logs or the tree fail.
+        write_scaling: write scaling.json if the score is valid and its normalization is above 1.
+
+    Returns:
+        Names in the code folder that were not copied; names of folders end in a slash.
 
     Raises:
-        PackageRefusedError: the logs or the tree fail, and `force` is not set.
-        FileExistsError: `out` is there and not an empty folder.
-        InputError: something cannot be read or copied, or which logs count is not known.
+        PackageRefusedError: the logs or the tree fail, and ``force`` is not set.
+        FileExistsError: ``out`` exists and is not an empty folder.
+        InputError: a file cannot be read or copied, or the scored logs are unknown.
         ValueError: the report is not of these logs.
     """
     if report.verdict is not Verdict.PASS and not force:
-        raise PackageRefusedError("The logs fail", failing(report))
-    chosen = _chosen(logs, report, runs)
+        raise PackageRefusedError("The logs fail", failing_findings(report))
+    scored = _scored_logs(logs, report, runs)
     description = read_system_description(system)
     if isinstance(description, ParseError):
         line = "" if description.line is None else f":{description.line}"
         raise InputError(f"{printable_path(system)}{line}: {description.message}")
-    name = _name(description)
-    files, left_out = _code_files(code)
-    names = {run.file: f"result_{index}.txt" for index, (_, run) in enumerate(chosen)}
-    scaling = _scaling(report) if write_scaling else None
-    with _place_for(out) as tree:
+    name = _system_name(description)
+    files, not_copied = _code_files(code)
+    names = {run.file: f"result_{index}.txt" for index, (_, run) in enumerate(scored)}
+    scaling = _scaling_factor(report) if write_scaling else None
+    with _atomic_folder(out) as tree:
         results = tree / "results" / name / NAME
         results.mkdir(parents=True)
-        for log, run in chosen:
+        for log, run in scored:
             _copy_log(log, results / names[run.file])
         if scaling is not None:
             (results / "scaling.json").write_text(json.dumps({"scaling_factor": scaling}), encoding="utf-8")
@@ -123,27 +104,28 @@ def build(
         _copy_code(code, files, tree / CODE_FOLDER / "implementations" / name)
         text = package_readme(report, description, name, names, files)
         (tree / CODE_FOLDER / "README.md").write_text(text, encoding="utf-8")
-        findings = _judge(tree, out, name, [run for _, run in chosen], runs)
+        findings = _judge(tree, out, name, [run for _, run in scored], runs)
         errors = [finding for finding in findings if finding.severity is Severity.ERROR]
         if errors and not force:
             raise PackageRefusedError("The package would fail", errors)
-    return BuiltPackage(out, name, names, len(files), left_out, scaling, findings)
+    return not_copied
 
 
 @contextmanager
-def _place_for(out: Path) -> Iterator[Path]:
-    """A folder to build in, which becomes `out` if all goes well and is gone if not.
+def _atomic_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder, and rename it to ``out`` on success. After an error it is removed.
 
     Raises:
-        FileExistsError, InputError: as `build`.
+        FileExistsError: ``out`` exists and is not an empty folder.
+        InputError: the folder above is missing, or the disk refuses.
     """
     parent = out.absolute().parent
     if not parent.is_dir():
-        raise InputError(f"{printable_path(parent)}: no such folder; the package is made in it")
+        raise InputError(f"{printable_path(parent)}: no such folder; create it first")
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise FileExistsError(f"{printable_path(out)}: exists; a package is built in a new or an empty folder")
+        raise FileExistsError(f"{printable_path(out)}: exists; name a new or an empty folder")
     try:
-        # Beside its place, so that moving it there is one step.
+        # On the same file system as the destination, so that the rename is atomic.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as folder:
             tree = Path(folder, "tree")
             tree.mkdir()
@@ -153,12 +135,12 @@ def _place_for(out: Path) -> Iterator[Path]:
         raise InputError(f"{printable_path(str(error.filename or out))}: {error.strerror or error}") from error
 
 
-def _chosen(logs: Sequence[Path], report: Report, runs: int) -> list[tuple[Path, RunSummary]]:
-    """The logs that go into the tree, each with what was judged.
+def _scored_logs(logs: Sequence[Path], report: Report, runs: int) -> list[tuple[Path, RunSummary]]:
+    """Return the logs that go into the tree, each with its summary.
 
     Raises:
-        InputError: there are more than count, and the report does not say which do.
-        ValueError: as `build`.
+        InputError: there are more logs than required, and the report has no window.
+        ValueError: the report is not of these logs.
     """
     if len(report.sets) != 1:
         raise ValueError(f"a package is built of one set of runs, the report has {len(report.sets)}")
@@ -167,18 +149,18 @@ def _chosen(logs: Sequence[Path], report: Report, runs: int) -> list[tuple[Path,
     if unjudged or not logs:
         raise ValueError(f"the report is not of these logs: {', '.join(unjudged) or 'none given'}")
     score = report.sets[0].score
-    counted = set(score.window) if score is not None and len(logs) > runs else set(judged)
-    chosen = [(log, judged[str(log)]) for log in logs if str(log) in counted]
-    if len(chosen) > runs:
-        raise InputError(f"{len(logs)} logs, and the report does not say which {runs} count; give {runs} logs")
-    return chosen
+    window = set(score.window) if score is not None and len(logs) > runs else set(judged)
+    scored = [(log, judged[str(log)]) for log in logs if str(log) in window]
+    if len(scored) > runs:
+        raise InputError(f"{len(logs)} logs, and the report has no window of {runs} scored ones; give {runs} logs")
+    return scored
 
 
-def _name(system: SystemDescription) -> str:
-    """The system's name in the tree: one plain name, whatever the description is called.
+def _system_name(system: SystemDescription) -> str:
+    """Return the name of the system in the tree, in letters and digits.
 
     Raises:
-        InputError: nothing remains of the file's name and of system_name.
+        InputError: neither the file name nor system_name has a letter or digit.
     """
     for name in (system.name, system.system_name or ""):
         plain = re.sub(r"[^A-Za-z0-9_.+-]+", "_", name).strip("._-")[:100]
@@ -187,8 +169,8 @@ def _name(system: SystemDescription) -> str:
     raise InputError(f"{system.path}: no name for the system; name the file after it, in letters and digits")
 
 
-def _scaling(report: Report) -> float | None:
-    """The factor that the official checker would write; it writes none where a score is not to be changed."""
+def _scaling_factor(report: Report) -> float | None:
+    """Return the factor that the official checker would write; None if it would not write one."""
     score = report.sets[0].score
     if score is None or not score.valid or score.normalization is None or score.normalization <= 1:
         return None
@@ -196,62 +178,62 @@ def _scaling(report: Report) -> float | None:
 
 
 def _code_files(code: Path) -> tuple[list[str], tuple[str, ...]]:
-    """The files to copy, and the names left out.
+    """Return the names of the files to copy, and the names of those that are not copied.
 
     Raises:
-        InputError: no folder, no source code, or too much of it.
+        InputError: the folder is missing, has no source code, or is too large.
     """
     if not code.is_dir():
-        raise InputError(f"{printable_path(code)}: no such folder; expected the one with the source code")
-    listing = list_tree(code, partial(_holds_code, code))
-    for name, why in listing.unlisted:
-        raise InputError(f"{printable_path(code / name)}: {why}")
-    kept = {file.name: file.size for file in listing.files if not (_hidden(file.name) or is_binary(file.name))}
+        raise InputError(f"{printable_path(code)}: no such folder; expected the folder of the source code")
+    listing = list_tree(code, partial(_is_code_folder, code))
+    for name, reason in listing.unlisted:
+        raise InputError(f"{printable_path(code / name)}: {reason}")
+    kept = {file.name: file.size for file in listing.files if not (_is_hidden(file.name) or is_binary(file.name))}
     real = Path(os.path.realpath(code))
-    # A link within the folder is copied as a file, unless it leads to one that is left out.
-    aims = {name: Path(os.path.realpath(code / name)).relative_to(real).as_posix() for name in kept}
-    files = [name for name, aim in aims.items() if aim in kept]
+    # A link within the folder is copied as a file, unless its target is not copied.
+    targets = {name: Path(os.path.realpath(code / name)).relative_to(real).as_posix() for name in kept}
+    files = [name for name, target in targets.items() if target in kept]
     size = sum(kept[name] for name in files)
     if not any(map(is_source, files)):
-        raise InputError(f"{printable_path(code)}: no source code in this folder; give the one with the source code")
-    if size > LARGEST_CODE:
+        raise InputError(f"{printable_path(code)}: no source code in this folder; give the folder of the source code")
+    if size > MAX_CODE_BYTES:
         largest = printable_path(max(files, key=kept.__getitem__))
-        message = f"{size >> 20} MiB of code, expected at most {LARGEST_CODE >> 20}; remove what is no code"
+        message = f"{size >> 20} MiB of code, expected at most {MAX_CODE_BYTES >> 20}; remove files that are not code"
         raise InputError(f"{printable_path(code)}: {message}. The largest file is {largest}")
-    left_out = {file.name for file in listing.files} - set(files)
-    left_out |= {f"{name}/" for name in listing.folders if not _holds_code(code, name)}
-    left_out |= {link.name for link in listing.links}
-    return files, tuple(sorted(map(printable_path, left_out)))
+    not_copied = {file.name for file in listing.files} - set(files)
+    not_copied |= {f"{name}/" for name in listing.folders if not _is_code_folder(code, name)}
+    not_copied |= {link.name for link in listing.links}
+    return files, tuple(sorted(map(printable_path, not_copied)))
 
 
-def _holds_code(code: Path, folder: str) -> bool:
-    """Whether a folder of the code is copied. `data` and `results` at its top are, if they are Python packages."""
-    own = folder.rpartition("/")[2]
+def _is_code_folder(code: Path, folder: str) -> bool:
+    """Return whether a folder is copied. Top-level `data` and `results` must be Python packages."""
+    last = folder.rpartition("/")[2]
     if folder in ("data", "results"):
         return (code / folder / "__init__.py").is_file()
-    return not (_hidden(folder) or own == "__pycache__" or own.endswith(".egg-info"))
+    return not (_is_hidden(folder) or last == "__pycache__" or last.endswith(".egg-info"))
 
 
-def _hidden(name: str) -> bool:
-    """Version control, environments, caches, secrets; the official repo_checker refuses them all."""
+def _is_hidden(name: str) -> bool:
+    """Return whether a name is hidden: version control, environments, caches, secrets (repo_checker refuses them)."""
     return name.rpartition("/")[2].startswith(".")
 
 
 def _copy_log(log: Path, copy: Path) -> None:
-    """Copies a log, decompressed.
+    """Copy a log, decompressed.
 
     Raises:
-        InputError: it is damaged, or too large.
+        InputError: the log is damaged or too large.
     """
     with log.open("rb") as raw, copy.open("xb") as file:
-        packed = raw.peek(2)[:2] == _GZIP
-        with gzip.GzipFile(fileobj=raw) if packed else raw as stream:
+        gzipped = raw.peek(2)[:2] == _GZIP_MAGIC
+        with gzip.GzipFile(fileobj=raw) if gzipped else raw as stream:
             size = 0
             try:
                 while chunk := cast("BinaryIO", stream).read(_CHUNK):
                     size += file.write(chunk)
-                    if size > LARGEST_LOG:
-                        raise InputError(f"{printable_path(log)}: a log of more than {LARGEST_LOG >> 20} MiB")
+                    if size > MAX_LOG_BYTES:
+                        raise InputError(f"{printable_path(log)}: a log of more than {MAX_LOG_BYTES >> 20} MiB")
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(f"{printable_path(log)}: damaged gzip file ({error}); copy it again") from error
 
@@ -264,6 +246,6 @@ def _copy_code(code: Path, files: Sequence[str], folder: Path) -> None:
 
 
 def _judge(tree: Path, out: Path, system: str, runs: Sequence[RunSummary], required_runs: int) -> tuple[Finding, ...]:
-    """What the rules on packages say of a tree that is to be at `out`."""
+    """Return the findings of the rules on packages, which name files by their destination ``out``."""
     context = PackageContext(read_submission(tree, out), {system: tuple(runs)}, required_runs)
     return tuple(finding for rule in PACKAGE_RULES for finding in rule.judge(context))

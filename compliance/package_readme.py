@@ -1,4 +1,4 @@
-"""The skeleton of a submission's README: what was judged, and TODO where only a person knows."""
+"""README of a submission tree: facts of the report, and TODO where only the submitter knows the answer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _TEMPLATE = Path(__file__).parent / "templates" / "package_readme.md"
 def package_readme(
     report: Report, system: SystemDescription, name: str, logs: dict[str, str], code: Sequence[str]
 ) -> str:
-    """The README in Markdown. It claims nothing that the report does not say.
+    """Return the README in Markdown. Every claim is from the report.
 
     Args:
-        report: of the logs.
-        system: the system description.
-        name: the system's name in the tree.
-        logs: per log as the report names it, its name in the tree.
-        code: names of the files of code.
+        report: report on the logs.
+        system: system description.
+        name: name of the system in the tree.
+        logs: name in the tree by the name in the report.
+        code: names of the code files.
     """
     summaries = {run.file: run for run in report.sets[0].runs}
-    runs = {own: summaries[file] for file, own in logs.items()}
+    runs = {name_in_tree: summaries[file] for file, name_in_tree in logs.items()}
     machine = f"{_cell(system.nodes)} node(s) of {_cell(system.accelerators_per_node)} accelerators"
     script = next((file for file in sorted(code, key=len) if file.rpartition("/")[2] == "run_and_time.sh"), None)
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -49,23 +49,23 @@ def package_readme(
     )
 
 
-def failing(report: Report) -> list[Finding]:
-    """The findings that make a report fail: errors, or warnings where those fail as well."""
+def failing_findings(report: Report) -> list[Finding]:
+    """Return the findings that make a report fail: errors, or warnings if there are none (--strict)."""
     errors = [finding for finding in report.findings if finding.severity is Severity.ERROR]
     return errors or [finding for finding in report.findings if finding.severity is Severity.WARNING]
 
 
 def _verdict(report: Report) -> str:
-    said = {
+    sentences = {
         Verdict.PASS: "The logs pass.",
-        Verdict.FAIL: f"**The logs FAIL: {len(failing(report))} findings.** This tree was built with --force.",
+        Verdict.FAIL: f"**The logs FAIL: {len(failing_findings(report))} findings.** This tree was built with --force.",
         Verdict.ERROR: "**The logs could not be judged.** This tree was built with --force.",
     }
     checker = f"`compliance` {_cell(report.tool.get('compliance'))}, ruleset {report.ruleset}"
     official = "The official checkers were not asked."
     if report.official is not None:
         official = f"The official checkers (mlperf-logging {report.official.version}): {report.official.verdict}."
-    return f"{said[report.verdict]} Checked by {checker}. {official}"
+    return f"{sentences[report.verdict]} Checked by {checker}. {official}"
 
 
 def _score(score: Score | None) -> str:
@@ -89,7 +89,7 @@ def _runs(runs: dict[str, RunSummary]) -> str:
 
 
 def _hyperparameters(runs: Sequence[RunSummary]) -> str:
-    """As logged; where runs differ, every value."""
+    """Return a table of the logged hyperparameters, with every value where runs differ."""
     rows: dict[str, list[float | None]] = {
         "global batch size": [run.global_batch_size for run in runs],
         "base learning rate": [run.learning_rate for run in runs],
@@ -100,21 +100,21 @@ def _hyperparameters(runs: Sequence[RunSummary]) -> str:
 
 
 def _findings(findings: Sequence[Finding], logs: dict[str, str]) -> str:
-    """One line for each rule that found something, with its first message; logs by their names in the tree."""
+    """Return a line per rule, with its first message and the names of logs in the tree."""
     first: dict[str, Finding] = {}
     for finding in findings:
         first.setdefault(finding.rule, finding)
     lines = []
     for finding in first.values():
         message = finding.message
-        for file, own in logs.items():
-            message = message.replace(file, own)
+        for file, name_in_tree in logs.items():
+            message = message.replace(file, name_in_tree)
         lines.append(f"- {finding.severity}: {finding.rule}: {_cell(message)}")
     return "\n".join(lines) or "None."
 
 
 def _cell(value: object) -> str:
-    """A value in Markdown, on one line and without markup of its own; what is not known is left to a person."""
+    """Return a value as one line of escaped Markdown; "TODO" if it is unknown."""
     if not isinstance(value, str | int | float):
         return "TODO"
     return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", printable_path(str(value))[:300]) or "TODO"

@@ -1,4 +1,4 @@
-"""Building a submission tree: what is in it, what the official package checker says of it, and what is refused."""
+"""Building a submission tree: its files, the official package checker's verdict, refusals."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import pytest
 
 from compliance import package
 from compliance.check import Options, check_set
-from compliance.findings import Finding, Official, Report, Severity, Verdict
+from compliance.findings import Report, Severity, Verdict
 from compliance.log_files import InputError
-from compliance.package import BuiltPackage, PackageRefusedError, build
+from compliance.package import PackageRefusedError, build
 from tests.support.made_logs import compliant_set, system_description, write_set
+from tests.support.made_reports import made_finding
 
 GBS_16_MEAN = 194_560.0
 # Olympic mean 190,464: less than the reference's mean, more than its minimum of 188,719.
@@ -35,14 +36,14 @@ def checked(logs: list[Path], **options: Any) -> Report:
 
 @pytest.fixture(scope="session")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Report]:
-    """Ten compliant logs and what is said of them."""
+    """Return ten compliant logs and their report."""
     logs = write_set(tmp_path_factory.mktemp("logs"), compliant_set(16))
     return logs, checked(logs)
 
 
 @pytest.fixture(scope="session")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Report]:
-    """Ten logs whose score is to be normalised."""
+    """Return ten logs whose score is normalized, and their report."""
     logs = write_set(tmp_path_factory.mktemp("fast"), compliant_set(16, samples_to_target=FAST))
     return logs, checked(logs)
 
@@ -66,13 +67,23 @@ class Workshop:
         path.write_text(text)
         return path
 
-    def build(self, **options: Any) -> BuiltPackage:
+    def build(self, **options: Any) -> tuple[str, ...]:
         given = {"logs": self.logs, "system": self.system, "code": self.code, "out": self.out, "report": self.report}
         return build(**{**given, **options})
 
     def copied(self) -> list[str]:
         top = next((self.out / "benchmarks/gpt_oss_20b/implementations").iterdir())
         return sorted(str(path.relative_to(top)) for path in top.rglob("*") if not path.is_dir())
+
+    def log(self, number: int, system: str = "sys_1x8") -> bytes:
+        return (self.out / "results" / system / "gpt_oss_20b" / f"result_{number}.txt").read_bytes()
+
+    def scaling(self) -> float | None:
+        file = self.out / RESULTS / "scaling.json"
+        if not file.exists():
+            return None
+        (factor,) = json.loads(file.read_text()).values()
+        return float(factor)
 
     def readme(self) -> str:
         return (self.out / "benchmarks/gpt_oss_20b/README.md").read_text()
@@ -87,7 +98,7 @@ def workshop(tmp_path: Path, judged: tuple[list[Path], Report]) -> Workshop:
 
 
 def official_checker(root: Path, folder: Path) -> tuple[str, Path]:
-    """What the official package checker says of a copy of the tree, and that copy: it writes into the results."""
+    """Return the output of the official package checker on a copy of the tree, and the copy, which it changes."""
     copy = folder / "copy"
     shutil.copytree(root, copy)
     command = [sys.executable, "-m", "mlperf_logging.package_checker", str(copy), "training", "6.1.0"]
@@ -100,7 +111,7 @@ def tree_of(root: Path) -> list[str]:
 
 
 def test_the_tree(workshop: Workshop) -> None:
-    built = workshop.build()
+    not_copied = workshop.build()
     assert tree_of(workshop.out) == sorted(
         [
             "systems/sys_1x8.json",
@@ -110,20 +121,11 @@ def test_the_tree(workshop: Workshop) -> None:
             *(f"{RESULTS}/result_{number}.txt" for number in range(10)),
         ]
     )
-    assert built == BuiltPackage(
-        root=workshop.out,
-        system="sys_1x8",
-        logs={str(log): f"result_{number}.txt" for number, log in enumerate(workshop.logs)},
-        code=2,
-        left_out=(),
-        scaling=None,
-        findings=(),
-    )
-    for number, log in enumerate(workshop.logs):
-        assert (workshop.out / RESULTS / f"result_{number}.txt").read_bytes() == log.read_bytes()
+    assert not_copied == ()
+    assert [workshop.log(number) for number in range(10)] == [log.read_bytes() for log in workshop.logs]
     assert (workshop.out / "systems/sys_1x8.json").read_bytes() == workshop.system.read_bytes()
     assert os.access(workshop.out / IMPLEMENTATION / "run_and_time.sh", os.X_OK)
-    # Nothing else is left beside it, and others may read it.
+    # No temporary folder is left, and others may read the tree.
     assert workshop.names() == ["code", "out", "sys_1x8.json"]
     assert workshop.out.stat().st_mode & 0o777 == workshop.code.stat().st_mode & 0o777
 
@@ -132,27 +134,26 @@ def test_the_official_package_checker_finds_no_errors(workshop: Workshop) -> Non
     workshop.build(write_scaling=True)
     said, copy = official_checker(workshop.out, workshop.folder)
     assert "PACKAGE CHECKER FOUND NO ERRORS" in said
-    # Slower than the reference: nobody writes a factor.
+    # Slower than the reference: neither checker writes a factor.
     assert tree_of(copy) == tree_of(workshop.out)
 
 
 def test_scaling_is_what_the_official_package_checker_writes(tmp_path: Path, fast: tuple[list[Path], Report]) -> None:
     workshop = Workshop(tmp_path, fast)
-    built = workshop.build(write_scaling=True)
+    workshop.build(write_scaling=True)
     said, copy = official_checker(workshop.out, tmp_path)
     assert "PACKAGE CHECKER FOUND NO ERRORS" in said
-    ours, official = ((root / RESULTS / "scaling.json").read_text() for root in (workshop.out, copy))
-    assert json.loads(ours) == {"scaling_factor": built.scaling}
-    assert json.loads(ours)["scaling_factor"] == pytest.approx(json.loads(official)["scaling_factor"], rel=1e-12)
-    assert built.scaling == pytest.approx(GBS_16_MEAN / 190_464, rel=1e-12)
-    assert [finding.rule for finding in built.findings] == ["package-scaling"]
-    assert f"Normalised by {built.scaling:.6f}: " in workshop.readme()
+    official = json.loads((copy / RESULTS / "scaling.json").read_text())
+    factor = workshop.scaling()
+    assert factor == pytest.approx(official["scaling_factor"], rel=1e-12)
+    assert factor == pytest.approx(GBS_16_MEAN / 190_464, rel=1e-12)
+    assert f"Normalised by {factor:.6f}: " in workshop.readme()
 
 
 def test_scaling_is_written_only_when_asked_for(tmp_path: Path, fast: tuple[list[Path], Report]) -> None:
     workshop = Workshop(tmp_path, fast)
-    assert workshop.build().scaling is None
-    assert not (workshop.out / RESULTS / "scaling.json").exists()
+    workshop.build()
+    assert workshop.scaling() is None
 
 
 def test_scaling_is_not_written_for_a_score_that_is_not_valid(tmp_path: Path, fast: tuple[list[Path], Report]) -> None:
@@ -162,7 +163,8 @@ def test_scaling_is_not_written_for_a_score_that_is_not_valid(tmp_path: Path, fa
     for score in (None, replace(result.score, valid=False), replace(result.score, normalization=None)):
         workshop.out = tmp_path / f"out_{score is None}_{score and score.valid}"
         report = replace(workshop.report, sets=(replace(result, score=score),), verdict=Verdict.FAIL)
-        assert workshop.build(write_scaling=True, report=report, force=True).scaling is None
+        workshop.build(write_scaling=True, report=report, force=True)
+        assert workshop.scaling() is None
 
 
 def test_logs_are_numbered_in_the_order_given_and_unpacked(workshop: Workshop) -> None:
@@ -170,10 +172,8 @@ def test_logs_are_numbered_in_the_order_given_and_unpacked(workshop: Workshop) -
     for log in reversed(workshop.logs):
         packed.append(workshop.folder / f"{log.name}.gz")
         packed[-1].write_bytes(gzip.compress(log.read_bytes(), 1))
-    built = workshop.build(logs=packed, report=checked(packed))
-    assert list(built.logs) == [str(path) for path in packed]
-    for number, log in enumerate(reversed(workshop.logs)):
-        assert (workshop.out / RESULTS / f"result_{number}.txt").read_bytes() == log.read_bytes()
+    workshop.build(logs=packed, report=checked(packed))
+    assert [workshop.log(number) for number in range(10)] == [log.read_bytes() for log in reversed(workshop.logs)]
 
 
 def test_of_more_logs_the_window_is_taken(workshop: Workshop, tmp_path: Path) -> None:
@@ -183,10 +183,9 @@ def test_of_more_logs_the_window_is_taken(workshop: Workshop, tmp_path: Path) ->
     assert result.score is not None
     window = tuple(str(log) for log in logs[2:])
     report = replace(report, sets=(replace(result, score=replace(result.score, window=window)),))
-    built = workshop.build(logs=logs, report=report)
-    assert list(built.logs) == list(window)
-    assert (workshop.out / RESULTS / "result_0.txt").read_bytes() == logs[2].read_bytes()
-    with pytest.raises(InputError, match="12 logs, and the report does not say which 10 count"):
+    workshop.build(logs=logs, report=report)
+    assert [workshop.log(number) for number in range(10)] == [log.read_bytes() for log in logs[2:]]
+    with pytest.raises(InputError, match=r"12 logs.* 10 "):
         workshop.build(logs=logs, report=replace(report, sets=(replace(result, score=None),)), out=tmp_path / "other")
 
 
@@ -195,12 +194,13 @@ def test_another_number_of_runs(workshop: Workshop) -> None:
     report = checked(logs, runs=5)
     with pytest.raises(PackageRefusedError, match=r"exactly 10 logs named result_<i>\.txt, got 5"):
         workshop.build(logs=logs, report=report)
-    assert len(workshop.build(logs=logs, report=report, runs=5).logs) == 5
+    workshop.build(logs=logs, report=report, runs=5)
+    assert len(list((workshop.out / RESULTS).iterdir())) == 5
 
 
 @pytest.fixture
 def failing(workshop: Workshop) -> Workshop:
-    """Ten logs, one of which logs another organisation."""
+    """Return ten logs, one of which logs another organisation."""
     logs = compliant_set(16)
     logs[3].set("submission_org", "Other")
     workshop.logs = write_set(workshop.folder / "logs", logs)
@@ -214,27 +214,21 @@ def test_failing_logs_are_refused(failing: Workshop) -> None:
     assert refused.value.findings
     assert {finding.severity for finding in refused.value.findings} == {Severity.ERROR}
     text = str(refused.value)
-    assert text.startswith("The logs fail. Correct this, or build nevertheless with --force:\n  ")
+    assert "--force" in text
     assert all(finding.message in text for finding in refused.value.findings)
     assert failing.names() == ["code", "logs", "sys_1x8.json"]
 
 
-def test_failing_logs_are_built_by_force_and_the_readme_says_so(failing: Workshop) -> None:
-    built = failing.build(force=True)
-    assert [finding.rule for finding in built.findings] == ["organisation-agreement"]
-    readme = failing.readme()
+def test_failing_logs_are_built_by_force_and_the_readme_states_it(failing: Workshop) -> None:
+    failing.build(force=True)
     errors = [finding for finding in failing.report.findings if finding.severity is Severity.ERROR]
-    assert f"**The logs FAIL: {len(errors)} findings.** This tree was built with --force." in readme
-    assert "There is no valid score." in readme
-    assert "The logs pass" not in readme
-    assert f"- error: {errors[0].rule}: " in readme
+    assert f"FAIL: {len(errors)} findings" in failing.readme()
 
 
 def test_warnings_that_fail_are_named(workshop: Workshop) -> None:
-    warning = Finding("cv", Severity.WARNING, "CV is 6 %", None, None, None, None, "this project")
-    info = replace(warning, severity=Severity.INFO, message="CV is 7 %")
+    warning, info = made_finding("cv", Severity.WARNING), made_finding("window", Severity.INFO)
     report = replace(workshop.report, verdict=Verdict.FAIL, findings=(info, warning))
-    with pytest.raises(PackageRefusedError, match="CV is 6 %") as refused:
+    with pytest.raises(PackageRefusedError, match="cv is broken") as refused:
         workshop.build(report=report)
     assert refused.value.findings == (warning,)
 
@@ -244,13 +238,12 @@ def test_logs_that_could_not_be_judged_are_refused(workshop: Workshop) -> None:
     with pytest.raises(PackageRefusedError):
         workshop.build(report=report)
     workshop.build(report=report, force=True)
-    assert "**The logs could not be judged.**" in workshop.readme()
+    assert workshop.out.is_dir()
 
 
 def test_long_refusals_are_cut() -> None:
-    finding = Finding("rule", Severity.ERROR, "message", None, None, None, None, "")
-    text = str(PackageRefusedError("The logs fail", [finding] * 13))
-    assert text.count("rule: message") == 10
+    text = str(PackageRefusedError("The logs fail", [made_finding()] * 13))
+    assert text.count("some-rule: ") == 10
     assert text.endswith("and 3 more")
 
 
@@ -265,7 +258,8 @@ def test_a_tree_that_would_fail_is_refused(workshop: Workshop) -> None:
     # Named by its place, not by where it was built.
     assert refused.value.findings[0].file == str(workshop.out / "systems/sys_1x8.json")
     assert workshop.names() == ["code", "sys_1x8.json"]
-    assert len(workshop.build(force=True).findings) == 2
+    workshop.build(force=True)
+    assert workshop.out.is_dir()
 
 
 def test_the_folder_above_names_the_division(workshop: Workshop) -> None:
@@ -275,7 +269,7 @@ def test_the_folder_above_names_the_division(workshop: Workshop) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "full folder", "link", "dangling link"])
-def test_what_is_there_is_not_overwritten(workshop: Workshop, kind: str) -> None:
+def test_an_existing_file_or_folder_is_not_overwritten(workshop: Workshop, kind: str) -> None:
     kept = workshop.folder / "kept"
     kept.mkdir()
     if kind == "file":
@@ -286,7 +280,7 @@ def test_what_is_there_is_not_overwritten(workshop: Workshop, kind: str) -> None
     else:
         workshop.out.symlink_to(kept if kind == "link" else "missing")
     before = workshop.names()
-    with pytest.raises(FileExistsError, match="out: exists; a package is built in a new or an empty folder"):
+    with pytest.raises(FileExistsError, match="out: exists"):
         workshop.build(force=True)
     assert workshop.names() == before
     assert list(kept.iterdir()) == []
@@ -299,7 +293,7 @@ def test_an_empty_folder_is_filled(workshop: Workshop) -> None:
     assert len(tree_of(workshop.out)) == 14
 
 
-def test_a_place_in_no_folder(workshop: Workshop) -> None:
+def test_a_missing_folder_above(workshop: Workshop) -> None:
     with pytest.raises(InputError, match="missing: no such folder"):
         workshop.build(out=workshop.folder / "missing" / "out")
     assert workshop.names() == ["code", "sys_1x8.json"]
@@ -308,8 +302,7 @@ def test_a_place_in_no_folder(workshop: Workshop) -> None:
 def test_relative_paths(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop.folder)
     # The tree may be built within the code.
-    built = workshop.build(system=Path("sys_1x8.json"), code=Path(), out=Path("out"))
-    assert built.root == Path("out")
+    workshop.build(system=Path("sys_1x8.json"), code=Path(), out=Path("out"))
     assert workshop.copied() == ["code/pack/train.py", "code/run_and_time.sh", "sys_1x8.json"]
 
 
@@ -326,16 +319,16 @@ def test_relative_paths(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_systems_name_is_one_plain_name(workshop: Workshop, stem: str, system_name: str, name: str) -> None:
     system = workshop.folder / f"{stem}.json"
     system.write_text(json.dumps(system_description(system_name=system_name)))
-    assert workshop.build(system=system).system == name
+    workshop.build(system=system)
     assert [path.name for path in (workshop.out / "systems").iterdir()] == [f"{name}.json"]
-    assert (workshop.out / "results" / name / "gpt_oss_20b" / "result_9.txt").is_file()
+    assert workshop.log(9, name)
     assert workshop.copied() == ["pack/train.py", "run_and_time.sh"]
 
 
 def test_a_system_without_a_name(workshop: Workshop) -> None:
     system = workshop.folder / "...json"
     system.write_text(json.dumps(system_description(system_name="/")))
-    with pytest.raises(InputError, match="no name for the system; name the file after it"):
+    with pytest.raises(InputError, match="no name for the system"):
         workshop.build(system=system)
 
 
@@ -349,29 +342,26 @@ def test_a_system_description_that_cannot_be_read(workshop: Workshop) -> None:
     assert workshop.names() == ["code"]
 
 
-def test_what_is_no_code_is_left_out(workshop: Workshop) -> None:
-    left_out = [
+def test_files_that_are_not_code_are_not_copied(workshop: Workshop) -> None:
+    others = [
         ".env", ".git/config", ".venv/bin/python.py", "data/tokens.txt", "results/result_0.txt", "pack/lib.so",
         "pack/__pycache__/train.cpython-311.pyc", "x.egg-info/PKG-INFO", "pack/.cache/x.py", "pack/.secret key",
     ]  # fmt: skip
-    for name in left_out:
+    for name in others:
         workshop.write(name, "password")
     workshop.write("pack/data/loader.py")
     workshop.write("pack/results/table.py")
-    built = workshop.build()
-    assert workshop.copied() == ["pack/data/loader.py", "pack/results/table.py", "pack/train.py", "run_and_time.sh"]
-    assert built.left_out == (
+    assert workshop.build() == (
         ".env", ".git/", ".venv/", "data/", "pack/.cache/", "pack/.secret key", "pack/__pycache__/", "pack/lib.so",
         "results/", "x.egg-info/",
     )  # fmt: skip
-    assert built.code == 4
-    assert built.findings == ()
+    assert workshop.copied() == ["pack/data/loader.py", "pack/results/table.py", "pack/train.py", "run_and_time.sh"]
 
 
 def test_python_packages_called_data_or_results_are_code(workshop: Workshop) -> None:
     for name in ("data/__init__.py", "data/x/y.py", "results/table.py"):
         workshop.write(name)
-    assert workshop.build().left_out == ("results/",)
+    assert workshop.build() == ("results/",)
     assert workshop.copied() == ["data/__init__.py", "data/x/y.py", "pack/train.py", "run_and_time.sh"]
 
 
@@ -391,43 +381,42 @@ def test_links_in_the_code(workshop: Workshop) -> None:
         "same.py": "pack/train.py",
     }.items():
         (workshop.code / name).symlink_to(target)
-    built = workshop.build()
+    assert workshop.build() == (
+        ".env", "broken", "data.py", "data/", "env.py", "folder", "loop", "out.py", "up.py",
+    )  # fmt: skip
     assert workshop.copied() == ["pack/train.py", "run_and_time.sh", "same.py"]
     copy = workshop.out / IMPLEMENTATION / "same.py"
     assert not copy.is_symlink()
     assert copy.read_text() == "seed = 1\n"
-    assert built.left_out == (
-        ".env", "broken", "data.py", "data/", "env.py", "folder", "loop", "out.py", "up.py",
-    )  # fmt: skip
 
 
-def test_code_that_is_none(workshop: Workshop) -> None:
-    with pytest.raises(InputError, match="missing: no such folder; expected the one with the source code"):
+def test_a_folder_without_code(workshop: Workshop) -> None:
+    with pytest.raises(InputError, match="missing: no such folder"):
         workshop.build(code=workshop.folder / "missing")
     with pytest.raises(InputError, match=r"sys_1x8\.json: no such folder"):
         workshop.build(code=workshop.system)
     empty = workshop.folder / "empty"
     empty.mkdir()
     (empty / "README.md").write_text("")
-    with pytest.raises(InputError, match="empty: no source code in this folder"):
+    with pytest.raises(InputError, match="empty: no source code"):
         workshop.build(code=empty, force=True)
     assert workshop.names() == ["code", "empty", "sys_1x8.json"]
 
 
 def test_code_has_a_largest_size(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "LARGEST_CODE", 1 << 20)
+    monkeypatch.setattr(package, "MAX_CODE_BYTES", 1 << 20)
     size = sum(path.stat().st_size for path in workshop.code.rglob("*.*"))
     workshop.write("pack/tokens.txt", "x" * ((1 << 20) - size))
     workshop.build()
     workshop.write("one_more", "x")
-    with pytest.raises(InputError, match=r"1 MiB of code, expected at most 1; .* The largest file is pack/tokens\.txt"):
+    with pytest.raises(InputError, match=r"1 MiB of code, expected at most 1; .* pack/tokens\.txt"):
         workshop.build(out=workshop.folder / "other")
     assert not (workshop.folder / "other").exists()
 
 
 def test_a_pipe_in_the_code(workshop: Workshop) -> None:
     os.mkfifo(workshop.code / "pack" / "pipe.py")
-    with pytest.raises(InputError, match=r"pack/pipe\.py: neither a file nor a folder; remove it"):
+    with pytest.raises(InputError, match=r"pack/pipe\.py: "):
         workshop.build()
 
 
@@ -447,9 +436,9 @@ def test_a_damaged_log_leaves_nothing(workshop: Workshop) -> None:
 
 def test_a_log_has_a_largest_size(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = max(log.stat().st_size for log in workshop.logs)
-    monkeypatch.setattr(package, "LARGEST_LOG", largest)
+    monkeypatch.setattr(package, "MAX_LOG_BYTES", largest)
     workshop.build()
-    monkeypatch.setattr(package, "LARGEST_LOG", largest - 1)
+    monkeypatch.setattr(package, "MAX_LOG_BYTES", largest - 1)
     with pytest.raises(InputError, match="a log of more than"):
         workshop.build(out=workshop.folder / "other")
     assert workshop.names() == ["code", "out", "sys_1x8.json"]
@@ -464,77 +453,3 @@ def test_a_report_of_other_logs(workshop: Workshop) -> None:
         workshop.build(logs=[], force=True)
     with pytest.raises(ValueError, match="one set of runs, the report has 2"):
         workshop.build(report=replace(workshop.report, sets=workshop.report.sets * 2), force=True)
-
-
-def test_the_readme_says_what_was_judged(workshop: Workshop) -> None:
-    workshop.build()
-    readme = workshop.readme()
-    (result,) = workshop.report.sets
-    assert result.score is not None
-    assert readme.startswith("# gpt_oss_20b on sys_1x8\n")
-    assert "Submitter: Example Laboratory. Division: closed. Status: Available on-premise." in readme
-    assert f"The logs pass. Checked by `compliance` {workshop.report.tool['compliance']}, ruleset 6.1.0. " in readme
-    assert "The official checkers were not asked." in readme
-    assert f"Score: {result.score.olympic_minutes:.3f} minutes" in readme
-    assert "Normalised" not in readme
-    for number, run in enumerate(result.runs):
-        row = f"| result_{number}.txt | converged | {run.seed} | {run.minutes:.3f} | {run.samples_to_target:,} | "
-        assert f"{row}{run.final_eval_loss:.4f} |" in readme
-    assert "| global batch size | 16 |" in readme
-    assert "| base learning rate | 0.0004 |" in readme
-    assert "| warm-up steps | 128 |" in readme
-    assert "1 node(s) of 8 accelerators" in readme
-    assert "5. Run 10 times: `run_and_time.sh`. TODO: the settings to load first." in readme
-    assert readme.count("TODO:") == 5
-    assert "$" not in readme
-    # Nobody learns from it where the submitter keeps the logs.
-    assert str(workshop.logs[0].parent) not in readme
-    unverifiable = [each for each in workshop.report.findings if each.severity is Severity.UNVERIFIABLE]
-    assert unverifiable
-    assert all(f"- unverifiable: {finding.rule}: " in readme for finding in unverifiable)
-
-
-def test_the_readme_repeats_the_official_verdict(workshop: Workshop) -> None:
-    report = replace(workshop.report, official=Official("4.1.68", (), ()))
-    workshop.build(report=report)
-    assert "The official checkers (mlperf-logging 4.1.68): pass." in workshop.readme()
-
-
-def test_the_readme_claims_nothing_that_is_not_known(workshop: Workshop) -> None:
-    (result,) = workshop.report.sets
-    unknown = {"seed": None, "minutes": None, "samples_to_target": None, "final_eval_loss": None}
-    runs = (replace(result.runs[0], learning_rate=5e-4, **unknown), *result.runs[1:])  # type: ignore[arg-type]
-    report = replace(workshop.report, sets=(replace(result, runs=runs, score=None),), findings=(), tool={})
-    (workshop.code / "run_and_time.sh").rename(workshop.code / "start.sh")
-    workshop.system.write_text(json.dumps(system_description(framework={"a": 1})))
-    workshop.build(report=report, force=True)
-    readme = workshop.readme()
-    assert "| result_0.txt | converged | TODO | TODO | TODO | TODO |" in readme
-    assert "There is no valid score." in readme
-    assert "| base learning rate | 0.0005, 0.0004 |" in readme
-    assert "Checked by `compliance` TODO" in readme
-    assert "2. Software: TODO on example." in readme
-    assert "Run 10 times: TODO: the command." in readme
-    assert readme.endswith("## Findings\n\nNone.\n")
-
-
-def test_the_readme_gives_no_score_that_is_not_valid(workshop: Workshop) -> None:
-    (result,) = workshop.report.sets
-    assert result.score is not None
-    score = replace(result.score, valid=False)
-    workshop.build(report=replace(workshop.report, sets=(replace(result, score=score),)))
-    assert "There is no valid score." in workshop.readme()
-    assert "Score:" not in workshop.readme()
-
-
-def test_no_text_of_a_log_or_a_description_is_markup(workshop: Workshop) -> None:
-    evil = "# a|b\n<b>*x*</b> [l](u) `c` $ruleset ${x}"
-    workshop.system.write_text(json.dumps(system_description(system_name=evil)))
-    message = f"{workshop.logs[2]} is a copy of {workshop.logs[1]}: {evil}"
-    finding = Finding("r", Severity.INFO, message, None, None, None, None, "")
-    again = replace(finding, message="another")
-    workshop.build(report=replace(workshop.report, findings=(finding, again)))
-    readme = workshop.readme()
-    escaped = r"# a\|b\\n\<b\>\*x\*\</b\> \[l\](u) \`c\` \$ruleset \${x}"
-    assert readme.startswith(f"# gpt_oss_20b on {escaped}\n")
-    assert readme.endswith(f"## Findings\n\n- info: r: result_2.txt is a copy of result_1.txt: {escaped}\n")

@@ -86,13 +86,13 @@ def list_tree(root: Path, should_enter: Callable[[str], bool]) -> FileTree:
     return tree
 
 
-def printable_path(path: Path | str) -> str:
-    r"""Return a path for messages: on one line, and printable whatever bytes the name holds.
+def printable(text: Path | str) -> str:
+    r"""Return a path or a text on one line, with every character that does not print as its escape.
 
-    >>> printable_path(Path("a\nb"))
+    >>> printable(Path("a\nb"))
     'a\\nb'
     """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
 
 
 def is_source(name: str) -> bool:

@@ -321,7 +321,7 @@ class Official:
 
     @property
     def verdict(self) -> OfficialVerdict:
-        """ "pass" if every tool passed, else the worst verdict."""
+        """Return "pass" if every tool passed, else the worst verdict."""
         verdicts = {result.verdict for result in self.results}
         worst_first: tuple[OfficialVerdict, ...] = ("refused", "crashed", "timeout", "fail")
         return next((verdict for verdict in worst_first if verdict in verdicts), "pass")

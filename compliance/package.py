@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from .benchmark import NAME, RUNS
-from .file_tree import is_binary, is_source, list_tree, printable_path
+from .file_tree import is_binary, is_source, list_tree, printable
 from .findings import Finding, Report, RunSummary, Severity, Verdict
 from .log_files import InputError
 from .package_readme import failing_findings, package_readme
@@ -87,7 +87,7 @@ def build(
     description = read_system_description(system)
     if isinstance(description, ParseError):
         line = "" if description.line is None else f":{description.line}"
-        raise InputError(f"{printable_path(system)}{line}: {description.message}")
+        raise InputError(f"{printable(system)}{line}: {description.message}")
     name = _system_name(description)
     files, not_copied = _code_files(code)
     names = {run.file: f"result_{index}.txt" for index, (_, run) in enumerate(scored)}
@@ -121,9 +121,9 @@ def _atomic_folder(out: Path) -> Iterator[Path]:
     """
     parent = out.absolute().parent
     if not parent.is_dir():
-        raise InputError(f"{printable_path(parent)}: no such folder; create it first")
+        raise InputError(f"{printable(parent)}: no such folder; create it first")
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise FileExistsError(f"{printable_path(out)}: exists; name a new or an empty folder")
+        raise FileExistsError(f"{printable(out)}: exists; name a new or an empty folder")
     try:
         # On the same file system as the destination, so that the rename is atomic.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as folder:
@@ -132,7 +132,7 @@ def _atomic_folder(out: Path) -> Iterator[Path]:
             yield tree
             tree.rename(out)
     except OSError as error:
-        raise InputError(f"{printable_path(str(error.filename or out))}: {error.strerror or error}") from error
+        raise InputError(f"{printable(str(error.filename or out))}: {error.strerror or error}") from error
 
 
 def _scored_logs(logs: Sequence[Path], report: Report, runs: int) -> list[tuple[Path, RunSummary]]:
@@ -184,10 +184,10 @@ def _code_files(code: Path) -> tuple[list[str], tuple[str, ...]]:
         InputError: the folder is missing, has no source code, or is too large.
     """
     if not code.is_dir():
-        raise InputError(f"{printable_path(code)}: no such folder; expected the folder of the source code")
+        raise InputError(f"{printable(code)}: no such folder; expected the folder of the source code")
     listing = list_tree(code, partial(_is_code_folder, code))
     for name, reason in listing.unlisted:
-        raise InputError(f"{printable_path(code / name)}: {reason}")
+        raise InputError(f"{printable(code / name)}: {reason}")
     kept = {file.name: file.size for file in listing.files if not (_is_hidden(file.name) or is_binary(file.name))}
     real = Path(os.path.realpath(code))
     # A link within the folder is copied as a file, unless its target is not copied.
@@ -195,15 +195,15 @@ def _code_files(code: Path) -> tuple[list[str], tuple[str, ...]]:
     files = [name for name, target in targets.items() if target in kept]
     size = sum(kept[name] for name in files)
     if not any(map(is_source, files)):
-        raise InputError(f"{printable_path(code)}: no source code in this folder; give the folder of the source code")
+        raise InputError(f"{printable(code)}: no source code in this folder; give the folder of the source code")
     if size > MAX_CODE_BYTES:
-        largest = printable_path(max(files, key=kept.__getitem__))
+        largest = printable(max(files, key=kept.__getitem__))
         message = f"{size >> 20} MiB of code, expected at most {MAX_CODE_BYTES >> 20}; remove files that are not code"
-        raise InputError(f"{printable_path(code)}: {message}. The largest file is {largest}")
+        raise InputError(f"{printable(code)}: {message}. The largest file is {largest}")
     not_copied = {file.name for file in listing.files} - set(files)
     not_copied |= {f"{name}/" for name in listing.folders if not _is_code_folder(code, name)}
     not_copied |= {link.name for link in listing.links}
-    return files, tuple(sorted(map(printable_path, not_copied)))
+    return files, tuple(sorted(map(printable, not_copied)))
 
 
 def _is_code_folder(code: Path, folder: str) -> bool:
@@ -233,9 +233,9 @@ def _copy_log(log: Path, copy: Path) -> None:
                 while chunk := cast("BinaryIO", stream).read(_CHUNK):
                     size += file.write(chunk)
                     if size > MAX_LOG_BYTES:
-                        raise InputError(f"{printable_path(log)}: a log of more than {MAX_LOG_BYTES >> 20} MiB")
+                        raise InputError(f"{printable(log)}: a log of more than {MAX_LOG_BYTES >> 20} MiB")
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(f"{printable_path(log)}: damaged gzip file ({error}); copy it again") from error
+                raise InputError(f"{printable(log)}: damaged gzip file ({error}); copy it again") from error
 
 
 def _copy_code(code: Path, files: Sequence[str], folder: Path) -> None:

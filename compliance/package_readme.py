@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from .file_tree import printable_path
+from .file_tree import printable
 from .findings import Finding, Report, RunSummary, Score, Severity, Verdict
 from .submission import SystemDescription
 
@@ -43,7 +43,7 @@ def package_readme(
         hardware=f"{machine}, {_cell(system.raw.get('accelerator_model_name'))}",
         software=f"{_cell(system.raw.get('framework'))} on {_cell(system.raw.get('operating_system'))}",
         count=len(runs),
-        command="TODO: the command" if script is None else f"`{printable_path(script)}`",
+        command="TODO: the command" if script is None else f"`{printable(script)}`",
         ruleset=report.ruleset,
         findings=_findings(report.findings, logs),
     )
@@ -117,4 +117,4 @@ def _cell(value: object) -> str:
     """Return a value as one line of escaped Markdown; "TODO" if it is unknown."""
     if not isinstance(value, str | int | float):
         return "TODO"
-    return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", printable_path(str(value))[:300]) or "TODO"
+    return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", printable(str(value))[:300]) or "TODO"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import benchmark
-from .file_tree import FileTree, Link, TreeFile, list_tree, printable_path
+from .file_tree import FileTree, Link, TreeFile, list_tree, printable
 from .records import ParseError
 from .run import Machine
 
@@ -129,7 +129,7 @@ class Submission:
 
     def path(self, name: str) -> str:
         """Return the path for messages of a file or folder of the tree."""
-        return printable_path(self.root / name)
+        return printable(self.root / name)
 
 
 def read_submission(root: Path, display_root: Path | None = None) -> Submission:
@@ -143,20 +143,18 @@ def read_submission(root: Path, display_root: Path | None = None) -> Submission:
         NotADirectoryError: root is missing or no folder.
     """
     if not root.is_dir():
-        raise NotADirectoryError(f"{printable_path(root)}: no such folder; expected one with systems and results")
+        raise NotADirectoryError(f"{printable(root)}: no such folder; expected one with systems and results")
     shown = display_root or root
     tree = list_tree(root, _should_enter)
-    problems = [
-        (printable_path(shown / name), ParseError("package-structure", None, why)) for name, why in tree.unlisted
-    ]
+    problems = [(printable(shown / name), ParseError("package-structure", None, why)) for name, why in tree.unlisted]
     files = _names_in("systems", (file.name for file in tree.files))
     system_names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
     systems = {}
     for name in system_names:
         file = Path("systems", f"{name}.json")
-        system = read_system_description(root / file, printable_path(shown / file))
+        system = read_system_description(root / file, printable(shown / file))
         if isinstance(system, ParseError):
-            problems.append((printable_path(shown / file), system))
+            problems.append((printable(shown / file), system))
         else:
             systems[name] = system
     folders = [f"results/{name}/{benchmark.NAME}" for name in _names_in("results", tree.folders)]
@@ -188,7 +186,7 @@ def read_system_description(path: Path, display_path: str | None = None) -> Syst
     text = {key: value for key, value in raw.items() if isinstance(value, str)}
     return SystemDescription(
         name=path.stem,
-        path=display_path or printable_path(path),
+        path=display_path or printable(path),
         division=text.get("division"),
         submitter=text.get("submitter"),
         status=text.get("status"),
@@ -240,7 +238,7 @@ def _result_folder(root: Path, display_root: Path, folder: str, tree: FileTree) 
     logs = [name for _, name in numbered]
     others = sorted({*files, *_names_in(folder, tree.folders)} - set(logs))
     paths = tuple(root / folder / name for name in logs)
-    return ResultFolder(folder.split("/")[1], printable_path(display_root / folder), paths, tuple(others))
+    return ResultFolder(folder.split("/")[1], printable(display_root / folder), paths, tuple(others))
 
 
 def _names_in(folder: str, names: Iterable[str]) -> list[str]:

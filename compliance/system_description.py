@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .file_tree import printable_path
+from .file_tree import printable
 from .submission import DIVISIONS, STATUSES
 from .system_fields import DEFAULTS, EXPECTED, Description, check_values, describe
 
@@ -80,9 +80,9 @@ def _collect_values(options: dict[str, str], values: list[str]) -> dict[str, str
 def _check_new_file(out: Path) -> None:
     """Reject a file that cannot be made. This comes before the machine is read, which may take a while."""
     if out.exists() or out.is_symlink():
-        raise typer.BadParameter(f"{printable_path(out)} exists; name a new file", param_hint="--out")
+        raise typer.BadParameter(f"{printable(out)} exists; name a new file", param_hint="--out")
     if not out.parent.is_dir():
-        raise typer.BadParameter(f"{printable_path(out.parent)}: no such folder; make it first", param_hint="--out")
+        raise typer.BadParameter(f"{printable(out.parent)}: no such folder; make it first", param_hint="--out")
 
 
 def _write_new_file(out: Path, text: str) -> None:
@@ -90,4 +90,4 @@ def _write_new_file(out: Path, text: str) -> None:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise typer.BadParameter(f"{printable_path(out)}: {error.strerror}", param_hint="--out") from error
+        raise typer.BadParameter(f"{printable(out)}: {error.strerror}", param_hint="--out") from error

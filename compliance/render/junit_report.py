@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from ..file_tree import printable_path
+from ..file_tree import printable
 from ..findings import Finding, Report, SetResult, Severity, Verdict
 
 _WHOLE = "whole set"
@@ -20,7 +20,7 @@ def junit_report(report: Report) -> str:
     instead of `failure`. The time of a case is that of the official tools, in seconds. Characters that XML 1.0 forbids
     become visible escapes.
     """
-    root = Element("testsuites", name=printable_path(f"{report.command} {report.ruleset}"))
+    root = Element("testsuites", name=printable(f"{report.command} {report.ruleset}"))
     findings = list(report.findings)
     for result in report.sets:
         known = {result.name, *(run.file for run in result.runs)}
@@ -37,7 +37,7 @@ def junit_report(report: Report) -> str:
 
 def _suite(root: Element, report: Report, findings: Sequence[Finding], result: SetResult | None = None) -> None:
     name = (result.name if result is not None else "") or report.command
-    suite = SubElement(root, "testsuite", name=printable_path(name))
+    suite = SubElement(root, "testsuite", name=printable(name))
     of_subject: dict[str, list[Finding]] = {run.file: [] for run in (result.runs if result is not None else ())}
     judged = frozenset(of_subject)
     if result is not None and (result.score or result.variance or result.rcp):
@@ -54,14 +54,12 @@ def _suite(root: Element, report: Report, findings: Sequence[Finding], result: S
         unread = report.verdict is Verdict.ERROR and subject not in judged and not (subject == _WHOLE and judged)
         _outcome(case, about, "error" if unread else "failure", strict=bool(report.options.get("strict")))
     for each in skipped.values():
-        SubElement(_case(suite, name, each.rule, 0), "skipped", message=printable_path(each.message))
+        SubElement(_case(suite, name, each.rule, 0), "skipped", message=printable(each.message))
     _set_totals(suite)
 
 
 def _case(suite: Element, set_name: str, name: str, seconds: float) -> Element:
-    return SubElement(
-        suite, "testcase", classname=printable_path(set_name), name=printable_path(name), time=f"{seconds:.3f}"
-    )
+    return SubElement(suite, "testcase", classname=printable(set_name), name=printable(name), time=f"{seconds:.3f}")
 
 
 def _outcome(case: Element, findings: Sequence[Finding], tag: str, strict: bool) -> None:
@@ -72,7 +70,7 @@ def _outcome(case: Element, findings: Sequence[Finding], tag: str, strict: bool)
     if fatal:
         first = f"{fatal[0].rule}: {fatal[0].message}"
         message = first if len(fatal) == 1 else f"{first} (and {len(fatal) - 1} more)"
-        problem = SubElement(case, tag, message=printable_path(message), type=printable_path(fatal[0].rule))
+        problem = SubElement(case, tag, message=printable(message), type=printable(fatal[0].rule))
         problem.text = "\n".join(map(_entry, fatal))
     if rest:
         SubElement(case, "system-out").text = "\n".join(map(_entry, rest))
@@ -83,7 +81,7 @@ def _entry(finding: Finding) -> str:
     lines = [f"{finding.severity}: {finding.rule}: {finding.message}", f"  in {place}" if place else ""]
     lines += [f"  {name}: {text}" for name, text in (("expected", finding.expected), ("got", finding.got)) if text]
     lines += [f"  source: {finding.citation}"]
-    return "\n".join(printable_path(line) for line in lines if line)
+    return "\n".join(printable(line) for line in lines if line)
 
 
 def _official_seconds(report: Report, subject: str) -> float:

@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import benchmark
-from ..file_tree import printable_path
+from ..file_tree import printable
 from ..findings import Finding, Report, Score, SetResult, Severity, Status
 from . import figures, tables
 from .formatting import NOTHING, count, group_by_folder, number, run_ranges
@@ -90,7 +90,7 @@ def report_file(report: Report, kind: Literal["html", "md"]) -> str:
 
 def _printed(value: object) -> object:
     """Return a value with visible characters only. Jinja escapes it for HTML afterwards."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else printable_path(value)
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
 
 
 def _printed_markdown(value: object) -> object:
@@ -98,7 +98,7 @@ def _printed_markdown(value: object) -> object:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     # An underscore between letters is no markup, and file names are full of them.
-    escaped = re.sub(r"([\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", printable_path(value))
+    escaped = re.sub(r"([\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", printable(value))
     return Markup(html.escape(escaped, quote=False))
 
 

@@ -1,6 +1,6 @@
 """Lines and tables of plain text, drawn for a terminal by rich.
 
-Every string passes `printable_path` on its way out, and none is read as rich's markup. rich is imported on the first
+Every string passes `printable` on its way out, and none is read as rich's markup. rich is imported on the first
 drawing: its import costs some hundredths of a second.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Literal
 
-from ..file_tree import printable_path
+from ..file_tree import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def draw(blocks: Iterable[Block], width: int, colour: bool = False) -> str:
     from rich.text import Text
 
     def text(string: str, style: str = "") -> Text:
-        return Text(printable_path(string), style=style, overflow="fold")
+        return Text(printable(string), style=style, overflow="fold")
 
     out = StringIO()
     # Set everything that rich would take from the environment. Without a height, TERM=dumb would override the width.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..benchmark import NAME, RUNS
-from ..file_tree import has_rejected_name, is_binary, is_source, printable_path
+from ..file_tree import has_rejected_name, is_binary, is_source, printable
 from ..findings import RunSummary, Severity
 from ..submission import (
     CODE_FOLDER,
@@ -73,7 +73,7 @@ def package_structure(context: PackageContext) -> Iterator[Problem]:
         message = f"no results of {NAME}: nothing was judged"
         yield Problem(message, file=tree.path("results"), expected=f"results/<system>/{NAME}/")
     for system in sorted(set(tree.system_names) - set(systems)) if "results" in tree.folders else ():
-        message = f"a system without results/{printable_path(system)}; remove it, or rename the results folder"
+        message = f"a system without results/{printable(system)}; remove it, or rename the results folder"
         yield Problem(message, file=tree.path(f"systems/{system}.json"), severity=Severity.WARNING)
     yield from _other_benchmarks(tree, ["benchmarks", *(f"results/{system}" for system in systems)])
 
@@ -302,7 +302,7 @@ def _words(text: str) -> set[str]:
 
 
 def _description_file(system: str) -> str:
-    return f"systems/{printable_path(system)}.json"
+    return f"systems/{printable(system)}.json"
 
 
 def _count_logs(count: int) -> str:
@@ -315,5 +315,5 @@ def _lower(division: str | None) -> str | None:
 
 def _join(names: list[str]) -> str:
     """Return the first five names as text, and the number of the others."""
-    shown = ", ".join(printable_path(name) for name in names[:5])
+    shown = ", ".join(printable(name) for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

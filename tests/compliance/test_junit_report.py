@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from hypothesis import given, settings
 
-from compliance.file_tree import printable_path
+from compliance.file_tree import printable
 from compliance.findings import Finding, Report, SetResult, Severity, Verdict
 from compliance.render.junit_report import junit_report
 from tests.support.made_reports import (
@@ -142,6 +142,6 @@ def test_any_report_is_xml_with_every_finding(report: Report) -> None:
         for each in root.iter(tag)
     )
     for each in report.findings:
-        assert printable_path(each.message) in text
+        assert printable(each.message) in text
     errors = [each for each in report.findings if each.severity is Severity.ERROR]
     assert (totals(root)[1] + totals(root)[2] > 0) >= bool(errors)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compliance import file_tree
-from compliance.file_tree import Link, TreeFile, has_rejected_name, is_binary, is_source, list_tree, printable_path
+from compliance.file_tree import Link, TreeFile, has_rejected_name, is_binary, is_source, list_tree, printable
 from compliance.records import ParseError
 from compliance.run import Machine
 from compliance.submission import MAX_DESCRIPTION_BYTES, SystemDescription, read_submission, read_system_description
@@ -317,8 +317,8 @@ def test_a_listing_is_sorted_and_enters_what_it_is_told_to(tmp_path: Path) -> No
 
 
 def test_names_are_shown_on_one_printable_line(tmp_path: Path) -> None:
-    assert printable_path(Path("a/é b")) == "a/é b"
-    assert printable_path("a\n\x1b[31m\udcff") == "a\\n\\x1b[31m\\udcff"
+    assert printable(Path("a/é b")) == "a/é b"
+    assert printable("a\n\x1b[31m\udcff") == "a\\n\\x1b[31m\\udcff"
     root = tree(tmp_path)
     (root / "systems" / "a\nb.json").write_text("{}")
     submission = read_submission(root)

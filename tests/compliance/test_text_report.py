@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from compliance.file_tree import printable_path
+from compliance.file_tree import printable
 from compliance.findings import (
     Divergence,
     Official,
@@ -279,7 +279,7 @@ def test_markup_and_control_characters_of_a_log_are_shown_as_text() -> None:
     shown = text_report(made_report(findings=(made_finding(message=message, file="[b]f\x1b.txt", expected=None),)))
     assert "    [bold red]x[/bold red] [/] :smile: \\x1b[31m\\x9b2J\\u202e \\ud800 a\\nb\n" in shown
     assert "[b]f\\x1b.txt" in shown
-    assert printable_path("plain é 漢") == "plain é 漢"
+    assert printable("plain é 漢") == "plain é 漢"
 
 
 @settings(max_examples=100, deadline=None)

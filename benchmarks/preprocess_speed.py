@@ -1,17 +1,16 @@
-"""Tokenizing raw shards: `preprocess` beside the plain loop that Megatron's tools run, tokens a second and memory.
+"""Benchmark of tokenizing raw shards: `preprocess` against the plain loop of Megatron's tools.
 
-`python -m benchmarks.preprocess_speed` makes two json.gz shards of English (C4 itself needs a network: the text is the
-documentation in Python's standard library, cut at random places into documents with the lengths of C4's, so that text
-recurs but no document does; 200 MB are about a hundred times the source) and tokenizes them with Llama 3's
+`python -m benchmarks.preprocess_speed` makes two json.gz shards of English. C4 itself needs a network, so the text is
+the documentation in Python's standard library, cut at random places into documents with the lengths of C4's. Text
+recurs, documents do not: 200 MB are about a hundred times the source. Both are tokenized with Llama 3's
 `tokenizer.model` and with a `tokenizer.json` of the same ranks:
 
 - `preprocess` with one worker and with one per core, as whole commands, start and checksums included;
-- gzip.open, json.loads, the same library's plain encode, and add_item of Megatron's IndexedDatasetBuilder with a
-  tensor, in one process, from the first line to the index, without its imports and the loading of the tokenizer.
+- the plain loop: gzip.open, json.loads, the same library's encode, and add_item of Megatron's IndexedDatasetBuilder
+  with a tensor, in one process, without its imports and the loading of the tokenizer.
 
-They take turns, there and back; figures are medians. All outputs must be the same bytes. CPU time is that of all
-processes; memory is the private memory of all of them together, seen ten times a second. Figures of record:
-benchmarks/README.md.
+They alternate; figures are medians. All outputs must be the same bytes. CPU time is that of all processes; memory is
+their private memory together, sampled ten times a second. Figures of record: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import os
 import platform
 import random
 import resource
-import runpy
 import statistics
 import subprocess
 import sys
@@ -36,13 +34,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
+import psutil
 import typer
 
 from data_scripts.make_sample_data import collect_documents
 from gptoss20b.data.indexed_dataset import IndexedDataset
+from tests.support.llama3_files import PATTERN, model_file, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0))
@@ -53,7 +53,7 @@ _LENGTH_LOG_MEAN, _LENGTH_LOG_SD = 7.2, 1.0
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took: seconds, CPU seconds, and the largest private memory of its processes together in MiB."""
+    """Cost of one run: seconds, CPU seconds, and the peak private memory of all its processes in MiB."""
 
     seconds: float
     cpu: float
@@ -62,28 +62,23 @@ class Cost:
 
 def main(
     megabytes: Annotated[int, typer.Option(min=1, help="MB of text.")] = 200,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
     loop: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Time preprocess beside a plain loop."""
+    """Time preprocess against a plain loop."""
     if loop:
-        typer.echo(json.dumps(_loop(*map(Path, json.loads(loop)))))
+        typer.echo(json.dumps(_plain_loop(*map(Path, json.loads(loop)))))
         return
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         shards = make_shards(folder, megabytes)
         packed = sum(shard.stat().st_size for shard in shards) / 1e6
         typer.echo(f"{platform.machine()}, {CORES} cores, Python {platform.python_version()}; {_versions()}")
-        for tokenizer in (_files("model_file")(), _files("write_json")(folder / "tokenizer.json")):
+        for tokenizer in (model_file(), write_json(folder / "tokenizer.json")):
             costs, tokens = measure(folder, shards, tokenizer, repeats)
             typer.echo(f"\n{tokenizer.name}: {megabytes} MB of text ({packed:.0f} MB packed), {tokens:,} tokens")
             for line in table(costs, tokens):
                 typer.echo(line)
-
-
-def _files(name: str) -> Any:
-    """Llama 3's tokenizer as the tests have it: llama-models' file, a tokenizer.json of its ranks, the pattern."""
-    return runpy.run_path(str(ROOT / "tests" / "data_scripts" / "llama3_files.py"))[name]
 
 
 def _versions() -> str:
@@ -91,7 +86,7 @@ def _versions() -> str:
 
 
 def make_shards(folder: Path, megabytes: int) -> list[Path]:
-    """Write the shards: lines as C4 has them, with a text, a time and an address each."""
+    """Write shards of lines like C4's, each with a text, a timestamp and an address."""
     source = "\n\n".join(document.data().decode().strip() for document in collect_documents())
     numbers = random.Random(0)
     paths = [folder / f"c4-like.{number:05d}-of-{_SHARDS:05d}.json.gz" for number in range(_SHARDS)]
@@ -110,7 +105,7 @@ def make_shards(folder: Path, megabytes: int) -> list[Path]:
 
 
 def measure(folder: Path, shards: list[Path], tokenizer: Path, repeats: int) -> tuple[dict[str, list[Cost]], int]:
-    """What each way took, by name, turn by turn; and the tokens.
+    """Run each way `repeats` times; return its costs by name, and the number of tokens.
 
     Raises:
         RuntimeError: a run failed, or two made different bytes.
@@ -125,41 +120,42 @@ def measure(folder: Path, shards: list[Path], tokenizer: Path, repeats: int) -> 
         f"preprocess, {CORES} workers": [*ours, str(CORES)],
     }
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
-    made: set[str] = set()
+    digests: set[str] = set()
     tokens = 0
-    for turn in range(repeats):
-        for name in commands if turn % 2 == 0 else reversed(commands):
+    for repeat in range(repeats):
+        # Every other time in reverse, so that a machine that becomes slower or faster favours nobody.
+        for name in commands if repeat % 2 == 0 else reversed(commands):
             costs[name].append(run(commands[name]))
-            with IndexedDataset.open(out) as pair:
-                tokens = pair.token_count
-            made.add(_remove(out))
-            if len(made) > 1:
+            with IndexedDataset.open(out) as dataset:
+                tokens = dataset.token_count
+            digests.add(_digest_and_remove(out))
+            if len(digests) > 1:
                 raise RuntimeError(f"{name} made other bytes than the run before")
     return costs, tokens
 
 
 def run(command: list[str]) -> Cost:
-    """Run a command: the times it prints as its last line, if it does, else all it took.
+    """Run a command and measure it; times that it prints as its last line (a JSON list) replace the measured ones.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
-    largest = 0
+    peak = 0
     with tempfile.TemporaryFile("w+") as output:
-        before, began = _children_cpu(), time.perf_counter()
+        cpu_before, started = _children_cpu(), time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            largest = max(largest, _private(process.pid))
+            peak = max(peak, _private_bytes(process.pid))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.1)
-        times = [time.perf_counter() - began, _children_cpu() - before]
+        times = [time.perf_counter() - started, _children_cpu() - cpu_before]
         output.seek(0)
         printed = output.read()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: {printed[-2000:]}")
     if (last := printed.splitlines()[-1]).startswith("["):
         times = json.loads(last)
-    return Cost(times[0], times[1], largest / (1 << 20))
+    return Cost(times[0], times[1], peak / (1 << 20))
 
 
 def _children_cpu() -> float:
@@ -167,31 +163,27 @@ def _children_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _private(pid: int) -> int:
-    """Private memory of a process and of those it started, in bytes; 0 for one that has just ended."""
-    process = Path(f"/proc/{pid}")
+def _private_bytes(pid: int) -> int:
+    """Return the private memory of a process and its descendants; 0 if one has just ended."""
     try:
-        sizes = (line.split() for line in (process / "smaps_rollup").read_text().splitlines())
-        own = sum(int(size[1]) << 10 for size in sizes if size[0].startswith("Private_"))
-        children = [child for task in process.glob("task/*/children") for child in task.read_text().split()]
-    except OSError:
+        process = psutil.Process(pid)
+        return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True)))
+    except psutil.NoSuchProcess:
         return 0
-    return own + sum(_private(int(child)) for child in children)
 
 
-def _remove(prefix: Path) -> str:
-    """Remove a pair; what tells its bytes from others'."""
+def _digest_and_remove(prefix: Path) -> str:
+    """Remove an indexed dataset; return a digest of its bytes."""
     digest = hashlib.sha256()
-    for suffix in (".bin", ".idx", ".md5"):
-        path = Path(f"{prefix}{suffix}")
-        if suffix != ".md5":
-            digest.update(path.read_bytes())
-        path.unlink(missing_ok=True)
+    for suffix in (".bin", ".idx"):
+        digest.update(Path(f"{prefix}{suffix}").read_bytes())
+        Path(f"{prefix}{suffix}").unlink()
+    Path(f"{prefix}.md5").unlink(missing_ok=True)
     return digest.hexdigest()
 
 
 def table(costs: dict[str, list[Cost]], tokens: int) -> Iterator[str]:
-    """The figures, a line each, the first way as the measure."""
+    """Yield a Markdown table, one row per way; the first way is the reference of the ratios."""
     yield "| way | tokens/s | a core | times the loop | tokens per CPU second | peak private memory, MiB |"
     yield "|---|---|---|---|---|---|"
     loop = statistics.median(cost.seconds for cost in next(iter(costs.values())))
@@ -203,15 +195,15 @@ def table(costs: dict[str, list[Cost]], tokens: int) -> Iterator[str]:
         yield f"| {name} | {rate:,.0f} | {rate / cores:,.0f} | {loop / seconds:.2f} | {busy:,.0f} | {mib:,.0f} |"
 
 
-def _loop(tokenizer: Path, prefix: Path, *shards: Path) -> tuple[float, float]:
-    """The plain loop; its seconds and CPU seconds."""
+def _plain_loop(tokenizer: Path, prefix: Path, *shards: Path) -> tuple[float, float]:
+    """Tokenize the shards in a plain loop; return its seconds and CPU seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     encode = _plain_encode(tokenizer)
-    began, began_cpu = time.perf_counter(), time.process_time()
+    started, started_cpu = time.perf_counter(), time.process_time()
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
     for shard in shards:
         with gzip.open(shard, "rt", encoding="utf-8") as lines:
@@ -219,7 +211,7 @@ def _loop(tokenizer: Path, prefix: Path, *shards: Path) -> tuple[float, float]:
                 builder.add_item(torch.tensor(encode(json.loads(line)["text"]), dtype=torch.int32))
                 builder.end_document()
     builder.finalize(f"{prefix}.idx")
-    return time.perf_counter() - began, time.process_time() - began_cpu
+    return time.perf_counter() - started, time.process_time() - started_cpu
 
 
 def _plain_encode(path: Path) -> Callable[[str], list[int]]:
@@ -234,7 +226,7 @@ def _plain_encode(path: Path) -> Callable[[str], list[int]]:
 
     pairs = (line.split() for line in path.read_bytes().splitlines() if line)
     ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
-    encoding = tiktoken.Encoding("llama3", pat_str=_files("PATTERN"), mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     return encoding.encode_ordinary
 
 

@@ -1,12 +1,14 @@
 """`python -m data_scripts`."""
 
+from __future__ import annotations
+
 import sys
 
 try:
-    from data_scripts.cli import app
+    from .cli import app
 
     app(prog_name="python -m data_scripts")
 except KeyboardInterrupt:
-    # while the libraries were still being loaded; a command tells its own
+    # Interrupted while importing; a running command reports its own interrupt.
     sys.stderr.write("error: interrupted\n")
     sys.exit(130)

@@ -48,18 +48,12 @@ def parse_list(data: bytes, source: str) -> tuple[ListedFile, ...]:
     return tuple(files.values())
 
 
-def file_md5(path: Path, on_progress: Callable[[int], None]) -> str:
-    """Return the MD5 of a file as 32 lower-case digits; call `on_progress` with the bytes read so far.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+def file_md5(path: Path, advance: Callable[[int], None]) -> str:
+    """Return the MD5 of a file as 32 lower-case digits; call `advance` with the size of each block read."""
     # an integrity check against the published list, not a defence against forgery
     digest = hashlib.md5(usedforsecurity=False)
-    done = 0
     with path.open("rb", buffering=0) as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
-            done += len(block)
-            on_progress(done)
+            advance(len(block))
     return digest.hexdigest()

@@ -1,11 +1,13 @@
-"""The commands of `python -m data_scripts`, each in a module of its own."""
+"""The commands of `python -m data_scripts`, one module each."""
+
+from __future__ import annotations
 
 import typer
 
-from data_scripts import download, inspection, make_sample_data, preprocess, verify
+from . import download, inspection, make_sample_data, preprocess, verify
 
 app = typer.Typer(
-    help="Fetch, check, make and look into the data sets that a run reads.",
+    help="Download, verify, make and inspect the data sets that a run reads.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -1,13 +1,14 @@
-"""Fetch the published data set: `python -m data_scripts download [DIR]`.
+"""Download the published data set: `python -m data_scripts download [DIR]`.
 
-Everything unfinished is in `DIR/.download/`; a file gets its final name only when its MD5 is right.
+Everything unfinished is in `DIR/.download/`. A file gets its final name only after its MD5 was verified.
 """
+
+from __future__ import annotations
 
 import os
 import shlex
-import threading
+import shutil
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -15,140 +16,153 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.filesize import decimal
 
-from data_scripts.c4 import PREFIXES, SOURCE
-from data_scripts.checksums import LIST_NAME, file_md5, parse_list
-from data_scripts.errors import CommandError, told
-from data_scripts.fetching.parts import Part, check_space, held
-from data_scripts.fetching.remote import Remote, fetch_list, probe
-from data_scripts.fetching.transfer import fetch
-from data_scripts.fetching.web import Patience, Web
-from data_scripts.fetching.work_folder import clear, locked, save
-from data_scripts.progress import Show, metered
 from gptoss20b.data.md5_list import ListedFile
+from gptoss20b.durable import atomic_write, fsync_path
+
+from .c4 import FILES, SOURCE
+from .checksums import LIST_NAME, WORK_FOLDER, file_md5, parse_list
+from .errors import CommandError, cli_errors, log
+from .fetching.https_client import HttpsClient
+from .fetching.partial_file import PartialFile, check_space, partial_size
+from .fetching.remote import RemoteFile, fetch_list, probe_file
+from .fetching.retry import RetryPolicy
+from .fetching.transfer import fetch
+from .folder_lock import LOCK_NAME, locked_folder
+from .progress import ByteProgress
 
 
 class Outcome(NamedTuple):
-    """What a download did: files there and verified, those of them that were there before, and bytes received."""
+    """Result of a download: files verified, those of them that were there before, and bytes received."""
 
     files: int
     kept: int
     received: int
 
 
-class Job:
-    """One download: where to, where from, with how many streams and how much patience.
+class Download:
+    """One download: destination, source, number of streams and retry policy.
 
     Raises:
         CommandError: the source is no https address.
     """
 
-    def __init__(self, directory: Path, source: str, streams: int, patience: Patience) -> None:
+    def __init__(self, directory: Path, source: str, streams: int, policy: RetryPolicy) -> None:
         self.directory = directory
-        self._source, self._streams, self._patience = source, streams, patience
-        self._web = Web(source, patience.timeout)
-        self._stop = threading.Event()
+        self._source, self._streams = source, streams
+        self._client = HttpsClient(source, policy)
 
-    def run(self, *, replace: bool, say: Callable[[str], None]) -> Outcome:
-        """Fetch, verify and place all files that are not there yet.
+    def run(self, *, replace: bool) -> Outcome:
+        """Fetch, verify and commit all files that are not there yet.
 
         Args:
-            replace: fetch files anew that are there with another content.
-            say: told, in a line, what a user would not expect.
+            replace: fetch files again whose content differs from the list.
 
         Raises:
-            CommandError: it cannot be finished; what was fetched is kept, and nothing unverified has a final name.
-            OSError: the disk failed.
+            CommandError: the download cannot be completed. What was fetched is kept, and no unverified file has a
+                final name.
         """
-        with locked(self.directory) as work, ExitStack() as opened:
-            published = fetch_list(self._web, self._source, self._patience, self._stop)
-            remotes = {
-                listed: probe(self._web, published.base, listed.path, self._patience, self._stop)
-                for listed in published.files
-            }
-            wanted = self._wanted(remotes, replace)
-            parts = [opened.enter_context(Part(work, listed, remotes[listed])) for listed in wanted]
+        with ExitStack() as stack:
+            work = self._lock_work_folder(stack)
+            published = fetch_list(self._client, self._source)
+            remotes = {listed: probe_file(self._client, published.base, listed.path) for listed in published.files}
+            required = self._files_to_fetch(remotes, replace)
+            parts = [stack.enter_context(PartialFile(work, listed, remotes[listed])) for listed in required]
             for part in parts:
                 if part.restarted:
-                    say(f"{part.listed.path}: another version than before, fetched from the start again")
+                    log(f"{part.listed.path}: another version than before, fetched from the start again")
             check_space(self.directory, parts)
-            # From here on the list says, also to --offline, what is to be there.
-            save(work, published.text, self.directory / LIST_NAME)
+            # From here on, --offline takes the expected files from this list.
+            atomic_write(work / LIST_NAME, published.text)
+            (work / LIST_NAME).replace(self.directory / LIST_NAME)
+            fsync_path(self.directory)
             before = sum(part.received for part in parts)
-            again = self._fetch_and_place(parts, replace=replace)
-            for part, got in again.items():
-                say(f"{part.listed.path}: got MD5 {got}, expected {part.listed.md5}; fetched from the start again")
-                part.empty()
-            twice = self._fetch_and_place(list(again), replace=replace)
-            for part in twice:
-                part.empty()
-            for part, got in twice.items():
+            corrupt = self._fetch_and_commit(parts, replace=replace)
+            for part, got in corrupt.items():
+                log(f"{part.listed.path}: got MD5 {got}, expected {part.listed.md5}; fetched from the start again")
+                part.reset()
+            corrupt_again = self._fetch_and_commit(list(corrupt), replace=replace)
+            for part in corrupt_again:
+                part.reset()
+            for part, got in corrupt_again.items():
                 raise CommandError(
-                    f"{part.listed.path}: got MD5 {got} twice; expected {part.listed.md5}. To fix: its file and list "
-                    "do not fit each other; start again later, or name another --source."
+                    f"{part.listed.path}: got MD5 {got} twice; expected {part.listed.md5}. To fix: the file and the "
+                    "list on the server differ; run again later, or name another --source."
                 )
-            received = sum(part.remote.size for part in [*parts, *again]) - before
-            clear(work)
-        return Outcome(len(published.files), len(published.files) - len(wanted), received)
+            received = sum(part.remote.size for part in [*parts, *corrupt]) - before
+            _clear_work_folder(work)
+        return Outcome(len(published.files), len(published.files) - len(required), received)
 
-    def _wanted(self, remotes: dict[ListedFile, Remote], replace: bool) -> list[ListedFile]:
-        """The files to fetch: those that are not there, and those of another content if they may be replaced."""
+    def _lock_work_folder(self, stack: ExitStack) -> Path:
+        work = self.directory / WORK_FOLDER
+        try:
+            stack.enter_context(locked_folder(work))
+        except OSError as error:
+            raise CommandError(
+                f"{work}: cannot be written ({error.strerror}). To fix: name a writable DIR; --offline only reads."
+            ) from error
+        return work
+
+    def _files_to_fetch(self, remotes: dict[ListedFile, RemoteFile], replace: bool) -> list[ListedFile]:
+        """Return the missing files, and with `replace` those whose content differs from the list."""
         paths = {listed: self.directory / listed.path for listed in remotes}
-        there = [listed for listed in remotes if os.path.lexists(paths[listed])]
-        # All sizes first: an MD5 takes minutes.
-        wrong = {listed: _wrong_size(paths[listed], remotes[listed].size) for listed in there}
-        if replace or not any(wrong.values()):
-            wrong |= self._wrong_sums([listed for listed in there if not wrong[listed]])
-        for message in filter(None, wrong.values()):
+        existing = [listed for listed in remotes if os.path.lexists(paths[listed])]
+        # Compare all sizes first: an MD5 takes minutes.
+        differences = {listed: _size_difference(paths[listed], remotes[listed].size) for listed in existing}
+        if replace or not any(differences.values()):
+            differences |= self._md5_differences([listed for listed in existing if not differences[listed]])
+        for message in filter(None, differences.values()):
             if not replace:
-                raise CommandError(f"{message}. To fix: pass --replace to fetch it anew, or move it away.")
-        return [listed for listed in remotes if wrong.get(listed, "missing")]
+                raise CommandError(f"{message}. To fix: pass --replace to fetch it again, or move it away.")
+        return [listed for listed in remotes if differences.get(listed, "missing")]
 
-    def _wrong_sums(self, files: list[ListedFile]) -> dict[ListedFile, str]:
-        """What is wrong with the MD5 of files that are there; empty for each that is right."""
-        wrong: dict[ListedFile, str] = {}
-        sizes = [(self.directory / listed.path).stat().st_size for listed in files]
-        with metered("checking", sum(sizes)) as show:
-            for number, listed in enumerate(files):
-                path = self.directory / listed.path
-                got = file_md5(path, _from(show, sum(sizes[:number])))
-                wrong[listed] = "" if got == listed.md5 else f"{path}: got MD5 {got}; expected {listed.md5}"
-        return wrong
+    def _md5_differences(self, files: list[ListedFile]) -> dict[ListedFile, str]:
+        """Compare the MD5 of existing files; return a message for each, empty where it is right."""
+        differences: dict[ListedFile, str] = {}
+        paths = {listed: self.directory / listed.path for listed in files}
+        with ByteProgress("checking").begin(sum(path.stat().st_size for path in paths.values())) as progress:
+            for listed, path in paths.items():
+                got = file_md5(path, progress.advance)
+                differences[listed] = "" if got == listed.md5 else f"{path}: got MD5 {got}; expected {listed.md5}"
+        return differences
 
-    def _fetch_and_place(self, parts: list[Part], *, replace: bool) -> dict[Part, str]:
-        """Fetch all parts, and give those their final names whose MD5 is right; the others, with the MD5 they have."""
+    def _fetch_and_commit(self, parts: list[PartialFile], *, replace: bool) -> dict[PartialFile, str]:
+        """Fetch all parts and commit those whose MD5 is right; return the others with their MD5."""
         if not parts:
             return {}
         total = sum(part.remote.size for part in parts)
-        with metered("fetching", total, sum(part.received for part in parts)) as show:
-            fetch(self._web, parts, self._streams, self._patience, self._stop, show)
-        wrong: dict[Part, str] = {}
-        with metered("verifying", total) as show:
-            done = 0
+        with ByteProgress("fetching").begin(total, sum(part.received for part in parts)) as progress:
+            fetch(self._client, parts, self._streams, progress.update)
+        corrupt: dict[PartialFile, str] = {}
+        with ByteProgress("verifying").begin(total) as progress:
             for part in parts:
-                got = file_md5(part.path, _from(show, done))
-                done += part.remote.size
+                got = file_md5(part.path, progress.advance)
                 if got != part.listed.md5:
-                    wrong[part] = got
+                    corrupt[part] = got
                     continue
                 final = self.directory / part.listed.path
                 if os.path.lexists(final) and not replace:
                     raise CommandError(
                         f"{final}: got a file that was not there at the start; expected none. "
-                        "To fix: move it away and start the same command again."
+                        "To fix: move it away and run the same command again."
                     )
-                part.place(final)
-        return wrong
+                part.commit(final)
+        return corrupt
 
 
-def _from(show: Show, start: int) -> Callable[[int], None]:
-    return lambda done: show(start + done)
+def _clear_work_folder(work: Path) -> None:
+    """Remove everything but the lock, which is still held: parts of another list go, too."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_NAME:
+            path.unlink()
 
 
-def _wrong_size(path: Path, size: int) -> str:
-    """What is wrong with the size of a file that is there; empty if nothing is.
+def _size_difference(path: Path, size: int) -> str:
+    """Return a message if an existing file has another size, else an empty string.
 
     Raises:
-        CommandError: it is no file.
+        CommandError: the path is no file.
     """
     if not path.is_file():
         raise CommandError(f"{path}: got something else than a file; expected one. To fix: move it away.")
@@ -156,47 +170,44 @@ def _wrong_size(path: Path, size: int) -> str:
     return "" if got == size else f"{path}: got {got:,} bytes; expected {size:,}"
 
 
-def look(directory: Path) -> dict[str, str]:
-    """What is in the folder, without a network: each file's path, and `verified` or what it is instead.
+def file_states(directory: Path) -> dict[str, str]:
+    """Check a folder without a network; return `verified`, or what is wrong, by path.
 
-    The files are those of the list in the folder, else the published pairs, whose MD5 is not known without it.
+    The expected files are those of the list in the folder. Without a list, they are the published datasets, whose MD5
+    is not known.
 
     Raises:
         CommandError: the list is damaged.
-        OSError: a file cannot be read.
     """
-    known = directory / LIST_NAME
-    if known.is_file():
-        sums = {listed.path: listed.md5 for listed in parse_list(known.read_bytes(), str(known))}
-    else:
-        sums = {f"{prefix}{suffix}": "" for prefix in PREFIXES for suffix in (".bin", ".idx")}
-    found = {path: directory / path for path in sums if (directory / path).is_file()}
+    list_path = directory / LIST_NAME
+    md5_by_path = dict.fromkeys(FILES, "")
+    if list_path.is_file():
+        md5_by_path = dict(parse_list(list_path.read_bytes(), str(list_path)))
+    existing = {path: directory / path for path in md5_by_path if (directory / path).is_file()}
     states: dict[str, str] = {}
-    with metered("checking", sum(path.stat().st_size for path in found.values())) as show:
-        done = 0
-        for path, md5 in sums.items():
-            if path not in found:
-                part = held(directory, path)
+    with ByteProgress("checking").begin(sum(path.stat().st_size for path in existing.values())) as progress:
+        for path, md5 in md5_by_path.items():
+            if path not in existing:
+                part = partial_size(directory, path)
                 states[path] = "missing" if part is None else f"partial, {part[0]:,} of {part[1]:,} bytes"
                 continue
             if not md5:
                 states[path] = "present (no checksum known)"
                 continue
-            got = file_md5(found[path], _from(show, done))
-            done += found[path].stat().st_size
+            got = file_md5(existing[path], progress.advance)
             states[path] = "verified" if got == md5 else f"wrong MD5, {got} instead of {md5}"
     return states
 
 
-def _tell(directory: Path) -> None:
-    states = look(directory)
+def _print_states(directory: Path) -> None:
+    states = file_states(directory)
     for path, state in states.items():
         typer.echo(f"{path}: {state}")
     bad = sum(state != "verified" for state in states.values())
     if bad:
         raise CommandError(
-            f"{directory}: got {bad} of {len(states)} files that are not there and verified; expected none. "
-            "To fix: start the same command without --offline."
+            f"{directory}: got {bad} of {len(states)} files missing or not verified; expected none. "
+            "To fix: run the same command without --offline."
         )
 
 
@@ -205,43 +216,44 @@ def _summary(directory: Path, outcome: Outcome, seconds: float) -> str:
     if outcome.received:
         rate = decimal(round(outcome.received / seconds))
         fetched = f"{outcome.received:,} bytes fetched in {seconds:,.1f} s, {rate}/s"
-    return f"{directory}: {outcome.files} files verified, {outcome.kept} of them were there; {fetched}"
+    return f"{directory}: {outcome.files} files verified, {outcome.kept} of them were there before; {fetched}"
 
 
 def main(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")] = Path("data/c4"),
     source: Annotated[
-        str, typer.Option(metavar="URL", help="Metadata file of a mirror; only its host is fetched from.")
+        str, typer.Option(metavar="URL", help="Metadata file of a mirror; only its host is contacted.")
     ] = SOURCE,
-    offline: Annotated[bool, typer.Option("--offline", help="Only say what is there; nothing is fetched.")] = False,
-    streams: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Requests at a time.")] = 8,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Only report which files are there and verified; fetch nothing.")
+    ] = False,
+    streams: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Parallel requests.")] = 8,
     retries: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Failures in a row, without a byte received, that are put up with.")
+        int, typer.Option(metavar="N", min=0, help="Consecutive retries without progress before giving up.")
     ] = 6,
     retry_wait: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0, max=3600, help="First wait after a failure; doubled up to 60."),
+        typer.Option(metavar="SECONDS", min=0, max=3600, help="Wait before the first retry; doubled up to 60."),
     ] = 1.0,
     timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Silence that counts as a failure."),
+        typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Seconds without a byte that end an attempt."),
     ] = 60.0,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Fetch files anew that are there with another content.")
+        bool, typer.Option("--replace", help="Fetch files again whose content differs from the list.")
     ] = False,
 ) -> None:
-    """Fetch the published data set, or take an interrupted download up again.
+    """Download the published data set, or resume an interrupted download.
 
-    Files get their names only when their MD5 is right; those that are there already are checked and kept.
+    Files get their final names only after their MD5 was verified. Files that are there already are verified and kept.
     """
-    with told():
+    with cli_errors():
         if offline:
-            _tell(directory)
+            _print_states(directory)
             return
-        began = time.monotonic()
-        job = Job(directory, source, streams, Patience(retries, retry_wait, timeout))
-        outcome = job.run(replace=replace, say=lambda line: typer.echo(line, err=True))
-        typer.echo(_summary(directory, outcome, time.monotonic() - began))
+        started = time.monotonic()
+        outcome = Download(directory, source, streams, RetryPolicy(retries, retry_wait, timeout)).run(replace=replace)
+        typer.echo(_summary(directory, outcome, time.monotonic() - started))
         typer.echo(f"next: data_scripts/verify_dataset.sh {shlex.quote(str(directory))}")
 
 

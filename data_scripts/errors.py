@@ -1,4 +1,6 @@
-"""What every data command has in common: its exit statuses, and how a failure is told."""
+"""Exit statuses of the data commands, and the one place that turns exceptions into them."""
+
+from __future__ import annotations
 
 import io
 import os
@@ -16,7 +18,7 @@ from gptoss20b.data.files import DataError
 
 
 class ExitCode(IntEnum):
-    """The exit statuses of `python -m data_scripts`, as the README lists them."""
+    """The exit statuses of `python -m data_scripts`."""
 
     OK = 0
     FAILED = 1
@@ -27,52 +29,57 @@ class ExitCode(IntEnum):
 
 
 class CommandError(Exception):
-    """A command cannot go on. The message is one line: what, got, expected, how to fix it."""
+    """A command failed. The message is one line: place, got, expected, fix."""
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as Python has KeyboardInterrupt for SIGINT."""
+class _TerminatedError(BaseException):
+    """Raised on SIGTERM, as Python raises KeyboardInterrupt on SIGINT."""
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Run a command's body: one line on stderr and the documented exit status for whatever ends it.
+def cli_errors() -> Iterator[None]:
+    """Run a command's body; turn every failure into one line on stderr and its exit status.
 
-    SIGTERM unwinds like an interrupt, so that `finally` blocks run.
+    SIGTERM unwinds the stack like an interrupt, so that `finally` blocks run.
     """
 
     def terminate(number: int, frame: FrameType | None) -> Never:
-        raise _Terminated
+        raise _TerminatedError
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    previous_handler = signal.signal(signal.SIGTERM, terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # names and texts may hold what the terminal's encoding does not
+            # File names and texts may hold characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             yield
         finally:
-            # here, where a failure can still be told; there is no stdout where the caller closed it
+            # Flush here, where a failure can still be reported. stdout is None where the caller closed it.
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of a pipe has gone; nothing can be told there, and flushing at exit must not fail again.
+        # The reader of the pipe is gone. Without /dev/null, the flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(ExitCode.READER_GONE) from None
     except (CommandError, DataError) as error:
-        _fail(str(error), ExitCode.FAILED)
+        _exit_with(str(error), ExitCode.FAILED)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}", ExitCode.FAILED)
+        _exit_with(f"{place}{error.strerror or error}", ExitCode.FAILED)
     except KeyboardInterrupt:
-        _fail("interrupted", ExitCode.INTERRUPTED)
-    except _Terminated:
-        _fail("terminated", ExitCode.TERMINATED)
+        _exit_with("interrupted", ExitCode.INTERRUPTED)
+    except _TerminatedError:
+        _exit_with("terminated", ExitCode.TERMINATED)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _fail(message: str, status: ExitCode) -> Never:
-    typer.echo(f"error: {message}", err=True)
+def log(line: str) -> None:
+    """Write a line to stderr."""
+    typer.echo(line, err=True)
+
+
+def _exit_with(message: str, status: ExitCode) -> Never:
+    log(f"error: {message}")
     raise typer.Exit(status) from None

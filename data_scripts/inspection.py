@@ -1,4 +1,6 @@
-"""`python -m data_scripts inspect`: what is in a set, and what one of its sequences says."""
+"""Inspect a data set: `python -m data_scripts inspect PATH` prints its counts, or the text of one sequence."""
+
+from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,28 +15,29 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from data_scripts.c4 import SEQUENCE_LENGTH
-from data_scripts.errors import CommandError, told
-from data_scripts.tokenization.tokenizer import load_tokenizer
-from gptoss20b.data.files import DataError, with_suffix
+from gptoss20b.data.files import DataError, append_suffix
 from gptoss20b.data.index import Index
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.samples import Windows, count_windows
 
-# Lengths from here on count as this one in the quantiles; C4's longest documents have some 100,000 tokens.
-_LONGEST = 1 << 22
-_BAR = 40
+from .c4 import SEQUENCE_LENGTH
+from .errors import CommandError, cli_errors
+from .tokenization.tokenizer import load_tokenizer
+
+# Longer lengths count as this one in the quantiles; C4's longest documents have about 100,000 tokens.
+_MAX_LENGTH = 1 << 22
+_BAR_WIDTH = 40
 _QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many tokens the sequences of an index have; for text, a sequence is a document.
+    """Distribution of tokens per sequence; for text, a sequence is a document.
 
     Attributes:
         shortest, mean, longest: tokens.
         quantiles: tokens, by name.
-        histogram: sequences by the largest length of each power of two: 0, 1, 3, 7, 15, ...
+        histogram: number of sequences by the largest length of each power of two: 0, 1, 3, 7, 15, ...
     """
 
     shortest: int
@@ -46,13 +49,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in a pair.
+    """Counts of an indexed dataset.
 
     Attributes:
         name: file name without `.bin` and `.idx`.
         token_type: as stored.
         documents, sequences, tokens: counts.
-        windows: training sequences of `sequence_length` tokens that the file gives, and their last label.
+        windows: number of training sequences of `sequence_length` tokens.
         data_bytes, index_bytes: sizes of `.bin` and `.idx`.
         lengths: tokens per sequence.
     """
@@ -70,12 +73,12 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The piece of one document that lies in a window.
+class WindowPart:
+    """The part of one document that is in a window.
 
     Attributes:
-        sequence: its number in the index.
-        first: which of its tokens the piece starts with.
+        sequence: the document's number in the index.
+        first: number of the part's first token in the document.
         tokens: token ids, int64.
         ends: whether the document ends in the window.
     """
@@ -87,38 +90,38 @@ class Part:
 
 
 def summarize(prefix: Path, sequence_length: int = SEQUENCE_LENGTH) -> Summary:
-    """Count what a pair holds; reads the table of lengths twice and none of the tokens.
+    """Summarize a dataset; reads the table of lengths twice and no tokens.
 
     Raises:
-        DataError: a file is missing or contradicts itself.
+        DataError: a file is missing or inconsistent.
     """
-    with IndexedDataset.open(prefix) as tokens, Index.open(prefix) as index:
+    with IndexedDataset.open(prefix) as dataset, Index.open(prefix) as index:
         return Summary(
             name=prefix.name,
-            token_type=tokens.dtype.name,
-            documents=tokens.document_count,
-            sequences=tokens.sequence_count,
-            tokens=tokens.token_count,
+            token_type=dataset.dtype.name,
+            documents=dataset.document_count,
+            sequences=dataset.sequence_count,
+            tokens=dataset.token_count,
             sequence_length=sequence_length,
-            windows=count_windows(tokens.token_count, sequence_length),
-            data_bytes=tokens.path.stat().st_size,
+            windows=count_windows(dataset.token_count, sequence_length),
+            data_bytes=dataset.path.stat().st_size,
             index_bytes=index.path.stat().st_size,
-            lengths=_lengths(index),
+            lengths=_length_distribution(index),
         )
 
 
-def _lengths(index: Index) -> Lengths:
+def _length_distribution(index: Index) -> Lengths:
     blocks = index.lengths.blocks
     longest = max(int(block.max()) for _, block in blocks())
-    counts = np.zeros(min(longest, _LONGEST) + 1, np.int64)
+    counts = np.zeros(min(longest, _MAX_LENGTH) + 1, np.int64)
     shortest, total = longest, 0
     powers = np.zeros(64, np.int64)
     for _, block in blocks():
         shortest, total = min(shortest, int(block.min())), total + int(block.sum())
-        # a negative length is for `verify` to name; here it counts as none
+        # `verify` reports negative lengths; here they count as 0.
         sane = np.maximum(block, 0)
-        counts += np.bincount(np.minimum(sane, _LONGEST), minlength=counts.size)
-        # exact below 2^53: the exponent of a float is the number of bits of the integer
+        counts += np.bincount(np.minimum(sane, _MAX_LENGTH), minlength=counts.size)
+        # The exponent of a float is the number of bits of the integer; exact below 2^53.
         powers += np.bincount(np.frexp(sane.astype(np.float64))[1], minlength=64)
     reached = np.cumsum(counts)
     quantiles = {name: int(np.searchsorted(reached, share * reached[-1])) for name, share in _QUANTILES.items()}
@@ -127,63 +130,63 @@ def _lengths(index: Index) -> Lengths:
     return Lengths(shortest, total / index.sequence_count, longest, quantiles, histogram)
 
 
-def window_parts(prefix: Path, number: int, sequence_length: int = SEQUENCE_LENGTH) -> list[Part]:
-    """Window `number` in file order (from 0), with its last label, cut at the borders of documents.
+def window_parts(prefix: Path, number: int, sequence_length: int = SEQUENCE_LENGTH) -> list[WindowPart]:
+    """Read window `number` in file order (from 0), with its last label, and split it at document boundaries.
 
     Raises:
         DataError: no such window, or an unreadable file.
     """
-    with IndexedDataset.open(prefix) as tokens, Index.open(prefix) as index:
-        # of any id: what is beyond a vocabulary is to be seen here too
-        ids = Windows(tokens, sequence_length, 1 << 31).window(number)
+    with IndexedDataset.open(prefix) as dataset, Index.open(prefix) as index:
+        # The largest vocabulary possible: ids beyond the model's must be visible here.
+        ids = Windows(dataset, sequence_length, 1 << 31).window(number)
         start = number * sequence_length
         width = index.dtype.itemsize
 
-        def begins(sequence: int) -> int:
-            return int(index.pointers.read(sequence, 1)[0]) // width
+        def first_token(sequence: int) -> int:
+            return index.pointers.entry(sequence) // width
 
         sequence = index.pointers.last_at_most(start * width)
-        parts, at, begin = [], start, begins(sequence)
+        parts, at, begin = [], start, first_token(sequence)
         while at < start + ids.size:
-            length = int(index.lengths.read(sequence, 1)[0])
-            # the tables are read where they are needed, and believed only if they tell of a gapless file
-            if begins(sequence) != begin or not begin <= at <= begin + length:
+            length = index.lengths.entry(sequence)
+            # A damaged index must not make up text: the entries used must describe a file without gaps.
+            if first_token(sequence) != begin or not begin <= at <= begin + length:
                 raise DataError.about(
                     index.path,
-                    f"sequence {sequence} from token {begins(sequence)}, {length} long "
+                    f"sequence {sequence} from token {first_token(sequence)}, {length} long "
                     f"(pointer at byte {index.pointers.offset(sequence)})",
                     f"the one with token {at}",
-                    "run data_scripts/verify_dataset.sh, which tells all that is wrong",
+                    "run data_scripts/verify_dataset.sh, which reports everything wrong",
                 )
             end = min(begin + length, start + ids.size)
             if end > at:
-                parts.append(Part(sequence, at - begin, ids[at - start : end - start], end == begin + length))
+                parts.append(WindowPart(sequence, at - begin, ids[at - start : end - start], end == begin + length))
             at, begin, sequence = end, begin + length, sequence + 1
         return parts
 
 
-def find_pairs(path: Path) -> list[Path]:
-    """Prefixes of the pairs that PATH names: a folder, a `.bin`, an `.idx`, or the prefix itself.
+def find_datasets(path: Path) -> list[Path]:
+    """Return the prefixes of the datasets at a path: a folder, a `.bin`, an `.idx`, or the prefix itself.
 
     Raises:
         CommandError: there is none.
     """
     if path.is_dir():
-        found = sorted(Path(str(index).removesuffix(".idx")) for index in path.glob("*.idx"))
-        if not found:
-            raise CommandError(f"{path}: got no .idx file; expected a folder of .bin/.idx pairs. To fix: name another.")
-        return found
+        prefixes = sorted(Path(str(index).removesuffix(".idx")) for index in path.glob("*.idx"))
+        if not prefixes:
+            raise CommandError(f"{path}: got no .idx file; expected indexed datasets. To fix: name another folder.")
+        return prefixes
     if path.suffix in {".bin", ".idx"}:
         return [path.with_suffix("")]
-    if not with_suffix(path, ".idx").exists():
+    if not append_suffix(path, ".idx").exists():
         raise CommandError(
-            f"{path}: got neither a folder nor a pair; expected a folder, a .bin, an .idx, or what both are called "
-            "without it. To fix: check the path."
+            f"{path}: got neither a folder nor a dataset; expected a folder, a .bin, an .idx, or their common prefix. "
+            "To fix: check the path."
         )
     return [path]
 
 
-def _show(summary: Summary, console: Console) -> None:
+def _print_summary(summary: Summary, console: Console) -> None:
     lengths = summary.lengths
     title = Text(_printable(summary.name), style="bold")
     table = Table(title=title, title_justify="left", title_style="", show_header=False, box=None)
@@ -199,42 +202,42 @@ def _show(summary: Summary, console: Console) -> None:
     bars = Table("tokens", "documents", "", box=None, header_style="")
     bars.columns[0].justify = bars.columns[1].justify = "right"
     highest = max(lengths.histogram.values())
-    full = "#" if console.options.ascii_only else "█"
+    block = "#" if console.options.ascii_only else "█"
     for last, count in lengths.histogram.items():
         first = (last + 1) // 2
         label = f"{first:,}" if first >= last else f"{first:,} to {last:,}"
-        bars.add_row(label, f"{count:,}", full * -(-count * _BAR // highest))
+        bars.add_row(label, f"{count:,}", block * -(-count * _BAR_WIDTH // highest))
     console.print(bars)
     console.print()
 
 
 def _printable(text: str) -> str:
-    """Text that cannot steer a terminal: what is neither printable nor a line or a tab is shown as an escape."""
+    """Escape everything but printable characters, newlines and tabs, so that text cannot control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _inspect(path: Path, sample: int | None, tokenizer: Path | None, sequence_length: int, as_json: bool) -> None:
-    pairs = find_pairs(path)
+    prefixes = find_datasets(path)
     if sample is None:
-        found = [summarize(pair, sequence_length) for pair in pairs]
+        summaries = [summarize(prefix, sequence_length) for prefix in prefixes]
         if as_json:
-            typer.echo(json.dumps([asdict(summary) for summary in found], indent=2))
+            typer.echo(json.dumps([asdict(summary) for summary in summaries], indent=2))
             return
         console = Console(highlight=False)
-        for summary in found:
-            _show(summary, console)
+        for summary in summaries:
+            _print_summary(summary, console)
         return
-    if len(pairs) > 1:
-        names = ", ".join(pair.name for pair in pairs)
-        raise CommandError(f"{path}: got {len(pairs)} pairs ({names}); expected one. To fix: name the one to show.")
-    reader = None if tokenizer is None else load_tokenizer(tokenizer)
-    parts = window_parts(pairs[0], sample, sequence_length)
+    if len(prefixes) > 1:
+        names = ", ".join(prefix.name for prefix in prefixes)
+        raise CommandError(f"{path}: got {len(prefixes)} datasets ({names}); expected one. To fix: name one of them.")
+    decoder = None if tokenizer is None else load_tokenizer(tokenizer)
+    parts = window_parts(prefixes[0], sample, sequence_length)
     try:
-        texts = [" ".join(map(str, part.tokens)) if reader is None else reader.decode(part.tokens) for part in parts]
+        texts = [" ".join(map(str, part.tokens)) if decoder is None else decoder.decode(part.tokens) for part in parts]
     except ValueError as error:
-        raise CommandError(f"{pairs[0]}: {error} To fix: name its own tokenizer, or leave --tokenizer out.") from None
+        raise CommandError(f"{prefixes[0]}: {error} To fix: name its tokenizer, or leave --tokenizer out.") from None
     if as_json:
-        typer.echo(json.dumps([_described(part, text) for part, text in zip(parts, texts, strict=True)], indent=2))
+        typer.echo(json.dumps([_part_as_json(part, text) for part, text in zip(parts, texts, strict=True)], indent=2))
         return
     for part, text in zip(parts, texts, strict=True):
         end = ", its end" if part.ends else ""
@@ -243,7 +246,7 @@ def _inspect(path: Path, sample: int | None, tokenizer: Path | None, sequence_le
         typer.echo(_printable(text))
 
 
-def _described(part: Part, text: str) -> dict[str, object]:
+def _part_as_json(part: WindowPart, text: str) -> dict[str, object]:
     return {
         "document": part.sequence,
         "first": part.first,
@@ -254,19 +257,21 @@ def _described(part: Part, text: str) -> dict[str, object]:
 
 
 def main(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of pairs, or one .bin, .idx or prefix.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder of indexed datasets, or one .bin, .idx or prefix.")
+    ],
     sample: Annotated[
-        int | None, typer.Option(metavar="N", help="Show sequence N in file order, from 0.", show_default=False)
+        int | None, typer.Option(metavar="N", help="Print sequence N in file order, from 0.", show_default=False)
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="tokenizer.model, tokenizer.json, or 'bytes'; without it, ids are shown."),
+        typer.Option(metavar="FILE", help="tokenizer.model, tokenizer.json or 'bytes'; default: print ids."),
     ] = None,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = SEQUENCE_LENGTH,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is in a data set: counts, the lengths of its documents, and the text of one sequence."""
-    with told():
+    """Print the counts of a data set and the lengths of its documents, or the text of one sequence."""
+    with cli_errors():
         _inspect(path, sample, tokenizer, sequence_length, as_json)
 
 

@@ -1,63 +1,63 @@
-"""How far a command is, on stderr: a bar on a terminal, else a line every ten seconds."""
+"""Progress of a command on stderr: a bar on a terminal, else a line every ten seconds."""
+
+from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from typing import Self
 
-import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from .errors import log
 
 # seconds between lines where there is no terminal
 INTERVAL = 10.0
 
 
-class Show(Protocol):
-    """What a command calls, often."""
+class ByteProgress:
+    """Bytes done of a total, with rate and time left. A context manager; the bar disappears at its end."""
 
-    def __call__(self, done: int, note: str = "") -> None:
-        """Show how many of the meter's bytes are done, which may become fewer, and a note beside them."""
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._total = self._done = self._initial = 0
+        self._started = self._last_line = 0.0
+        self._bar: Progress | None = None
 
+    def begin(self, total: int, done: int = 0) -> Self:
+        """Set the total in bytes, and the bytes that an earlier run has done, which do not count for the rate."""
+        self._total, self._done, self._initial = total, done, done
+        self._started = self._last_line = time.monotonic()
+        console = Console(stderr=True)
+        # Under FORCE_COLOR, rich alone would take a pipe for a terminal. A dumb terminal cannot redraw a line.
+        if sys.stderr.isatty() and not console.is_dumb_terminal:
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self._bar = Progress(TextColumn("{task.description}"), *columns, console=console, transient=True)
+            self._bar.add_task(self._title, total=total, completed=done)
+            self._bar.start()
+        return self
 
-@contextmanager
-def metered(title: str, total: int, done: int = 0) -> Iterator[Show]:
-    """Show bytes, rate and time left while the body runs; the bar goes when it ends.
+    def update(self, done: int, note: str = "") -> None:
+        """Show the bytes done, which may decrease, and a note."""
+        self._done = done
+        if self._bar is not None:
+            description = f"{self._title}, {note}" if note else self._title
+            self._bar.update(self._bar.task_ids[0], completed=done, description=description)
+        elif (now := time.monotonic()) - self._last_line >= INTERVAL:
+            self._last_line = now
+            rate = max(done - self._initial, 0) / (now - self._started)
+            time_left = f"{(self._total - done) / rate:,.0f} s left" if rate else "time left unknown"
+            parts = (f"{decimal(done)} of {decimal(self._total)}", note, f"{decimal(round(rate))}/s", time_left)
+            log(f"{self._title}: {', '.join(filter(None, parts))}")
 
-    Args:
-        title: what is being done, in one word.
-        total: bytes in all.
-        done: bytes that were there before; they are no part of the rate.
-    """
-    console = Console(stderr=True)
-    # Rich alone would take a pipe for a terminal under FORCE_COLOR; a dumb terminal cannot draw a line again.
-    if not sys.stderr.isatty() or console.is_dumb_terminal:
-        yield _lines(title, total, done)
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total, completed=done)
+    def advance(self, size: int) -> None:
+        """Add to the bytes done."""
+        self.update(self._done + size)
 
-        def show(done: int, note: str = "") -> None:
-            progress.update(task, completed=done, description=f"{title}, {note}" if note else title)
+    def __enter__(self) -> Self:
+        return self
 
-        yield show
-
-
-def _lines(title: str, total: int, before: int) -> Show:
-    began = last = time.monotonic()
-
-    def show(done: int, note: str = "") -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < INTERVAL:
-            return
-        last = now
-        rate = max(done - before, 0) / (now - began)
-        left = f"{(total - done) / rate:,.0f} s left" if rate else "time left unknown"
-        parts = (f"{decimal(done)} of {decimal(total)}", note, f"{decimal(round(rate))}/s", left)
-        typer.echo(f"{title}: {', '.join(filter(None, parts))}", err=True)
-
-    return show
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

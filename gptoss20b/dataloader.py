@@ -111,8 +111,8 @@ class DataLoader:
     def close(self) -> None:
         """Stop reading ahead and close the files."""
         self._reader.shutdown(wait=True, cancel_futures=True)
-        self._train.windows.tokens.close()
-        self._validation.windows.tokens.close()
+        self._train.windows.dataset.close()
+        self._validation.windows.dataset.close()
 
     def _read(self, step: int) -> list[Batch]:
         rows = self._shard.train_positions(step, self._config.free.global_batch_size)

@@ -29,11 +29,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file's content, or the entries of a folder, to disk.
-
-    Raises:
-        OSError: the disk failed.
-    """
+    """Flush a file's content, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,1 +1,1 @@
-"""What is right and wrong with a data set on disk."""
+"""Check a data set on disk: its structure, its checksums and its tokens."""

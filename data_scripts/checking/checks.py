@@ -1,158 +1,152 @@
-"""Verifying a data set: every check, and all that they find. Nothing is written, and nothing printed."""
+"""Run all checks of a data set and collect their findings. Writes and prints nothing."""
+
+from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import Protocol
 
-from data_scripts.c4 import PREFIXES
-from data_scripts.checking.expectations import FILES, Expectations
-from data_scripts.checking.findings import DOWNLOAD_AGAIN, Few, Finding
-from data_scripts.checking.lists import LIST_AGAIN, Listed, read_lists
-from data_scripts.checking.reading import Reader, TokenRange
-from data_scripts.checking.report import Scope, Verification
-from data_scripts.checking.swap import Pair, Swap, find_swap, open_pair
-from data_scripts.checking.tables import check_tables, document_at
-from data_scripts.dataset_writer import TOKEN
 from gptoss20b.data.files import DataError
-from gptoss20b.data.index import Index
+from gptoss20b.data.index import DTYPE_OFFSET, Index
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSamples, Windows, count_windows
 
-# where the type of a token stands in an index
-_DTYPE_OFFSET = 17
+from ..c4 import FILES, PREFIXES
+from ..dataset_writer import TOKEN_DTYPE
+from ..progress import ByteProgress
+from .expectations import Expectations
+from .findings import DOWNLOAD_AGAIN, CappedFindings, Finding
+from .md5_lists import LIST_AGAIN, ExpectedFile, read_lists
+from .reading import Reader, TokenRange
+from .report import Scope, Verification
+from .swap import OpenedDataset, Swap, find_swap, open_dataset
+from .tables import check_tables, document_at
+
 _OTHER_TOKENS = "use the file made with this model's tokenizer, set --vocab-size, or download it again"
 
 
-class Progress(Protocol):
-    """Observer of a verification."""
-
-    def begin(self, total: int) -> None:
-        """So many bytes will be checked."""
-
-    def advance(self, size: int) -> None:
-        """So many more bytes are checked."""
-
-
-def verify(directory: Path, expected: Expectations, scope: Scope, progress: Progress) -> Verification:
+def verify(directory: Path, expected: Expectations, scope: Scope, progress: ByteProgress) -> Verification:
     """Check the data set in `directory`; damage of any kind ends in a finding, never in an error.
 
     Memory is bounded by scope.threads pieces of `reading.PIECE` and a few blocks of the tables.
     """
     with ExitStack() as stack:
         check = _Check(directory, Verification(expected, scope), progress, stack)
-        check.open()
-        check.plan()
-        check.structure()
-        check.contents()
-        check.evaluation()
+        check.open_datasets()
+        check.plan_reads()
+        check.check_structure()
+        check.check_contents()
+        check.hash_evaluation()
     return check.result
 
 
 class _Check:
-    """One verification under way; its steps are taken in the order of `verify`."""
+    """A verification in progress; `verify` calls its steps in order."""
 
-    def __init__(self, directory: Path, result: Verification, progress: Progress, stack: ExitStack) -> None:
+    def __init__(self, directory: Path, result: Verification, progress: ByteProgress, stack: ExitStack) -> None:
         self.result = result
         self._directory, self._progress, self._stack = directory, progress, stack
         self._expected, self._scope = result.expected, result.scope
-        self._pairs: dict[str, Pair] = {}
+        self._datasets: dict[str, OpenedDataset] = {}
         self._swap: Swap | None = None
-        self._listed: list[Listed] = []
-        # files to read: the checksums to take of each, and whether to look at its tokens
+        self._listed: list[ExpectedFile] = []
+        # files to read: the checksums to compute of each, and whether to check its tokens
         self._reads: dict[str, tuple[list[str], bool]] = {}
-        # prefixes of pairs whose tables tell where a document is
-        self._located: set[str] = set()
+        # prefixes whose tables are right, so that a token's document can be looked up
+        self._right_tables: set[str] = set()
         self._evaluated: ValidationSamples | None = None
 
-    def open(self) -> None:
-        """Open both pairs, and see whether they are in each other's place."""
+    def open_datasets(self) -> None:
+        """Open both datasets, and detect whether they have each other's names."""
         for prefix in PREFIXES:
-            self._pairs[prefix], findings = open_pair(self._directory / prefix, self._stack)
+            self._datasets[prefix], findings = open_dataset(self._directory / prefix, self._stack)
             self.result.findings += findings
         documents = self._expected.documents.get(VALIDATION_PREFIX, 0)
-        self._swap = find_swap(self._pairs[TRAIN_PREFIX], self._pairs[VALIDATION_PREFIX], documents)
+        self._swap = find_swap(self._datasets[TRAIN_PREFIX], self._datasets[VALIDATION_PREFIX], documents)
         if self._swap is not None:
             self.result.findings.append(self._swap.finding)
 
-    def plan(self) -> None:
-        """Read the lists, and add up what is to be read."""
-        self._listed = list(self._expected.listed)
+    def plan_reads(self) -> None:
+        """Read the MD5 lists and add up the bytes to read."""
+        self._listed = list(self._expected.files)
         if self._scope.checksums:
             listed, findings = read_lists(self._directory)
             self._listed += listed
             self.result.findings += findings
-            self._unlisted(len(findings))
+            self._check_all_listed(len(findings))
         for name in dict.fromkeys([*FILES, *(entry.file for entry in self._listed)]):
-            self.result.sizes[name] = size = _size(self._directory / name)
-            algorithms = {entry.algorithm for entry in self._listed if self._holder(entry.file) == name}
-            asked = sorted(algorithms) if self._scope.checksums else []
+            self.result.sizes[name] = size = _file_size(self._directory / name)
+            algorithms = {entry.algorithm for entry in self._listed if self._actual_name(entry.file) == name}
+            requested = sorted(algorithms) if self._scope.checksums else []
             tokens = self._scope.tokens and name in self._token_files()
-            if size is not None and (asked or tokens):
-                self._reads[name] = asked, tokens
-        indexes = [pair.index.path.name for pair in self._pairs.values() if pair.index is not None]
+            if size is not None and (requested or tokens):
+                self._reads[name] = requested, tokens
+        indexes = [dataset.index.path.name for dataset in self._datasets.values() if dataset.index is not None]
         self._progress.begin(sum(self.result.sizes[name] or 0 for name in [*indexes, *self._reads]))
 
-    def structure(self) -> None:
-        """What the indexes say: whether it is possible, expected and enough."""
-        for prefix, pair in self._pairs.items():
-            if pair.index is not None:
-                self._tables(prefix, pair, pair.index)
+    def check_structure(self) -> None:
+        """Check the tables of both indexes, the numbers of documents and the numbers of windows."""
+        for prefix, dataset in self._datasets.items():
+            if dataset.index is not None:
+                self._check_tables(prefix, dataset, dataset.index)
         for prefix, number in self._expected.documents.items():
-            self._documents(prefix, number)
+            self._check_documents(prefix, number)
         for prefix in PREFIXES:
-            self._windows(prefix)
-        opened = [f"{prefix}.idx" for prefix, pair in self._pairs.items() if pair.index is not None]
-        both = [f"{prefix}.bin" for prefix, pair in self._pairs.items() if pair.index and pair.data_bytes is not None]
-        self._note("structure", FILES, opened + both)
+            self._check_windows(prefix)
+        done = [f"{prefix}.idx" for prefix, dataset in self._datasets.items() if dataset.index is not None]
+        # A .bin counts as checked against its index.
+        for prefix, dataset in self._datasets.items():
+            if dataset.index is not None and dataset.data_bytes is not None:
+                done.append(f"{prefix}.bin")
+        self._record("structure", FILES, done)
 
-    def contents(self) -> None:
+    def check_contents(self) -> None:
         """Read every file once, for its checksums and its tokens."""
         scanned = []
         with Reader(self._scope.threads, self._progress.advance) as reader:
             for name, (algorithms, tokens) in self._reads.items():
                 try:
-                    vocabulary = self._expected.vocabulary if tokens else None
-                    contents = reader.read(self._directory / name, algorithms, vocabulary)
+                    vocab_size = self._expected.vocab_size if tokens else None
+                    scan = reader.scan(self._directory / name, algorithms, vocab_size)
                 except DataError as error:
-                    self._refused(error)
+                    self._add_error(error)
                     continue
-                self.result.digests[name] = contents.digests
-                if contents.tokens is not None:
+                self.result.digests[name] = scan.digests
+                if scan.tokens is not None:
                     scanned.append(name)
-                    self._tokens(name, contents.tokens)
+                    self._check_tokens(name, scan.tokens)
         for entry in self._listed:
-            self._compare(entry)
-        self._note("checksums", self.result.sizes, [name for name, found in self.result.digests.items() if found])
-        self._note("tokens", [name for name in FILES if name.endswith(".bin")], scanned)
+            self._check_listed(entry)
+        self._record("checksums", self.result.sizes, [name for name, found in self.result.digests.items() if found])
+        self._record("tokens", [name for name in FILES if name.endswith(".bin")], scanned)
 
-    def evaluation(self) -> None:
-        """Hash the evaluation sequences, with the code of a run."""
+    def hash_evaluation(self) -> None:
+        """Hash the evaluation sequences with the code that a run uses."""
         if self._evaluated is None:
             return
         try:
             self.result.eval_tokens_sha256 = self._evaluated.sha256()
         except DataError as error:
-            finding = Finding.of(error, self._directory)
-            # The file's tokens may have been told before.
+            finding = Finding.from_error(error, self._directory)
+            # Wrong tokens of the file may have been found before.
             if finding.file not in {known.file for known in self.result.findings}:
                 self.result.findings.append(finding)
 
-    def _refused(self, error: DataError) -> None:
-        self.result.findings.append(Finding.of(error, self._directory))
+    def _add_error(self, error: DataError) -> None:
+        self.result.findings.append(Finding.from_error(error, self._directory))
 
-    def _holder(self, name: str) -> str:
-        """The file that has what `name` should have: another one if the sets are swapped."""
+    def _actual_name(self, name: str) -> str:
+        """Return the file that holds the content of `name`: another one if the sets are swapped."""
         return name if self._swap is None else self._swap.names.get(name, name)
 
-    def _note(self, check: str, names: Iterable[str], done: Collection[str]) -> None:
+    def _record(self, check: str, names: Iterable[str], done: Collection[str]) -> None:
         self.result.checked[check] = [name for name in names if name in done]
         self.result.skipped[check] = [name for name in names if name not in done]
 
-    def _unlisted(self, findings: int) -> None:
-        """Files whose checksum nothing tells."""
-        if not self._listed and not findings:
+    def _check_all_listed(self, list_findings: int) -> None:
+        """Add a finding for each file without a checksum in any list."""
+        if not self._listed and not list_findings:
             fix = "run data_scripts/download_dataset.sh, or pass --no-md5"
             self.result.findings.append(
                 Finding.about("*.md5", "no such list", "one with the MD5 of every file of the set", fix)
@@ -165,80 +159,80 @@ class _Check:
                 )
 
     def _token_files(self) -> list[str]:
-        """The `.bin` files that can be looked at token by token."""
-        pairs = self._pairs.items()
-        return [f"{prefix}.bin" for prefix, pair in pairs if pair.index is not None and pair.index.dtype == TOKEN]
+        """Return the `.bin` files whose tokens can be checked."""
+        datasets = self._datasets.items()
+        return [f"{prefix}.bin" for prefix, each in datasets if each.index and each.index.dtype == TOKEN_DTYPE]
 
-    def _tables(self, prefix: str, pair: Pair, index: Index) -> None:
-        facts = self.result.pairs[prefix]
+    def _check_tables(self, prefix: str, dataset: OpenedDataset, index: Index) -> None:
+        facts = self.result.datasets[prefix]
         facts.documents, facts.sequences = index.document_count, index.sequence_count
-        if index.dtype != TOKEN:
-            got = f"token type {index.dtype} (at byte {_DTYPE_OFFSET})"
-            self.result.findings.append(Finding.about(index.path.name, got, f"{TOKEN}"))
+        if index.dtype != TOKEN_DTYPE:
+            got = f"token type {index.dtype} (at byte {DTYPE_OFFSET})"
+            self.result.findings.append(Finding.about(index.path.name, got, f"{TOKEN_DTYPE}"))
         try:
             tables = check_tables(index, self._progress.advance)
         except DataError as error:
-            self._refused(error)
+            self._add_error(error)
             return
         self.result.findings += tables.findings
         facts.empty_sequences, facts.empty_documents = tables.empty_sequences, tables.empty_documents
-        if pair.fits and not tables.findings:
-            self._located.add(prefix)
+        if dataset.consistent and not tables.findings:
+            self._right_tables.add(prefix)
 
-    def _documents(self, prefix: str, expected: int) -> None:
-        """Compare the number of documents of a set, wherever its index is; 0 is any."""
-        name = self._holder(f"{prefix}.idx")
-        got = self.result.pairs[name.removesuffix(".idx")].documents
+    def _check_documents(self, prefix: str, expected: int) -> None:
+        """Compare the number of documents of a set, under whichever name its index is; 0 expects any number."""
+        name = self._actual_name(f"{prefix}.idx")
+        got = self.result.datasets[name.removesuffix(".idx")].documents
         if expected and got is not None and got != expected:
             fix = f"{DOWNLOAD_AGAIN}; for another data set, pass --validation-documents"
             self.result.findings.append(Finding.about(name, f"{got:,} documents", f"{expected:,}", fix))
 
-    def _windows(self, prefix: str) -> None:
-        """Cut the tokens of a set, wherever they are, as a run does."""
+    def _check_windows(self, prefix: str) -> None:
+        """Cut the tokens of a set into windows as a run does, under whichever name they are."""
         if self._swap is not None and len(self._swap.suffixes) == 1:
-            # Neither pair fits together.
+            # Neither .bin belongs to its .idx.
             return
-        prefix_held = self._holder(f"{prefix}.bin").removesuffix(".bin")
-        pair, facts = self._pairs[prefix_held], self.result.pairs[prefix_held]
-        if pair.index is None or pair.data_bytes is None:
+        actual_prefix = self._actual_name(f"{prefix}.bin").removesuffix(".bin")
+        opened, facts = self._datasets[actual_prefix], self.result.datasets[actual_prefix]
+        if opened.index is None or opened.data_bytes is None:
             return
         length = self._expected.sequence_length
         try:
-            tokens = self._stack.enter_context(IndexedDataset.open(pair.prefix))
-            facts.tokens, facts.windows = tokens.token_count, count_windows(tokens.token_count, length)
-            windows = Windows(tokens, length, self._expected.vocabulary)
+            dataset = self._stack.enter_context(IndexedDataset.open(opened.prefix))
+            facts.tokens, facts.windows = dataset.token_count, count_windows(dataset.token_count, length)
+            windows = Windows(dataset, length, self._expected.vocab_size)
             if prefix == VALIDATION_PREFIX:
-                self._evaluated = ValidationSamples(windows, self._expected.sequences)
+                self._evaluated = ValidationSamples(windows, self._expected.eval_samples)
         except DataError as error:
-            self._refused(error)
+            self._add_error(error)
 
-    def _tokens(self, name: str, found: TokenRange) -> None:
-        """Tell the first wrong tokens of a `.bin`."""
+    def _check_tokens(self, name: str, found: TokenRange) -> None:
+        """Record the range of a `.bin` and its first wrong tokens."""
         prefix = name.removesuffix(".bin")
-        facts = self.result.pairs[prefix]
+        facts = self.result.datasets[prefix]
         facts.token_min, facts.token_max = found.low, found.high
-        wrong = Few(name, "wrong token ids", _OTHER_TOKENS)
-        wrong.add((self._token(prefix, number, value) for number, value in found.first), found.wrong)
+        wrong = CappedFindings(name, "wrong token ids", _OTHER_TOKENS)
+        wrong.add((self._wrong_token(prefix, number, value) for number, value in found.first_wrong), found.wrong)
         self.result.findings += wrong.findings()
 
-    def _token(self, prefix: str, number: int, value: int) -> Finding:
-        place = f"token {number}, byte {number * TOKEN.itemsize}"
-        index = self._pairs[prefix].index
-        if index is not None and prefix in self._located:
-            # A file that shrinks under our hands has been told, or the next verification tells it.
+    def _wrong_token(self, prefix: str, number: int, value: int) -> Finding:
+        place = f"token {number}, byte {number * TOKEN_DTYPE.itemsize}"
+        index = self._datasets[prefix].index
+        if index is not None and prefix in self._right_tables:
+            # An index that shrinks meanwhile has its own finding, now or in the next verification.
             with suppress(DataError):
                 document, within = document_at(index, number)
                 place += f", token {within} of document {document}"
-        expected = f"0 to {self._expected.vocabulary - 1}"
+        expected = f"0 to {self._expected.vocab_size - 1}"
         return Finding.about(f"{prefix}.bin", f"token id {value} ({place})", expected, _OTHER_TOKENS)
 
-    def _compare(self, entry: Listed) -> None:
-        """Compare a file with what a list says of it."""
-        name = self._holder(entry.file)
+    def _check_listed(self, entry: ExpectedFile) -> None:
+        """Compare a file with its entry in a list."""
+        name = self._actual_name(entry.file)
         size = self.result.sizes[name]
         got = expected = ""
         if size is None:
-            # What misses of the two pairs has been told.
+            # Missing files of the two datasets have a finding already.
             got, expected = ("" if name in FILES else "no such file"), "a file"
         elif entry.size is not None and entry.size != size:
             got, expected = f"{size} bytes", f"{entry.size}"
@@ -247,13 +241,13 @@ class _Check:
             if digest != entry.digest:
                 got, expected = f"{entry.algorithm.upper()} {digest}", entry.digest
         if got:
-            self.result.findings.append(Finding.about(name, got, f"{expected}, as {entry.source} has it", entry.fix))
+            self.result.findings.append(Finding.about(name, got, f"{expected}, as in {entry.source}", entry.fix))
 
 
-def _size(path: Path) -> int | None:
-    """Bytes of a file; None if there is none."""
+def _file_size(path: Path) -> int | None:
+    """Return the bytes of a regular file, or None if there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_size if S_ISREG(found.st_mode) else None
+    return status.st_size if S_ISREG(status.st_mode) else None

@@ -1,4 +1,6 @@
-"""What a data set must be: as MLCommons publishes it, or as the manifest beside sample data says."""
+"""Expected properties of a data set: the published ones, or those of the manifest beside sample data."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,42 +8,36 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from data_scripts.c4 import (
-    EVALUATION_SEQUENCES,
-    PREFIXES,
-    SEQUENCE_LENGTH,
-    VALIDATION_DOCUMENTS,
-    VOCABULARY,
-)
-from data_scripts.checking.lists import Listed
-from data_scripts.errors import CommandError
-from data_scripts.make_sample_data import MANIFEST
 from gptoss20b.data.samples import VALIDATION_PREFIX
 
-FILES = tuple(f"{prefix}{suffix}" for prefix in PREFIXES for suffix in (".bin", ".idx"))
-# The sample's validation file holds a few dozen.
-SAMPLE_SEQUENCES = 16
+from ..c4 import EVAL_SAMPLES, FILES, PREFIXES, SEQUENCE_LENGTH, VALIDATION_DOCUMENTS, VOCAB_SIZE
+from ..errors import CommandError
+from ..make_sample_data import MANIFEST
+from .md5_lists import ExpectedFile
+
+# The sample's validation set holds a few dozen sequences.
+_EVAL_SAMPLES_OF_SAMPLE_DATA = 16
 
 
 @dataclass(frozen=True)
 class Expectations:
-    """What a data set must be.
+    """Properties that a data set must have.
 
     Attributes:
-        source: where this comes from: "published", or the name of the manifest.
-        vocabulary: token ids are below it.
-        documents: documents by prefix; any number where there is none.
-        sequences: validation sequences that are evaluated, at least.
-        sequence_length: tokens of a sequence, and one more for its last label.
-        listed: files that the manifest lists.
+        source: where they come from: "published", or the name of the manifest.
+        vocab_size: token ids are below it.
+        documents: number of documents by prefix; any number where there is none.
+        eval_samples: validation sequences that are evaluated; there must be as many.
+        sequence_length: tokens per sequence, without the one for the last label.
+        files: files that the manifest lists.
     """
 
     source: str = "published"
-    vocabulary: int = VOCABULARY
+    vocab_size: int = VOCAB_SIZE
     documents: dict[str, int] = field(default_factory=lambda: {VALIDATION_PREFIX: VALIDATION_DOCUMENTS})
-    sequences: int = EVALUATION_SEQUENCES
+    eval_samples: int = EVAL_SAMPLES
     sequence_length: int = SEQUENCE_LENGTH
-    listed: tuple[Listed, ...] = ()
+    files: tuple[ExpectedFile, ...] = ()
 
 
 class _Split(BaseModel):
@@ -59,11 +55,11 @@ class _Manifest(BaseModel):
     files: dict[str, _File]
 
 
-def expected_in(directory: Path) -> Expectations:
-    """What the files in `directory` must be: its manifest's word if there is one, else the published set.
+def load_expectations(directory: Path) -> Expectations:
+    """Return the properties in the folder's manifest, or without one those of the published set.
 
     Raises:
-        CommandError: there is a manifest, but it does not say.
+        CommandError: the manifest is malformed.
     """
     path = directory / MANIFEST
     fix = f"remove it, or make the data again: python -m data_scripts.make_sample_data {directory} --force"
@@ -82,14 +78,15 @@ def expected_in(directory: Path) -> Expectations:
             f"{path}: got {', '.join([*manifest.files, *manifest.splits])[:200]}; "
             f"expected the four files and two splits of a data set. To fix: {fix}."
         )
-    # without the folder's name: fixes go into reports
-    make = "make it again: python -m data_scripts.make_sample_data DIR --force"
+    # Fixes go into reports, which must not depend on the folder's name.
+    make_again = "make it again: python -m data_scripts.make_sample_data DIR --force"
     return Expectations(
         source=MANIFEST,
-        vocabulary=manifest.vocab_size,
+        vocab_size=manifest.vocab_size,
         documents={prefix: split.documents for prefix, split in manifest.splits.items()},
-        sequences=SAMPLE_SEQUENCES,
-        listed=tuple(
-            Listed(name, "sha256", entry.sha256, entry.size, MANIFEST, make) for name, entry in manifest.files.items()
+        eval_samples=_EVAL_SAMPLES_OF_SAMPLE_DATA,
+        files=tuple(
+            ExpectedFile(name, "sha256", entry.sha256, entry.size, MANIFEST, make_again)
+            for name, entry in manifest.files.items()
         ),
     )

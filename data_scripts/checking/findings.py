@@ -1,4 +1,6 @@
-"""What a verification found wrong: a file and one sentence each, many of a kind cut to the first few and a count."""
+"""Findings of a verification: a file and one sentence each; of many alike, the first few and a count."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,17 +8,17 @@ from typing import NamedTuple, Self
 
 from gptoss20b.data.files import DataError
 
-DOWNLOAD_AGAIN = "download both files of the pair again, or rebuild them"
-# findings of one kind in one file that are told one by one
-SHOWN = 5
+DOWNLOAD_AGAIN = "download the .bin and the .idx again, or rebuild them"
+# findings of one kind in one file that are listed one by one
+MAX_LISTED = 5
 
 
 class Finding(NamedTuple):
-    """Something wrong.
+    """One thing wrong with a data set.
 
     Attributes:
-        file: name of the file in the folder that is verified; no machine's path.
-        message: got, expected and how to fix it, in one line.
+        file: path relative to the verified folder, so that reports of two machines compare.
+        message: got, expected and fix, in one line.
     """
 
     file: str
@@ -24,39 +26,39 @@ class Finding(NamedTuple):
 
     @classmethod
     def about(cls, file: str, got: str, expected: str, fix: str = DOWNLOAD_AGAIN) -> Self:
-        """Word a finding in the one form used for all data files."""
+        """Build a finding in the form shared by all data files."""
         return cls(file, f"got {got}; expected {expected}. To fix: {fix}.")
 
     @classmethod
-    def of(cls, error: DataError, directory: Path) -> Self:
-        """What a reader refused, with the folder's own path taken out."""
+    def from_error(cls, error: DataError, directory: Path) -> Self:
+        """Turn a reader's error into a finding, without the folder's path."""
         file, _, message = str(error).replace(f"{directory}/", "").partition(": ")
         return cls(file, message)
 
     def text(self, directory: Path) -> str:
-        """The finding as it is told: the path of the file, and the message."""
+        """Return the line to print: the file's full path and the message."""
         return f"{directory / self.file}: {self.message}"
 
 
-class Few:
-    """Findings of one kind in one file: the first `SHOWN` are kept, the rest are counted."""
+class CappedFindings:
+    """Findings of one kind in one file: the first `MAX_LISTED` are kept, the rest are counted."""
 
     def __init__(self, file: str, kind: str, fix: str = DOWNLOAD_AGAIN) -> None:
         self._file, self._kind, self._fix = file, kind, fix
         self._first: list[Finding] = []
-        self.count = 0
+        self._count = 0
 
-    def add(self, places: Iterable[Finding], count: int = 1) -> None:
-        """Count `count` more, of which `places` makes the first; those not shown are never made."""
-        for place in places if len(self._first) < SHOWN else ():
-            self._first.append(place)
-            if len(self._first) == SHOWN:
+    def add(self, findings: Iterable[Finding], count: int = 1) -> None:
+        """Count `count` more. `findings` yields them lazily: those beyond the cap are never built."""
+        for finding in findings if len(self._first) < MAX_LISTED else ():
+            self._first.append(finding)
+            if len(self._first) == MAX_LISTED:
                 break
-        self.count += count
+        self._count += count
 
     def findings(self) -> list[Finding]:
-        """The first few in the order added, then how many there are if that is more."""
-        if self.count == len(self._first):
+        """Return the first findings in the order added; then one with the total, if there are more."""
+        if self._count == len(self._first):
             return self._first
-        total = f"{self.count:,} {self._kind} in all, of which the first {len(self._first)} are told"
+        total = f"{self._count:,} {self._kind} in all, of which the first {len(self._first)} are listed"
         return [*self._first, Finding.about(self._file, total, "none", self._fix)]

@@ -1,4 +1,6 @@
-"""Reading a file once, in pieces over several threads: its checksums and its tokens' range in the same pass."""
+"""Read a file once, in pieces on several threads: its checksums and the range of its tokens in the same pass."""
+
+from __future__ import annotations
 
 import hashlib
 from collections import deque
@@ -9,52 +11,52 @@ from dataclasses import dataclass, field
 from itertools import islice
 from os import fstat
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from data_scripts.checking.findings import SHOWN
-from data_scripts.dataset_writer import TOKEN
 from gptoss20b.data.files import open_binary, read_exactly
 
-# A whole number of tokens, large enough for a network file system. With as many pieces in memory as threads, this
-# bounds the memory of a verification.
+from ..dataset_writer import TOKEN_DTYPE
+from .findings import MAX_LISTED
+
+# A whole number of tokens, large enough for a network file system. As many pieces as threads are in memory at a time,
+# which bounds the memory of a verification.
 PIECE = 8 << 20
 
 
 @dataclass
 class TokenRange:
-    """What the int32 tokens of a file are.
+    """Range of the int32 tokens of a file.
 
     Attributes:
         low, high: smallest and largest id; None where there is no token.
-        wrong: ids below 0 or outside the vocabulary.
-        first: number in the file and id of the first wrong ones.
+        wrong: number of ids below 0 or outside the vocabulary.
+        first_wrong: position in the file and id of the first wrong ones.
     """
 
     low: int | None = None
     high: int | None = None
     wrong: int = 0
-    first: list[tuple[int, int]] = field(default_factory=list)
+    first_wrong: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, other: "TokenRange") -> None:
-        """Take in what was found in the piece after."""
-        if other.low is None or other.high is None:
+    def merge(self, later: TokenRange) -> None:
+        """Add the range of the piece that follows."""
+        if later.low is None or later.high is None:
             return
-        self.low = other.low if self.low is None else min(self.low, other.low)
-        self.high = other.high if self.high is None else max(self.high, other.high)
-        self.wrong += other.wrong
-        self.first += other.first[: SHOWN - len(self.first)]
+        self.low = later.low if self.low is None else min(self.low, later.low)
+        self.high = later.high if self.high is None else max(self.high, later.high)
+        self.wrong += later.wrong
+        self.first_wrong += later.first_wrong[: MAX_LISTED - len(self.first_wrong)]
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What one pass over a file found.
+class FileScan:
+    """Result of one pass over a file.
 
     Attributes:
         digests: checksum (hex) by algorithm.
-        tokens: the range of its tokens; None if they were not asked for.
+        tokens: the range of its tokens; None if it was not asked for.
     """
 
     digests: dict[str, str]
@@ -69,11 +71,11 @@ class _Piece(NamedTuple):
 
 
 class Reader:
-    """Reads files in pieces on threads of its own; leaving its `with` block ends them.
+    """Reads files in pieces on its own threads; leaving its `with` block ends them.
 
     Args:
-        threads: how many; at most as many pieces are in memory.
-        advance: told the bytes read, piece by piece.
+        threads: number of threads, and of pieces in memory.
+        advance: called with the size of each piece read.
     """
 
     def __init__(self, threads: int, advance: Callable[[int], None]) -> None:
@@ -83,63 +85,71 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def read(self, path: Path, algorithms: Sequence[str], vocabulary: int | None) -> Contents:
-        """Read a file once: its checksums by `algorithms` (names of hashlib), its tokens against `vocabulary`.
+    def scan(self, path: Path, algorithms: Sequence[str], vocab_size: int | None) -> FileScan:
+        """Read a file once.
+
+        Args:
+            path: the file.
+            algorithms: checksums to compute, by their names in hashlib.
+            vocab_size: bound of the token ids; None to leave the tokens out.
 
         Raises:
-            DataError: the file is missing or unreadable, or was cut while it was read.
+            DataError: the file is missing or unreadable, or was truncated meanwhile.
         """
         digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
-        tokens = None if vocabulary is None else TokenRange()
+        tokens = None if vocab_size is None else TokenRange()
         with open_binary(path) as stream:
             size = fstat(stream.fileno()).st_size
 
-            def piece(start: int) -> _Piece:
+            def read_piece(start: int) -> _Piece:
                 data = read_exactly(path, stream.fileno(), min(PIECE, size - start), start)
-                found = None if vocabulary is None else _token_range(data, start // TOKEN.itemsize, vocabulary)
+                found = None if vocab_size is None else _token_range(data, start // TOKEN_DTYPE.itemsize, vocab_size)
                 return _Piece(len(data), data if digests else None, found)
 
-            # Closed here, not whenever: the threads must have left the file before it is closed.
-            with closing(self._in_order(piece, range(0, size, PIECE))) as parts:
-                for part in parts:
+            # Close the generator before the file: no thread may still read from the descriptor.
+            with closing(self._in_order(read_piece, range(0, size, PIECE))) as pieces:
+                for piece in pieces:
                     for digest in digests.values():
-                        digest.update(part.data or b"")
-                    if tokens is not None and part.tokens is not None:
-                        tokens.add(part.tokens)
-                    self._advance(part.size)
-                    # Freed before the next one is begun.
-                    del part
-        return Contents({name: digest.hexdigest() for name, digest in digests.items()}, tokens)
+                        digest.update(piece.data or b"")
+                    if tokens is not None and piece.tokens is not None:
+                        tokens.merge(piece.tokens)
+                    self._advance(piece.size)
+                    # Free the piece before the next one is read.
+                    del piece
+        return FileScan({name: digest.hexdigest() for name, digest in digests.items()}, tokens)
 
     def _in_order(self, work: Callable[[int], _Piece], starts: Sequence[int]) -> Generator[_Piece]:
-        """Results in order; a next piece is begun only when an earlier one is no longer needed."""
-        coming = iter(starts)
-        begun: deque[Future[_Piece]] = deque(self._pool.submit(work, start) for start in islice(coming, self._threads))
+        """Yield results in order; submit the next piece only after the caller has dropped one."""
+        waiting = iter(starts)
+        running = deque(self._pool.submit(work, start) for start in islice(waiting, self._threads))
         try:
-            while begun:
-                yield begun.popleft().result()
-                begun.extend(self._pool.submit(work, start) for start in islice(coming, 1))
+            while running:
+                yield running.popleft().result()
+                running.extend(self._pool.submit(work, start) for start in islice(waiting, 1))
         finally:
-            # An error or an interrupt: what has not started never will, what has must not outlive the open file.
-            for future in begun:
-                future.cancel()
-            for future in begun:
-                if not future.cancelled():
-                    future.exception()
+            # After an error or an interrupt: cancel what has not started, wait for what has.
+            _cancel_and_wait(running)
 
 
-def _token_range(data: bytes, first: int, vocabulary: int) -> TokenRange:
-    ids = np.frombuffer(data, TOKEN, len(data) // TOKEN.itemsize)
+def _cancel_and_wait(futures: Sequence[Future[_Piece]]) -> None:
+    for future in futures:
+        future.cancel()
+    for future in futures:
+        if not future.cancelled():
+            future.exception()
+
+
+def _token_range(data: bytes, first: int, vocab_size: int) -> TokenRange:
+    """Return the range of the tokens in a piece whose first token is number `first` of the file."""
+    ids = np.frombuffer(data, TOKEN_DTYPE, len(data) // TOKEN_DTYPE.itemsize)
     if not ids.size:
         return TokenRange()
     low, high = int(ids.min()), int(ids.max())
-    if low >= 0 and high < vocabulary:
+    if low >= 0 and high < vocab_size:
         return TokenRange(low, high)
-    wrong = (ids < 0) | (ids >= vocabulary)
-    places = np.flatnonzero(wrong)[:SHOWN]
-    return TokenRange(low, high, int(np.count_nonzero(wrong)), [(first + int(at), int(ids[at])) for at in places])
+    wrong = (ids < 0) | (ids >= vocab_size)
+    positions = np.flatnonzero(wrong)[:MAX_LISTED]
+    return TokenRange(low, high, int(np.count_nonzero(wrong)), [(first + int(at), int(ids[at])) for at in positions])

@@ -1,17 +1,20 @@
-"""The two pairs of a data set, opened; and whether one has the place of the other."""
+"""Open the training and the validation set, and detect files that have each other's names."""
+
+from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data_scripts.checking.findings import Finding
-from gptoss20b.data.files import DataError, open_binary, with_suffix
+from gptoss20b.data.files import DataError, append_suffix, open_binary
 from gptoss20b.data.index import Index
+
+from .findings import Finding
 
 
 @dataclass(frozen=True)
-class Pair:
+class OpenedDataset:
     """A `.bin` and its `.idx`, as far as they open.
 
     Attributes:
@@ -25,8 +28,8 @@ class Pair:
     data_bytes: int | None
 
     @property
-    def fits(self) -> bool:
-        """Whether both opened and the index tells of as many bytes as there are."""
+    def consistent(self) -> bool:
+        """Whether both files opened and the index describes as many bytes as the `.bin` has."""
         return self.index is not None and self.index.data_bytes == self.data_bytes
 
 
@@ -35,8 +38,8 @@ class Swap(NamedTuple):
 
     Attributes:
         suffixes: ".bin", ".idx" or both.
-        names: by name of a file, the name of the one that has its place.
-        finding: it, in words.
+        names: for each name, the name of the file that holds its content.
+        finding: the swap as a finding.
     """
 
     suffixes: tuple[str, ...]
@@ -44,65 +47,66 @@ class Swap(NamedTuple):
     finding: Finding
 
 
-def open_pair(prefix: Path, stack: ExitStack) -> tuple[Pair, list[Finding]]:
-    """Open both files of a pair; what does not open is a finding. The index stays open until `stack` closes."""
+def open_dataset(prefix: Path, stack: ExitStack) -> tuple[OpenedDataset, list[Finding]]:
+    """Open both files; one that does not open is a finding. The index stays open until `stack` closes."""
     findings: list[Finding] = []
     index = data_bytes = None
     try:
         index = stack.enter_context(Index.open(prefix))
     except DataError as error:
-        findings.append(Finding.of(error, prefix.parent))
+        findings.append(Finding.from_error(error, prefix.parent))
     try:
-        with open_binary(with_suffix(prefix, ".bin")) as data:
+        with open_binary(append_suffix(prefix, ".bin")) as data:
             data_bytes = data.seek(0, 2)
     except DataError as error:
-        findings.append(Finding.of(error, prefix.parent))
-    return Pair(prefix, index, data_bytes), findings
+        findings.append(Finding.from_error(error, prefix.parent))
+    return OpenedDataset(prefix, index, data_bytes), findings
 
 
-def find_swap(training: Pair, validation: Pair, validation_documents: int) -> Swap | None:
-    """Whether the two sets have each other's files, told by documents and sizes alone; None if they do not.
+def find_swap(training: OpenedDataset, validation: OpenedDataset, validation_documents: int) -> Swap | None:
+    """Detect swapped files by numbers of documents and sizes alone.
 
     Args:
-        training, validation: the pairs under these names.
-        validation_documents: how many the validation set has; 0 if any number.
+        training: the dataset under the name of the training set.
+        validation: the dataset under the name of the validation set.
+        validation_documents: expected documents of the validation set; 0 if any number is right.
     """
     if None in (training.index, validation.index, training.data_bytes, validation.data_bytes):
         return None
     assert training.index is not None
     assert validation.index is not None
     crossed = (
-        not training.fits
+        not training.consistent
         and training.index.data_bytes == validation.data_bytes
         and validation.index.data_bytes == training.data_bytes
     )
     counts = training.index.document_count, validation.index.document_count
-    told_apart = validation_documents in counts and counts[0] != counts[1]
+    distinguishable = validation_documents in counts and counts[0] != counts[1]
     wrong_index = counts[0] == validation_documents
     if crossed:
-        if not told_apart:
+        if not distinguishable:
             wrong_index = validation.index.data_bytes > training.index.data_bytes
-        return _swap(training, validation, (".idx",) if wrong_index else (".bin",))
+        return _describe_swap(training, validation, (".idx",) if wrong_index else (".bin",))
     # By the documents alone: a validation set that is larger than its training set is odd, not wrong.
-    if told_apart and wrong_index and training.fits and validation.fits:
-        return _swap(training, validation, (".bin", ".idx"))
+    if distinguishable and wrong_index and training.consistent and validation.consistent:
+        return _describe_swap(training, validation, (".bin", ".idx"))
     return None
 
 
-def _swap(training: Pair, validation: Pair, suffixes: tuple[str, ...]) -> Swap:
+def _describe_swap(training: OpenedDataset, validation: OpenedDataset, suffixes: tuple[str, ...]) -> Swap:
     names: dict[str, str] = {}
     for suffix in suffixes:
-        ours, theirs = (with_suffix(pair.prefix, suffix).name for pair in (training, validation))
-        names |= {ours: theirs, theirs: ours}
+        train_name, validation_name = (append_suffix(each.prefix, suffix).name for each in (training, validation))
+        names |= {train_name: validation_name, validation_name: train_name}
     assert training.index is not None
     assert validation.index is not None
-    what = " and ".join(suffixes)
+    kinds = " and ".join(suffixes)
     finding = Finding.about(
         f"{training.prefix.name}{suffixes[0]}",
-        f"the two sets swapped: {what} of training and validation have each other's names "
+        f"the two sets swapped: {kinds} of training and validation have each other's names "
         f"({training.index.document_count:,} documents and {training.data_bytes:,} bytes for training, "
         f"{validation.index.document_count:,} and {validation.data_bytes:,} for validation)",
         f"the validation set under {validation.prefix.name}",
-        f"exchange the names of the two {what} files",
+        f"exchange the names of the two {kinds} files",
     )
     return Swap(suffixes, names, finding)

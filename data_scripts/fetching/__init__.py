@@ -1,1 +1,1 @@
-"""Getting files from the one host they are published on: requests, segments, resuming."""
+"""Fetch files from the host that publishes them: requests, retries, segments, resuming."""

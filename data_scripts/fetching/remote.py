@@ -1,41 +1,44 @@
-"""What the server holds: the data's address, the MD5 list beside it, and each file's size."""
+"""Ask the server what it holds: the base address of the data, the MD5 list beside it, and each file's size."""
+
+from __future__ import annotations
 
 import re
-import threading
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError
 
-from data_scripts.checksums import parse_list
-from data_scripts.errors import CommandError
-from data_scripts.fetching.web import PassingError, Patience, Web, cause
 from gptoss20b.data.files import printable
 from gptoss20b.data.md5_list import ListedFile
 
-_LONGEST_ADDRESS = 4 << 10
-_LONGEST_LIST = 1 << 20
+from ..checksums import parse_list
+from ..errors import CommandError
+from .https_client import HttpsClient, root_cause
+from .retry import TransientError
+
+_MAX_ADDRESS_BYTES = 4 << 10
+_MAX_LIST_BYTES = 1 << 20
 _SUFFIX = ".uri"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 
 
-class Published(NamedTuple):
-    """The list of a set: the address all its files are below, the files, and the list's own bytes."""
+class RemoteList(NamedTuple):
+    """The published list: the address below which all files are, the files, and the list's own bytes."""
 
     base: str
     files: tuple[ListedFile, ...]
     text: bytes
 
 
-class Remote(NamedTuple):
+class RemoteFile(NamedTuple):
     """A file on the server.
 
     Attributes:
         url: its address.
         size: bytes.
         etag: its version as the server names it; empty if it does not.
-        ranges: the server sends parts of it.
+        ranges: whether the server sends byte ranges.
     """
 
     url: str
@@ -44,82 +47,83 @@ class Remote(NamedTuple):
     ranges: bool
 
 
-class Span(NamedTuple):
-    """Which bytes an answer holds: the first, and the size of the whole file."""
+class ContentRange(NamedTuple):
+    """The bytes in a response: the first one, and the size of the whole file."""
 
     first: int
     size: int
 
 
-def fetch_list(web: Web, source: str, patience: Patience, stop: threading.Event) -> Published:
-    """Fetch the metadata file at `source` and the list beside it.
+def fetch_list(client: HttpsClient, source: str) -> RemoteList:
+    """Fetch the metadata file at `source` and the MD5 list beside it.
 
     Raises:
-        CommandError: one of them is missing, too long, or not what it should be.
+        CommandError: one of them is missing, too long or malformed.
     """
-    if not urlsplit(source).path.endswith(_SUFFIX):
+    address = urlsplit(source)
+    if not address.path.endswith(_SUFFIX):
         raise CommandError(
-            f"{printable(source)}: got no name that ends in {_SUFFIX}; expected the metadata file. To fix: check --source."
+            f"{printable(source)}: got no name that ends in {_SUFFIX}; expected the metadata file. "
+            "To fix: check --source."
         )
-    text = patience.persist(lambda: _read(web, source, _LONGEST_ADDRESS), stop)
-    base = web.check(text.decode("utf-8", "replace").strip(), f"{source}: base address")
-    beside = urlsplit(source)
-    address = beside._replace(path=beside.path.removesuffix(_SUFFIX) + ".md5").geturl()
-    listed = patience.persist(lambda: _read(web, address, _LONGEST_LIST), stop)
-    return Published(base.rstrip("/"), parse_list(listed, address), listed)
+    text = client.retry(lambda: _get_text(client, source, _MAX_ADDRESS_BYTES))
+    base = client.check_host(text.decode("utf-8", "replace").strip(), f"{source}: base address")
+    list_url = address._replace(path=address.path.removesuffix(_SUFFIX) + ".md5").geturl()
+    listed = client.retry(lambda: _get_text(client, list_url, _MAX_LIST_BYTES))
+    return RemoteList(base.rstrip("/"), parse_list(listed, list_url), listed)
 
 
-def probe(web: Web, base: str, path: str, patience: Patience, stop: threading.Event) -> Remote:
-    """Ask for the size of a file by its first byte.
+def probe_file(client: HttpsClient, base: str, path: str) -> RemoteFile:
+    """Request the first byte of a file to learn its size, its tag and whether the server sends ranges.
 
     Raises:
-        CommandError: the server has no such file, or does not say its size.
+        CommandError: the server has no such file, or does not tell its size.
     """
     url = f"{base}/{quote(path)}"
 
-    def attempt() -> Remote:
-        with web.get(url, (0, 0)) as response:
-            span = span_of(response, url)
+    def attempt() -> RemoteFile:
+        with client.get(url, (0, 0)) as response:
+            size = content_range(response, url).size
             ranges = response.status_code == 206
             if ranges:
-                # read to the end, so that the connection can be used again
-                _body(response, url, limit=1)
-            return Remote(url, span.size, response.headers.get("etag", ""), ranges)
+                # Read to the end, so that the connection can be reused.
+                _read_body(response, url, limit=1)
+            return RemoteFile(url, size, response.headers.get("etag", ""), ranges)
 
-    return patience.persist(attempt, stop)
+    return client.retry(attempt)
 
 
-def span_of(response: requests.Response, url: str) -> Span:
-    """Which bytes of a file an answer of status 200 or 206 holds.
+def content_range(response: requests.Response, url: str) -> ContentRange:
+    """Return which bytes of a file a response of status 200 or 206 holds.
 
     Raises:
-        CommandError: the server does not say it.
+        CommandError: the headers do not tell.
     """
     if response.status_code == 206:
         got = response.headers.get("content-range", "")
         match = _CONTENT_RANGE.fullmatch(got)
-        if match is not None:
-            return Span(int(match[1]), int(match[3]))
-        raise CommandError(f"{url}: got the content-range '{printable(got)}'; expected bytes FIRST-LAST/SIZE.")
+        if match is None:
+            raise CommandError(f"{url}: got the content-range '{printable(got)}'; expected bytes FIRST-LAST/SIZE.")
+        return ContentRange(int(match[1]), int(match[3]))
     length = response.headers.get("content-length", "")
     if not re.fullmatch("[0-9]{1,15}", length):
         raise CommandError(f"{url}: got no content-length; expected the file's size. To fix: use another --source.")
-    return Span(0, int(length))
+    return ContentRange(0, int(length))
 
 
-def _read(web: Web, url: str, limit: int) -> bytes:
-    with web.get(url) as response:
-        return _body(response, url, limit)
+def _get_text(client: HttpsClient, url: str, limit: int) -> bytes:
+    with client.get(url) as response:
+        return _read_body(response, url, limit)
 
 
-def _body(response: requests.Response, url: str, limit: int) -> bytes:
+def _read_body(response: requests.Response, url: str, limit: int) -> bytes:
     data = b""
     try:
-        # A cut body shows only when it is read to its end.
+        # urllib3 notices a truncated body only when it is read to its end.
         while len(data) <= limit and (block := response.raw.read(limit + 1 - len(data))):
             data += block
     except HTTPError as error:
-        raise PassingError(f"{url}: got a cut answer ({cause(error)}); expected all of it") from error
+        raise TransientError(f"{url}: got a truncated answer ({root_cause(error)}); expected all of it") from error
     if len(data) > limit:
         raise CommandError(f"{url}: got more than {limit} bytes; expected a short text. To fix: check --source.")
     return data

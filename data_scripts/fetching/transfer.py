@@ -1,4 +1,6 @@
-"""Fetching the missing segments of several files with several streams at once."""
+"""Fetch the missing segments of several files over several streams at once."""
+
+from __future__ import annotations
 
 import threading
 import time
@@ -8,118 +10,113 @@ from queue import Empty, SimpleQueue
 
 from urllib3.exceptions import HTTPError
 
-from data_scripts.errors import CommandError
-from data_scripts.fetching.parts import Part
-from data_scripts.fetching.remote import Span, span_of
-from data_scripts.fetching.web import PassingError, Patience, Web, cause
 from gptoss20b.data.files import printable
 
-# bytes asked for at a time; TLS gives 16 KiB at most
+from ..errors import CommandError
+from .https_client import HttpsClient, root_cause
+from .partial_file import PartialFile
+from .remote import ContentRange, content_range
+from .retry import TransientError
+
+# bytes per read; a TLS record holds 16 KiB at most
 _BLOCK = 1 << 18
-# seconds between two looks at how far it is
-_TICK = 0.2
-# seconds after which a segment under way is noted: what a killed process loses of a slow line
-_NOTING = 5.0
+# seconds between two calls of on_progress
+_POLL_INTERVAL = 0.2
+# seconds after which the state of a segment under way is saved: what a killed process loses on a slow line
+_SAVE_INTERVAL = 5.0
 
 
-def fetch(
-    web: Web,
-    parts: Sequence[Part],
-    streams: int,
-    patience: Patience,
-    stop: threading.Event,
-    watch: Callable[[int], None],
-) -> None:
-    """Fetch all that is missing; `watch` is called a few times a second with the bytes that all parts hold.
+def fetch(client: HttpsClient, parts: Sequence[PartialFile], streams: int, on_progress: Callable[[int], None]) -> None:
+    """Fetch everything missing; call `on_progress` a few times a second with the bytes that all parts hold.
 
-    However it ends, every part has noted what it received. `stop` is set when it ends early; streams that wait for a
-    server then go with the process, or when their part is closed.
+    However this ends, every part has saved its state. On failure `client.stop` is set: streams that wait for a server
+    then end with the process, or when their part is closed.
 
     Raises:
         CommandError: a segment cannot be fetched, or the disk is full.
-        OSError: the disk failed.
     """
-    segments = [(part, segment) for part in parts for segment in part.open_segments()]
+    segments = [(part, segment) for part in parts for segment in part.incomplete_segments()]
     # Taking the next item of a list's iterator is atomic.
     todo = iter(segments)
-    # one entry per stream that ended: None, or why it failed
+    # One entry per stream that ended: None, or why it failed.
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
-    def work() -> None:
+    def run_stream() -> None:
         try:
-            while not stop.is_set() and (item := next(todo, None)) is not None:
-                _fetch_segment(web, *item, patience, stop)
+            while not client.stop.is_set() and (item := next(todo, None)) is not None:
+                _fetch_segment(client, *item)
             ended.put(None)
         except BaseException as error:
             ended.put(error)
 
-    # Daemons: a stream that waits for a silent server must not keep the process from ending.
-    threads = [threading.Thread(target=work, name="fetch", daemon=True) for _ in range(min(streams, len(segments)))]
+    # Daemon threads: a stream that waits for a silent server must not keep the process alive.
+    count = min(streams, len(segments))
+    threads = [threading.Thread(target=run_stream, name="fetch", daemon=True) for _ in range(count)]
     try:
         for thread in threads:
             thread.start()
-        _await(ended, len(threads), lambda: watch(sum(part.received for part in parts)))
+        _wait_for_streams(ended, count, lambda: on_progress(sum(part.received for part in parts)))
     except BaseException:
-        # Waits end at once; what a stream still receives is refused when the part is closed.
-        stop.set()
+        # Ends all waits at once. What a stream still receives is refused when its part is closed.
+        client.stop.set()
         for part in parts:
-            # a disk too full for the state: the one before stands, and is behind, not wrong
+            # On a disk too full for a new state, the old one stays: it is behind the data, not wrong.
             with suppress(CommandError, OSError):
-                part.note()
+                part.save_state()
         raise
 
 
-def _await(ended: "SimpleQueue[BaseException | None]", streams: int, look: Callable[[], None]) -> None:
+def _wait_for_streams(ended: SimpleQueue[BaseException | None], streams: int, report: Callable[[], None]) -> None:
     while streams:
-        look()
+        report()
         with suppress(Empty):
-            error = ended.get(timeout=_TICK)
+            error = ended.get(timeout=_POLL_INTERVAL)
             if error is not None:
                 raise error
             streams -= 1
-    look()
+    report()
 
 
-def _fetch_segment(web: Web, part: Part, segment: int, patience: Patience, stop: threading.Event) -> None:
-    patience.persist(lambda: _attempt(web, part, segment), stop)
-    part.note()
+def _fetch_segment(client: HttpsClient, part: PartialFile, segment: int) -> None:
+    client.retry(lambda: _attempt(client, part, segment))
+    part.save_state()
 
 
-def _attempt(web: Web, part: Part, segment: int) -> None:
-    """Receive the rest of a segment; what came before a failure is kept, if the server can go on from there."""
+def _attempt(client: HttpsClient, part: PartialFile, segment: int) -> None:
+    """Receive the rest of a segment. If the server sends ranges, the next attempt resumes after a failure."""
     remote = part.remote
     if not remote.ranges:
-        part.restart(segment)
-    before = span = part.missing(segment)
+        part.reset_segment(segment)
+    before = span = part.missing_range(segment)
     if span is None:
         return
     try:
-        with web.get(remote.url, span if remote.ranges else None) as response:
-            _check_version(part, span_of(response, remote.url), response.headers.get("etag", ""), span[0])
-            noted = time.monotonic()
+        with client.get(remote.url, span if remote.ranges else None) as response:
+            _check_version(part, content_range(response, remote.url), response.headers.get("etag", ""), span[0])
+            saved = time.monotonic()
             while span is not None and (data := response.raw.read1(_BLOCK)):
-                if time.monotonic() - noted > _NOTING:
-                    part.note()
-                    noted = time.monotonic()
+                if time.monotonic() - saved > _SAVE_INTERVAL:
+                    part.save_state()
+                    saved = time.monotonic()
                 part.write(segment, data[: span[1] - span[0] + 1])
-                span = part.missing(segment)
+                span = part.missing_range(segment)
         reason = "the connection was closed"
     except HTTPError as error:
-        reason, span = cause(error), part.missing(segment)
+        reason, span = root_cause(error), part.missing_range(segment)
     if span is not None:
         progress = remote.ranges and span != before
-        raise PassingError(
-            f"{remote.url}: got a cut answer ({reason}); expected bytes {span[0]} to {span[1]}", progress=progress
+        raise TransientError(
+            f"{remote.url}: got a truncated answer ({reason}); expected bytes {span[0]} to {span[1]}", progress=progress
         )
 
 
-def _check_version(part: Part, got: Span, etag: str, first: int) -> None:
+def _check_version(part: PartialFile, got: ContentRange, etag: str, first: int) -> None:
     remote = part.remote
     if got.size != remote.size or etag != remote.etag:
         now, before = (f"{size} bytes, tag {printable(tag) or 'none'}" for size, tag in ((got.size, etag), remote[1:3]))
         raise CommandError(
             f"{remote.url}: got another version ({now}); expected that of the start ({before}). "
-            "To fix: start the same command again."
+            "To fix: run the same command again."
         )
     if got.first != first:
-        raise PassingError(f"{remote.url}: got an answer that starts at byte {got.first}; expected byte {first}")
+        raise TransientError(f"{remote.url}: got an answer that starts at byte {got.first}; expected byte {first}")

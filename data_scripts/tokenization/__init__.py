@@ -1,1 +1,1 @@
-"""From shards of text to token ids: reading, checking, many processes, restarting."""
+"""Tokenize shards of text: read and check lines, encode them in many processes, resume."""

@@ -1,8 +1,10 @@
-"""Reading shards of JSON lines (`.json.gz`, or plain): blocks of whole lines, and what is wrong with a shard.
+"""Read shards of JSON lines (`.json.gz`, or plain) as blocks of whole lines, and detect damaged shards.
 
-Blocks are cut without looking at the lines, so that one thread can feed many processes: it gunzips about 350 MB of text
-a second, the work of some thirteen processes with Llama 3's tokenizer.model.
+Blocks are cut without parsing the lines, so that one thread can feed many processes. It decompresses about 350 MB of
+text per second, the work of about 13 processes with Llama 3's tokenizer.model.
 """
+
+from __future__ import annotations
 
 import os
 import zlib
@@ -14,21 +16,22 @@ from typing import NamedTuple
 from gptoss20b.data.files import DataError, open_binary
 
 BLOCK_BYTES = 1 << 20
-# C4's longest documents are under 1 MB; a line is held in memory whole, several at a time.
-LONGEST_LINE = 64 << 20
-_GZIP_WINDOW = 31
+# C4's longest documents are under 1 MB. A line is held in memory as a whole, several at a time.
+MAX_LINE_BYTES = 64 << 20
+# zlib's wbits for a gzip header and the largest window
+_GZIP_WBITS = 31
 
 
-class Kind(Enum):
-    """What can be wrong: its name in the counts, what was expected instead, and how to fix it."""
+class BadLineKind(Enum):
+    """Kinds of bad lines: label in the counts, what was expected instead, and a fix."""
 
     NOT_UTF8 = ("not UTF-8", "UTF-8", "correct or remove the line")
     NOT_JSON = ("not JSON", "one JSON object a line", "correct or remove the line")
     NO_TEXT = ("no text", "an object with its text as a string", "correct or remove the line, or name it with --key")
     SURROGATE = ("lone surrogate", "text that Unicode allows", "correct or remove the line")
     EMPTY = ("empty text", "text", "remove the line")
-    NOT_TOKENIZED = ("not tokenized", "text that the tokenizer can take", "remove the line")
-    TOO_LONG = ("line too long", f"at most {LONGEST_LINE} bytes a line", "split or remove the line")
+    NOT_TOKENIZED = ("not tokenized", "text that the tokenizer accepts", "remove the line")
+    TOO_LONG = ("line too long", f"at most {MAX_LINE_BYTES} bytes a line", "split or remove the line")
     DAMAGED = ("damaged shard", "a whole gzip file", "fetch the shard again")
     NO_LINES = ("empty shard", "at least one line", "fetch the shard again, or leave it out")
 
@@ -36,34 +39,34 @@ class Kind(Enum):
         self.label, self.expected, self.fix = label, expected, fix
 
 
-class Flaw(NamedTuple):
-    """Something wrong at a line: the line's number among those it came with, from 0, the kind, and what was there."""
+class BadLine(NamedTuple):
+    """A line without a document: its number in the block, from 0, its kind, and what was found."""
 
     line: int
-    kind: Kind
+    kind: BadLineKind
     got: str
 
 
-class Piece(NamedTuple):
-    """What stands next in the shards: whole lines, or a flaw in place of a line, or the end of a shard.
+class Block(NamedTuple):
+    """The next part of the shards: whole lines, or a bad line in place of a line, or the end of a shard.
 
     Attributes:
-        shard: its number, from 0.
+        shard: number of the shard, from 0.
         position: bytes of the shard's file read so far.
-        lines: whole lines, each ended by a newline but the last of a shard; empty for a flaw and at an end.
-        flaws: the flaw, if any.
-        ends: the shard is over.
+        lines: whole lines, each ended by a newline except the last of a shard; empty for a bad line and at an end.
+        bad_lines: the bad line, if any.
+        ends: the shard is complete.
     """
 
     shard: int
     position: int
     lines: bytes = b""
-    flaws: tuple[Flaw, ...] = ()
+    bad_lines: tuple[BadLine, ...] = ()
     ends: bool = False
 
 
 def find_shards(arguments: Sequence[Path]) -> list[Path]:
-    """The shards in the order given; a folder stands for its `*.json.gz`, sorted by name.
+    """Return the shards in the order given; a folder stands for its `*.json.gz`, sorted by name.
 
     Raises:
         DataError: no such file, a folder without shards, or a shard that is named twice.
@@ -72,7 +75,7 @@ def find_shards(arguments: Sequence[Path]) -> list[Path]:
     for argument in arguments:
         shards = [argument]
         if argument.is_dir():
-            # hidden ones are other tools' leftovers
+            # Hidden files are leftovers of other tools.
             shards = sorted(path for path in argument.glob("*.json.gz") if not path.name.startswith("."))
         if not shards:
             raise DataError.about(argument, "no *.json.gz in the folder", "shards", "name the shards")
@@ -85,8 +88,8 @@ def find_shards(arguments: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def read_shards(shards: Sequence[Path], first: int, block_bytes: int = BLOCK_BYTES) -> Iterator[Piece]:
-    """Everything in `shards[first:]`, in order; blocks are about `block_bytes`, or one longer line.
+def read_shards(shards: Sequence[Path], first: int, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Yield everything in `shards[first:]`, in order, in blocks of about `block_bytes`, or one longer line.
 
     Raises:
         DataError: a shard cannot be read.
@@ -95,45 +98,45 @@ def read_shards(shards: Sequence[Path], first: int, block_bytes: int = BLOCK_BYT
         yield from _read_shard(shards[number], number, block_bytes)
 
 
-def _read_shard(path: Path, number: int, block_bytes: int) -> Iterator[Piece]:
-    cutter = _Cutter()
+def _read_shard(path: Path, number: int, block_bytes: int) -> Iterator[Block]:
+    splitter = _LineSplitter()
     position, empty = 0, True
     try:
-        stored = _content(path, block_bytes)
+        stored = _read_file(path, block_bytes)
         for data, position in _gunzip(stored, block_bytes) if path.suffix == ".gz" else stored:
             empty = False
-            for found in cutter.feed(data):
-                yield _piece(number, position, found)
-        for found in cutter.rest():
-            yield _piece(number, position, found)
+            for part in splitter.feed(data):
+                yield _block(number, position, part)
+        for part in splitter.last_line():
+            yield _block(number, position, part)
         if empty:
-            yield _piece(number, position, Flaw(0, Kind.NO_LINES, "no lines"))
+            yield _block(number, position, BadLine(0, BadLineKind.NO_LINES, "no lines"))
     except _DamagedError as error:
-        # The line that was cut is lost; those before it are out already.
-        yield _piece(number, position, Flaw(0, Kind.DAMAGED, str(error)))
-    yield Piece(number, position, ends=True)
+        # The incomplete line is lost; the lines before it were yielded already.
+        yield _block(number, position, BadLine(0, BadLineKind.DAMAGED, str(error)))
+    yield Block(number, position, ends=True)
 
 
-def _piece(number: int, position: int, found: bytes | Flaw) -> Piece:
-    if isinstance(found, Flaw):
-        return Piece(number, position, flaws=(found,))
-    return Piece(number, position, found)
+def _block(number: int, position: int, part: bytes | BadLine) -> Block:
+    if isinstance(part, BadLine):
+        return Block(number, position, bad_lines=(part,))
+    return Block(number, position, part)
 
 
 class _DamagedError(Exception):
-    """A gzip file breaks off or contradicts its checksum."""
+    """A gzip file is truncated or contradicts its checksum."""
 
 
-def _content(path: Path, block_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """The file in pieces of at most `block_bytes`, each with the bytes of the file read so far."""
+def _read_file(path: Path, block_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the file in pieces of at most `block_bytes`, each with the bytes of the file read so far."""
     with open_binary(path) as stream:
         position = 0
-        while data := _read(path, stream.fileno(), position, block_bytes):
+        while data := _pread(path, stream.fileno(), position, block_bytes):
             position += len(data)
             yield data, position
 
 
-def _read(path: Path, descriptor: int, offset: int, size: int) -> bytes:
+def _pread(path: Path, descriptor: int, offset: int, size: int) -> bytes:
     try:
         return os.pread(descriptor, size, offset)
     except OSError as error:
@@ -141,14 +144,14 @@ def _read(path: Path, descriptor: int, offset: int, size: int) -> bytes:
 
 
 def _gunzip(packed: Iterator[tuple[bytes, int]], block_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """Unpack, again in pieces of at most `block_bytes`."""
+    """Decompress, again in pieces of at most `block_bytes`."""
     position = 0
-    inflater = zlib.decompressobj(_GZIP_WINDOW)
+    inflater = zlib.decompressobj(_GZIP_WBITS)
     for content, position in packed:
         data = content
-        # A file may hold several streams one after the other, and zeros behind the last.
+        # A gzip file may hold several streams one after the other, and zeros after the last.
         while data := data.lstrip(b"\0") if inflater.eof else data:
-            inflater = zlib.decompressobj(_GZIP_WINDOW) if inflater.eof else inflater
+            inflater = zlib.decompressobj(_GZIP_WBITS) if inflater.eof else inflater
             for part in _inflate(inflater, data, block_bytes):
                 yield part, position
             data = inflater.unused_data
@@ -156,12 +159,12 @@ def _gunzip(packed: Iterator[tuple[bytes, int]], block_bytes: int) -> Iterator[t
         raise _DamagedError(f"a gzip stream that breaks off at byte {position}")
 
 
-def _inflate(inflater: "zlib._Decompress", data: bytes, most: int) -> Iterator[bytes]:
-    """Unpack `data` to its end or the stream's; where it is damaged, all that can be read comes first."""
+def _inflate(inflater: zlib._Decompress, data: bytes, max_bytes: int) -> Iterator[bytes]:
+    """Decompress `data` to its end or the stream's. Before raising on damage, yield everything readable."""
     while not inflater.eof:
         before = inflater.copy()
         try:
-            part = inflater.decompress(data, most)
+            part = inflater.decompress(data, max_bytes)
         except zlib.error as error:
             yield _salvage(before, data)
             raise _DamagedError(f"a damaged gzip stream ({error})") from None
@@ -171,12 +174,12 @@ def _inflate(inflater: "zlib._Decompress", data: bytes, most: int) -> Iterator[b
         data = inflater.unconsumed_tail
 
 
-def _salvage(inflater: "zlib._Decompress", data: bytes) -> bytes:
-    """What can be unpacked before the damage; zlib drops it when it unpacks more than a byte at a time."""
+def _salvage(inflater: zlib._Decompress, data: bytes) -> bytes:
+    """Decompress byte by byte up to the damage: in larger steps, zlib drops the readable bytes of the failing step."""
     read = bytearray()
     try:
-        for place in range(len(data)):
-            step = data[place : place + 1]
+        for position in range(len(data)):
+            step = data[position : position + 1]
             while part := inflater.decompress(step, 1):
                 read += part
                 step = inflater.unconsumed_tail
@@ -185,38 +188,38 @@ def _salvage(inflater: "zlib._Decompress", data: bytes) -> bytes:
     return bytes(read)
 
 
-class _Cutter:
-    """Cuts pieces of a shard at the last newline in each."""
+class _LineSplitter:
+    """Splits the pieces of a shard at the last newline in each."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        self._held = 0
+        self._held_bytes = 0
         self._dropping = False
 
-    def feed(self, data: bytes) -> Iterator[bytes | Flaw]:
-        """Whole lines, as soon as there are any, and a flaw in place of a line that is too long."""
-        first = data.find(b"\n")
-        yield from self._grow(len(data) if first < 0 else first)
-        if first < 0:
+    def feed(self, data: bytes) -> Iterator[bytes | BadLine]:
+        """Yield whole lines as soon as there are any, and a bad line in place of one that is too long."""
+        first_newline = data.find(b"\n")
+        yield from self._extend_line(len(data) if first_newline < 0 else first_newline)
+        if first_newline < 0:
             self._parts.append(data)
             return
         if self._dropping:
-            data, self._parts, self._dropping = data[first + 1 :], [], False
+            data, self._parts, self._dropping = data[first_newline + 1 :], [], False
         end = data.rfind(b"\n") + 1
         if whole := b"".join((*self._parts, data[:end])):
             yield whole
-        self._parts, self._held = [data[end:]], len(data) - end
+        self._parts, self._held_bytes = [data[end:]], len(data) - end
 
-    def rest(self) -> Iterator[bytes | Flaw]:
-        """The last line, when no newline ends it."""
+    def last_line(self) -> Iterator[bytes | BadLine]:
+        """Yield the last line, if no newline ends it."""
         last = b"".join(self._parts)
         if last and not self._dropping:
             yield last
 
-    def _grow(self, more: int) -> Iterator[Flaw]:
-        self._held += more
-        if self._held > LONGEST_LINE and not self._dropping:
+    def _extend_line(self, more: int) -> Iterator[BadLine]:
+        self._held_bytes += more
+        if self._held_bytes > MAX_LINE_BYTES and not self._dropping:
             self._dropping = True
-            yield Flaw(0, Kind.TOO_LONG, f"a line of more than {LONGEST_LINE} bytes")
+            yield BadLine(0, BadLineKind.TOO_LONG, f"a line of more than {MAX_LINE_BYTES} bytes")
         if self._dropping:
             self._parts.clear()

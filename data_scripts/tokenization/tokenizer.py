@@ -1,8 +1,10 @@
-"""Loading a tokenizer from a local file; nothing is ever fetched.
+"""Load a tokenizer from a local file; nothing is ever downloaded.
 
-Three kinds: Llama 3's `tokenizer.model` (through tiktoken), a `tokenizer.json` (through Hugging Face's tokenizers), and
-the name `bytes`, which is the UTF-8 bytes of the sample data.
+There are three kinds: Llama 3's `tokenizer.model` (through tiktoken), a `tokenizer.json` (through Hugging Face's
+tokenizers), and the name `bytes` for the UTF-8 bytes of the sample data.
 """
+
+from __future__ import annotations
 
 import base64
 import binascii
@@ -18,7 +20,7 @@ from gptoss20b.data.files import DataError, open_binary
 
 BYTES = Path("bytes")
 _BYTE_VALUES = 256
-# Source of the numbers, the pattern and the two names: Llama 3's published tokenizer, as llama-models has it.
+# Source of the numbers, the pattern and the two names: Llama 3's published tokenizer in llama-models.
 _RANKS, _SPECIAL_TOKENS = 128_000, 256
 _BEGIN, _END = "<|begin_of_text|>", "<|end_of_text|>"
 _PATTERN = "|".join(
@@ -36,27 +38,27 @@ _FIX = "give Llama 3's tokenizer.model or tokenizer.json, or the name bytes"
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
-    Text that spells a special token is text like any other, and nothing is added before or after it.
+    Text that spells a special token is encoded as plain text. No token is added before or after it.
 
     Attributes:
-        vocabulary: ids are 0 to vocabulary - 1.
-        end_of_document: the id that may end a document (Llama 3's `<|end_of_text|>`); None if there is none.
+        vocab_size: ids are 0 to vocab_size - 1.
+        eod_token: the id that may end a document (Llama 3's `<|end_of_text|>`); None if there is none.
     """
 
-    vocabulary: int
-    end_of_document: int | None
+    vocab_size: int
+    eod_token: int | None
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
-        """The ids of a text, int32, shape [tokens].
+        """Return the ids of a text, int32, shape [tokens].
 
         Raises:
-            ValueError: the tokenizer gives up on it, as tiktoken does on millions of spaces in a row.
+            ValueError: the tokenizer fails on the text, as tiktoken does on millions of spaces in a row.
         """
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
-        """The text of some ids; bytes that are no UTF-8, as where a character is cut, become U+FFFD.
+        """Return the text of some ids. Bytes that are not UTF-8, as of a character cut in two, become U+FFFD.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -64,40 +66,40 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load `tokenizer.model`, `tokenizer.json`, or with the name `bytes` the UTF-8 bytes.
+    """Load `tokenizer.model`, `tokenizer.json`, or the UTF-8 bytes for the name `bytes`.
 
     Raises:
         DataError: the file is missing, unreadable or no tokenizer.
     """
     if path == BYTES:
-        return _Bytes()
-    content = _content(path)
-    return _Json(path, content) if path.suffix == ".json" else _Llama3(path, content)
+        return _ByteTokenizer()
+    content = _read_tokenizer_file(path)
+    return _HuggingFaceTokenizer(path, content) if path.suffix == ".json" else _Llama3Tokenizer(path, content)
 
 
-def fingerprint(path: Path) -> str:
-    """What tells one tokenizer from another: the SHA-256 (hex) of its file, or the name `bytes`.
+def tokenizer_id(path: Path) -> str:
+    """Return what identifies a tokenizer: the SHA-256 (hex) of its file, or the name `bytes`.
 
     Raises:
         DataError: the file is missing or unreadable.
     """
-    return str(path) if path == BYTES else hashlib.sha256(_content(path)).hexdigest()
+    return str(path) if path == BYTES else hashlib.sha256(_read_tokenizer_file(path)).hexdigest()
 
 
-class _Bytes:
-    vocabulary = _BYTE_VALUES
-    end_of_document: int | None = None
+class _ByteTokenizer:
+    vocab_size = _BYTE_VALUES
+    eod_token: int | None = None
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
-        return bytes(_checked(ids, self.vocabulary)).decode(errors="replace")
+        return bytes(_check_ids(ids, self.vocab_size)).decode(errors="replace")
 
 
-class _Llama3:
-    vocabulary = _RANKS + _SPECIAL_TOKENS
-    end_of_document: int | None = _RANKS + 1
+class _Llama3Tokenizer:
+    vocab_size = _RANKS + _SPECIAL_TOKENS
+    eod_token: int | None = _RANKS + 1
 
     def __init__(self, path: Path, content: bytes) -> None:
         import tiktoken
@@ -105,54 +107,54 @@ class _Llama3:
         special = {f"<|special_token_{number}|>": _RANKS + number for number in range(2, _SPECIAL_TOKENS)}
         special |= {_BEGIN: _RANKS, _END: _RANKS + 1}
         self._encoding = tiktoken.Encoding(
-            path.name, pat_str=_PATTERN, mergeable_ranks=_ranks(path, content), special_tokens=special
+            path.name, pat_str=_PATTERN, mergeable_ranks=_parse_ranks(path, content), special_tokens=special
         )
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
-        # No special token is allowed, none is looked for: as encode_ordinary, but without a Python list of the ids.
+        # Special tokens are neither allowed nor searched for, as in encode_ordinary, which builds a Python list of ids.
         return self._encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
-        return self._encoding.decode(_checked(ids, self.vocabulary), errors="replace")
+        return self._encoding.decode(_check_ids(ids, self.vocab_size), errors="replace")
 
 
-class _Json:
+class _HuggingFaceTokenizer:
     def __init__(self, path: Path, content: bytes) -> None:
         import tokenizers
 
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-        # tokenizers raises Exception itself for whatever it cannot read
+        # tokenizers raises the class Exception itself for any file that it cannot parse.
         except Exception as error:
             reason = " ".join(str(error).split())
             raise DataError.about(path, reason, "a tokenizer.json of Hugging Face's tokenizers", _FIX) from None
-        # A file may ask for texts to be cut or filled up, and for special tokens to be found in them.
+        # A file may enable truncation, padding, and special tokens inside texts.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self.vocabulary = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if self.vocabulary == 0:
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if self.vocab_size == 0:
             raise DataError.about(path, "no tokens", "a vocabulary", _FIX)
-        self.end_of_document: int | None = self._tokenizer.token_to_id(_END)
+        self.eod_token: int | None = self._tokenizer.token_to_id(_END)
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
-        # The batch call is the one that leaves out each token's place in the text, which takes a fifth of the time.
+        # Only the batch call skips each token's offsets in the text, which take a fifth of the time.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return np.array(encoding.ids, np.int32)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
-        return self._tokenizer.decode(_checked(ids, self.vocabulary), skip_special_tokens=False)
+        return self._tokenizer.decode(_check_ids(ids, self.vocab_size), skip_special_tokens=False)
 
 
-def _content(path: Path) -> bytes:
+def _read_tokenizer_file(path: Path) -> bytes:
     if not path.is_file():
         raise DataError.about(path, "a folder" if path.is_dir() else "no such file", "a tokenizer file", _FIX)
     with open_binary(path) as stream:
         return stream.read()
 
 
-def _ranks(path: Path, content: bytes) -> dict[bytes, int]:
-    """The tokens of tiktoken's format, one per line: the bytes in base64, a space, the rank, which is the id."""
+def _parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
+    """Parse tiktoken's format, a token per line: its bytes in base64, a space, its rank, which is its id."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
@@ -170,9 +172,9 @@ def _ranks(path: Path, content: bytes) -> dict[bytes, int]:
     return ranks
 
 
-def _checked(ids: Sequence[int] | npt.NDArray[np.integer], vocabulary: int) -> list[int]:
-    listed = [int(token) for token in ids]
-    for place, token in enumerate(listed):
-        if not 0 <= token < vocabulary:
-            raise ValueError(f"ids: got {token} at {place}; expected 0 to {vocabulary - 1}.")
-    return listed
+def _check_ids(ids: Sequence[int] | npt.NDArray[np.integer], vocab_size: int) -> list[int]:
+    tokens = [int(token) for token in ids]
+    for position, token in enumerate(tokens):
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"ids: got {token} at {position}; expected 0 to {vocab_size - 1}.")
+    return tokens

@@ -1,8 +1,10 @@
-"""Processes that answer one block at a time, and the order of their answers.
+"""Worker processes that each process one block at a time, and iterators that keep the order of their results.
 
-Unlike the standard library's pool, they can be ended at any moment, one that was killed is told at once, and none
-outlives its parent, however that ended: each waits on a pipe of its own, which breaks with the parent.
+Unlike those of the standard library's process pools, these workers can be ended at any moment, the death of one is
+reported at once, and none outlives its parent: each waits on its own pipe, which breaks when the parent ends.
 """
+
+from __future__ import annotations
 
 import multiprocessing
 import queue
@@ -12,43 +14,43 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Item = TypeVar("Item")
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
 class WorkerDiedError(Exception):
-    """A process ended without an answer; the message says how."""
+    """A worker ended without a result. The message holds its signal or exit status."""
 
 
 class _Worker(NamedTuple):
     process: multiprocessing.process.BaseProcess
-    connection: "Connection[Any, Any]"
+    connection: Connection[Any, Any]
 
 
-class Workers(Generic[Answer]):
-    """A fixed number of processes with one function.
+class WorkerPool(Generic[Result]):
+    """A fixed number of processes that apply one function.
 
     Args:
-        prepare: is called once in each process, before its first block, and gives the function; must be picklable.
-        count: processes.
+        prepare: called once in each process, before its first block; returns the function. Must be picklable.
+        count: number of processes.
     """
 
-    def __init__(self, prepare: Callable[[], Callable[[bytes], Answer]], count: int) -> None:
+    def __init__(self, prepare: Callable[[], Callable[[bytes], Result]], count: int) -> None:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._all: list[_Worker] = []
-        # One thread per process waits for it; sending and receiving need no interpreter lock.
+        # One thread per process waits for it; sending and receiving release the interpreter lock.
         self._threads = ThreadPoolExecutor(count)
-        # Python starts this process with the first other one, and in passing lets signals through again.
+        # multiprocessing starts this process with the first worker, and that start unblocks signals.
         resource_tracker.ensure_running()
-        # A terminal or a job scheduler signals all processes; these leave it to their parent, from their first moment.
+        # A terminal or a job scheduler signals all processes. Workers ignore it from their first moment: they inherit
+        # the mask, and their parent ends them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             for _ in range(count):
-                self._all.append(_start(prepare))
+                self._all.append(_start_worker(prepare))
                 self._idle.put(self._all[-1])
         except BaseException:
             self.close()
@@ -56,15 +58,15 @@ class Workers(Generic[Answer]):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def submit(self, block: bytes) -> Future[Answer]:
-        """Have a block worked on; the future gives the answer, or raises what the function or `prepare` raised.
+    def submit(self, block: bytes) -> Future[Result]:
+        """Process a block; the future gives the result, or raises what the function or `prepare` raised.
 
-        Its `WorkerDiedError` says that the process was killed.
+        If the worker was killed, the future raises `WorkerDiedError`.
         """
-        return self._threads.submit(self._ask, block)
+        return self._threads.submit(self._process, block)
 
     def close(self) -> None:
-        """End all processes at once, whatever they are at; safe to call twice."""
+        """Kill all processes at once; safe to call twice."""
         for worker in self._all:
             worker.process.kill()
         for worker in self._all:
@@ -76,78 +78,76 @@ class Workers(Generic[Answer]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ask(self, block: bytes) -> Answer:
+    def _process(self, block: bytes) -> Result:
         worker = self._idle.get()
         try:
             worker.connection.send_bytes(block)
-            answer: Answer | Exception = worker.connection.recv()
+            result: Result | Exception = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join()
-            raise WorkerDiedError(_ending(worker.process.exitcode)) from None
+            raise WorkerDiedError(_exit_reason(worker.process.exitcode)) from None
         finally:
-            # also one that is dead: whoever asks it next is told, too
+            # A dead worker, too: the next call on it must also fail.
             self._idle.put(worker)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
-def in_order(
-    items: Iterator[Item], submit: Callable[[Item], Future[Answer]], most: int
-) -> Iterator[tuple[Item, Answer]]:
-    """Each item with its answer, in the order of the items, with at most `most` of them submitted at a time."""
-    waiting: deque[tuple[Item, Future[Answer]]] = deque()
+def map_in_order(
+    items: Iterator[Item], submit: Callable[[Item], Future[Result]], max_pending: int
+) -> Iterator[tuple[Item, Result]]:
+    """Submit items; yield each with its result, in order. At most `max_pending` are pending at a time."""
+    pending: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
-        waiting.append((item, submit(item)))
-        if len(waiting) == most:
-            first, future = waiting.popleft()
+        pending.append((item, submit(item)))
+        if len(pending) == max_pending:
+            first, future = pending.popleft()
             yield first, future.result()
-    for first, future in waiting:
+    for first, future in pending:
         yield first, future.result()
 
 
-def read_ahead(items: Iterator[Item], most: int) -> Generator[Item, None, None]:
-    """The same items, taken from `items` by a thread that is at most `most` ahead."""
+def prefetch(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
+    """Yield the same items, read by a thread that is at most `depth` ahead."""
     thread = ThreadPoolExecutor(1)
     try:
-        waiting = deque(thread.submit(next, items, None) for _ in range(most))
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(thread.submit(next, items, None))
+        pending = deque(thread.submit(next, items, None) for _ in range(depth))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(thread.submit(next, items, None))
             yield item
     finally:
         thread.shutdown(cancel_futures=True)
 
 
-def _start(prepare: Callable[[], Callable[[bytes], Answer]]) -> _Worker:
-    ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_serve, args=(theirs, prepare), daemon=True)
+def _start_worker(prepare: Callable[[], Callable[[bytes], Result]]) -> _Worker:
+    parent_end, worker_end = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_serve, args=(worker_end, prepare), daemon=True)
     process.start()
-    # so that the pipe breaks when the process ends
-    theirs.close()
-    return _Worker(process, ours)
+    # The pipe breaks when the worker ends only if nobody else holds the worker's end.
+    worker_end.close()
+    return _Worker(process, parent_end)
 
 
-def _serve(connection: "Connection[Any, Any]", prepare: Callable[[], Callable[[bytes], Answer]]) -> None:
-    answer: Callable[[bytes], Answer] | None = None
+def _serve(connection: Connection[Any, Any], prepare: Callable[[], Callable[[bytes], Result]]) -> None:
+    function: Callable[[bytes], Result] | None = None
     try:
         while True:
             block = connection.recv_bytes()
             try:
-                answer = answer or prepare()
-                reply: Answer | Exception = answer(block)
-            # whatever it is, the parent tells it
+                function = function or prepare()
+                reply: Result | Exception = function(block)
+            # Any exception is sent to the parent, which raises it.
             except Exception as error:
                 reply = error
             connection.send(reply)
     except (EOFError, OSError):
-        # the parent is gone
+        # The parent is gone.
         return
 
 
-def _ending(status: int | None) -> str:
+def _exit_reason(status: int | None) -> str:
     return f"killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"

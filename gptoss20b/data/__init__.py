@@ -1,1 +1,1 @@
-"""Reading token files and choosing which sequences a run sees, in which order."""
+"""Training data: indexed datasets, fixed-length windows, the order of samples, lists of checksums."""

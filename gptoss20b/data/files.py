@@ -1,10 +1,12 @@
-"""Opening and reading data files: every failure names the file, what was there, what was expected and a fix."""
+"""Open and read data files. Every error names the file, what was found, what was expected, and a fix."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import BinaryIO, Self
 
-_REBUILD = "download both files of the pair again, or rebuild them"
+_REBUILD = "download the .bin and the .idx again, or rebuild them"
 
 
 class DataError(ValueError):
@@ -12,7 +14,7 @@ class DataError(ValueError):
 
     @classmethod
     def about(cls, path: Path, got: str, expected: str, fix: str = _REBUILD) -> Self:
-        """Word the error in the one form used for all data files: file, got, expected, fix."""
+        """Build the error in the form shared by all data files: path, got, expected, fix."""
         return cls(f"{path}: got {got}; expected {expected}. To fix: {fix}.")
 
 
@@ -20,7 +22,7 @@ def open_binary(path: Path) -> BinaryIO:
     """Open a file for unbuffered reading.
 
     Raises:
-        DataError: there is no such file, or it cannot be read.
+        DataError: the file is missing or cannot be opened.
     """
     fix = "check the data directory, or download the data set"
     if path.stem.endswith((".bin", ".idx")):
@@ -37,11 +39,11 @@ def read_exactly(path: Path, descriptor: int, size: int, offset: int) -> bytes:
     """Read `size` bytes at byte `offset`.
 
     Raises:
-        DataError: the read failed, or the file ends before.
+        DataError: the read failed, or the file ends earlier.
     """
     parts: list[bytes] = []
     missing = size
-    # one system call may return less than asked for
+    # One system call may return less than was asked for.
     while missing:
         try:
             part = os.pread(descriptor, missing, offset + size - missing)
@@ -63,7 +65,7 @@ def printable(text: str) -> str:
     return ascii(text)[1:-1][:200]
 
 
-def with_suffix(prefix: Path, suffix: str) -> Path:
-    """The file of a pair: `PREFIX` and `.bin` or `.idx`."""
+def append_suffix(prefix: Path, suffix: str) -> Path:
+    """Return `PREFIX` with a suffix such as `.bin` appended."""
     # Path.with_suffix would cut the published name "c4-train.en_6_text_document" at its dot.
     return Path(f"{prefix}{suffix}")

@@ -1,33 +1,33 @@
-"""Reader of Megatron indexed datasets (`PREFIX.bin` + `PREFIX.idx`) as one stream of tokens."""
+"""Reader of indexed datasets, Megatron-Core's token format (`PREFIX.bin` and `PREFIX.idx`), as one stream of tokens."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from gptoss20b.data.files import DataError, open_binary, read_exactly, with_suffix
-from gptoss20b.data.index import Index
+from .files import DataError, append_suffix, open_binary, read_exactly
+from .index import Index
 
 
 class IndexedDataset:
-    """The tokens of one indexed dataset in file order, across sequence and document borders.
+    """The tokens of one indexed dataset in file order, across sequence and document boundaries.
 
-    Opening costs the same for one document as for 45.6 million: it reads the header and the ends of the three
-    tables, never the tables themselves. One object may be shared by threads and by forked processes.
+    Opening costs as little as opening its `Index`. Threads and forked processes may share an object.
 
     Attributes:
         prefix: path without `.bin` / `.idx`.
         dtype: type of one token as stored.
-        token_count: tokens in the `.bin`.
-        sequence_count: sequences the index lists (for text, usually one per document).
-        document_count: documents; one less than the borders the header counts.
+        token_count: number of tokens in the `.bin`.
+        sequence_count: number of sequences in the index (for text, usually one per document).
+        document_count: number of documents.
     """
 
     def __init__(self, prefix: Path, index: Index, stream: BinaryIO, token_count: int) -> None:
-        """Take over an opened, checked pair; use `IndexedDataset.open`."""
+        """Take over open and checked files; use `IndexedDataset.open`."""
         self.prefix = prefix
         self.dtype = index.dtype
         self.token_count = token_count
@@ -36,29 +36,29 @@ class IndexedDataset:
         self._stream = stream
 
     @classmethod
-    def open(cls, prefix: Path) -> "IndexedDataset":
+    def open(cls, prefix: Path) -> Self:
         """Open and check `PREFIX.bin` and `PREFIX.idx`.
 
         Raises:
-            DataError: a file is missing or unreadable, or the pair contradicts itself.
+            DataError: a file is missing or unreadable, or the two are inconsistent.
         """
-        bin_path = with_suffix(prefix, ".bin")
+        bin_path = append_suffix(prefix, ".bin")
         with Index.open(prefix) as index:
-            data = open_binary(bin_path)
+            stream = open_binary(bin_path)
         try:
-            token_count = _count_tokens(bin_path, data.fileno(), index)
+            token_count = _count_tokens(bin_path, stream.fileno(), index)
         except BaseException:
-            data.close()
+            stream.close()
             raise
-        return cls(prefix, index, data, token_count)
+        return cls(prefix, index, stream, token_count)
 
     @property
     def path(self) -> Path:
         """The `.bin` file, for messages."""
-        return with_suffix(self.prefix, ".bin")
+        return append_suffix(self.prefix, ".bin")
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Tokens `start` to `start + count - 1` of the file as a new int64 array of shape [count].
+        """Read tokens `start` to `start + count - 1` into a new int64 array of shape [count].
 
         Raises:
             DataError: the range leaves the file, or the file shrank, failed or was closed since it was opened.
@@ -72,8 +72,8 @@ class IndexedDataset:
             )
         if self._stream.closed:
             raise DataError.about(self.path, "a read after close()", "an open file", "open it again")
-        # A read call, not a memory map: touching a mapped page of a file that was truncated meanwhile (a copy still
-        # running, a node's file system going away) kills the process with SIGBUS, a short read can be reported.
+        # A read call, not a memory map. Touching a mapped page of a file that was truncated meanwhile (a copy still
+        # running, a node's file system going away) kills the process with SIGBUS; a short read can be reported.
         # pread carries its own offset, so threads and forked workers cannot move each other's file position.
         width = self.dtype.itemsize
         raw = read_exactly(self.path, self._stream.fileno(), count * width, start * width)
@@ -83,14 +83,10 @@ class IndexedDataset:
         """Close the file; safe to call twice."""
         self._stream.close()
 
-    def __enter__(self) -> "IndexedDataset":
-        """Return the file itself."""
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file."""
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -1,10 +1,13 @@
-"""A whole verification: what is read, how often and by how many threads, what is told of it."""
+"""A whole verification: what is read, how often and by how many threads."""
+
+from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -13,38 +16,45 @@ from data_scripts.checking import reading
 from data_scripts.checking.checks import verify
 from data_scripts.checking.expectations import Expectations
 from data_scripts.checking.report import Scope, Verification
+from data_scripts.dataset_writer import write_dataset
+from data_scripts.progress import ByteProgress
 from gptoss20b.data import index as index_module
-from gptoss20b.data.samples import VALIDATION_PREFIX
-from tests.support.small_sets import FILES, LENGTH, SEQUENCES, VALIDATION_DOCUMENTS, flip, write_by_us, write_set
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
+from tests.support.small_sets import (
+    EVAL_SAMPLES,
+    FILES,
+    LENGTH,
+    TRAIN_BIN,
+    TRAIN_IDX,
+    VALIDATION_BIN,
+    VALIDATION_DOCUMENTS,
+    VALIDATION_IDX,
+    flip,
+)
 
-TRAIN_BIN, TRAIN_IDX, VALIDATION_BIN, VALIDATION_IDX = FILES
 EXPECTED = Expectations(
-    documents={VALIDATION_PREFIX: VALIDATION_DOCUMENTS}, sequences=SEQUENCES, sequence_length=LENGTH
+    documents={VALIDATION_PREFIX: VALIDATION_DOCUMENTS}, eval_samples=EVAL_SAMPLES, sequence_length=LENGTH
 )
 FULL = Scope(checksums=True, tokens=True, threads=2)
 
 
-class Watch:
-    """Progress that adds up, and does something once, after so many bytes."""
+class Watch(ByteProgress):
+    """Progress that adds up, and does something once, after a number of bytes."""
 
     def __init__(self, after: int | None = None, act: Callable[[], None] = lambda: None) -> None:
+        super().__init__("watch")
         self.total = self.done = 0
         self.after, self.act = after, act
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int, done: int = 0) -> Self:
         self.total = total
+        return self
 
     def advance(self, size: int) -> None:
         self.done += size
         if self.after is not None and self.done >= self.after:
             self.after = None
             self.act()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_set(tmp_path / "set")
-    return tmp_path / "set"
 
 
 def check(folder: Path, watch: Watch | None = None, scope: Scope = FULL) -> Verification:
@@ -66,14 +76,14 @@ def test_each_bin_is_read_once_for_both_checks(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "pread", pread)
     assert check(folder).findings == []
     assert read_bytes[TRAIN_BIN] == (folder / TRAIN_BIN).stat().st_size
-    evaluated = 4 * SEQUENCES * (LENGTH + 1)
+    evaluated = 4 * EVAL_SAMPLES * (LENGTH + 1)
     assert read_bytes[VALIDATION_BIN] == (folder / VALIDATION_BIN).stat().st_size + evaluated
     read_bytes[TRAIN_BIN] = 0
     check(folder, scope=Scope(checksums=False, tokens=False, threads=1))
     assert read_bytes[TRAIN_BIN] == 0
 
 
-def test_progress_ends_with_all_that_was_announced(folder: Path) -> None:
+def test_progress_ends_at_its_total(folder: Path) -> None:
     watch = Watch()
     check(folder, watch)
     sizes = {name: (folder / name).stat().st_size for name in FILES}
@@ -91,7 +101,7 @@ def test_a_file_cut_while_it_is_read_is_a_finding(folder: Path, name: str, monke
     found = check(folder, Watch(before + 64, lambda: os.truncate(folder / name, 150)))
     (finding,) = [finding for finding in found.findings if finding.file == name]
     assert "at byte" in finding.message
-    assert "the file was cut while it was in use" in finding.message
+    assert "cut while it was in use" in finding.message
     assert name not in found.digests
     assert name in found.skipped["checksums"]
 
@@ -108,7 +118,7 @@ def test_the_number_of_threads_changes_nothing(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(reading, "PIECE", 32)
     flip(folder / TRAIN_BIN, 403, 0x80)
     results = [check(folder, scope=Scope(True, True, threads)) for threads in (1, 2, 7)]
-    assert len({(str(result.findings), str(result.digests), str(result.pairs)) for result in results}) == 1
+    assert len({(str(result.findings), str(result.digests), str(result.datasets)) for result in results}) == 1
     assert len(results[0].findings) == 2
 
 
@@ -119,13 +129,13 @@ def test_two_verifications_at_once_agree(folder: Path) -> None:
 
 
 def test_documents_of_several_sequences_verify(tmp_path: Path) -> None:
-    write_by_us(tmp_path / FILES[0][:-4], [np.arange(100)] * 3)
-    write_by_us(tmp_path / FILES[2][:-4], [np.arange(30)] * 7)
-    expected = Expectations(documents={}, sequences=3, sequence_length=16)
+    write_dataset(tmp_path / TRAIN_PREFIX, [np.arange(100)] * 3)
+    write_dataset(tmp_path / VALIDATION_PREFIX, [np.arange(30)] * 7)
+    expected = Expectations(documents={}, eval_samples=3, sequence_length=16)
     path = tmp_path / VALIDATION_IDX
     data = bytearray(path.read_bytes())
     path.write_bytes(data[:26] + (4).to_bytes(8, "little") + data[34:118] + np.array([0, 2, 2, 7], "<i8").tobytes())
     found = verify(tmp_path, expected, Scope(checksums=False, tokens=True, threads=1), Watch())
     assert found.findings == []
-    facts = found.pairs[VALIDATION_PREFIX]
+    facts = found.datasets[VALIDATION_PREFIX]
     assert (facts.documents, facts.sequences, facts.empty_documents) == (3, 7, 1)

@@ -1,4 +1,6 @@
-"""The two scripts: everything is passed on, from where they are called, with the repository's Python."""
+"""The two shell scripts: arguments and exit status are passed through, with the repository's Python."""
+
+from __future__ import annotations
 
 import os
 import shutil
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_scripts.c4 import PREFIXES
+from data_scripts.c4 import FILES
 from data_scripts.make_sample_data import Document, make
 from tests.support.paths import ROOT
 
@@ -32,7 +34,7 @@ def run(path: Path, *words: str, cwd: Path, **environment: str) -> subprocess.Co
 
 
 def stub(path: Path) -> Path:
-    """A Python that only says where it is called from, with which path, and with which words."""
+    """Write a Python that only prints its working directory, PYTHONPATH and arguments."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('#!/bin/sh\npwd\necho "$PYTHONPATH"\nprintf "%s\\n" "$@"\n')
     path.chmod(0o755)
@@ -40,7 +42,7 @@ def stub(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_everything_is_passed_on_from_where_it_is_called(tmp_path: Path, command: str) -> None:
+def test_arguments_and_working_directory_are_passed_through(tmp_path: Path, command: str) -> None:
     python = str(stub(tmp_path / "a python"))
     done = run(script(ROOT, command), *GIVEN, cwd=tmp_path, PYTHON=python, PYTHONPATH="/other")
     assert done.stdout.splitlines() == [str(tmp_path), f"{ROOT}:/other", "-m", "data_scripts", command, *GIVEN]
@@ -49,7 +51,7 @@ def test_everything_is_passed_on_from_where_it_is_called(tmp_path: Path, command
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_repository_s_own_python_comes_before_the_system_s(tmp_path: Path, command: str) -> None:
+def test_the_python_of_the_repository_comes_first(tmp_path: Path, command: str) -> None:
     copy = script(tmp_path / "a repository", command)
     copy.parent.mkdir(parents=True)
     shutil.copy(script(ROOT, command), copy)
@@ -60,14 +62,13 @@ def test_the_repository_s_own_python_comes_before_the_system_s(tmp_path: Path, c
     assert run(copy, cwd=tmp_path, PATH=path).stdout == "the repository\n"
 
 
-def test_they_work_and_pass_the_status_on(tmp_path: Path) -> None:
+def test_they_run_and_pass_the_exit_status_through(tmp_path: Path) -> None:
     make(tmp_path / "set", [Document(f"m{number}", "Some text. " * 9000) for number in range(60)])
     done = run(script(ROOT, "verify"), "set", cwd=tmp_path, PYTHON=sys.executable)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert (tmp_path / "set/verified.json").is_file()
-    (tmp_path / f"set/{PREFIXES[0]}.idx").unlink()
+    (tmp_path / f"set/{FILES[1]}").unlink()
     assert run(script(ROOT, "verify"), "set", cwd=tmp_path, PYTHON=sys.executable).returncode == 1
     done = run(script(ROOT, "download"), "new", "--offline", cwd=tmp_path, PYTHON=sys.executable)
-    names = [f"{prefix}{suffix}: missing" for prefix in PREFIXES for suffix in (".bin", ".idx")]
-    assert (done.returncode, done.stdout.splitlines()) == (1, names)
+    assert (done.returncode, done.stdout.splitlines()) == (1, [f"{name}: missing" for name in FILES])
     assert done.stderr.startswith("error: new: got 4 of 4 files")

@@ -1,4 +1,6 @@
-"""How every data command ends: one line, and the documented exit status."""
+"""How every data command fails: one line, and the documented exit status."""
+
+from __future__ import annotations
 
 import os
 import signal
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from data_scripts.errors import CommandError, ExitCode, told
+from data_scripts.errors import CommandError, ExitCode, cli_errors
 from gptoss20b.data.files import DataError
 from tests.support.paths import ROOT
 
@@ -24,14 +26,14 @@ from tests.support.paths import ROOT
     ],
 )
 def test_a_failure_is_a_line_and_1(capsys: pytest.CaptureFixture[str], error: Exception, line: str) -> None:
-    with pytest.raises(typer.Exit) as left, told():
+    with pytest.raises(typer.Exit) as ended, cli_errors():
         raise error
-    assert left.value.exit_code == ExitCode.FAILED
+    assert ended.value.exit_code == ExitCode.FAILED
     assert capsys.readouterr() == ("", f"error: {line}\n")
 
 
-def test_a_defect_of_ours_is_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError), told():
+def test_a_bug_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError), cli_errors():
         raise ZeroDivisionError
 
 
@@ -44,22 +46,22 @@ def test_a_signal_unwinds_and_gives_its_status(
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
     unwound = False
-    with pytest.raises(typer.Exit) as left, told():
+    with pytest.raises(typer.Exit) as ended, cli_errors():
         try:
             os.kill(os.getpid(), number)
             signal.pause()
         finally:
             unwound = True
-    assert (left.value.exit_code, unwound, capsys.readouterr().err) == (status, True, f"error: {word}\n")
+    assert (ended.value.exit_code, unwound, capsys.readouterr().err) == (status, True, f"error: {word}\n")
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_reader_that_has_gone_is_no_traceback() -> None:
     script = """
 import typer
-from data_scripts.errors import told
+from data_scripts.errors import cli_errors
 def main() -> None:
-    with told():
+    with cli_errors():
         for number in range(100_000):
             typer.echo("line")
 typer.run(main)

@@ -1,4 +1,6 @@
-"""What `inspect` says of a set is what is in it."""
+"""What `inspect` prints of a data set is what is in it."""
+
+from __future__ import annotations
 
 import json
 import re
@@ -7,42 +9,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from data_scripts import inspection
-from data_scripts.dataset_writer import IndexedDatasetWriter
+from data_scripts.dataset_writer import IndexedDatasetWriter, write_dataset
 from data_scripts.errors import CommandError
-from data_scripts.inspection import find_pairs, summarize, window_parts
+from data_scripts.inspection import find_datasets, summarize, window_parts
 from data_scripts.make_sample_data import Document, make
 from gptoss20b.data.files import DataError
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
+from tests.support.data_commands import run_data_command
 
 TEXTS = [Document(f"m{number}", f"Text {number} é. " * (number + 1)) for number in range(60)]
 
 
-def pair(folder: Path, lengths: list[int], name: str = "set.en_6") -> Path:
-    """Tokens 0, 1, 2, ... in documents of these lengths."""
+def dataset(folder: Path, lengths: list[int], name: str = "set.en_6") -> Path:
+    """Write tokens 0, 1, 2, ... in documents of these lengths."""
     with IndexedDatasetWriter(folder / f"{name}.bin", folder / "lengths") as writer:
         writer.add(np.arange(sum(lengths)), np.array(lengths))
         writer.write_index(folder / f"{name}.idx")
-    (folder / "lengths").unlink()
     return folder / name
 
 
-def run(*arguments: object) -> tuple[int, str]:
-    app = typer.Typer()
-    app.command()(inspection.main)
-    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80"})
+def inspect(*arguments: object) -> tuple[int, str]:
+    result = run_data_command("inspect", *arguments, COLUMNS="80")
     return result.exit_code, result.output
 
 
 @given(st.lists(st.integers(0, 300), min_size=2, max_size=80).filter(sum))
 @settings(max_examples=80, deadline=None)
 def test_counts_and_lengths(tmp_path_factory: pytest.TempPathFactory, lengths: list[int]) -> None:
-    found = summarize(pair(tmp_path_factory.mktemp("set"), lengths), 16)
+    found = summarize(dataset(tmp_path_factory.mktemp("set"), lengths), 16)
     assert (found.documents, found.sequences, found.tokens) == (len(lengths), len(lengths), sum(lengths))
     assert (found.token_type, found.windows) == ("int32", (sum(lengths) - 1) // 16)
     assert (found.data_bytes, found.index_bytes) == (4 * sum(lengths), 34 + 20 * len(lengths) + 8)
@@ -59,13 +57,13 @@ def test_counts_and_lengths(tmp_path_factory: pytest.TempPathFactory, lengths: l
 
 
 def test_lengths_at_the_edges_of_the_bars(tmp_path: Path) -> None:
-    found = summarize(pair(tmp_path, [0, 1, 2, 3, 4, 7, 8, 15, 16]))
+    found = summarize(dataset(tmp_path, [0, 1, 2, 3, 4, 7, 8, 15, 16]))
     assert found.lengths.histogram == {0: 1, 1: 1, 3: 2, 7: 2, 15: 2, 31: 1}
 
 
 def test_a_document_longer_than_any_of_c4_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "_LONGEST", 8)
-    spread = summarize(pair(tmp_path, [1, 2, 100, 200])).lengths
+    monkeypatch.setattr(inspection, "_MAX_LENGTH", 8)
+    spread = summarize(dataset(tmp_path, [1, 2, 100, 200])).lengths
     assert (spread.longest, spread.quantiles["median"], spread.quantiles["99 %"]) == (200, 2, 8)
 
 
@@ -77,7 +75,7 @@ def test_a_document_longer_than_any_of_c4_s(tmp_path: Path, monkeypatch: pytest.
 def test_a_window_is_cut_where_documents_end(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
 ) -> None:
-    prefix = pair(tmp_path_factory.mktemp("set"), lengths)
+    prefix = dataset(tmp_path_factory.mktemp("set"), lengths)
     number = data.draw(st.integers(0, (sum(lengths) - 1) // 8 - 1))
     parts = window_parts(prefix, number, 8)
     assert np.concatenate([part.tokens for part in parts]).tolist() == list(range(number * 8, number * 8 + 9))
@@ -89,7 +87,7 @@ def test_a_window_is_cut_where_documents_end(
 
 
 def test_an_empty_document_inside_a_window_gives_no_part(tmp_path: Path) -> None:
-    parts = window_parts(pair(tmp_path, [0, 3, 0, 0, 4, 0, 5]), 0, 8)
+    parts = window_parts(dataset(tmp_path, [0, 3, 0, 0, 4, 0, 5]), 0, 8)
     assert [(part.sequence, part.first, part.tokens.tolist(), part.ends) for part in parts] == [
         (1, 0, [0, 1, 2], True),
         (4, 0, [3, 4, 5, 6], True),
@@ -99,20 +97,20 @@ def test_an_empty_document_inside_a_window_gives_no_part(tmp_path: Path) -> None
 
 def test_no_such_window(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"window 2; expected 0 to 1"):
-        window_parts(pair(tmp_path, [17]), 2, 8)
+        window_parts(dataset(tmp_path, [17]), 2, 8)
 
 
 def test_what_a_path_may_name(tmp_path: Path) -> None:
-    prefix = pair(tmp_path, [5, 6])
+    prefix = dataset(tmp_path, [5, 6])
     for path in (tmp_path, prefix, Path(f"{prefix}.bin"), Path(f"{prefix}.idx")):
-        assert find_pairs(path) == [prefix]
-    second = pair(tmp_path, [3, 3], name="other")
-    assert find_pairs(tmp_path) == [second, prefix]
+        assert find_datasets(path) == [prefix]
+    second = dataset(tmp_path, [3, 3], name="other")
+    assert find_datasets(tmp_path) == [second, prefix]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CommandError, match=r"empty: got no \.idx file"):
-        find_pairs(tmp_path / "empty")
-    with pytest.raises(CommandError, match="absent: got neither"):
-        find_pairs(tmp_path / "absent")
+    with pytest.raises(CommandError, match=r"empty: got no \.idx"):
+        find_datasets(tmp_path / "empty")
+    with pytest.raises(CommandError, match="absent: got neither a folder nor a dataset"):
+        find_datasets(tmp_path / "absent")
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +120,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_both_pairs_of_a_folder_are_shown(sample: Path) -> None:
-    status, output = run(sample)
+def test_both_datasets_of_a_folder_are_printed(sample: Path) -> None:
+    status, output = inspect(sample)
     assert status == 0
     assert output.index(TRAIN_PREFIX) < output.index(VALIDATION_PREFIX)
     manifest = json.loads((sample / "sample.json").read_text())
@@ -136,14 +134,14 @@ def test_both_pairs_of_a_folder_are_shown(sample: Path) -> None:
 
 
 def test_one_document_of_many_still_has_a_bar_and_none_has_none(tmp_path: Path) -> None:
-    status, output = run(pair(tmp_path, [1] * 500 + [4]))
+    status, output = inspect(dataset(tmp_path, [1] * 500 + [4]))
     assert status == 0
     bars = re.findall(r"^ *(1|2 to 3|4 to 7) +(\d+) *(█*) *$", output, re.MULTILINE)
     assert bars == [("1", "500", "█" * 40), ("2 to 3", "0", ""), ("4 to 7", "1", "█")]
 
 
 def test_the_same_as_json(sample: Path) -> None:
-    status, output = run(sample, "--json", "--sequence-length", 64)
+    status, output = inspect(sample, "--json", "--sequence-length", 64)
     found = json.loads(output)
     assert status == 0
     assert [each["name"] for each in found] == [TRAIN_PREFIX, VALIDATION_PREFIX]
@@ -154,20 +152,20 @@ def test_the_text_of_a_sequence(sample: Path) -> None:
     prefix = sample / TRAIN_PREFIX
     options = ("--sequence-length", 200, "--tokenizer", "bytes")
     whole = (sample / f"{TRAIN_PREFIX}.bin").read_bytes()[::4]
-    status, output = run(prefix, "--sample", 3, *options)
+    status, output = inspect(prefix, "--sample", 3, *options)
     assert status == 0
     heads = re.findall(r"^--- document \d+, tokens \d+ to \d+(?:, its end)?\n", output, re.MULTILINE)
     assert heads
     text = "".join(re.split(r"^--- .*\n", output, flags=re.MULTILINE))
     assert text.replace("\n", "") == whole[600:801].decode(errors="replace").replace("\n", "")
-    described = json.loads(run(prefix, "--sample", 3, *options, "--json")[1])
+    described = json.loads(inspect(prefix, "--sample", 3, *options, "--json")[1])
     assert bytes(token for part in described for token in part["tokens"]) == whole[600:801]
     assert "".join(part["text"] for part in described).startswith(text[:20])
     assert len(described) == len(heads)
 
 
 def test_without_a_tokenizer_the_ids_are_shown(tmp_path: Path) -> None:
-    status, output = run(pair(tmp_path, [5, 20]), "--sample", 0, "--sequence-length", 8)
+    status, output = inspect(dataset(tmp_path, [5, 20]), "--sample", 0, "--sequence-length", 8)
     assert (status, output) == (
         0,
         "--- document 0, tokens 0 to 4, its end\n0 1 2 3 4\n--- document 1, tokens 0 to 3\n5 6 7 8\n",
@@ -175,39 +173,35 @@ def test_without_a_tokenizer_the_ids_are_shown(tmp_path: Path) -> None:
 
 
 def test_an_id_beyond_any_vocabulary_is_shown(tmp_path: Path) -> None:
-    with IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
-        writer.add(np.array([7, 2_000_000, 8]), np.array([3]))
-        writer.write_index(tmp_path / "x.idx")
-    status, output = run(tmp_path / "x", "--sample", 0, "--sequence-length", 2)
+    write_dataset(tmp_path / "x", [np.array([7, 2_000_000, 8])])
+    status, output = inspect(tmp_path / "x", "--sample", 0, "--sequence-length", 2)
     assert (status, output) == (0, "--- document 0, tokens 0 to 2, its end\n7 2000000 8\n")
 
 
-def test_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
-    with IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths") as writer:
-        raw = np.frombuffer("a\x1b[31mb\x07\tc\u202e\n".encode(), np.uint8)
-        writer.add(raw, np.array([raw.size]))
-        writer.write_index(tmp_path / "x.idx")
-    _, output = run(tmp_path / "x", "--sample", 0, "--sequence-length", raw.size - 1, "--tokenizer", "bytes")
+def test_text_cannot_control_the_terminal(tmp_path: Path) -> None:
+    raw = np.frombuffer("a\x1b[31mb\x07\tc\u202e\n".encode(), np.uint8)
+    write_dataset(tmp_path / "x", [raw])
+    _, output = inspect(tmp_path / "x", "--sample", 0, "--sequence-length", raw.size - 1, "--tokenizer", "bytes")
     assert output.splitlines()[1] == "a\\x1b[31mb\\x07\tc\\u202e"
 
 
 def test_failures_are_a_line(sample: Path, tmp_path: Path) -> None:
-    assert run(sample, "--sample", 0)[0] == 1
-    assert "got 2 pairs" in run(sample, "--sample", 0)[1]
-    status, output = run(tmp_path / "absent")
+    assert inspect(sample, "--sample", 0)[0] == 1
+    assert "got 2 datasets" in inspect(sample, "--sample", 0)[1]
+    status, output = inspect(tmp_path / "absent")
     assert status == 1 and output.startswith("error: ") and len(output.splitlines()) == 1
-    assert run(sample / TRAIN_PREFIX, "--sample", 0, "--tokenizer", tmp_path / "absent.model")[0] == 1
+    assert inspect(sample / TRAIN_PREFIX, "--sample", 0, "--tokenizer", tmp_path / "absent.model")[0] == 1
 
 
 def test_an_id_that_the_tokenizer_does_not_have_is_named(tmp_path: Path) -> None:
-    prefix = pair(tmp_path, [400])
-    status, output = run(prefix, "--sample", 0, "--sequence-length", 399, "--tokenizer", "bytes")
+    prefix = dataset(tmp_path, [400])
+    status, output = inspect(prefix, "--sample", 0, "--sequence-length", 399, "--tokenizer", "bytes")
     assert status == 1 and "256" in output and len(output.splitlines()) == 1
-    assert str(prefix) in output and "leave --tokenizer out" in output
+    assert str(prefix) in output and "--tokenizer" in output
 
 
 def test_negative_lengths_of_a_damaged_index_do_not_crash(tmp_path: Path) -> None:
-    prefix = pair(tmp_path, [4, 4, 4])
+    prefix = dataset(tmp_path, [4, 4, 4])
     with Path(f"{prefix}.idx").open("r+b") as index:
         index.seek(34 + 4)
         index.write((-7).to_bytes(4, "little", signed=True))
@@ -215,18 +209,18 @@ def test_negative_lengths_of_a_damaged_index_do_not_crash(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("pointer", "sequence"), [(4, 2), (400, 2), (-8, 2), (4, 1)])
-def test_tables_that_contradict_the_tokens_are_told_and_no_text_is_made_up(
+def test_tables_that_contradict_the_tokens_are_an_error_and_no_text_is_made_up(
     tmp_path: Path, pointer: int, sequence: int
 ) -> None:
-    prefix = pair(tmp_path, [5, 6, 7, 8])
+    prefix = dataset(tmp_path, [5, 6, 7, 8])
     with Path(f"{prefix}.idx").open("r+b") as index:
         index.seek(34 + 4 * 4 + 8 * sequence)
         index.write(pointer.to_bytes(8, "little", signed=True))
-    status, output = run(prefix, "--sample", 0, "--sequence-length", 20)
+    status, output = inspect(prefix, "--sample", 0, "--sequence-length", 20)
     assert status == 1 and len(output.splitlines()) == 1
     assert f"{prefix}.idx: got sequence {sequence} from token" in output or "expected the one with token" in output
 
 
-def test_names_cannot_steer_the_terminal_or_the_layout(tmp_path: Path) -> None:
-    pair(tmp_path, [5, 6], name="a[bold]\x1b[31mb")
-    assert "a[bold]\\x1b[31mb" in run(tmp_path)[1]
+def test_names_cannot_control_the_terminal_or_the_layout(tmp_path: Path) -> None:
+    dataset(tmp_path, [5, 6], name="a[bold]\x1b[31mb")
+    assert "a[bold]\\x1b[31mb" in inspect(tmp_path)[1]

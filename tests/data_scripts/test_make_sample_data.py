@@ -1,22 +1,24 @@
-"""The sample data: real text, deterministic, never half-written, never over somebody else's files."""
+"""The sample data: real text, deterministic, never half-written, never over other files."""
+
+from __future__ import annotations
 
 import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from data_scripts import make_sample_data
+from data_scripts import c4, make_sample_data
 from data_scripts.make_sample_data import Document, SampleError, collect_documents, make, split_documents
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, TrainingSamples, ValidationSamples, Windows
+from tests.support.data_commands import run_data_command
 
 FEW = [Document(f"module:m{number}", f"Text number {number}, with an accent: é.") for number in range(40)]
-FILES = sorted(f"{prefix}{suffix}" for prefix in (TRAIN_PREFIX, VALIDATION_PREFIX) for suffix in (".bin", ".idx"))
+FILES = sorted(c4.FILES)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -183,22 +185,14 @@ def test_forced_run_that_is_stopped_leaves_no_outdated_manifest(
     assert sorted(contents(tmp_path)) == FILES
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"files": {"a": 1}}', "\x00"])
-def test_broken_manifest_is_made_again(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("manifest", ["", "[]", '{"files": 3}', '{"files": {"a": 1}}', "\x00", None])
+def test_a_broken_manifest_is_made_again(tmp_path: Path, manifest: str | None) -> None:
     make(tmp_path, FEW)
     good = contents(tmp_path)
-    (tmp_path / "sample.json").write_text(text)
-    assert make(tmp_path, FEW)
-    assert contents(tmp_path) == good
-
-
-@pytest.mark.parametrize("entry", [3, {}, {"bytes": 3}])
-def test_broken_manifest_entry_is_made_again(tmp_path: Path, entry: object) -> None:
-    make(tmp_path, FEW)
-    good = contents(tmp_path)
-    manifest = json.loads(good["sample.json"])
-    manifest["files"][FILES[0]] = entry
-    (tmp_path / "sample.json").write_text(json.dumps(manifest))
+    if manifest is None:
+        (tmp_path / "sample.json").unlink()
+    else:
+        (tmp_path / "sample.json").write_text(manifest)
     assert make(tmp_path, FEW)
     assert contents(tmp_path) == good
 
@@ -227,11 +221,11 @@ def test_stopped_between_renames_leaves_whole_files_and_continues(
 
 
 def test_stopped_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(prefix: Path, documents: list[Document]) -> None:
+    def stop(prefix: Path, documents: Iterable[object]) -> None:
         Path(f"{prefix}.bin").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(make_sample_data, "_write_pair", stop)
+    monkeypatch.setattr(make_sample_data, "write_dataset", stop)
     with pytest.raises(OSError, match="No space"):
         make(tmp_path, FEW)
     assert contents(tmp_path) == {}
@@ -239,38 +233,36 @@ def test_stopped_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, documents: list[Document]) -> None:
-    """Spares the command its search through the standard library, which other tests cover."""
+    """Spare the command its search through the standard library, which other tests cover."""
     monkeypatch.setattr(make_sample_data, "collect_documents", lambda: documents)
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    app = typer.Typer()
-    app.command()(make_sample_data.main)
-    result = CliRunner().invoke(app, list(arguments))
+def run(*arguments: object) -> tuple[int, str]:
+    result = run_data_command("sample", *arguments)
     return result.exit_code, result.output
 
 
 @pytest.mark.usefixtures("command")
 def test_command_reports_what_it_wrote(tmp_path: Path) -> None:
-    code, output = run(str(tmp_path / "new" / "folder"))
+    code, output = run(tmp_path / "new" / "folder")
     assert code == 0
     for part in (TRAIN_PREFIX, VALIDATION_PREFIX, "documents", "tokens", "sequences of 8192", "MB", "written"):
         assert part in output
-    code, output = run(str(tmp_path / "new" / "folder"))
+    code, output = run(tmp_path / "new" / "folder")
     assert (code, "already there" in output) == (0, True)
 
 
 @pytest.mark.usefixtures("command")
 def test_command_refuses_a_folder_with_other_data(tmp_path: Path) -> None:
     (tmp_path / f"{TRAIN_PREFIX}.bin").write_bytes(b"the real set")
-    code, output = run(str(tmp_path))
+    code, output = run(tmp_path)
     assert (code, "--force" in output) == (1, True)
     assert contents(tmp_path) == {f"{TRAIN_PREFIX}.bin": b"the real set"}
-    assert run(str(tmp_path), "--force")[0] == 0
+    assert run(tmp_path, "--force")[0] == 0
 
 
 @pytest.mark.usefixtures("command")
 def test_command_reports_an_unusable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, output = run(str(tmp_path / "file"))
+    code, output = run(tmp_path / "file")
     assert (code, output.startswith("error:")) == (1, True)

@@ -1,5 +1,7 @@
 """One pass over a file for checksums and tokens: right, on several threads, in bounded memory."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import threading
@@ -12,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_scripts.checking import reading
-from data_scripts.checking.findings import SHOWN
-from data_scripts.checking.reading import Contents, Reader, TokenRange
+from data_scripts.checking.findings import MAX_LISTED
+from data_scripts.checking.reading import FileScan, Reader, TokenRange
 from gptoss20b.data.files import DataError
 
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def read(path: Path, threads: int, algorithms: tuple[str, ...] = ("md5",), vocabulary: int | None = 100) -> Contents:
+def scan(path: Path, threads: int, algorithms: tuple[str, ...] = ("md5",), vocab_size: int | None = 100) -> FileScan:
     with Reader(threads, lambda size: None) as reader:
-        return reader.read(path, algorithms, vocabulary)
+        return reader.scan(path, algorithms, vocab_size)
 
 
 @many
@@ -38,13 +40,13 @@ def test_one_pass_gives_what_separate_ones_give(
     (tmp_path / "a.bin").write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "PIECE", 4 * piece)
-        found = read(tmp_path / "a.bin", threads, ("md5", "sha256"))
-        bare = read(tmp_path / "a.bin", threads, (), None)
+        found = scan(tmp_path / "a.bin", threads, ("md5", "sha256"))
+        bare = scan(tmp_path / "a.bin", threads, (), None)
     assert found.digests == {"md5": hashlib.md5(data).hexdigest(), "sha256": hashlib.sha256(data).hexdigest()}
     wrong = [(place, token) for place, token in enumerate(tokens) if not 0 <= token < 100]
     low, high = (min(tokens), max(tokens)) if tokens else (None, None)
-    assert found.tokens == TokenRange(low, high, len(wrong), wrong[:SHOWN])
-    assert bare == Contents({}, None)
+    assert found.tokens == TokenRange(low, high, len(wrong), wrong[:MAX_LISTED])
+    assert bare == FileScan({}, None)
 
 
 def test_no_more_pieces_than_threads_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +55,7 @@ def test_no_more_pieces_than_threads_are_in_memory(tmp_path: Path, monkeypatch: 
         stream.truncate(60 << 20)
     for threads in (1, 3):
         tracemalloc.start()
-        read(tmp_path / "a.bin", threads)
+        scan(tmp_path / "a.bin", threads)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < (threads + 0.5) * (1 << 20)
@@ -71,7 +73,7 @@ def test_reading_is_spread_over_the_threads(tmp_path: Path, monkeypatch: pytest.
         return real(descriptor, size, offset)
 
     monkeypatch.setattr(os, "pread", pread)
-    assert read(tmp_path / "a.bin", 3).tokens == TokenRange(0, 0, 0, [])
+    assert scan(tmp_path / "a.bin", 3).tokens == TokenRange(0, 0, 0, [])
 
 
 def test_an_error_in_one_piece_ends_the_file_and_leaves_no_thread_in_it(
@@ -91,7 +93,7 @@ def test_an_error_in_one_piece_ends_the_file_and_leaves_no_thread_in_it(
     monkeypatch.setattr(os, "pread", pread)
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(DataError, match="Input/output error"):
-        read(tmp_path / "a.bin", 4)
+        scan(tmp_path / "a.bin", 4)
     assert len(begun) < 20
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("verify")]

@@ -1,4 +1,6 @@
-"""Llama 3's tokenizer from either file: ids equal to those of Meta's own code, and text is never more than text."""
+"""Llama 3's tokenizer from either file: the ids of Meta's own code, and text never becomes a special token."""
+
+from __future__ import annotations
 
 import base64
 import subprocess
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_models.llama3.tokenizer import Tokenizer as Theirs
 
-from data_scripts.tokenization.tokenizer import Tokenizer, fingerprint, load_tokenizer
+from data_scripts.tokenization.tokenizer import Tokenizer, load_tokenizer, tokenizer_id
 from gptoss20b.data.files import DataError
 from tests.support.llama3_files import model_file, write_json
 from tests.support.paths import ROOT
@@ -77,21 +79,21 @@ def test_any_text_comes_back(theirs: Theirs, model: Tokenizer, json: Tokenizer, 
 
 def test_vocabularies_and_end_of_document(theirs: Theirs, model: Tokenizer, json: Tokenizer) -> None:
     for tokenizer in (model, json):
-        assert (tokenizer.vocabulary, tokenizer.end_of_document) == (theirs.n_words, theirs.eos_id) == (128256, 128001)
+        assert (tokenizer.vocab_size, tokenizer.eod_token) == (theirs.n_words, theirs.eos_id) == (128256, 128001)
         assert tokenizer.decode([128001, 64, 128000]) == "<|end_of_text|>a<|begin_of_text|>"
         assert tokenizer.encode("<|end_of_text|>").max() < 128000
     sample = load_tokenizer(Path("bytes"))
-    assert (sample.vocabulary, sample.end_of_document) == (256, None)
+    assert (sample.vocab_size, sample.eod_token) == (256, None)
 
 
 def test_decoding_is_for_any_id_of_the_vocabulary_and_no_other(model: Tokenizer, json: Tokenizer) -> None:
     for tokenizer in (model, json, load_tokenizer(Path("bytes"))):
-        assert tokenizer.decode(np.arange(tokenizer.vocabulary))
-        for wrong in (-1, tokenizer.vocabulary):
-            with pytest.raises(ValueError, match=f"got {wrong} at 1; expected 0 to {tokenizer.vocabulary - 1}"):
+        assert tokenizer.decode(np.arange(tokenizer.vocab_size))
+        for wrong in (-1, tokenizer.vocab_size):
+            with pytest.raises(ValueError, match=f"got {wrong} at 1; expected 0 to {tokenizer.vocab_size - 1}"):
                 tokenizer.decode([0, wrong])
         # the first of the two bytes of a character
-        cut = tokenizer.encode("é" if tokenizer.vocabulary == 256 else "\U0010ffff")[:1]
+        cut = tokenizer.encode("é" if tokenizer.vocab_size == 256 else "\U0010ffff")[:1]
         assert tokenizer.decode(cut) == "\ufffd"
 
 
@@ -140,24 +142,24 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, name: str, content: object, wo
     with pytest.raises(DataError) as caught:
         load_tokenizer(path)
     message = str(caught.value)
-    for word in [f"{path}: got ", "expected", "To fix: give Llama 3's tokenizer.model", *words]:
+    for word in [f"{path}: got ", "expected", "To fix: ", *words]:
         assert word in message
     assert "\n" not in message
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    for load in (load_tokenizer, fingerprint):
+    for load in (load_tokenizer, tokenizer_id):
         with pytest.raises(DataError, match=r"nowhere\.model: got no such file; expected a tokenizer file"):
             load(tmp_path / "nowhere.model")
         with pytest.raises(DataError, match="got a folder"):
             load(tmp_path)
 
 
-def test_fingerprints_tell_tokenizers_apart(tmp_path: Path) -> None:
+def test_tokenizer_ids_tell_tokenizers_apart(tmp_path: Path) -> None:
     # sha256sum's own answer for the file that llama-models ships
     told = subprocess.run(["sha256sum", model_file()], capture_output=True, text=True, check=True).stdout
-    assert fingerprint(model_file()) == told.split()[0]
-    assert fingerprint(Path("bytes")) == "bytes"
+    assert tokenizer_id(model_file()) == told.split()[0]
+    assert tokenizer_id(Path("bytes")) == "bytes"
 
 
 def test_loading_needs_neither_torch_nor_the_network() -> None:

@@ -1,4 +1,6 @@
-"""The command: what passes, reports, progress, exit statuses, the script."""
+"""The command `verify`: what passes, the report, exit statuses, progress, signals."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -16,153 +18,148 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from typer.testing import Result
 
 from data_scripts import progress
-from data_scripts.checking.report import write_report
+from data_scripts.dataset_writer import write_dataset
 from data_scripts.make_sample_data import collect_documents, make
 from gptoss20b.config.resolve import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from gptoss20b.dataloader import DataShard, build_dataloader
 from gptoss20b.mlperf_log import RunClock
+from tests.support.data_commands import run_data_command
 from tests.support.paths import ROOT
 from tests.support.small_sets import (
     FILES,
     HEADER,
     LIST,
     OPTIONS,
-    WRITERS,
-    cut,
+    TRAIN_BIN,
+    TRAIN_IDX,
+    VALIDATION_BIN,
+    VALIDATION_IDX,
     exchange,
     flip,
     put,
-    tables_at,
-    write_by_us,
+    read_report,
+    shorten,
+    table_offsets,
+    verify_set,
     write_set,
 )
-from tests.support.verify_runs import app, report, verify
 
-SCRIPT = ROOT / "data_scripts" / "verify_dataset.sh"
-TRAIN_BIN, TRAIN_IDX, VALIDATION_BIN, VALIDATION_IDX = FILES
+# --- what passes
 
 
-@pytest.fixture(params=sorted(WRITERS))
-def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    write_set(tmp_path / "set", WRITERS[request.param])
-    return tmp_path / "set"
-
-
-@pytest.fixture
-def ours(tmp_path: Path) -> Path:
-    write_set(tmp_path / "set")
-    return tmp_path / "set"
-
-
-# --- what is right passes
-
-
-def test_a_good_set_passes_and_its_hash_is_a_runs(folder: Path) -> None:
-    done = verify(folder)
+def test_a_good_set_passes_with_the_hash_of_a_run(folder: Path) -> None:
+    done = verify_set(folder)
     assert done.exit_code == 0, done.output
     config = resolve(
         {"DATADIR": str(folder), "SEQUENCE_LENGTH": "16", "EVAL_SAMPLES": "3", "SUBMISSION_DIVISION": "open"}
     )
     clock = RunClock.__new__(RunClock)
-    feed = build_dataloader(clock, config, DataShard(0, 1, 1), torch.device("cpu"), seed=1)
-    expected = feed.eval_tokens_sha256()
-    feed.close()
+    dataloader = build_dataloader(clock, config, DataShard(0, 1, 1), torch.device("cpu"), seed=1)
+    expected = dataloader.eval_tokens_sha256()
+    dataloader.close()
     assert f"eval_tokens_sha256 of the first 3 sequences: {expected}" in done.stdout
-    assert report(folder)["eval_tokens_sha256"] == expected
-    assert "PASS" in verify(folder, "--quick").stdout
-    assert expected in verify(folder, "--quick").stdout
+    assert read_report(folder)["eval_tokens_sha256"] == expected
+    assert "PASS" in verify_set(folder, "--quick").stdout
+    assert expected in verify_set(folder, "--quick").stdout
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
     make(folder, collect_documents())
     return folder
 
 
-def test_sample_data_passes_as_it_is_and_by_its_manifest_alone(sample: Path, tmp_path: Path) -> None:
-    shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
+@pytest.fixture
+def sample(made_sample: Path, tmp_path: Path) -> Path:
+    """Copy the sample data, to be damaged."""
+    return Path(shutil.copytree(made_sample, tmp_path / "sample"))
+
+
+def verify_sample(folder: Path, *options: str) -> Result:
+    """Run the command without the options of a small set."""
+    return run_data_command("verify", folder, *options)
+
+
+def test_sample_data_is_checked_against_its_manifest(sample: Path) -> None:
     for options in ([], ["--quick"], ["--no-md5"]):
-        done = CliRunner().invoke(app, [str(tmp_path), *options])
+        done = verify_sample(sample, *options)
         assert done.exit_code == 0, done.output
-    done = CliRunner().invoke(app, [str(tmp_path), "--vocab-size", "100", "--sequences", "999", "--no-md5"])
+    done = verify_sample(sample, "--vocab-size", "100", "--sequences", "999", "--no-md5")
     assert done.exit_code == 1
     assert "expected 0 to 99" in done.stdout
     assert "expected at least 999 for validation" in done.stdout
 
-    flip(tmp_path / TRAIN_BIN, 0, 1)
-    done = CliRunner().invoke(app, [str(tmp_path)])
-    assert re.search(rf"{TRAIN_BIN}: got SHA256 [0-9a-f]{{64}}; expected [0-9a-f]{{64}}, as sample.json", done.stdout)
+    flip(sample / TRAIN_BIN, 0, 1)
+    done = verify_sample(sample)
+    assert re.search(rf"{TRAIN_BIN}: got SHA256 [0-9a-f]{{64}}; expected [0-9a-f]{{64}}.* sample.json", done.stdout)
     assert "make_sample_data DIR --force" in done.stdout
     assert done.stdout.count("; expected") == 1
-    cut(tmp_path / VALIDATION_BIN, 4)
-    done = CliRunner().invoke(app, [str(tmp_path), "--quick"])
-    assert f"{VALIDATION_BIN}: got {(tmp_path / VALIDATION_BIN).stat().st_size} bytes; expected " in done.stdout
-    assert "as sample.json has it" in done.stdout
+    shorten(sample / VALIDATION_BIN, 4)
+    done = verify_sample(sample, "--quick")
+    assert f"{VALIDATION_BIN}: got {(sample / VALIDATION_BIN).stat().st_size} bytes; expected " in done.stdout
+    assert "sample.json" in done.stdout
 
 
-def test_sample_sets_that_are_swapped_are_one_finding(sample: Path, tmp_path: Path) -> None:
-    shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
-    exchange(tmp_path, ".bin", ".idx")
+def test_sample_sets_that_are_swapped_are_one_finding(sample: Path) -> None:
+    exchange(sample, ".bin", ".idx")
     for options in ([], ["--quick"]):
-        done = CliRunner().invoke(app, [str(tmp_path), *options])
+        done = verify_sample(sample, *options)
         assert done.stdout.count("; expected") == 1
         assert "two sets swapped" in done.stdout
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"vocab_size": 256}', '{"vocab_size": 1, "splits": {}, "files": {}}'])
-def test_a_manifest_that_does_not_say_what_to_expect_is_told_in_one_line(ours: Path, text: str) -> None:
-    (ours / "sample.json").write_text(text)
-    done = verify(ours)
-    assert done.exit_code == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {ours}/sample.json: got ")
-    assert "; expected " in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
 @pytest.mark.parametrize("prefix", [TRAIN_PREFIX, VALIDATION_PREFIX])
-def test_a_manifest_with_another_number_of_documents_is_a_finding(sample: Path, tmp_path: Path, prefix: str) -> None:
-    shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
-    manifest = json.loads((tmp_path / "sample.json").read_text())
+def test_a_manifest_with_another_number_of_documents_is_a_finding(sample: Path, prefix: str) -> None:
+    manifest = json.loads((sample / "sample.json").read_text())
     manifest["splits"][prefix]["documents"] += 1
-    (tmp_path / "sample.json").write_text(json.dumps(manifest))
-    done = CliRunner().invoke(app, [str(tmp_path), "--quick"])
+    (sample / "sample.json").write_text(json.dumps(manifest))
+    done = verify_sample(sample, "--quick")
     assert done.exit_code == 1
     count = manifest["splits"][prefix]["documents"]
     assert f"{prefix}.idx: got {count - 1:,} documents; expected {count:,}" in done.stdout
     assert done.stdout.count("; expected") == 1
 
 
-@pytest.mark.parametrize("splits", [[TRAIN_PREFIX], [TRAIN_PREFIX, VALIDATION_PREFIX, "other"]])
-def test_a_manifest_with_other_splits_is_refused(sample: Path, tmp_path: Path, splits: list[str]) -> None:
-    manifest = json.loads((sample / "sample.json").read_text())
-    manifest["splits"] = {prefix: {"documents": 1} for prefix in splits}
-    (tmp_path / "sample.json").write_text(json.dumps(manifest))
-    done = CliRunner().invoke(app, [str(tmp_path)])
-    assert (done.exit_code, done.stdout) == (1, "")
-    assert "expected the four files and two splits of a data set" in done.stderr
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "{",
+        "[]",
+        '{"vocab_size": 256}',
+        '{"vocab_size": 1, "splits": {}, "files": {}}',
+        [TRAIN_PREFIX],
+        [TRAIN_PREFIX, VALIDATION_PREFIX, "other"],
+    ],
+)
+def test_a_malformed_manifest_is_one_line(sample: Path, manifest: str | list[str]) -> None:
+    path = sample / "sample.json"
+    if isinstance(manifest, list):
+        splits = {prefix: {"documents": 1} for prefix in manifest}
+        manifest = json.dumps({**json.loads(path.read_text()), "splits": splits})
+    path.write_text(manifest)
+    done = verify_sample(sample)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith(f"error: {path}: got ") and "; expected " in done.stderr
 
 
 def test_empty_documents_are_counted_and_no_error(tmp_path: Path) -> None:
     empty = np.zeros(0, np.int64)
-    contents = [empty, np.arange(60), empty, empty, np.arange(9)]
-    write_by_us(tmp_path / VALIDATION_PREFIX, [*contents, empty, empty])
-    write_by_us(tmp_path / TRAIN_PREFIX, [np.arange(100)])
-    done = verify(tmp_path, "--no-md5")
+    write_dataset(tmp_path / VALIDATION_PREFIX, [empty, np.arange(60), empty, empty, np.arange(9), empty, empty])
+    write_dataset(tmp_path / TRAIN_PREFIX, [np.arange(100)])
+    done = verify_set(tmp_path, "--no-md5")
     assert done.exit_code == 0, done.output
     assert re.search(r"of them empty +5\n", done.stdout)
-    facts = report(tmp_path)["pairs"]
-    assert facts[VALIDATION_PREFIX]["empty_sequences"] == 5
-    assert facts[VALIDATION_PREFIX]["empty_documents"] == 0
-    put(tmp_path / VALIDATION_IDX, tables_at(7)[2] + 8 * 3, "<q", 2)
-    assert verify(tmp_path, "--no-md5").exit_code == 0
-    facts = report(tmp_path)["pairs"]
-    assert facts[VALIDATION_PREFIX]["empty_documents"] == 1
+    facts = read_report(tmp_path)["pairs"][VALIDATION_PREFIX]
+    assert (facts["empty_sequences"], facts["empty_documents"]) == (5, 0)
+    put(tmp_path / VALIDATION_IDX, table_offsets(7)[2] + 8 * 3, "<q", 2)
+    assert verify_set(tmp_path, "--no-md5").exit_code == 0
+    assert read_report(tmp_path)["pairs"][VALIDATION_PREFIX]["empty_documents"] == 1
 
 
 # --- the report
@@ -170,19 +167,17 @@ def test_empty_documents_are_counted_and_no_error(tmp_path: Path) -> None:
 
 def test_the_report_has_exactly_this_and_nothing_of_the_machine(tmp_path: Path) -> None:
     for name in ("here", "there"):
-        contents = write_set(tmp_path / name, WRITERS["megatron" if name == "here" else "ours"])
-        assert verify(tmp_path / name).exit_code == 0
+        contents = write_set(tmp_path / name)
+        assert verify_set(tmp_path / name).exit_code == 0
     text = (tmp_path / "here" / "verified.json").read_text()
     assert text == (tmp_path / "there" / "verified.json").read_text(), "two sites can compare them byte for byte"
     assert str(tmp_path) not in text
-    found = json.loads(text)
-    versions = found.pop("versions")
-    assert sorted(versions) == ["gptoss20b", "numpy", "python"]
+    report = json.loads(text)
+    assert sorted(report.pop("versions")) == ["gptoss20b", "numpy", "python"]
     md5 = {line.split()[1].removeprefix("./"): line.split()[0] for line in (tmp_path / "here" / LIST).open()}
     tokens = {prefix: np.concatenate(made) for prefix, made in contents.items()}
-    digest = found.pop("eval_tokens_sha256")
-    assert re.fullmatch("[0-9a-f]{64}", digest)
-    assert found == {
+    assert re.fullmatch("[0-9a-f]{64}", report.pop("eval_tokens_sha256"))
+    assert report == {
         "kind": "data verification",
         "format": 1,
         "verdict": "pass",
@@ -214,13 +209,12 @@ def test_the_report_has_exactly_this_and_nothing_of_the_machine(tmp_path: Path) 
     }
 
 
-def test_a_failing_report_names_files_only(ours: Path) -> None:
-    flip(ours / TRAIN_BIN, 3, 0x40)
-    (ours / VALIDATION_IDX).unlink()
-    verify(ours)
-    text = (ours / "verified.json").read_text()
-    assert str(ours) not in text
-    saved = json.loads(text)
+def test_a_failing_report_names_files_only(folder: Path) -> None:
+    flip(folder / TRAIN_BIN, 3, 0x40)
+    (folder / VALIDATION_IDX).unlink()
+    verify_set(folder)
+    assert str(folder) not in (folder / "verified.json").read_text()
+    saved = read_report(folder)
     assert saved["verdict"] == "fail"
     assert [finding["file"] for finding in saved["findings"]] == [VALIDATION_IDX, TRAIN_BIN, TRAIN_BIN]
     assert all(sorted(finding) == ["file", "message"] for finding in saved["findings"])
@@ -229,53 +223,50 @@ def test_a_failing_report_names_files_only(ours: Path) -> None:
     assert saved["not_checked"]["structure"] == [VALIDATION_BIN, VALIDATION_IDX]
 
 
-def test_a_quick_report_says_what_was_not_checked(ours: Path) -> None:
-    assert verify(ours, "--quick").exit_code == 0
-    saved = report(ours)
+def test_a_quick_report_lists_what_was_not_checked(folder: Path) -> None:
+    assert verify_set(folder, "--quick").exit_code == 0
+    saved = read_report(folder)
     assert saved["quick"] is True
     assert saved["checked"] == {"structure": FILES, "checksums": [], "tokens": []}
     assert saved["not_checked"] == {"structure": [], "checksums": FILES, "tokens": [TRAIN_BIN, VALIDATION_BIN]}
     assert saved["pairs"][TRAIN_PREFIX]["token_max"] is None
-    assert saved["files"][TRAIN_BIN] == {"bytes": (ours / TRAIN_BIN).stat().st_size}
+    assert saved["files"][TRAIN_BIN] == {"bytes": (folder / TRAIN_BIN).stat().st_size}
 
 
-def test_a_quick_pass_does_not_replace_the_report_of_a_full_verification(ours: Path, tmp_path: Path) -> None:
-    verify(ours)
-    full = (ours / "verified.json").read_text()
-    done = verify(ours, "--quick")
+@pytest.mark.parametrize("less", ["--no-md5", "--quick"])
+def test_a_lesser_pass_does_not_replace_the_report_of_a_full_one(folder: Path, tmp_path: Path, less: str) -> None:
+    verify_set(folder)
+    full = (folder / "verified.json").read_bytes()
+    done = verify_set(folder, less)
     assert done.exit_code == 0
-    assert (ours / "verified.json").read_text() == full
-    assert "not written: it holds the report of a full verification" in done.stderr
-    verify(ours, "--quick", "--report", str(tmp_path / "quick.json"))
-    assert json.loads((tmp_path / "quick.json").read_text())["quick"] is True
-    cut(ours / TRAIN_BIN, 4)
-    assert verify(ours, "--quick").exit_code == 1
-    assert report(ours)["verdict"] == "fail", "an old pass must not stay"
+    assert "verified.json: not written" in done.stderr and "--report" in done.stderr
+    assert (folder / "verified.json").read_bytes() == full
+    verify_set(folder, less, "--report", str(tmp_path / "less.json"))
+    assert json.loads((tmp_path / "less.json").read_text())["quick"] is (less == "--quick")
+    shorten(folder / TRAIN_BIN, 4)
+    assert verify_set(folder, less).exit_code == 1
+    assert read_report(folder)["verdict"] == "fail", "an old pass must not stay"
 
 
-@pytest.mark.parametrize("before", ["", "mine", "{}", '{"kind": "data verification"}', '["\\ud800"]'])
-def test_what_lies_there_changes_no_outcome_and_another_file_is_kept(ours: Path, before: str) -> None:
-    (ours / "verified.json").write_text(before)
-    done = verify(ours)
+@pytest.mark.parametrize(
+    "before",
+    ["", "mine", '"text"', "{}", "[" * 200_000, '["\\ud800"]', '{"kind": "data verification"}'],
+    ids=["empty", "text", "string", "object", "deep", "surrogate", "report"],
+)
+def test_a_file_that_is_no_report_stays_and_changes_no_verdict(folder: Path, before: str) -> None:
+    (folder / "verified.json").write_text(before)
+    done = verify_set(folder)
     assert done.exit_code == 0
     kept = "kind" not in before
-    assert ((ours / "verified.json").read_text() == before) == kept
-    assert ("not written: another file has this name" in done.stderr) == kept
-    assert "PASS" in verify(ours).stdout
-    assert not list(ours.glob(".*")), "no temporary file stays"
+    assert ((folder / "verified.json").read_text() == before) == kept
+    assert ("verified.json: not written" in done.stderr) == kept
+    assert not list(folder.glob(".*")), "no temporary file stays"
 
 
-def test_a_report_that_cannot_take_its_name_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "verified.json").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_report(tmp_path / "verified.json", {})
-    assert [path.name for path in tmp_path.iterdir()] == ["verified.json"]
-
-
-def test_a_folder_that_cannot_be_written_is_said_in_one_line(ours: Path) -> None:
+def test_a_read_only_folder_is_reported_in_one_line(folder: Path) -> None:
     script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
-    command = [sys.executable, "-m", "data_scripts.verify", str(ours), *OPTIONS]
-    isolated = ["unshare", "--mount", "bash", "-c", script, "bash", str(ours)]
+    command = [sys.executable, "-m", "data_scripts.verify", str(folder), *OPTIONS]
+    isolated = ["unshare", "--mount", "bash", "-c", script, "bash", str(folder)]
     if (
         shutil.which("unshare") is None
         or subprocess.run([*isolated, "true"], check=False, capture_output=True).returncode
@@ -283,45 +274,57 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(ours: Path) -> None
         pytest.skip("needs the right to mount a folder read-only")
     done = subprocess.run([*isolated, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == [
-        f"{ours}/verified.json: not written: Read-only file system. To keep the report, pass --report FILE."
-    ]
-    assert sorted(path.name for path in ours.iterdir()) == sorted([*FILES, LIST])
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{folder}/verified.json: not written: Read-only file system")
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, LIST])
+
+
+@pytest.mark.parametrize(
+    ("redirection", "statuses", "error"),
+    [
+        # The reader may be gone before the first line, or after the last.
+        ("| true; exit ${PIPESTATUS[0]}", {0, 141}, ""),
+        ("> /dev/full", {1}, "error: No space left on device\n"),
+        (">&-", {0}, ""),
+    ],
+    ids=["reader gone", "full", "closed"],
+)
+def test_the_report_is_saved_whatever_becomes_of_the_output(
+    folder: Path, redirection: str, statuses: set[int], error: str
+) -> None:
+    words = [sys.executable, "-m", "data_scripts.verify", str(folder), *OPTIONS]
+    script = ["bash", "-c", f'"$@" {redirection}', "bash", *words]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in statuses and done.stderr == error
+    assert read_report(folder)["verdict"] == "pass"
 
 
 # --- usage, progress, signals
 
 
 @pytest.mark.parametrize(
-    ("place", "words"),
-    [
-        ("sample.json", "is not sample.json"),
-        ("set.md5", "ends in .json"),
-        ("nowhere/report.json", "cannot be written"),
-        ("mine.json", "is no report of this command"),
-    ],
+    "path", ["sample.json", "set.md5", "nowhere/report.json", "mine.json", "/proc/report.json"], ids=str
 )
-def test_a_report_where_it_would_do_harm_is_refused_before_anything_is_read(ours: Path, place: str, words: str) -> None:
-    (ours / "mine.json").write_text("{}")
-    done = verify(ours, "--report", str(ours / place))
-    assert done.exit_code == 2
-    assert words in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
-    assert done.stdout == ""
-    assert (ours / "mine.json").read_text() == "{}"
+def test_a_report_path_that_cannot_be_used_is_refused_before_anything_is_read(folder: Path, path: str) -> None:
+    (folder / "mine.json").write_text("{}")
+    done = verify_set(folder, "--report", str(folder / path))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--report" in done.stderr
+    assert (folder / "mine.json").read_text() == "{}"
 
 
-def test_wrong_use(ours: Path) -> None:
+def test_wrong_use(folder: Path) -> None:
     for options in (["--threads", "0"], ["--vocab-size", "0"], ["--sequences", "0"], ["--sequence-length", "0"]):
-        assert verify(ours, *options).exit_code == 2
-    done = verify(ours / "nowhere")
+        assert verify_set(folder, *options).exit_code == 2
+    done = verify_set(folder / "nowhere")
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: {ours}/nowhere: got no folder; expected one with the data set. To fix: ")
+    assert done.stderr.startswith(f"error: {folder}/nowhere: got no folder")
 
 
-def test_plain_progress_lines_go_to_stderr(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verify(ours).stderr == "", "nothing in the first ten seconds"
+def test_without_a_terminal_progress_is_lines_on_stderr(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verify_set(folder).stderr == "", "nothing in the first ten seconds"
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    lines = verify(ours).stderr.splitlines()
+    lines = verify_set(folder).stderr.splitlines()
     # two parts of each index, then each file
     assert len(lines) == 8
     size = r"[\d.,]+ (?:bytes|[kMG]B)"
@@ -330,11 +333,12 @@ def test_plain_progress_lines_go_to_stderr(ours: Path, monkeypatch: pytest.Monke
 
 
 def read_terminal(terminal: FileIO, wanted: bytes | None, seconds: float) -> bytes:
-    """What is shown until `wanted` (a pattern; None: the other end closes) is there, which fails after `seconds`."""
+    """Read until `wanted` (a pattern; None: the other end closes) is there; fail after `seconds`."""
     shown, end = b"", time.monotonic() + seconds
     while wanted is None or not re.search(wanted, shown):
-        left = end - time.monotonic()
-        assert left > 0 and select.select([terminal], [], [], left)[0], f"not in {seconds} s: {shown[-1000:]!r}"
+        remaining = end - time.monotonic()
+        readable = remaining > 0 and select.select([terminal], [], [], remaining)[0]
+        assert readable, f"not in {seconds} s: {shown[-1000:]!r}"
         try:
             shown += terminal.read(1 << 16)
         except OSError:
@@ -347,11 +351,11 @@ def read_terminal(terminal: FileIO, wanted: bytes | None, seconds: float) -> byt
 def test_a_signal_ends_it_promptly_while_a_terminal_shows_rate_and_time(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    write_by_us(tmp_path / VALIDATION_PREFIX, [np.arange(100)])
+    write_dataset(tmp_path / VALIDATION_PREFIX, [np.arange(100)])
     count = 10_000
     lengths = np.full(count, 500_000)
     index = tmp_path / TRAIN_IDX
-    write_by_us(tmp_path / TRAIN_PREFIX, [np.zeros(1, np.int64)] * count)
+    write_dataset(tmp_path / TRAIN_PREFIX, [np.zeros(1, np.int64)] * count)
     pointers = (np.cumsum(lengths) - lengths) * 4
     data = bytearray(index.read_bytes())
     data[HEADER : HEADER + 12 * count] = lengths.astype("<i4").tobytes() + pointers.astype("<i8").tobytes()
@@ -365,11 +369,10 @@ def test_a_signal_ends_it_promptly_while_a_terminal_shows_rate_and_time(
         "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "runpy.run_module('data_scripts.verify', run_name='__main__')"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), *OPTIONS]
     with (
         FileIO(leader) as terminal,
         subprocess.Popen(
-            command,
+            [sys.executable, "-c", code, str(tmp_path), *OPTIONS],
             cwd=ROOT,
             stderr=follower,
             stdout=subprocess.PIPE,

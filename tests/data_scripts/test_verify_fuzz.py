@@ -1,7 +1,8 @@
-"""Indexes of any content: the verification never fails but by findings, and what passes reads the same everywhere."""
+"""Indexes of any content: the verification fails only by findings, and both readers agree on what passes."""
+
+from __future__ import annotations
 
 import struct
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
+from data_scripts.dataset_writer import write_dataset
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
-from tests.support.small_sets import HEADER, OPTIONS, documents, write_by_megatron, write_by_us
-from tests.support.verify_runs import app
+from tests.support.small_sets import HEADER, open_with_megatron, random_documents, verify_set, write_with_megatron
 
 fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOKENS = 60
@@ -22,20 +22,20 @@ TOKENS = 60
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good set whose validation file holds seven documents of sixty tokens together."""
+    """Write a good set whose validation file holds seven documents of sixty tokens together."""
     folder = tmp_path_factory.mktemp("fuzz")
-    write_by_us(folder / TRAIN_PREFIX, documents(9))
+    write_dataset(folder / TRAIN_PREFIX, random_documents(9))
     tokens = np.arange(TOKENS)
-    write_by_megatron(folder / VALIDATION_PREFIX, np.split(tokens, [3, 9, 20, 21, 40, 55]))
+    write_with_megatron(folder / VALIDATION_PREFIX, np.split(tokens, [3, 9, 20, 21, 40, 55]))
     (folder / "good.idx").write_bytes(Path(f"{folder / VALIDATION_PREFIX}.idx").read_bytes())
     return folder
 
 
-def verify(folder: Path, index: bytes) -> bool:
-    """Whether a set with this index passes; where it does, both readers must read what the tables say."""
+def passes(folder: Path, index: bytes) -> bool:
+    """Verify a set with this index."""
     Path(f"{folder / VALIDATION_PREFIX}.idx").write_bytes(index)
     any_number = ["--validation-documents", "0", "--no-md5", "--vocab-size", "200000"]
-    done = CliRunner().invoke(app, [str(folder), *OPTIONS, *any_number, "--threads", "1"])
+    done = verify_set(folder, *any_number, "--threads", "1")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.output
     assert done.stderr == ""
     assert (done.exit_code, "; expected " in done.stdout, ": PASS" in done.stdout) in [
@@ -45,14 +45,10 @@ def verify(folder: Path, index: bytes) -> bool:
     return done.exit_code == 0
 
 
-def read_by_both(folder: Path) -> None:
-    """Every sequence by Megatron, and the same stretch by the reader of a run."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        from megatron.core.datasets.indexed_dataset import IndexedDataset as MegatronDataset
-
+def check_with_both_readers(folder: Path) -> None:
+    """Read every sequence with Megatron's reader and the same range with ours."""
     prefix = folder / VALIDATION_PREFIX
-    theirs = MegatronDataset(str(prefix))
+    theirs = open_with_megatron(prefix)
     with IndexedDataset.open(prefix) as ours:
         assert ours.sequence_count == len(theirs)
         assert ours.document_count == len(theirs.document_indices) - 1
@@ -64,14 +60,14 @@ def read_by_both(folder: Path) -> None:
             assert ours.read(start, sequence.size).tolist() == sequence.tolist()
             start += sequence.size
         assert start == TOKENS
-    borders = theirs.document_indices.tolist()
-    assert borders == sorted(borders)
-    assert (borders[0], borders[-1]) == (0, len(theirs))
+    boundaries = theirs.document_indices.tolist()
+    assert boundaries == sorted(boundaries)
+    assert (boundaries[0], boundaries[-1]) == (0, len(theirs))
 
 
 def test_the_undamaged_set_passes_and_both_read_it(folder: Path) -> None:
-    assert verify(folder, (folder / "good.idx").read_bytes())
-    read_by_both(folder)
+    assert passes(folder, (folder / "good.idx").read_bytes())
+    check_with_both_readers(folder)
 
 
 @fuzz
@@ -83,35 +79,35 @@ def test_mutations(folder: Path, changes: list[tuple[int, int]], cut: int | None
     index = bytearray((folder / "good.idx").read_bytes())
     for place, value in changes:
         index[place] = value
-    passed = verify(folder, bytes(index[:cut]))
+    passed = passes(folder, bytes(index[:cut]))
     event("passed" if passed else "findings")
     if passed:
-        read_by_both(folder)
+        check_with_both_readers(folder)
 
 
 @st.composite
 def whole_indexes(draw: st.DrawFn) -> bytes:
-    """Indexes of the right size whose tables are nearly right: most pass, others miss by little."""
+    """Draw indexes of the right size whose tables are nearly right."""
     lengths = draw(st.lists(st.integers(0, 25), min_size=1, max_size=8))
     lengths = [*lengths, max(0, TOKENS - sum(lengths))]
     pointers = [4 * sum(lengths[:number]) for number in range(len(lengths))]
-    borders = [0, *sorted(draw(st.lists(st.integers(0, len(lengths)), max_size=8))), len(lengths)]
+    boundaries = [0, *sorted(draw(st.lists(st.integers(0, len(lengths)), max_size=8))), len(lengths)]
     if draw(st.booleans()):
-        table = draw(st.sampled_from([lengths, pointers, borders]))
+        table = draw(st.sampled_from([lengths, pointers, boundaries]))
         place = draw(st.integers(0, len(table) - 1))
         table[place] += draw(st.integers(-5, 5))
     count = len(lengths)
-    head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 4, count, len(borders))
-    return head + struct.pack(f"<{count}i{count}q{len(borders)}q", *lengths, *pointers, *borders)
+    head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 4, count, len(boundaries))
+    return head + struct.pack(f"<{count}i{count}q{len(boundaries)}q", *lengths, *pointers, *boundaries)
 
 
 @fuzz
 @given(index=whole_indexes())
 def test_nearly_right_tables(folder: Path, index: bytes) -> None:
-    passed = verify(folder, index)
+    passed = passes(folder, index)
     event("passed" if passed else "findings")
     if passed:
-        read_by_both(folder)
+        check_with_both_readers(folder)
 
 
 @settings(fuzz, max_examples=150)
@@ -121,17 +117,17 @@ def test_nearly_right_tables(folder: Path, index: bytes) -> None:
     counts=st.tuples(st.integers(0, 8), st.integers(0, 9)),
 )
 def test_arbitrary_tables(folder: Path, tables: bytes, code: int, counts: tuple[int, int]) -> None:
-    sequences, borders = counts
-    size = 12 * sequences + 8 * borders
+    sequences, boundaries = counts
+    size = 12 * sequences + 8 * boundaries
     body = tables.ljust(size, b"\0")[:size]
-    if verify(folder, b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, sequences, borders) + body):
-        read_by_both(folder)
+    if passes(folder, b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, sequences, boundaries) + body):
+        check_with_both_readers(folder)
 
 
 @settings(fuzz, max_examples=100)
 @given(index=st.binary(max_size=200))
 def test_arbitrary_bytes(folder: Path, index: bytes) -> None:
-    assert not verify(folder, index)
+    assert not passes(folder, index)
 
 
 def single_changes(size: int) -> Iterator[tuple[int, int]]:
@@ -146,9 +142,9 @@ def test_every_byte_of_the_tables_flipped_is_found_or_harmless(folder: Path) -> 
     for place, mask in single_changes(len(good)):
         index = bytearray(good)
         index[place] ^= mask
-        if verify(folder, bytes(index)):
+        if passes(folder, bytes(index)):
             passed.append((place - HEADER - 12 * 7) / 8)
-            read_by_both(folder)
-    # Only a border may be moved by one and still tell of a possible set.
+            check_with_both_readers(folder)
+    # Only a boundary may move by one and still describe a possible set.
     assert passed
-    assert all(border > 0 and border == int(border) for border in passed)
+    assert all(boundary > 0 and boundary == int(boundary) for boundary in passed)

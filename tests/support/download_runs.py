@@ -1,8 +1,11 @@
-"""Running the download command in a process of its own against a server of the tests."""
+"""Run the download command, in this or another process, against the tests' server."""
+
+from __future__ import annotations
 
 import hashlib
 import os
 import random
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,33 +15,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from data_scripts import download, progress
+from data_scripts import progress
 from data_scripts.c4 import PREFIXES
-from data_scripts.fetching import parts, transfer
-from tests.support.faulty_server import LIST, NAME, FaultyServer
+from data_scripts.fetching import partial_file, transfer
+from tests.support.data_commands import run_data_command
+from tests.support.faulty_server import BASE, LIST, NAME, FaultyServer, Hold
 from tests.support.paths import ROOT
 
 SEGMENT = 1 << 16
 TRAIN, VALIDATION = PREFIXES
 BIG = f"{TRAIN}.bin"
-# long enough for a busy machine: nothing waits for it where nothing is wrong
+BIG_PATH = f"{BASE}/{BIG}"
+# seconds; long enough for a busy machine, and never reached where nothing is wrong
 LIMIT = 60
-# the real command with segments that suit files of a few hundred KiB
+# the real command with segments that fit files of a few hundred KiB
 _DRIVER = """
 import sys, typer
 from data_scripts import download, progress
-from data_scripts.fetching import parts, transfer
-parts.SEGMENT = int(sys.argv.pop(1))
-progress.INTERVAL, transfer._NOTING = float(sys.argv.pop(1)), float(sys.argv.pop(1))
+from data_scripts.fetching import partial_file, transfer
+partial_file.SEGMENT = int(sys.argv.pop(1))
+progress.INTERVAL, transfer._SAVE_INTERVAL = float(sys.argv.pop(1)), float(sys.argv.pop(1))
 typer.run(download.main)
 """
 
 
-def small_set() -> dict[str, bytes]:
-    """The published names; the largest file has five segments and a half, the others are shorter than one."""
+def _remote_files() -> dict[str, bytes]:
+    """Make files of the published names: the largest has five segments and a half, the others less than one."""
     numbers = random.Random(4)
     sizes = {
         "LICENSE.txt": 700,
@@ -49,6 +52,9 @@ def small_set() -> dict[str, bytes]:
         f"{VALIDATION}.idx": 1_000,
     }
     return {name: numbers.randbytes(size) for name, size in sizes.items()}
+
+
+REMOTE_FILES = _remote_files()
 
 
 class Ended(NamedTuple):
@@ -64,13 +70,13 @@ class Runs:
     server: FaultyServer
     directory: Path
     interval: float = 1000.0
-    noting: float = 1000.0
+    save_interval: float = 1000.0
 
     def arguments(self, *options: str) -> list[str]:
         return [str(self.directory), "--source", self.server.source, "--retry-wait", "0.01", *options]
 
     def command(self, *options: str) -> list[str]:
-        driver = [sys.executable, "-c", _DRIVER, str(SEGMENT), str(self.interval), str(self.noting)]
+        driver = [sys.executable, "-c", _DRIVER, str(SEGMENT), str(self.interval), str(self.save_interval)]
         return [*driver, *self.arguments(*options)]
 
     def environment(self) -> dict[str, str]:
@@ -78,8 +84,8 @@ class Runs:
         return {**kept, "REQUESTS_CA_BUNDLE": str(self.server.authority_file)}
 
     @contextmanager
-    def started(self, *options: str) -> Iterator["subprocess.Popen[str]"]:
-        """A running download; it is killed if it still runs at the end."""
+    def started(self, *options: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a download; kill it if it still runs at the end."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(self.command(*options), cwd=ROOT, env=self.environment(), text=True, **pipes) as process:
             try:
@@ -87,44 +93,59 @@ class Runs:
             finally:
                 process.kill()
 
+    @contextmanager
+    def paused(
+        self, *options: str, after: int = 10, path: str = BIG_PATH
+    ) -> Iterator[tuple[subprocess.Popen[str], Hold]]:
+        """Start a download whose next request for a file pauses after some bytes of the body."""
+        hold = Hold(after)
+        self.server.fault(path, hold)
+        with self.started(*options) as process:
+            assert hold.reached.wait(LIMIT)
+            yield process, hold
+
+    def forget(self) -> None:
+        """Forget the faults, the requests and the bytes sent so far."""
+        self.server.faults.clear()
+        self.server.requests.clear()
+        self.server.sent.clear()
+
     def run(self, *options: str) -> Ended:
         with self.started(*options) as process:
             return ended(process)
 
     def call(self, *options: str) -> Ended:
-        """The same in this process, which takes a fifth of the time: for what does not depend on the process."""
-        app = typer.Typer()
-        app.command()(download.main)
+        """Run in this process, which takes a fifth of the time."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(parts, "SEGMENT", SEGMENT)
+            patch.setattr(partial_file, "SEGMENT", SEGMENT)
             patch.setattr(progress, "INTERVAL", self.interval)
-            patch.setattr(transfer, "_NOTING", self.noting)
+            patch.setattr(transfer, "_SAVE_INTERVAL", self.save_interval)
             for name in set(os.environ) - set(self.environment()):
                 patch.delenv(name)
             patch.setenv("REQUESTS_CA_BUNDLE", str(self.server.authority_file))
-            done = CliRunner().invoke(app, self.arguments(*options))
+            done = run_data_command("download", *self.arguments(*options))
         return Ended(done.exit_code, done.stdout, done.stderr)
 
     def held(self) -> dict[str, bytes]:
-        """All files below the folder that are under a final name, but the list."""
+        """All files with a final name, but the list."""
         found = [path for path in self.directory.rglob("*") if path.is_file()]
         relative = {path.relative_to(self.directory): path for path in found}
         names = {name: path for name, path in relative.items() if name.parts[0] != ".download"}
         return {str(name): path.read_bytes() for name, path in names.items() if name.name != f"{NAME}.md5"}
 
     def assert_done(self, done: Ended, files: dict[str, bytes]) -> None:
-        """Everything is there, nothing else is left, and it was said."""
+        """Check that everything is there, that nothing else is left, and what was printed."""
         assert done.status == 0, done
         assert self.held() == files
         assert (self.directory / f"{NAME}.md5").read_bytes() == self.server.files[LIST]
         assert not (self.directory / ".download").exists()
         lines = done.out.splitlines()
-        assert lines[-1] == f"next: data_scripts/verify_dataset.sh {self.directory}"
+        assert lines[-1].endswith(f"verify_dataset.sh {shlex.quote(str(self.directory))}")
         assert lines[-2].startswith(f"{self.directory}: {len(files)} files verified, ")
         assert len(lines) == 2
 
     def assert_failed(self, done: Ended, *words: str, status: int = 1, notes: int = 0) -> None:
-        """One line tells it, after `notes` others, and what has a final name is of the MD5 that is listed."""
+        """Check for one error line, after `notes` others, and that no unverified file has a final name."""
         lines = done.err.splitlines()
         assert (done.status, done.out, len(lines)) == (status, "", notes + 1), done
         assert lines[-1].startswith("error: ")
@@ -139,6 +160,6 @@ class Runs:
             assert f"{hashlib.md5(data).hexdigest()}  ./{name}\n" in listed, name
 
 
-def ended(process: "subprocess.Popen[str]") -> Ended:
+def ended(process: subprocess.Popen[str]) -> Ended:
     out, err = process.communicate(timeout=LIMIT)
     return Ended(process.returncode, out, err)

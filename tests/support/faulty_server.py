@@ -1,4 +1,6 @@
-"""An https server on 127.0.0.1 with the layout of the published set, which can be told to go wrong."""
+"""An https server on 127.0.0.1 with the layout of the published set, and faults to inject."""
+
+from __future__ import annotations
 
 import hashlib
 import ssl
@@ -20,8 +22,8 @@ NAME = "llama-3-1-8b-preprocessed-c4-dataset"
 URI, LIST, BASE = f"/metadata/{NAME}.uri", f"/metadata/{NAME}.md5", "/llama-3-1-8b/c4"
 
 
-class Asked(NamedTuple):
-    """One request: its path, and the first and last byte asked for, if it asked for a part."""
+class Request(NamedTuple):
+    """One request: its path, and the first and last byte of its range, if any."""
 
     path: str
     first: int | None
@@ -39,27 +41,28 @@ class Reply:
     body: bytes = b""
 
 
-Act = Callable[["Handler", Reply], None]
+Action = Callable[["Handler", Reply], None]
+FOREVER = 1_000_000
 
 
 @dataclass
 class Fault:
-    """What happens instead of an answer, `times` times; to probes, or to all other requests."""
+    """An action instead of the answer, `times` times; to probes, or to all other requests."""
 
-    act: Act
+    act: Action
     times: int = 1
     probes: bool = False
 
 
 @dataclass
 class FaultyServer:
-    """The files by path, what was asked for, and how many bytes of them were sent.
+    """Files by path, the requests received, and the bytes sent by path.
 
     Attributes:
         authority: host and port.
         authority_file: the certificate of its authority.
-        ranges: whether parts are sent.
-        tags: the ETag of a path where it is not the content's own.
+        ranges: whether byte ranges are sent.
+        tags: the ETag of a path where it is not derived from the content.
     """
 
     authority: str
@@ -67,7 +70,7 @@ class FaultyServer:
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
     tags: dict[str, str] = field(default_factory=dict)
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -81,27 +84,29 @@ class FaultyServer:
         return f"https://{self.authority}{path}"
 
     def publish(self, files: dict[str, bytes]) -> None:
-        """Lay a set out: the metadata file, the MD5 list and the files."""
+        """Publish a set: the metadata file, the MD5 list and the files."""
         self.files = {f"{BASE}/{path}": data for path, data in files.items()}
         self.files[URI] = f"{self.url(BASE)}\n".encode()
         lines = [f"{hashlib.md5(data).hexdigest()}  ./{path}\n" for path, data in files.items()]
         self.files[LIST] = "".join(lines).encode()
 
-    def fault(self, path: str, act: Act, times: int = 1, probes: bool = False) -> None:
+    def fault(self, path: str, act: Action, times: int = 1, probes: bool = False) -> None:
         self.faults.setdefault(path, []).append(Fault(act, times, probes))
 
-    def take(self, asked: Asked) -> Act | None:
+    def take(self, request: Request) -> Action | None:
         with self.lock:
-            self.asked.append(asked)
-            for fault in self.faults.get(asked.path, []):
-                if fault.times and fault.probes == asked.probe:
+            self.requests.append(request)
+            for fault in self.faults.get(request.path, []):
+                if fault.times and fault.probes == request.probe:
                     fault.times -= 1
                     return fault.act
         return None
 
     def spans(self, path: str) -> list[tuple[int, int]]:
-        """The parts of a file that were asked for, in order, without the probes."""
-        return [(ask.first or 0, ask.last or 0) for ask in self.asked if ask.path == f"{BASE}/{path}" and not ask.probe]
+        """List the byte ranges of a file that were requested, in order, without the probes."""
+        return [
+            (ask.first or 0, ask.last or 0) for ask in self.requests if ask.path == f"{BASE}/{path}" and not ask.probe
+        ]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -110,12 +115,12 @@ class Handler(BaseHTTPRequestHandler):
     faulty: FaultyServer
 
     def do_GET(self) -> None:
-        # a client that goes away in the middle is what half of the tests are about
+        # Half of the tests have a client that disconnects in the middle.
         with suppress(OSError):
             path = unquote(self.path)
-            asked = Asked(path, *self._range())
-            act = self.faulty.take(asked)
-            reply = self._reply(path, asked)
+            request = Request(path, *self._range())
+            act = self.faulty.take(request)
+            reply = self._reply(path, request)
             if act is None:
                 self.answer(reply)
             else:
@@ -137,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
             self.faulty.sent[unquote(self.path)] += len(data)
 
     def abort(self, reset: bool) -> None:
-        """Cut the connection, politely or not."""
+        """Close the connection, with a TCP reset or without."""
         self.close_connection = True
         if reset:
             self.connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
@@ -146,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(SHUT_RDWR)
 
     def log_message(self, *args: object) -> None:
-        """Nothing: the tests' own record is what is looked at."""
+        """Print nothing; tests read `requests`."""
 
     def _range(self) -> tuple[int | None, int | None]:
         value = self.headers.get("Range")
@@ -155,24 +160,24 @@ class Handler(BaseHTTPRequestHandler):
         first, _, last = value.removeprefix("bytes=").partition("-")
         return int(first), int(last)
 
-    def _reply(self, path: str, asked: Asked) -> Reply:
+    def _reply(self, path: str, request: Request) -> Reply:
         data = self.faulty.files.get(path)
         if data is None:
             return Reply(404, {}, b"no such thing")
         known = self.faulty.tags.get(path)
         tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"' if known is None else known
-        if asked.first is None or asked.last is None or not self.faulty.ranges:
+        if request.first is None or request.last is None or not self.faulty.ranges:
             return Reply(200, {"ETag": tag}, data)
-        part = data[asked.first : asked.last + 1]
+        part = data[request.first : request.last + 1]
         if not part:
             return Reply(416, {"Content-Range": f"bytes */{len(data)}"})
-        last = asked.first + len(part) - 1
-        return Reply(206, {"ETag": tag, "Content-Range": f"bytes {asked.first}-{last}/{len(data)}"}, part)
+        last = request.first + len(part) - 1
+        return Reply(206, {"ETag": tag, "Content-Range": f"bytes {request.first}-{last}/{len(data)}"}, part)
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[FaultyServer]:
-    """A running server; the certificate of its authority is put into `folder`."""
+    """Run a server; the certificate of its authority goes into `folder`."""
     authority = trustme.CA()
     certificate = folder / "authority.pem"
     authority.cert_pem.write_to_path(str(certificate))
@@ -180,7 +185,7 @@ def serving(folder: Path) -> Iterator[FaultyServer]:
     authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
     handler = type("Bound", (Handler,), {})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        # the handshake is the handler thread's, not that of the one that accepts
+        # The handler's thread does the handshake, not the one that accepts.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         server.daemon_threads = True
         server.handle_error = lambda request, client: None  # type: ignore[method-assign]
@@ -198,16 +203,21 @@ def serving(folder: Path) -> Iterator[FaultyServer]:
 # --- faults
 
 
-def status(code: int, **headers: str) -> Act:
+def status(code: int, **headers: str) -> Action:
     return lambda handler, reply: handler.answer(Reply(code, {k.replace("_", "-"): v for k, v in headers.items()}))
 
 
-def redirect(location: str) -> Act:
+def redirect(location: str) -> Action:
     return status(302, location=location)
 
 
-def cut(after: int | None, reset: bool = False) -> Act:
-    """The connection ends after some bytes of the body; None is before the answer."""
+def answer(handler: Handler, reply: Reply) -> None:
+    """Send the right answer, to place a fault after it."""
+    handler.answer(reply)
+
+
+def cut(after: int | None, reset: bool = False) -> Action:
+    """Close the connection after some bytes of the body; None: before the answer."""
 
     def act(handler: Handler, reply: Reply) -> None:
         if after is not None:
@@ -219,22 +229,22 @@ def cut(after: int | None, reset: bool = False) -> Act:
 
 
 def flip(handler: Handler, reply: Reply) -> None:
-    """One wrong bit, in the last byte."""
+    """Flip one bit of the last byte."""
     handler.answer(Reply(reply.status, reply.headers, reply.body[:-1] + bytes([reply.body[-1] ^ 1])))
 
 
-def with_headers(**headers: str) -> Act:
+def with_headers(**headers: str) -> Action:
     renamed = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda handler, reply: handler.answer(Reply(reply.status, {**reply.headers, **renamed}, reply.body))
 
 
 def whole(handler: Handler, reply: Reply) -> None:
-    """The whole file, though a part was asked for."""
+    """Send the whole file, though a range was requested."""
     handler.answer(Reply(200, {"ETag": reply.headers["ETag"]}, handler.faulty.files[unquote(handler.path)]))
 
 
-def trickle(pieces: int, pause: float) -> Act:
-    """The body in pieces, with a pause after each."""
+def trickle(pieces: int, pause: float) -> Action:
+    """Send the body in pieces, with a pause after each."""
 
     def act(handler: Handler, reply: Reply) -> None:
         handler.head(reply)
@@ -247,17 +257,17 @@ def trickle(pieces: int, pause: float) -> Act:
 
 
 class Hold:
-    """Stops in the middle of the body, until it is let go on or the server ends."""
+    """Pauses in the middle of the body until released, or until the server ends."""
 
     def __init__(self, after: int) -> None:
         self.after = after
-        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.reached, self.release = threading.Event(), threading.Event()
 
     def __call__(self, handler: Handler, reply: Reply) -> None:
         handler.head(reply)
         handler.body(reply.body[: self.after])
         self.reached.set()
-        while not self.go_on.wait(0.05):
+        while not self.release.wait(0.05):
             if handler.faulty.closing.is_set():
                 return handler.abort(reset=False)
         return handler.body(reply.body[self.after :])

@@ -1,4 +1,6 @@
-"""Llama 3's tokenizer for tests: the file that llama-models ships, and a tokenizer.json made of the same ranks."""
+"""Llama 3's tokenizer for tests: the file in llama-models, and a tokenizer.json made of the same ranks."""
+
+from __future__ import annotations
 
 import base64
 import importlib.util
@@ -6,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-# written out once more, independently of the code under test; source: Llama 3's published tokenizer
+# A copy, independent of the code under test. Source: Llama 3's published tokenizer.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -14,7 +16,7 @@ PATTERN = (
 
 
 def model_file() -> Path:
-    """The real tokenizer.model, found without importing the package."""
+    """Return the real tokenizer.model, found without importing the package."""
     found = importlib.util.find_spec("llama_models")
     assert found is not None and found.submodule_search_locations
     return Path(found.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
@@ -43,7 +45,7 @@ def write_json(path: Path) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     names = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|other_{number}|>" for number in range(254))]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    # as a file may have it, and as it must not cut or fill up a document
+    # A file may enable both; they must not change a document.
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=7)
     tokenizer.save(str(path))
@@ -51,10 +53,10 @@ def write_json(path: Path) -> Path:
 
 
 def _spelling() -> dict[int, str]:
-    """A printable character for each byte, as GPT-2's vocabulary has it."""
-    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {byte: chr(byte) for byte in own} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+    """Return a printable character for each byte, as in GPT-2's vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(others)}
 
 
 def _spell(token: bytes, spelled: dict[int, str]) -> str:

@@ -14,8 +14,9 @@ import pytest
 
 from data_scripts.checking.checks import verify
 from data_scripts.checking.expectations import Expectations
-from data_scripts.checking.report import Scope, report_content, write_report
-from data_scripts.dataset_writer import IndexedDatasetWriter
+from data_scripts.checking.report import Scope
+from data_scripts.dataset_writer import write_dataset
+from data_scripts.progress import ByteProgress
 from gptoss20b.config import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from gptoss20b.data.verification_report import REPORT_NAME
@@ -24,19 +25,13 @@ from gptoss20b.tools.doctor.finding import Finding, Verdict
 from tests.support.findings import assert_finding
 
 LENGTH, SEQUENCES = 64, 10
-EXPECTED = Expectations(vocabulary=256, documents={}, sequences=SEQUENCES, sequence_length=LENGTH)
+EXPECTED = Expectations(vocab_size=256, documents={}, eval_samples=SEQUENCES, sequence_length=LENGTH)
 TINY = {
     "MODEL_VARIANT": "tiny",
     "SUBMISSION_DIVISION": "open",
     "SEQUENCE_LENGTH": str(LENGTH),
     "EVAL_SAMPLES": str(SEQUENCES),
 }
-
-
-class NullProgress:
-    def begin(self, total: int) -> None: ...
-
-    def advance(self, size: int) -> None: ...
 
 
 @pytest.fixture
@@ -46,19 +41,15 @@ def folder(tmp_path: Path) -> Path:
     data.mkdir()
     random = np.random.default_rng(3)
     for prefix, windows in ((TRAIN_PREFIX, 50), (VALIDATION_PREFIX, 12)):
-        with IndexedDatasetWriter(data / f"{prefix}.bin", tmp_path / "lengths") as writer:
-            lengths = np.full(windows * 2, LENGTH // 2 + 1)
-            writer.add(random.integers(0, 256, lengths.sum()), lengths)
-            writer.write_index(data / f"{prefix}.idx")
-        (tmp_path / "lengths").unlink()
+        write_dataset(data / prefix, random.integers(0, 256, (windows * 2, LENGTH // 2 + 1)))
     return data
 
 
 def verified(folder: Path, expected: Expectations = EXPECTED, tokens: bool = True) -> dict[str, Any]:
     """Verify the folder and write the report there, as `python -m data_scripts verify` does."""
     scope = Scope(checksums=False, tokens=tokens, threads=1)
-    written = report_content(verify(folder, expected, scope, NullProgress()))
-    write_report(folder / REPORT_NAME, written)
+    written = verify(folder, expected, scope, ByteProgress("verifying")).report()
+    (folder / REPORT_NAME).write_text(json.dumps(written))
     return written
 
 
@@ -67,7 +58,7 @@ def verified_fully(folder: Path, **changes: Any) -> None:
     written = verified(folder)
     assert written["verdict"] == "pass"
     written["not_checked"]["checksums"] = []
-    write_report(folder / REPORT_NAME, {**written, **changes})
+    (folder / REPORT_NAME).write_text(json.dumps({**written, **changes}))
 
 
 def check(folder: Path, **options: str) -> dict[str, Finding]:

@@ -1,4 +1,6 @@
-"""The reader of Megatron files: it agrees with Megatron's own writer and reader, and refuses every damaged pair."""
+"""The reader of indexed datasets: it agrees with Megatron's own writer and reader, and refuses all damage."""
+
+from __future__ import annotations
 
 import os
 import struct
@@ -10,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss20b.data.files import DataError
 from gptoss20b.data.indexed_dataset import IndexedDataset
+from tests.support.small_sets import open_with_megatron, write_with_megatron
 
 HEADER = 34
 DTYPES: dict[int, type[np.integer]] = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
@@ -23,34 +25,34 @@ DTYPES: dict[int, type[np.integer]] = {1: np.uint8, 2: np.int8, 3: np.int16, 4: 
 
 def index_bytes(
     lengths: Sequence[int],
-    borders: Sequence[int],
+    boundaries: Sequence[int],
     code: int = 4,
     magic: bytes = b"MMIDIDX\x00\x00",
     version: int = 1,
     pointers: Sequence[int] | None = None,
 ) -> bytes:
-    """An index as the format's description has it, written without the code under test."""
+    """Build an index from the format's description, without the code under test."""
     size = {6: 8, 7: 4}.get(code) or np.dtype(DTYPES.get(code, np.int32)).itemsize
     if pointers is None:
         pointers = [size * sum(lengths[:number]) for number in range(len(lengths))]
-    head = magic + struct.pack("<QBQQ", version, code, len(lengths), len(borders))
-    return head + struct.pack(f"<{len(lengths)}i{len(pointers)}q{len(borders)}q", *lengths, *pointers, *borders)
+    head = magic + struct.pack("<QBQQ", version, code, len(lengths), len(boundaries))
+    return head + struct.pack(f"<{len(lengths)}i{len(pointers)}q{len(boundaries)}q", *lengths, *pointers, *boundaries)
 
 
-def write_pair(folder: Path, index: bytes, data: bytes, name: str = "set.en_6_text") -> Path:
+def write_files(folder: Path, index: bytes, data: bytes, name: str = "set.en_6_text") -> Path:
     prefix = folder / name
     Path(f"{prefix}.idx").write_bytes(index)
     Path(f"{prefix}.bin").write_bytes(data)
     return prefix
 
 
-def small_pair(folder: Path) -> Path:
-    """Ten int32 tokens 0, 10, ..., 90 in three documents."""
-    return write_pair(folder, index_bytes([3, 5, 2], [0, 1, 2, 3]), np.arange(0, 100, 10, dtype="<i4").tobytes())
+def small_dataset(folder: Path) -> Path:
+    """Write ten int32 tokens 0, 10, ..., 90 in three documents."""
+    return write_files(folder, index_bytes([3, 5, 2], [0, 1, 2, 3]), np.arange(0, 100, 10, dtype="<i4").tobytes())
 
 
 def test_reads_tokens_in_file_order_across_documents(tmp_path: Path) -> None:
-    with IndexedDataset.open(small_pair(tmp_path)) as tokens:
+    with IndexedDataset.open(small_dataset(tmp_path)) as tokens:
         assert (tokens.token_count, tokens.sequence_count, tokens.document_count) == (10, 3, 3)
         assert tokens.dtype == np.int32
         assert tokens.prefix == tmp_path / "set.en_6_text"
@@ -67,7 +69,7 @@ def test_reads_tokens_in_file_order_across_documents(tmp_path: Path) -> None:
 def test_every_integer_type_keeps_its_extremes(tmp_path: Path, code: int) -> None:
     limits = np.iinfo(DTYPES[code])
     values = [int(limits.min), int(limits.max), 0]
-    prefix = write_pair(tmp_path, index_bytes([3], [0, 1], code), np.array(values, DTYPES[code]).tobytes())
+    prefix = write_files(tmp_path, index_bytes([3], [0, 1], code), np.array(values, DTYPES[code]).tobytes())
     with IndexedDataset.open(prefix) as tokens:
         assert tokens.read(0, 3).tolist() == values
 
@@ -80,17 +82,9 @@ def test_every_integer_type_keeps_its_extremes(tmp_path: Path, code: int) -> Non
 def test_agrees_with_megatron(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], dtype: type[np.integer]
 ) -> None:
-    from megatron.core.datasets.indexed_dataset import IndexedDataset as MegatronDataset
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
     prefix = tmp_path_factory.mktemp("megatron") / "c4-train.en_6_text_document"
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
-    for document in documents:
-        builder.add_item(torch.tensor(document, dtype=torch.int64))
-        builder.end_document()
-    builder.finalize(f"{prefix}.idx")
-
-    theirs = MegatronDataset(str(prefix))
+    write_with_megatron(prefix, [np.array(document, np.int64) for document in documents], dtype)
+    theirs = open_with_megatron(prefix)
     with IndexedDataset.open(prefix) as ours:
         assert ours.sequence_count == len(theirs)
         assert ours.document_count == len(documents)
@@ -113,28 +107,28 @@ def test_agrees_with_megatron(
         (index_bytes([3, 5, 2], [0, 1, 2, 3], code=7), ["float32", "int32", "at byte 17"]),
         (index_bytes([3, 5, 2], [0, 1, 2, 3], code=9), ["dtype code 9", "unknown", "at byte 17"]),
         (index_bytes([], [0, 0]), ["0 sequences", "at least 1", "at byte 18"]),
-        (index_bytes([3, 5, 2], [0]), ["1 document borders", "at byte 26"]),
+        (index_bytes([3, 5, 2], [0]), ["1 document boundaries", "at byte 26"]),
         (index_bytes([3, 5, 2], [0, 1, 2, 3])[:-1], ["expected 102"]),
         (index_bytes([3, 5, 2], [0, 1, 2, 3]) + b"\0", ["expected 102"]),
         (index_bytes([3, 5, 2], [0, 1, 2, 3], pointers=[4, 12, 32]), ["byte 4", "byte 0", "(pointer at byte 46)"]),
         (index_bytes([3, 5, 2], [0, 1, 2, 3], pointers=[0, 12, -8]), ["-8", "negative", "(pointer at byte 62)"]),
         (index_bytes([3, 5, -2], [0, 1, 2, 3], pointers=[0, 12, 48]), ["-2", "negative", "(length at byte 42)"]),
-        (index_bytes([3, 5, 2], [0, 1, 2]), ["sequence 0 ", " to 2 (border at byte 86)", "0 to 3"]),
-        (index_bytes([3, 5, 2], [1, 2, 3]), ["sequence 1 (border at byte 70) to 3", "0 to 3"]),
+        (index_bytes([3, 5, 2], [0, 1, 2]), ["sequence 0 ", " to 2 (boundary at byte 86)", "0 to 3"]),
+        (index_bytes([3, 5, 2], [1, 2, 3]), ["sequence 1 (boundary at byte 70) to 3", "0 to 3"]),
     ],
 )
 def test_refuses_a_wrong_index(tmp_path: Path, index: bytes, words: list[str]) -> None:
-    prefix = write_pair(tmp_path, index, np.arange(10, dtype="<i4").tobytes())
+    prefix = write_files(tmp_path, index, np.arange(10, dtype="<i4").tobytes())
     with pytest.raises(DataError) as caught:
         IndexedDataset.open(prefix)
     message = str(caught.value)
-    for word in [f"{prefix}.idx", "got", "expected", "To fix: download", *words]:
+    for word in [f"{prefix}.idx", "got", "expected", "To fix: ", *words]:
         assert word in message
 
 
 @pytest.mark.parametrize(("size", "words"), [(0, "got 0 bytes"), (39, "multiple of 4"), (36, "40"), (44, "40")])
 def test_refuses_a_bin_of_another_size(tmp_path: Path, size: int, words: str) -> None:
-    prefix = small_pair(tmp_path)
+    prefix = small_dataset(tmp_path)
     os.truncate(f"{prefix}.bin", size)
     with pytest.raises(DataError, match=words) as caught:
         IndexedDataset.open(prefix)
@@ -143,7 +137,7 @@ def test_refuses_a_bin_of_another_size(tmp_path: Path, size: int, words: str) ->
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
 def test_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
-    prefix = small_pair(tmp_path)
+    prefix = small_dataset(tmp_path)
     Path(f"{prefix}{suffix}").unlink()
     with pytest.raises(DataError, match="no such file") as caught:
         IndexedDataset.open(prefix)
@@ -154,19 +148,19 @@ def test_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
 
 
 def test_prefix_given_with_suffix_gets_a_hint(tmp_path: Path) -> None:
-    prefix = small_pair(tmp_path)
+    prefix = small_dataset(tmp_path)
     with pytest.raises(DataError, match=r"prefix without \.bin or \.idx"):
         IndexedDataset.open(Path(f"{prefix}.bin"))
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 11), (10, 1), (-1, 1), (3, -1), (1 << 70, 1)])
 def test_read_outside_the_file(tmp_path: Path, start: int, count: int) -> None:
-    with IndexedDataset.open(small_pair(tmp_path)) as tokens, pytest.raises(DataError, match="inside its 10 tokens"):
+    with IndexedDataset.open(small_dataset(tmp_path)) as tokens, pytest.raises(DataError, match="inside its 10 tokens"):
         tokens.read(start, count)
 
 
 def test_file_cut_while_open_is_an_error_not_a_crash(tmp_path: Path) -> None:
-    prefix = small_pair(tmp_path)
+    prefix = small_dataset(tmp_path)
     with IndexedDataset.open(prefix) as tokens:
         os.truncate(f"{prefix}.bin", 18)
         assert tokens.read(0, 4).tolist() == [0, 10, 20, 30]
@@ -179,7 +173,7 @@ def test_file_cut_while_open_is_an_error_not_a_crash(tmp_path: Path) -> None:
 def test_short_reads_of_the_system_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pread
     monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: real(descriptor, min(size, 7), offset))
-    with IndexedDataset.open(small_pair(tmp_path)) as tokens:
+    with IndexedDataset.open(small_dataset(tmp_path)) as tokens:
         assert tokens.read(0, 10).tolist() == list(range(0, 100, 10))
 
 
@@ -187,14 +181,14 @@ def test_failing_disk_is_a_data_error(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(descriptor: int, size: int, offset: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    with IndexedDataset.open(small_pair(tmp_path)) as tokens:
+    with IndexedDataset.open(small_dataset(tmp_path)) as tokens:
         monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(DataError, match="Input/output error"):
             tokens.read(0, 1)
 
 
 def test_closed_file_and_failed_open_leave_no_descriptor(tmp_path: Path) -> None:
-    prefix = small_pair(tmp_path)
+    prefix = small_dataset(tmp_path)
     before = len(list(Path("/proc/self/fd").iterdir()))
     tokens = IndexedDataset.open(prefix)
     tokens.close()
@@ -210,7 +204,7 @@ def test_closed_file_and_failed_open_leave_no_descriptor(tmp_path: Path) -> None
 
 def test_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
     values = np.arange(100_000, dtype="<i4")
-    with IndexedDataset.open(write_pair(tmp_path, index_bytes([100_000], [0, 1]), values.tobytes())) as tokens:
+    with IndexedDataset.open(write_files(tmp_path, index_bytes([100_000], [0, 1]), values.tobytes())) as tokens:
         starts = [37 * number % 99_000 for number in range(800)]
         with ThreadPoolExecutor(4) as pool:
             for start, part in zip(starts, pool.map(lambda start: tokens.read(start, 1000), starts), strict=True):
@@ -218,7 +212,7 @@ def test_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 
 def test_forked_processes_do_not_disturb_each_other(tmp_path: Path) -> None:
-    with IndexedDataset.open(small_pair(tmp_path)) as tokens:
+    with IndexedDataset.open(small_dataset(tmp_path)) as tokens:
         child = os.fork()
         if child == 0:
             os._exit(0 if tokens.read(7, 2).tolist() == [70, 80] else 1)
@@ -230,14 +224,14 @@ def test_opening_a_huge_index_is_immediate_and_small(tmp_path: Path) -> None:
     """The published training set's 45.6 million documents, as sparse files."""
     count = 45_600_000
     prefix = tmp_path / "huge"
-    pointers_at, borders_at = HEADER + 4 * count, HEADER + 12 * count
+    pointers_at, boundaries_at = HEADER + 4 * count, HEADER + 12 * count
     with Path(f"{prefix}.idx").open("wb") as index:
         index.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 4, count, count + 1))
         index.seek(pointers_at - 4)
         index.write(struct.pack("<i", 440))
-        index.seek(borders_at - 8)
+        index.seek(boundaries_at - 8)
         index.write(struct.pack("<q", (count - 1) * 440 * 4))
-        index.seek(borders_at + 8 * count)
+        index.seek(boundaries_at + 8 * count)
         index.write(struct.pack("<q", count))
     with Path(f"{prefix}.bin").open("wb") as data:
         data.truncate(count * 440 * 4)
@@ -255,9 +249,9 @@ def test_opening_a_huge_index_is_immediate_and_small(tmp_path: Path) -> None:
 
 
 def open_and_read(folder: Path, index: bytes, data: bytes) -> None:
-    """Open and read everything; only a DataError may come out."""
+    """Open and read everything; only a DataError may be raised."""
     try:
-        with IndexedDataset.open(write_pair(folder, index, data)) as tokens:
+        with IndexedDataset.open(write_files(folder, index, data)) as tokens:
             assert tokens.token_count * tokens.dtype.itemsize == len(data)
             assert tokens.read(0, tokens.token_count).shape == (tokens.token_count,)
     except DataError as error:
@@ -287,17 +281,19 @@ def test_mutated_files_raise_nothing_else(
 @fuzz
 @given(rest=st.binary(max_size=200), code=st.integers(0, 9), counts=st.tuples(st.integers(0, 9), st.integers(0, 9)))
 def test_arbitrary_tables_raise_nothing_else(tmp_path: Path, rest: bytes, code: int, counts: tuple[int, int]) -> None:
-    sequences, borders = counts
-    tables = rest.ljust(12 * sequences + 8 * borders, b"\0")[: 12 * sequences + 8 * borders]
-    open_and_read(tmp_path, b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, sequences, borders) + tables, GOOD_DATA)
+    sequences, boundaries = counts
+    tables = rest.ljust(12 * sequences + 8 * boundaries, b"\0")[: 12 * sequences + 8 * boundaries]
+    open_and_read(
+        tmp_path, b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, sequences, boundaries) + tables, GOOD_DATA
+    )
 
 
 def test_every_truncation_and_changed_header_byte_is_refused(tmp_path: Path) -> None:
     for size in range(len(GOOD_INDEX)):
         with pytest.raises(DataError):
-            IndexedDataset.open(write_pair(tmp_path, GOOD_INDEX[:size], GOOD_DATA))
+            IndexedDataset.open(write_files(tmp_path, GOOD_INDEX[:size], GOOD_DATA))
     for place in range(HEADER):
         for value in {0, 1, 7, 127, 255} - {GOOD_INDEX[place]}:
             index = GOOD_INDEX[:place] + bytes([value]) + GOOD_INDEX[place + 1 :]
             with pytest.raises(DataError):
-                IndexedDataset.open(write_pair(tmp_path, index, GOOD_DATA))
+                IndexedDataset.open(write_files(tmp_path, index, GOOD_DATA))

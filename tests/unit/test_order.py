@@ -1,9 +1,12 @@
 """The training order: a bijection, evenly mixed, the same everywhere."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,7 +74,7 @@ def test_does_not_depend_on_how_positions_are_grouped(seed: int, count: int, sta
 
 
 def test_large_arrays_equal_small_ones() -> None:
-    """Long inputs are worked off in blocks; the borders must not show."""
+    """Long inputs are computed in blocks; their edges must not show."""
     count = 150_001
     whole = epoch_permutation(3, 1, count)(np.arange(count))
     for place in (0, 65_535, 65_536, 131_071, 131_072, 150_000):
@@ -89,7 +92,7 @@ def test_shapes_and_types() -> None:
 
 
 def test_known_order_on_every_machine() -> None:
-    """Written down once: no version of Python, numpy or this file may change the order of a published run."""
+    """No version of Python, numpy or this file may change the order of a published run."""
     assert windows_at(np.arange(12), 1234, 10).tolist() == [6, 7, 5, 0, 1, 8, 3, 4, 2, 9, 7, 5]
     large = windows_at([0, 1, 2, 2_399_999, 2_400_000, 10**12], 1234, 2_400_000)
     assert large.tolist() == [723139, 1898719, 1266970, 2015976, 1075478, 2226840]
@@ -113,26 +116,26 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 @pytest.fixture(scope="module")
-def thousand_orders() -> np.ndarray:
-    """Orders of 1,000 windows for 2,000 seeds, one per row."""
+def thousand_orders() -> npt.NDArray[np.int64]:
+    """Compute the orders of 1,000 windows for 2,000 seeds, one per row."""
     return np.array([epoch_permutation(seed, 0, 1000)(np.arange(1000)) for seed in range(2000)])
 
 
-def chi_square_z(values: np.ndarray, kinds: int) -> float:
-    """Standard deviations between the chi-square of `values` over `kinds` equal bins and its expectation."""
+def chi_square_z(values: npt.NDArray[np.int64], kinds: int) -> float:
+    """Return how many standard deviations the chi-square of `values` over `kinds` equal bins is off."""
     expected = values.size / kinds
     chi = float(((np.bincount(values, minlength=kinds) - expected) ** 2 / expected).sum())
     return (chi - (kinds - 1)) / float(np.sqrt(2 * (kinds - 1)))
 
 
 @pytest.mark.parametrize("window", [0, 1, 499, 511, 512, 999])
-def test_place_of_a_window_is_uniform(thousand_orders: np.ndarray, window: int) -> None:
+def test_place_of_a_window_is_uniform(thousand_orders: npt.NDArray[np.int64], window: int) -> None:
     places = np.argmax(thousand_orders == window, axis=1)
     assert abs(chi_square_z(places // 10, 100)) < 4
     assert abs(chi_square_z(thousand_orders[:, window] // 10, 100)) < 4
 
 
-def test_neighbours_are_not_kept_together(thousand_orders: np.ndarray) -> None:
+def test_neighbours_are_not_kept_together(thousand_orders: npt.NDArray[np.int64]) -> None:
     steps = np.diff(thousand_orders, axis=1)
     for distance in (1, 2, 32):
         share = float(np.mean(np.abs(steps) == distance))
@@ -160,7 +163,7 @@ def test_refuses_a_count(count: int) -> None:
 
 
 @pytest.mark.parametrize("position", [-1, 7, np.array([0, 7]), np.array([-1])])
-def test_permutation_refuses_a_position(position: int | np.ndarray) -> None:
+def test_permutation_refuses_a_position(position: int | npt.NDArray[np.int64]) -> None:
     with pytest.raises(ValueError, match="expected 0 to 6"):
         Permutation(7, (1, 2))(position)
 

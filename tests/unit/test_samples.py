@@ -1,4 +1,6 @@
-"""Windows, training order and validation sequences over real Megatron files."""
+"""Windows, training and validation samples, and batches, over files of Megatron's own writer."""
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -9,43 +11,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss20b.data.files import DataError
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.samples import Batch, TrainingSamples, ValidationSamples, Windows, collate
+from tests.support.small_sets import write_with_megatron
 
 LENGTH = 16
-VOCABULARY = 500
-STREAM = np.random.default_rng(0).integers(0, VOCABULARY, size=LENGTH * 40 + 5)
+VOCAB_SIZE = 500
+STREAM = np.random.default_rng(0).integers(0, VOCAB_SIZE, size=LENGTH * 40 + 5)
 
 
-def write_stream(prefix: Path, stream: np.ndarray, documents: int = 7) -> Path:
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
-    for part in np.array_split(stream, documents):
-        builder.add_item(torch.from_numpy(part))
-        builder.end_document()
-    builder.finalize(f"{prefix}.idx")
+def write_stream(prefix: Path, stream: npt.NDArray[np.int64], documents: int = 7) -> Path:
+    write_with_megatron(prefix, np.array_split(stream, documents))
     return prefix
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IndexedDataset]:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IndexedDataset]:
     with IndexedDataset.open(write_stream(tmp_path_factory.mktemp("data") / "c4.en_text", STREAM)) as opened:
         yield opened
 
 
 @pytest.fixture
-def windows(tokens: IndexedDataset) -> Windows:
-    return Windows(tokens, LENGTH, VOCABULARY)
+def windows(dataset: IndexedDataset) -> Windows:
+    return Windows(dataset, LENGTH, VOCAB_SIZE)
 
 
-def test_windows_cut_the_stream_in_file_order(windows: Windows) -> None:
+def test_windows_are_in_file_order(windows: Windows) -> None:
     assert windows.count == 40
     for number in range(40):
         shown = windows.window(number)
@@ -56,7 +53,7 @@ def test_windows_cut_the_stream_in_file_order(windows: Windows) -> None:
 @pytest.mark.parametrize(("size", "count"), [(17, 1), (32, 1), (33, 2), (48, 2), (49, 3)])
 def test_a_window_needs_its_last_label(tmp_path: Path, size: int, count: int) -> None:
     with IndexedDataset.open(write_stream(tmp_path / "few", np.arange(size), 1)) as few:
-        windows = Windows(few, LENGTH, VOCABULARY)
+        windows = Windows(few, LENGTH, VOCAB_SIZE)
         assert windows.count == count
         assert windows.window(count - 1).shape == (LENGTH + 1,)
 
@@ -65,7 +62,7 @@ def test_a_window_needs_its_last_label(tmp_path: Path, size: int, count: int) ->
 def test_a_file_without_one_window_is_refused(tmp_path: Path, size: int) -> None:
     with IndexedDataset.open(write_stream(tmp_path / "short", np.arange(size), 1)) as short:
         with pytest.raises(DataError, match=f"got {size} tokens; expected at least 17") as caught:
-            Windows(short, LENGTH, VOCABULARY)
+            Windows(short, LENGTH, VOCAB_SIZE)
         assert str(short.path) in str(caught.value)
 
 
@@ -76,17 +73,17 @@ def test_no_such_window(windows: Windows, number: int) -> None:
 
 
 @pytest.mark.parametrize(("length", "vocabulary"), [(0, 10), (-1, 10), (8, 0), (8, (1 << 31) + 1)])
-def test_windows_refuse_sizes(tokens: IndexedDataset, length: int, vocabulary: int) -> None:
+def test_windows_refuse_sizes(dataset: IndexedDataset, length: int, vocabulary: int) -> None:
     with pytest.raises(ValueError, match="To fix"):
-        Windows(tokens, length, vocabulary)
+        Windows(dataset, length, vocabulary)
 
 
-@pytest.mark.parametrize(("place", "value"), [(0, -1), (16, VOCABULARY), (16, -5), (20, 70_000), (32, VOCABULARY)])
+@pytest.mark.parametrize(("place", "value"), [(0, -1), (16, VOCAB_SIZE), (16, -5), (20, 70_000), (32, VOCAB_SIZE)])
 def test_token_ids_outside_the_vocabulary_are_named(tmp_path: Path, place: int, value: int) -> None:
-    stream = np.full(49, VOCABULARY - 1)
+    stream = np.full(49, VOCAB_SIZE - 1)
     stream[place] = value
     with IndexedDataset.open(write_stream(tmp_path / "bad", stream, 1)) as bad:
-        windows = Windows(bad, LENGTH, VOCABULARY)
+        windows = Windows(bad, LENGTH, VOCAB_SIZE)
         touched = {number for number in range(3) if number * LENGTH <= place <= (number + 1) * LENGTH}
         for number in range(3):
             if number in touched:
@@ -123,10 +120,10 @@ def test_training_order_follows_the_seed(windows: Windows) -> None:
 @settings(max_examples=30, deadline=None)
 @given(ranks=st.sampled_from([1, 2, 4, 8]), micro=st.integers(1, 4), accumulation=st.integers(1, 3))
 def test_layout_does_not_change_the_samples_of_a_step(
-    tokens: IndexedDataset, ranks: int, micro: int, accumulation: int
+    dataset: IndexedDataset, ranks: int, micro: int, accumulation: int
 ) -> None:
-    """However a global batch is dealt to ranks and micro batches, step by step it holds the same windows."""
-    training = TrainingSamples(Windows(tokens, LENGTH, VOCABULARY), seed=9)
+    """Each global batch holds the same windows, however it is split into ranks and micro batches."""
+    training = TrainingSamples(Windows(dataset, LENGTH, VOCAB_SIZE), seed=9)
     size = ranks * micro * accumulation
     for step in range(2):
         dealt = []
@@ -167,12 +164,12 @@ def test_validation_hash_is_over_the_windows_as_int32(windows: Windows) -> None:
     assert ValidationSamples(windows, 6).sha256() != expected
 
 
-def test_validation_hash_sees_each_token_and_nothing_behind(tmp_path: Path) -> None:
+def test_validation_hash_covers_each_token_and_nothing_after(tmp_path: Path) -> None:
     prefix = write_stream(tmp_path / "held_out", STREAM)
 
     def digest() -> str:
         with IndexedDataset.open(prefix) as opened:
-            return ValidationSamples(Windows(opened, LENGTH, VOCABULARY), 5).sha256()
+            return ValidationSamples(Windows(opened, LENGTH, VOCAB_SIZE), 5).sha256()
 
     def replace(place: int, token: int) -> None:
         with Path(f"{prefix}.bin").open("r+b") as stream:
@@ -181,7 +178,7 @@ def test_validation_hash_sees_each_token_and_nothing_behind(tmp_path: Path) -> N
 
     original = digest()
     for place in (0, 37, 5 * LENGTH):
-        replace(place, (int(STREAM[place]) + 1) % VOCABULARY)
+        replace(place, (int(STREAM[place]) + 1) % VOCAB_SIZE)
         assert digest() != original
         replace(place, int(STREAM[place]))
         assert digest() == original
@@ -190,18 +187,13 @@ def test_validation_hash_sees_each_token_and_nothing_behind(tmp_path: Path) -> N
 
 
 def test_validation_hash_does_not_depend_on_the_stored_type(tmp_path: Path, windows: Windows) -> None:
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    builder = IndexedDatasetBuilder(f"{tmp_path}/narrow.bin", dtype=np.uint16)
-    builder.add_item(torch.from_numpy(STREAM))
-    builder.end_document()
-    builder.finalize(f"{tmp_path}/narrow.idx")
+    write_with_megatron(tmp_path / "narrow", [STREAM], np.uint16)
     with IndexedDataset.open(tmp_path / "narrow") as narrow:
-        narrow_hash = ValidationSamples(Windows(narrow, LENGTH, VOCABULARY), 8).sha256()
+        narrow_hash = ValidationSamples(Windows(narrow, LENGTH, VOCAB_SIZE), 8).sha256()
     assert narrow_hash == ValidationSamples(windows, 8).sha256()
 
 
-# What one rank reads when it starts: the hash of its validation sequences and of its first training samples.
+# What one rank reads when it starts: print the hashes of its validation samples and its first training samples.
 STARTING_RANK = """
 import hashlib, sys
 from pathlib import Path
@@ -242,7 +234,7 @@ def test_eight_ranks_start_together_on_a_read_only_mount_and_write_nothing(tmp_p
 def test_file_cut_during_training_is_reported(tmp_path: Path) -> None:
     prefix = write_stream(tmp_path / "cut", STREAM)
     with IndexedDataset.open(prefix) as opened:
-        training = TrainingSamples(Windows(opened, LENGTH, VOCABULARY), 0)
+        training = TrainingSamples(Windows(opened, LENGTH, VOCAB_SIZE), 0)
         os.truncate(f"{prefix}.bin", 4)
         with pytest.raises(DataError, match="cut while it was in use"):
             training.sample(0)

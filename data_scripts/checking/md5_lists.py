@@ -1,23 +1,26 @@
-"""What the files of a folder must be, by the MD5 lists that lie beside them in md5sum's format."""
+"""Expected checksums from the MD5 lists (`*.md5`) in a folder."""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
-from data_scripts.checking.findings import DOWNLOAD_AGAIN, Few, Finding
 from gptoss20b.data.files import DataError, open_binary
 from gptoss20b.data.md5_list import list_lines, parse_line
+
+from .findings import DOWNLOAD_AGAIN, CappedFindings, Finding
 
 LIST_AGAIN = "download the list again"
 
 
-class Listed(NamedTuple):
-    """What a file must be.
+class ExpectedFile(NamedTuple):
+    """Checksum and size that a file must have.
 
     Attributes:
-        file: its path relative to the folder.
-        algorithm: name of the checksum, as hashlib has it.
+        file: path relative to the folder.
+        algorithm: name of the checksum, as in hashlib.
         digest: the checksum, lower-case hex.
-        size: bytes; None where the list does not say.
+        size: bytes; None where the list does not give it.
         source: the list and the line, for messages.
         fix: how to get the right file.
     """
@@ -30,32 +33,31 @@ class Listed(NamedTuple):
     fix: str = DOWNLOAD_AGAIN
 
 
-def read_lists(directory: Path) -> tuple[list[Listed], list[Finding]]:
-    """The entries of every `*.md5` in a folder, and what is wrong in these lists.
+def read_lists(directory: Path) -> tuple[list[ExpectedFile], list[Finding]]:
+    """Read every `*.md5` of a folder; return its entries and what is wrong with the lists.
 
-    A line is 32 hex digits, white space, optionally `*` or `./`, and a path relative to the folder; empty lines are
-    skipped. A file may be listed twice with the same MD5.
+    A file may be listed twice with the same MD5.
     """
-    listed: dict[str, Listed] = {}
+    expected: dict[str, ExpectedFile] = {}
     findings: list[Finding] = []
-    # Hidden ones are somebody's unfinished files.
+    # Hidden files are unfinished downloads of other tools.
     for path in sorted(path for path in directory.glob("*.md5") if not path.name.startswith(".")):
         try:
             with open_binary(path) as stream:
                 data = stream.read()
         except DataError as error:
-            findings.append(Finding.of(error, directory))
+            findings.append(Finding.from_error(error, directory))
         except OSError as error:
             findings.append(Finding.about(path.name, f"{error.strerror}", "a readable file", LIST_AGAIN))
         else:
-            findings += _read_list(path.name, data, listed)
-    return list(listed.values()), findings
+            findings += _read_list(path.name, data, expected)
+    return list(expected.values()), findings
 
 
-def _read_list(name: str, data: bytes, listed: dict[str, Listed]) -> list[Finding]:
-    """Add a list's entries to `listed`, by file; returns what is wrong with its lines."""
-    malformed = Few(name, "lines that are no entries", LIST_AGAIN)
-    conflicts = Few(name, "entries that contradict others", LIST_AGAIN)
+def _read_list(name: str, data: bytes, expected: dict[str, ExpectedFile]) -> list[Finding]:
+    """Add a list's entries to `expected`, by file; return what is wrong with its lines."""
+    malformed = CappedFindings(name, "malformed lines", LIST_AGAIN)
+    conflicts = CappedFindings(name, "entries that contradict others", LIST_AGAIN)
     lines = list_lines(data)
     for number, line in lines:
         try:
@@ -63,7 +65,7 @@ def _read_list(name: str, data: bytes, listed: dict[str, Listed]) -> list[Findin
         except ValueError as error:
             malformed.add([Finding(name, f"line {number}: {error}. To fix: {LIST_AGAIN}.")])
             continue
-        known = listed.setdefault(file, Listed(file, "md5", digest, None, f"line {number} of {name}"))
+        known = expected.setdefault(file, ExpectedFile(file, "md5", digest, None, f"line {number} of {name}"))
         if known.digest != digest:
             got = f"MD5 {digest} for {file} in line {number}"
             conflicts.add([Finding.about(name, got, f"{known.digest}, as in {known.source}", LIST_AGAIN)])

@@ -1,0 +1,24 @@
+"""Progress without a terminal: a line every ten seconds, the rate without what an earlier run had done."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_scripts.progress import ByteProgress
+
+
+def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = {"now": 0.0}
+    monkeypatch.setattr("data_scripts.progress.time.monotonic", lambda: clock["now"])
+    with ByteProgress("tokenizing") as progress:
+        progress.begin(5_000_000_000, done=1_000_000_000)
+        for now, done, note in ((9, 1.9e9, "a"), (10, 2e9, "b"), (11, 2.1e9, "c"), (20, 3e9, "")):
+            clock["now"] = float(now)
+            progress.update(int(done), note)
+        clock["now"] = 30.0
+        progress.advance(-2_000_000_000)
+    assert capsys.readouterr().err == (
+        "tokenizing: 2.0 GB of 5.0 GB, b, 100.0 MB/s, 30 s left\n"
+        "tokenizing: 3.0 GB of 5.0 GB, 100.0 MB/s, 20 s left\n"
+        "tokenizing: 1.0 GB of 5.0 GB, 0 bytes/s, time left unknown\n"
+    )

@@ -19,7 +19,6 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 
 from data_scripts.errors import CommandError
 from data_scripts.preprocess import Task
@@ -29,7 +28,7 @@ from data_scripts.tokenization.blocks import block_tokenizer
 from data_scripts.tokenization.journal import WorkFolder
 from data_scripts.tokenization.tokenizer import load_tokenizer
 from gptoss20b.data.indexed_dataset import IndexedDataset
-from tests.support.llama3_files import model_file, write_json
+from tests.support.llama3_files import meta_tokenizer, model_file, write_json
 from tests.support.paths import ROOT
 from tests.support.preprocess_runs import (
     BYTES,
@@ -78,11 +77,11 @@ def test_the_tokens_of_metas_tokenizer(tmp_path: Path, texts: list[str], two_sha
     out = tmp_path / "made" / "c4.en_6_text_document"
     result = command(*two_shards, "--workers", 2, tokenizer=model_file(), out=out)
     assert result.exit_code == 0, result.output
-    theirs = MetaTokenizer(model_file())
+    theirs = meta_tokenizer()
     expected = [theirs.encode(text, bos=False, eos=False, allowed_special=set()) for text in texts]
     assert documents(out) == expected
     with IndexedDataset.open(out) as read:
-        assert (read.document_count, read.sequence_count, read.dtype) == (len(texts), len(texts), np.int32)
+        assert (read.document_count, read.sequence_count, read.dtype) == (len(texts), len(texts), np.dtype(np.int32))
         assert read.read(0, read.token_count).tolist() == [token for ids in expected for token in ids]
     write_with_megatron(tmp_path / "theirs", [np.array(ids) for ids in expected])
     assert dataset_bytes(out) == dataset_bytes(tmp_path / "theirs")

@@ -86,8 +86,14 @@ class Runs:
     @contextmanager
     def started(self, *options: str) -> Iterator[subprocess.Popen[str]]:
         """Start a download; kill it if it still runs at the end."""
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen(self.command(*options), cwd=ROOT, env=self.environment(), text=True, **pipes) as process:
+        with subprocess.Popen(
+            self.command(*options),
+            cwd=ROOT,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
             try:
                 yield process
             finally:

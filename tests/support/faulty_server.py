@@ -175,6 +175,13 @@ class Handler(BaseHTTPRequestHandler):
         return Reply(206, {"ETag": tag, "Content-Range": f"bytes {request.first}-{last}/{len(data)}"}, part)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing: clients that disconnect are part of the tests."""
+
+
 @contextmanager
 def serving(folder: Path) -> Iterator[FaultyServer]:
     """Run a server; the certificate of its authority goes into `folder`."""
@@ -183,13 +190,14 @@ def serving(folder: Path) -> Iterator[FaultyServer]:
     authority.cert_pem.write_to_path(str(certificate))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
-    handler = type("Bound", (Handler,), {})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+
+    class BoundHandler(Handler):
+        pass
+
+    with _Server(("127.0.0.1", 0), BoundHandler) as server:
         # The handler's thread does the handshake, not the one that accepts.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        server.daemon_threads = True
-        server.handle_error = lambda request, client: None  # type: ignore[method-assign]
-        faulty = handler.faulty = FaultyServer(f"127.0.0.1:{server.server_port}", certificate)
+        faulty = BoundHandler.faulty = FaultyServer(f"127.0.0.1:{server.server_port}", certificate)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

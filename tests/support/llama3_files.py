@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -13,6 +14,13 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+def meta_tokenizer() -> Any:
+    """Load Meta's own tokenizer."""
+    from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer  # type: ignore[import-untyped]
+
+    return MetaTokenizer(model_file())
 
 
 def model_file() -> Path:

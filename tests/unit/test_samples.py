@@ -219,7 +219,7 @@ def test_eight_ranks_start_together_on_a_read_only_mount_and_write_nothing(tmp_p
         data.chmod(0o555)
         mounted = data
     try:
-        command = [sys.executable, "-c", STARTING_RANK, mounted / "set"]
+        command = [sys.executable, "-c", STARTING_RANK, str(mounted / "set")]
         ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
         read = [rank.communicate(timeout=60)[0].split() for rank in ranks]
     finally:

@@ -1,7 +1,9 @@
-"""The log: complete, in order, by one rank, never over an existing result, and accepted by the official checker."""
+"""The MLPerf log: complete, in order, by one rank, never over an existing result, accepted by the official checker."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import inspect
 import io
 import json
@@ -11,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 import yaml
 from mlperf_logging.compliance_checker import mlp_compliance, mlp_parser
 
-from gptoss20b.config import Config, resolve, settings
+from gptoss20b.config import Config, resolve
 from gptoss20b.mlperf_log import RunClock, RunLog, hyperparameters
 from tests.support.paths import ROOT
 
@@ -27,49 +28,45 @@ THIS_FILE = "tests/unit/test_mlperf_log.py"
 RULES = Path(mlp_compliance.__file__).parent
 SHA = "0" * 64
 
-# The page's list for ruleset 6.1.0, each exactly once.
-REQUIRED_ONCE = [
-    "submission_benchmark",
-    "submission_division",
-    "submission_org",
-    "submission_status",
-    "submission_platform",
-    "global_batch_size",
-    "gradient_accumulation_steps",
-    "max_sequence_length",
-    "train_samples",
-    "eval_samples",
-    "seed",
-    "init_checkpoint_step",
-    "opt_name",
-    "opt_base_learning_rate",
-    "opt_end_learning_rate",
-    "opt_learning_rate_warmup_steps",
-    "opt_learning_rate_decay_steps",
-    "opt_learning_rate_decay_schedule",
-    "opt_adamw_beta_1",
-    "opt_adamw_beta_2",
-    "opt_adamw_epsilon",
-    "opt_adamw_weight_decay",
-    "opt_gradient_clip_norm",
-    "max_steps",
-    "lowest_numerical_precision_in_linear",
-    "lowest_numerical_precision_in_attn",
-    "lowest_numerical_precision_in_comm",
-    "tensor_parallelism",
-    "pipeline_parallelism",
-    "context_parallelism",
-    "expert_parallelism",
-    "micro_batch_size",
-    "config_filename",
-]
+# The reference run's records of ruleset 6.1.0, each required exactly once except target_accuracy.
+REFERENCE_RUN = {
+    "submission_benchmark": "gpt_oss_20b",
+    "submission_division": "closed",
+    "submission_org": "Somebody",
+    "submission_platform": "box",
+    "submission_status": "onprem",
+    "seed": 17,
+    "global_batch_size": 16,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_sequence_length": 8192,
+    "train_samples": 19_200_000,
+    "eval_samples": 1024,
+    "target_accuracy": 3.34,
+    "init_checkpoint_step": 0,
+    "opt_name": "adamw",
+    "opt_base_learning_rate": 4e-4,
+    "opt_end_learning_rate": pytest.approx(4e-5, rel=1e-12),
+    "opt_learning_rate_warmup_steps": 128,
+    "opt_learning_rate_decay_steps": 1_199_872,
+    "opt_learning_rate_decay_schedule": "cosine with linear warmup",
+    "opt_adamw_beta_1": 0.9,
+    "opt_adamw_beta_2": 0.95,
+    "opt_adamw_epsilon": 1e-5,
+    "opt_adamw_weight_decay": 0.1,
+    "opt_gradient_clip_norm": 1.0,
+    "max_steps": 1_200_000,
+    "lowest_numerical_precision_in_linear": "bfloat16",
+    "lowest_numerical_precision_in_attn": "bfloat16",
+    "lowest_numerical_precision_in_comm": "bfloat16",
+    "tensor_parallelism": 1,
+    "pipeline_parallelism": 1,
+    "context_parallelism": 1,
+    "expert_parallelism": 8,
+    "config_filename": "config_box.sh",
+}
 
-
-@pytest.fixture(autouse=True)
-def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in settings():
-        for prefix in ("", "MLPERF_", "MLLOG_"):
-            monkeypatch.delenv(prefix + name, raising=False)
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 @pytest.fixture
@@ -78,15 +75,15 @@ def log(tmp_path: Path) -> RunLog:
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """The file's records, by the official parser."""
+    """Return the file's records, read by the official parser. The file must hold nothing else."""
     lines, failed = mlp_parser.parse_file(str(path), ruleset="6.1.0")
     assert not failed
-    assert len(lines) == len(path.read_text().splitlines())  # nothing in it but records
+    assert len(lines) == len(path.read_text().splitlines())
     return [json.loads(line.full_string.removeprefix(":::MLLOG ")) for line in lines]
 
 
 def write_run(log: RunLog, config: Config, losses: list[float]) -> None:
-    """The calls of one whole run with an evaluation per loss, as the training loop makes them."""
+    """Call the log as a whole run does, with an evaluation for each loss."""
     interval = config.eval_interval_steps * config.free.global_batch_size
     log.init_start(config)
     log.describe(config, seed=1)
@@ -108,61 +105,32 @@ def test_the_records_follow_the_timeline(log: RunLog, tmp_path: Path) -> None:
     write_run(log, resolve(), [5.0, 3.3])
     seen = records(tmp_path / "result_0.txt")
     keys = [record["key"] for record in seen]
-    described = list(hyperparameters(resolve(), 1))
-    block = ["block_start", "train_loss", "tracked_stats", "block_stop", "eval_start", "eval_accuracy", "eval_stop"]
-    assert keys == [
-        "cache_clear",
-        "init_start",
-        *described,
-        "init_stop",
-        "run_start",
-        "eval_tokens_sha256",
-        *block,
-        *block,
-        "run_stop",
+    start = keys.index("eval_tokens_sha256")
+    assert keys[:start] == [
+        *("cache_clear", "init_start"),
+        *hyperparameters(resolve(), 1),
+        *("init_stop", "run_start"),
     ]
-    kinds = {record["key"]: record["event_type"] for record in seen}
-    assert {key for key, kind in kinds.items() if kind == "INTERVAL_START"} == {
-        "init_start",
-        "run_start",
-        "block_start",
-        "eval_start",
-    }
-    assert {key for key, kind in kinds.items() if kind == "INTERVAL_END"} == {
-        "init_stop",
-        "run_stop",
-        "block_stop",
-        "eval_stop",
-    }
+    kinds = {kind: {r["key"] for r in seen if r["event_type"] == f"INTERVAL_{kind}"} for kind in ("START", "END")}
+    for kind, suffix in {"START": "start", "END": "stop"}.items():
+        assert kinds[kind] == {f"{interval}_{suffix}" for interval in ("init", "run", "block", "eval")}
     times = [record["time_ms"] for record in seen]
     assert times == sorted(times)
 
-
-def test_the_records_carry_samples_losses_and_rates(log: RunLog, tmp_path: Path) -> None:
-    write_run(log, resolve(), [5.0, 3.3])
-    seen = [
-        (record["key"], record["value"], {k: v for k, v in record["metadata"].items() if k not in ("file", "lineno")})
-        for record in records(tmp_path / "result_0.txt")
-    ]
-    after_start = seen[[key for key, _, _ in seen].index("eval_tokens_sha256") :]
-    assert after_start == [
-        ("eval_tokens_sha256", SHA, {}),
-        ("block_start", None, {"samples_count": 0}),
-        ("train_loss", 5.1, {"samples_count": 12_288, "lr": 4e-4}),
-        ("tracked_stats", {"throughput": 12.5}, {"step": 12_288}),
-        ("block_stop", None, {"samples_count": 12_288}),
-        ("eval_start", None, {"samples_count": 12_288}),
-        ("eval_accuracy", 5.0, {"samples_count": 12_288}),
-        ("eval_stop", None, {"samples_count": 12_288}),
-        ("block_start", None, {"samples_count": 12_288}),
-        ("train_loss", 3.4, {"samples_count": 24_576, "lr": 4e-4}),
-        ("tracked_stats", {"throughput": 12.5}, {"step": 24_576}),
-        ("block_stop", None, {"samples_count": 24_576}),
-        ("eval_start", None, {"samples_count": 24_576}),
-        ("eval_accuracy", 3.3, {"samples_count": 24_576}),
-        ("eval_stop", None, {"samples_count": 24_576}),
-        ("run_stop", None, {"samples_count": 24_576, "status": "success"}),
-    ]
+    details = [{k: v for k, v in r["metadata"].items() if k not in ("file", "lineno")} for r in seen]
+    training = [(r["key"], r["value"], detail) for r, detail in zip(seen, details, strict=True)][start:]
+    expected: list[tuple[str, Any, dict[str, Any]]] = [("eval_tokens_sha256", SHA, {})]
+    for samples, loss, evaluated in ((12_288, 5.1, 5.0), (24_576, 3.4, 3.3)):
+        expected += [
+            ("block_start", None, {"samples_count": samples - 12_288}),
+            ("train_loss", loss, {"samples_count": samples, "lr": 4e-4}),
+            ("tracked_stats", {"throughput": 12.5}, {"step": samples}),
+            ("block_stop", None, {"samples_count": samples}),
+            ("eval_start", None, {"samples_count": samples}),
+            ("eval_accuracy", evaluated, {"samples_count": samples}),
+            ("eval_stop", None, {"samples_count": samples}),
+        ]
+    assert training == [*expected, ("run_stop", None, {"samples_count": 24_576, "status": "success"})]
 
 
 def checker_requires_once(ruleset: str) -> set[str]:
@@ -174,56 +142,20 @@ def checker_requires_once(ruleset: str) -> set[str]:
     return required
 
 
-def test_every_required_key_is_there_exactly_once(log: RunLog, tmp_path: Path) -> None:
+def test_every_required_key_is_logged_exactly_once(log: RunLog, tmp_path: Path) -> None:
     write_run(log, resolve(), [5.0, 4.0, 3.3])
     counts = Counter(record["key"] for record in records(tmp_path / "result_0.txt"))
-    required = {*REQUIRED_ONCE, *checker_requires_once("6.0.0"), *checker_requires_once("6.1.0")}
-    assert len(required) > 33  # with init_stop, run_start, ...
+    required = {*REFERENCE_RUN, *checker_requires_once("6.0.0"), *checker_requires_once("6.1.0")}
+    assert len(required) > len(REFERENCE_RUN)  # with init_stop, run_start, ...
     assert {key: counts[key] for key in required} == dict.fromkeys(required, 1)
-    assert counts["cache_clear"] == counts["init_start"] == counts["target_accuracy"] == 1
+    assert counts["cache_clear"] == counts["init_start"] == 1
 
 
-def test_the_reference_run_describes_itself_with_the_rules_values() -> None:
-    described = hyperparameters(resolve({"DGXSYSTEM": "box", "SUBMISSION_ORG": "Somebody"}), seed=17)
-    assert described == {
-        "submission_benchmark": "gpt_oss_20b",
-        "submission_division": "closed",
-        "submission_org": "Somebody",
-        "submission_platform": "box",
-        "submission_status": "onprem",
-        "seed": 17,
-        "global_batch_size": 16,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "max_sequence_length": 8192,
-        "train_samples": 19_200_000,
-        "eval_samples": 1024,
-        "target_accuracy": 3.34,
-        "init_checkpoint_step": 0,
-        "opt_name": "adamw",
-        "opt_base_learning_rate": 4e-4,
-        "opt_end_learning_rate": pytest.approx(4e-5, rel=1e-12),
-        "opt_learning_rate_warmup_steps": 128,
-        "opt_learning_rate_decay_steps": 1_199_872,
-        "opt_learning_rate_decay_schedule": "cosine with linear warmup",
-        "opt_adamw_beta_1": 0.9,
-        "opt_adamw_beta_2": 0.95,
-        "opt_adamw_epsilon": 1e-5,
-        "opt_adamw_weight_decay": 0.1,
-        "opt_gradient_clip_norm": 1.0,
-        "max_steps": 1_200_000,
-        "lowest_numerical_precision_in_linear": "bfloat16",
-        "lowest_numerical_precision_in_attn": "bfloat16",
-        "lowest_numerical_precision_in_comm": "bfloat16",
-        "tensor_parallelism": 1,
-        "pipeline_parallelism": 1,
-        "context_parallelism": 1,
-        "expert_parallelism": 8,
-        "config_filename": "config_box.sh",
-    }
+def test_the_reference_run_logs_the_rules_values() -> None:
+    assert hyperparameters(resolve({"DGXSYSTEM": "box", "SUBMISSION_ORG": "Somebody"}), seed=17) == REFERENCE_RUN
 
 
-def test_another_run_describes_what_it_does() -> None:
+def test_another_run_logs_its_own_values() -> None:
     described = hyperparameters(
         resolve(
             {
@@ -248,7 +180,7 @@ def test_another_run_describes_what_it_does() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp8", "mxfp8"])
-def test_eight_bit_layers_are_disclosed_in_a_name_that_the_ruleset_knows(precision: str) -> None:
+def test_eight_bit_layers_are_logged_under_a_name_of_the_ruleset(precision: str) -> None:
     from compliance.benchmark import PRECISIONS
 
     described = hyperparameters(resolve({"PRECISION": precision}), seed=1)
@@ -258,7 +190,7 @@ def test_eight_bit_layers_are_disclosed_in_a_name_that_the_ruleset_knows(precisi
 
 
 @pytest.mark.parametrize(("given", "logged"), [("1", True), ("0", False)])
-def test_cache_clear_says_what_happened(log: RunLog, tmp_path: Path, given: str, logged: bool) -> None:
+def test_cache_clear_is_the_launchers(log: RunLog, tmp_path: Path, given: str, logged: bool) -> None:
     log.init_start(resolve({"CACHE_CLEARED": given}))
     assert [(record["key"], record["value"]) for record in records(tmp_path / "result_0.txt")] == [
         ("cache_clear", logged),
@@ -273,38 +205,82 @@ def test_stdout_gets_the_same_lines_as_the_file(
     assert capsys.readouterr().out == (tmp_path / "result_0.txt").read_text()
 
 
-def test_lines_are_in_the_file_before_the_call_returns(log: RunLog, tmp_path: Path) -> None:
+def test_a_record_is_in_the_file_before_the_call_returns(log: RunLog, tmp_path: Path) -> None:
     log.block_start(0)
     assert len(records(tmp_path / "result_0.txt")) == 1
 
 
-def test_an_existing_result_is_refused_untouched(tmp_path: Path) -> None:
-    path = tmp_path / "result_0.txt"
-    path.write_text("the result of another run\n")
-    with pytest.raises(FileExistsError):
-        RunLog(path)
-    assert path.read_text() == "the result of another run\n"
-
-
-def test_even_an_empty_or_dangling_result_is_refused(tmp_path: Path) -> None:
+def test_an_existing_result_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("the result of another run\n")
     (tmp_path / "empty").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("empty", "dangling"):
+    for name in ("full", "empty", "dangling"):
         with pytest.raises(FileExistsError):
             RunLog(tmp_path / name)
+    assert (tmp_path / "full").read_text() == "the result of another run\n"
 
 
-def test_a_silent_rank_writes_nothing(
+# Resumes the log in the current folder, reports that, and is killed.
+HOLDER = """
+import os, signal
+from pathlib import Path
+from gptoss20b.mlperf_log import RunLog
+log = RunLog(Path("result_0.txt"), resuming=True)
+print("holds", flush=True)
+signal.pause()
+"""
+
+
+def test_two_runs_never_write_one_log(log: RunLog, tmp_path: Path) -> None:
+    path = tmp_path / "result_0.txt"
+    with pytest.raises(BlockingIOError, match=str(path)):
+        RunLog(path, resuming=True)
+    log.block_start(0)
+    log.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["result_0.txt"]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "holds\n"
+        with pytest.raises(BlockingIOError):
+            RunLog(path, resuming=True)
+        holder.kill()
+    resumed = RunLog(path, resuming=True)
+    resumed.resumed(path.stat().st_size, samples=0)
+    resumed.close()
+    assert [record["key"] for record in records(path)] == ["block_start", "resumed"]
+    assert [file.name for file in tmp_path.iterdir()] == ["result_0.txt"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tmp_path / "result_0.txt"
+    write_run(RunLog(path), resolve(), [3.0])
+    assert records(path)[-1]["key"] == "run_stop"
+    RunLog(path, resuming=True).close()
+
+
+def test_a_rank_that_does_not_log_writes_nothing_and_has_a_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_run(RunLog(None), resolve(), [5.0, 3.0])
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_silent_rank_still_gets_a_clock() -> None:
-    assert RunLog(None).run_start().seconds() >= 0
+    clock = RunLog(None).run_start()
+    first, second = clock.seconds(), clock.seconds()
+    assert 0 <= first < second < 60
 
 
 def test_run_stop_is_written_once(log: RunLog, tmp_path: Path) -> None:
@@ -329,7 +305,7 @@ def test_run_stop_of_many_threads_is_written_once(log: RunLog, tmp_path: Path) -
 
 
 class SlowStream(io.StringIO):
-    """A stream whose write hangs until it is released."""
+    """Stream whose write hangs until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -376,14 +352,8 @@ def test_no_record_holds_an_absolute_path(log: RunLog, tmp_path: Path) -> None:
         assert "log." in lines[record["metadata"]["lineno"] - 1]
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [
-        "plain",
-        pytest.param("c++ (copy)"),
-    ],
-)
-def test_no_absolute_path_whatever_the_folder_is_called(tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize("folder", ["plain", "c++ (copy)"])  # mllog reads it as a regular expression
+def test_no_record_holds_an_absolute_path_in_any_folder(tmp_path: Path, folder: str) -> None:
     root = tmp_path / folder
     shutil.copytree(ROOT / "gptoss20b", root / "gptoss20b", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "gptoss20b" / "caller.py").write_text(
@@ -433,14 +403,10 @@ for call in (lambda: log.block_start(1), lambda: log.run_stop(False, "full"), lo
 """
 
 
-def test_a_full_disk_is_an_error_of_the_record_that_meets_it(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_of_each_record_and_not_of_closing(tmp_path: Path) -> None:
     done = run_python(FULL_DISK, tmp_path, stdout=subprocess.PIPE)
-    assert done.stderr.splitlines()[:2] == ["raised 27", "raised 27"]  # EFBIG
+    assert done.stderr.splitlines() == ["raised 27", "raised 27", "passed"]  # EFBIG
     assert done.stdout.splitlines()[0].startswith(":::MLLOG ")
-
-
-def test_closing_the_log_on_a_full_disk_raises_nothing_new(tmp_path: Path) -> None:
-    assert run_python(FULL_DISK, tmp_path, stdout=subprocess.PIPE).stderr.splitlines()[2] == "passed"
 
 
 STDOUT_GONE = """
@@ -458,36 +424,17 @@ sys.stdout = None
 """
 
 
-def test_a_stdout_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_a_stdout_that_cannot_be_written_is_an_error_and_the_file_has_the_records(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = run_python(STDOUT_GONE, tmp_path, stdout=full)
     assert done.stderr.splitlines()[:2] == ["raised 28", "raised 28"]  # ENOSPC
-
-
-def test_run_stop_reaches_the_file_when_stdout_is_gone(tmp_path: Path) -> None:
-    with Path("/dev/full").open("w") as full:
-        run_python(STDOUT_GONE, tmp_path, stdout=full)
     assert [record["key"] for record in records(tmp_path / "result_0.txt")] == ["block_start", "run_stop"]
 
 
-# --- the clock
-
-
-@pytest.mark.parametrize("proof", [None, object(), "proof", RunLog, True])
-def test_a_clock_cannot_be_made_by_hand(proof: object) -> None:
-    with pytest.raises(TypeError, match="starts the clock"):
-        RunClock(proof)
-
-
-def test_a_log_that_has_not_started_makes_no_clock() -> None:
+@pytest.mark.parametrize("proof", [None, object(), "proof", RunLog, True, RunLog(None)])
+def test_only_a_started_log_creates_a_clock(proof: object) -> None:
     with pytest.raises(TypeError):
-        RunClock(RunLog(None))
-
-
-def test_the_clock_runs() -> None:
-    clock = RunLog(None).run_start()
-    first, second = clock.seconds(), clock.seconds()
-    assert 0 <= first < second < 60
+        RunClock(proof)
 
 
 # --- the official checker
@@ -507,7 +454,7 @@ def official_verdict(path: Path, ruleset: str) -> int:
 
 
 def checker_accepts(path: Path, ruleset: str) -> bool:
-    """The same verdict in this process, for many small variations."""
+    """Run the official checker in this process, which is faster for many variations."""
     checker = mlp_compliance.make_checker("training", ruleset, quiet=False, werror=True)
     valid, *_ = mlp_compliance.main(str(path), f"training_{ruleset}/common.yaml", checker)
     return bool(valid)
@@ -553,17 +500,9 @@ def test_the_checker_misses_every_required_record(log: RunLog, tmp_path: Path) -
     assert accepted == []
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda log: write_run(log, resolve(), [5.2, 3.35]),  # target missed
-        lambda log: write_run(log, resolve({"MAX_STEPS": "1000", "SUBMISSION_DIVISION": "open"}), [3.35]),
-    ],
-)
-def test_a_run_that_missed_the_target_fails_the_checker(
-    log: RunLog, tmp_path: Path, spoil: Callable[[RunLog], None]
-) -> None:
-    spoil(log)
+@pytest.mark.parametrize("options", [{}, {"MAX_STEPS": "1000", "SUBMISSION_DIVISION": "open"}])
+def test_a_run_that_missed_the_target_fails_the_checker(log: RunLog, tmp_path: Path, options: dict[str, str]) -> None:
+    write_run(log, resolve(options), [5.2, 3.35])
     assert not checker_accepts(tmp_path / "result_0.txt", "6.1.0")
 
 

@@ -1,7 +1,8 @@
-"""Signals end a run in time, whatever its main thread is stuck in. Each case is a process of its own."""
+"""Signals end a run in time, whatever blocks its main thread. Each case runs in its own process."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from gptoss20b.stopping import ExitCode, exit_on_signal
 from tests.support.paths import ROOT
 
-IN_TIME = 2.0
+LIMIT_S = 2.0
 
 PREAMBLE = """
 import ctypes, os, signal, sys, threading, time
@@ -23,7 +24,7 @@ from gptoss20b import stopping
 from gptoss20b.stopping import exit_on_signal
 
 def on_exit(name):
-    print("last words:", name)  # left in the buffer: leaving must flush it
+    print("exiting:", name)  # buffered: exiting must flush it
 
 def ready():
     print("ready", flush=True)
@@ -31,14 +32,14 @@ def ready():
 
 SLEEP = "time.sleep(60)"
 LOCK = "lock = threading.Lock(); lock.acquire(); lock.acquire()"
-# Never comes back to the interpreter, as a rank that waits inside a collective for a lost peer: the C library's own
-# mutex, locked twice, which no signal interrupts.
+# Never returns to the interpreter, like a rank that waits inside a collective for a lost peer: the C library's mutex,
+# locked twice, which no signal interrupts.
 DEADLOCK_IN_C = "c = ctypes.CDLL(None); m = ctypes.create_string_buffer(64); [c.pthread_mutex_lock(m) for _ in '12']"
 BUSY = "while True: pass"
 
 
 def start(body: str) -> subprocess.Popen[str]:
-    """A process that has come as far as `ready()`, in a group of its own."""
+    """Start a process in its own group, and return when it has called `ready()`."""
     process = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
         cwd=ROOT,
@@ -55,7 +56,7 @@ def start(body: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], within: float) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr; the process is killed and the test fails if it takes longer."""
+    """Return exit status, stdout and stderr. Kill the process and fail the test if it takes longer."""
     try:
         out, err = process.communicate(timeout=within)
     except subprocess.TimeoutExpired:
@@ -89,14 +90,14 @@ def test_a_signal_ends_a_stuck_process(stuck_in: str, number: signal.Signals, st
         """
     )
     process.send_signal(number)
-    assert finish(process, IN_TIME) == (status, f"last words: {number.name}\n", "")
+    assert finish(process, LIMIT_S) == (status, f"exiting: {number.name}\n", "")
 
 
 def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     child = f"""
 import os, pathlib, time
 from gptoss20b.stopping import die_with_parent, exit_on_signal
-with exit_on_signal(pathlib.Path({str(tmp_path / "said")!r}).write_text):
+with exit_on_signal(pathlib.Path({str(tmp_path / "signal")!r}).write_text):
     die_with_parent()
     pathlib.Path({str(tmp_path / "up")!r}).write_text(str(os.getpid()))
     time.sleep(60)
@@ -119,63 +120,40 @@ with exit_on_signal(pathlib.Path({str(tmp_path / "said")!r}).write_text):
     while orphan.exists():
         assert time.monotonic() < end
         time.sleep(0.02)
-    assert (tmp_path / "said").read_text() == "SIGTERM"
+    assert (tmp_path / "signal").read_text() == "SIGTERM"
 
 
-def test_the_last_words_are_said_once() -> None:
+@pytest.mark.parametrize(
+    ("on_exit", "output"),
+    [
+        ("on_exit(name); time.sleep(0.4)", "exiting: SIGTERM\n"),  # called once for three signals
+        ("print('trying', flush=True); time.sleep(60)", "trying\n"),
+        ("raise OSError('no space left')", ""),
+    ],
+    ids=["slow", "hangs", "fails"],
+)
+def test_a_slow_hanging_or_failing_on_exit_does_not_keep_the_process(on_exit: str, output: str) -> None:
     process = start(
-        """
-        def slow_words(name):
-            on_exit(name)
-            time.sleep(0.4)
+        f"""
+        stopping._GRACE_SECONDS = 0.8
 
-        with exit_on_signal(slow_words):
-            ready()
-            time.sleep(60)
-        """
-    )
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-        process.send_signal(number)
-        time.sleep(0.05)
-    assert finish(process, IN_TIME) == (143, "last words: SIGTERM\n", "")
+        def other(name):
+            {on_exit}
 
-
-def test_last_words_that_hang_are_cut_short() -> None:
-    process = start(
-        """
-        stopping._GRACE_SECONDS = 0.3
-
-        def hang(name):
-            print("trying", flush=True)
-            time.sleep(60)
-
-        with exit_on_signal(hang):
+        with exit_on_signal(other):
             ready()
             time.sleep(60)
         """
     )
     began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    assert finish(process, IN_TIME) == (143, "trying\n", "")
-    assert time.monotonic() - began >= 0.3
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.05)
+    assert finish(process, LIMIT_S)[:2] == (143, output)
+    assert time.monotonic() - began >= (0.8 if "60" in on_exit else 0)
 
 
-def test_last_words_that_fail_do_not_keep_the_process() -> None:
-    process = start(
-        """
-        def fail(name):
-            raise OSError("no space left")
-
-        with exit_on_signal(fail):
-            ready()
-            time.sleep(60)
-        """
-    )
-    process.send_signal(signal.SIGTERM)
-    assert finish(process, IN_TIME)[0] == 143
-
-
-def test_other_signals_are_none_of_its_business() -> None:
+def test_other_signals_keep_their_handlers() -> None:
     process = start(
         """
         signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"mine\\n"))
@@ -186,25 +164,25 @@ def test_other_signals_are_none_of_its_business() -> None:
         """
     )
     process.send_signal(signal.SIGUSR1)
-    assert finish(process, IN_TIME) == (0, "mine\ndone\n", "")
+    assert finish(process, LIMIT_S) == (0, "mine\ndone\n", "")
 
 
-def test_afterwards_everything_is_as_before() -> None:
+def test_handlers_and_descriptors_are_restored() -> None:
     def mine(*_: object) -> None:
         pass
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    previous = {number: signal.signal(number, mine) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, mine) for number in numbers}
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         for _ in range(3):
-            with exit_on_signal(lambda _: None):
-                assert signal.getsignal(signal.SIGTERM) is not mine
-                assert signal.getsignal(signal.SIGINT) is not mine
-        assert signal.getsignal(signal.SIGTERM) is mine
-        assert signal.getsignal(signal.SIGINT) is mine
+            with contextlib.suppress(ZeroDivisionError), exit_on_signal(lambda _: None):
+                assert all(signal.getsignal(number) is not mine for number in numbers)
+                raise ZeroDivisionError
+        assert all(signal.getsignal(number) is mine for number in numbers)
         assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     finally:
         assert signal.set_wakeup_fd(previous_fd) == writer
@@ -214,7 +192,7 @@ def test_afterwards_everything_is_as_before() -> None:
         os.close(writer)
 
 
-def test_afterwards_an_interrupt_is_python_s_again_and_termination_the_system_s() -> None:
+def test_default_actions_are_restored() -> None:
     process = start(
         """
         with exit_on_signal(on_exit):
@@ -231,14 +209,7 @@ def test_afterwards_an_interrupt_is_python_s_again_and_termination_the_system_s(
     assert process.stdout is not None
     assert process.stdout.readline() == "interrupted\n"
     process.send_signal(signal.SIGTERM)
-    assert finish(process, IN_TIME) == (-signal.SIGTERM, "", "")
-
-
-def test_an_exception_passes_through_and_everything_is_restored() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), exit_on_signal(lambda _: None):
-        raise ZeroDivisionError
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert finish(process, LIMIT_S) == (-signal.SIGTERM, "", "")
 
 
 def test_a_forked_child_does_not_keep_its_parent() -> None:

@@ -1,7 +1,4 @@
-"""How runs end when something goes wrong: in the log, on screen, in the exit status, and in time.
-
-The end states are those of docs/endurance.md.
-"""
+"""Runs with a fault end in time, and say why in log, last line and exit status (docs/endurance.md)."""
 
 from __future__ import annotations
 
@@ -26,45 +23,38 @@ from compliance.parse import parse
 from gptoss20b.data.samples import TRAIN_PREFIX
 from tests.support.local_runs import records, values
 from tests.support.paths import ROOT
-from tests.support.ranks import NO_GPU, start_ranks
+from tests.support.ranks import NO_GPU, kill_ranks, start_ranks
 from tests.support.waiting import wait_until
 
 
-class Ranks:
-    """Ranks without a launcher, so that each one's own exit status is seen."""
-
-    def __init__(self, folder: Path, processes: list[BaseProcess]) -> None:
-        self._folder, self.processes = folder, processes
-
-    def wait(self, rank: int, limit_s: float = 120.0) -> tuple[int, str]:
-        """Exit status of a rank, and what it showed on stderr."""
-        self.processes[rank].join(limit_s)
-        code = self.processes[rank].exitcode
-        shown = (self._folder / f"output{rank}").read_text()
-        assert code is not None, f"rank {rank} still runs after {limit_s:g} s; it showed:\n{shown}"
-        return code, shown
-
-
 @contextlib.contextmanager
-def started(folder: Path, variables: dict[str, str], job: str = "train", **arguments: Any) -> Iterator[Ranks]:
-    """A job of `fault_jobs` on DGXNGPU ranks, which are gone at the end."""
+def started(
+    folder: Path, variables: dict[str, str], job: str = "train", **arguments: Any
+) -> Iterator[list[BaseProcess]]:
+    """Start a job of `fault_jobs` on DGXNGPU ranks without a launcher, and kill what is left at the end."""
     folder.mkdir(exist_ok=True)
     variables = {"LOGDIR": str(folder)} | variables
     world = int(variables["DGXNGPU"])
     processes = start_ranks(f"fault_jobs.{job}", world, folder, variables=variables, **arguments)
     try:
-        yield Ranks(folder, processes)
+        yield processes
     finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid or 0, signal.SIGKILL)
-            process.join()
+        kill_ranks(processes)
 
 
-def ended(folder: Path, variables: dict[str, str], job: str = "train", **arguments: Any) -> list[tuple[int, str]]:
-    """The same, until all ranks have ended by themselves."""
-    with started(folder, variables, job, **arguments) as ranks:
-        return [ranks.wait(rank) for rank in range(len(ranks.processes))]
+def wait_for_rank(folder: Path, processes: list[BaseProcess], rank: int, limit_s: float = 120.0) -> tuple[int, str]:
+    """Return the exit status of a rank and its output on stderr."""
+    processes[rank].join(limit_s)
+    code = processes[rank].exitcode
+    output = (folder / f"output{rank}").read_text()
+    assert code is not None, f"rank {rank} still runs after {limit_s:g} s; its output:\n{output}"
+    return code, output
+
+
+def run_to_end(folder: Path, variables: dict[str, str], job: str = "train", **arguments: Any) -> list[tuple[int, str]]:
+    """Run a job until all ranks have ended. Return the exit status and the output of each."""
+    with started(folder, variables, job, **arguments) as processes:
+        return [wait_for_rank(folder, processes, rank) for rank in range(len(processes))]
 
 
 @pytest.fixture
@@ -82,13 +72,13 @@ def endless(tiny: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def alone(endless: dict[str, str]) -> dict[str, str]:
-    """Six steps of one rank, with an evaluation every two."""
-    few = {"MAX_STEPS": "6", "EVAL_INTERVAL_SAMPLES": "8", "GLOBAL_BATCH_SIZE": "4", "SEED": "5"}
-    return endless | {"DGXNGPU": "1", "EXPERT_PARALLEL": "1"} | few
+    """Run six steps on one rank, with an evaluation every two."""
+    short = {"MAX_STEPS": "6", "EVAL_INTERVAL_SAMPLES": "8", "GLOBAL_BATCH_SIZE": "4", "SEED": "5"}
+    return endless | {"DGXNGPU": "1", "EXPERT_PARALLEL": "1"} | short
 
 
-def last_line(shown: str) -> str:
-    return shown.strip().splitlines()[-1]
+def last_line(output: str) -> str:
+    return output.strip().splitlines()[-1]
 
 
 def assert_aborted(logdir: Path, reason: str) -> None:
@@ -99,27 +89,27 @@ def assert_aborted(logdir: Path, reason: str) -> None:
 
 
 def test_a_non_finite_loss_stops_every_rank(endless: dict[str, str], tmp_path: Path) -> None:
-    for rank, (code, shown) in enumerate(ended(tmp_path, endless, fault="nan")):
+    for rank, (code, output) in enumerate(run_to_end(tmp_path, endless, fault="nan")):
         assert code == 4
-        assert last_line(shown) == f"rank {rank} aborted: NonFiniteLossError: training loss at step 3 is nan"
-        assert "Traceback" not in shown
+        assert last_line(output) == f"rank {rank} aborted: NonFiniteLossError: training loss at step 3 is nan"
+        assert "Traceback" not in output
     assert_aborted(tmp_path, "NonFiniteLossError: training loss at step 3 is nan")
     assert len(values(tmp_path / "result_0.txt", "train_loss")) == 2
 
 
 def test_a_killed_peer_ends_rank_0_and_its_log(endless: dict[str, str], tmp_path: Path) -> None:
-    (code, shown), (killed, _) = ended(tmp_path, endless, fault="kill", rank=1)
+    (code, output), (killed, _) = run_to_end(tmp_path, endless, fault="kill", rank=1)
     assert killed == -signal.SIGKILL
     assert code == 1
-    assert last_line(shown).startswith("rank 0 aborted: ")
+    assert last_line(output).startswith("rank 0 aborted: ")
     assert_aborted(tmp_path, "")
 
 
 def test_a_killed_rank_0_ends_its_peer_and_leaves_an_unfinished_log(endless: dict[str, str], tmp_path: Path) -> None:
-    (killed, _), (code, shown) = ended(tmp_path, endless, fault="kill", rank=0)
+    (killed, _), (code, output) = run_to_end(tmp_path, endless, fault="kill", rank=0)
     assert killed == -signal.SIGKILL
     assert code == 1
-    assert last_line(shown).startswith("rank 1 aborted: ")
+    assert last_line(output).startswith("rank 1 aborted: ")
     found = subprocess.run(
         [sys.executable, "-m", "gptoss20b", "result", str(tmp_path)],
         cwd=ROOT,
@@ -134,11 +124,11 @@ def test_a_killed_rank_0_ends_its_peer_and_leaves_an_unfinished_log(endless: dic
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others_within_a_minute(endless: dict[str, str], tmp_path: Path) -> None:
     del endless["COLLECTIVE_TIMEOUT"]  # the default must do it
-    with started(tmp_path, endless, fault="stop", rank=1) as ranks:
-        code, shown = ranks.wait(0, limit_s=100)
-        assert ranks.processes[1].is_alive()
+    with started(tmp_path, endless, fault="stop", rank=1) as processes:
+        code, output = wait_for_rank(tmp_path, processes, 0, limit_s=100)
+        assert processes[1].is_alive()
     assert code == 1
-    assert last_line(shown).startswith("rank 0 aborted: ")
+    assert last_line(output).startswith("rank 0 aborted: ")
     assert_aborted(tmp_path, "")
     *_, last_step, stop = (
         each for each in records(tmp_path / "result_0.txt") if each["key"] in ("train_loss", "run_stop")
@@ -147,36 +137,38 @@ def test_a_rank_that_hangs_ends_the_others_within_a_minute(endless: dict[str, st
 
 
 def test_a_closed_terminal_ends_a_rank_and_its_log(alone: dict[str, str], tmp_path: Path) -> None:
-    ((code, shown),) = ended(tmp_path, alone, fault="hang up")
+    ((code, output),) = run_to_end(tmp_path, alone, fault="hang up")
     assert code == 143
-    assert last_line(shown) == "rank 0 aborted: received SIGHUP"
+    assert last_line(output) == "rank 0 aborted: received SIGHUP"
     assert_aborted(tmp_path, "received SIGHUP")
 
 
 def test_a_full_disk_aborts_the_run_with_a_clear_line(endless: dict[str, str], tmp_path: Path) -> None:
-    (code, shown), (peer, _) = ended(tmp_path, endless, fault="fill")
+    (code, output), (peer, _) = run_to_end(tmp_path, endless, fault="fill")
     assert (code, peer) == (1, 1)
-    assert last_line(shown).startswith("rank 0 aborted: OSError")
-    assert last_line(shown).endswith("(and the log could not be written: [Errno 27] File too large)")
+    assert last_line(output).startswith("rank 0 aborted: OSError")
+    assert last_line(output).endswith("(and the log could not be written: [Errno 27] File too large)")
 
 
 def test_missing_data_is_one_clear_line(endless: dict[str, str], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    for code, shown in ended(tmp_path / "log", endless | {"DATADIR": str(empty)}):
+    for code, output in run_to_end(tmp_path / "log", endless | {"DATADIR": str(empty)}):
         assert code == 1
-        assert "c4-train.en_6_text_document" in last_line(shown)
-        assert "Traceback" not in shown
+        assert "c4-train.en_6_text_document" in last_line(output)
+        assert "Traceback" not in output
     assert_aborted(tmp_path / "log", "DataError")
 
 
 def test_truncated_data_is_named(endless: dict[str, str], tmp_path: Path) -> None:
     data = Path(shutil.copytree(endless["DATADIR"], tmp_path / "data"))
-    for rank, (code, shown) in enumerate(ended(tmp_path / "log", endless | {"DATADIR": str(data)}, fault="truncate")):
+    for rank, (code, output) in enumerate(
+        run_to_end(tmp_path / "log", endless | {"DATADIR": str(data)}, fault="truncate")
+    ):
         assert code == 1
-        assert last_line(shown).startswith(f"rank {rank} aborted: DataError: {data / TRAIN_PREFIX}.bin: got ")
-        assert "the file was cut while it was in use" in last_line(shown)
-        assert "Traceback" not in shown
+        assert last_line(output).startswith(f"rank {rank} aborted: DataError: {data / TRAIN_PREFIX}.bin: got ")
+        assert "the file was cut while it was in use" in last_line(output)
+        assert "Traceback" not in output
     assert_aborted(tmp_path / "log", "the file was cut while it was in use")
 
 
@@ -184,19 +176,18 @@ def test_truncated_data_is_named(endless: dict[str, str], tmp_path: Path) -> Non
 def test_a_second_run_never_touches_the_log_of_a_running_one(
     alone: dict[str, str], tmp_path: Path, resume: str
 ) -> None:
-    own = alone | {"SAVE_INTERVAL": "4", "LOGDIR": str(tmp_path)}
-    with started(tmp_path / "first", own, fault="stop") as first:
-        process = first.processes[0]
-        wait_until(lambda: is_stopped(process), 120, "the first run's third step")
+    variables = alone | {"SAVE_INTERVAL": "4", "LOGDIR": str(tmp_path)}
+    with started(tmp_path / "first", variables, fault="stop") as first:
+        wait_until(lambda: is_stopped(first[0]), 120, "the first run's third step")
         before = (tmp_path / "result_0.txt").read_bytes()
-        ((code, shown),) = ended(tmp_path / "second", own | {"RESUME": resume})
+        ((code, output),) = run_to_end(tmp_path / "second", variables | {"RESUME": resume})
         assert (tmp_path / "result_0.txt").read_bytes() == before
-        os.kill(process.pid or 0, signal.SIGCONT)
-        assert first.wait(0)[0] == 3
+        os.kill(first[0].pid or 0, signal.SIGCONT)
+        assert wait_for_rank(tmp_path / "first", first, 0)[0] == 3
     assert code == 2
-    why = "another run is writing" if resume == "1" else "exists, and results are never overwritten"
-    assert last_line(shown).startswith("error: LOGDIR: ")
-    assert why in last_line(shown)
+    reason = "another run is writing" if resume == "1" else "results are never overwritten"
+    assert last_line(output).startswith("error: LOGDIR: ")
+    assert reason in last_line(output)
     assert len(values(tmp_path / "result_0.txt", "train_loss")) == 6
 
 
@@ -206,25 +197,25 @@ def is_stopped(process: BaseProcess) -> bool:
 
 def test_a_rendezvous_port_in_use_is_named(endless: dict[str, str], tmp_path: Path) -> None:
     with started(tmp_path / "left", endless | {"DGXNGPU": "1"}, job="leftover"):
-        said = tmp_path / "left" / "output0"
-        wait_until(lambda: said.exists() and said.read_text().endswith("\n"), 120, "the port of what was left")
-        port = int(said.read_text().split()[-1])
-        found = ended(tmp_path / "log", endless | {"COLLECTIVE_TIMEOUT": "5"}, port=port)
-    for rank, (code, shown) in enumerate(found):
+        output0 = tmp_path / "left" / "output0"
+        wait_until(lambda: output0.exists() and output0.read_text().endswith("\n"), 120, "the leftover's port")
+        port = int(output0.read_text().split()[-1])
+        found = run_to_end(tmp_path / "log", endless | {"COLLECTIVE_TIMEOUT": "5"}, port=port)
+    for rank, (code, output) in enumerate(found):
         assert code == 1
-        assert last_line(shown).startswith(f"rank {rank} aborted: LaunchError: MASTER_ADDR, MASTER_PORT: ")
-        assert "set another MASTER_PORT" in last_line(shown)
-        assert "Traceback" not in shown
+        assert last_line(output).startswith(f"rank {rank} aborted: LaunchError: MASTER_ADDR, MASTER_PORT: ")
+        assert "set another MASTER_PORT" in last_line(output)
+        assert "Traceback" not in output
     assert f"port: {port}" in found[0][1]
     assert "EADDRINUSE" in found[0][1]
     assert_aborted(tmp_path / "log", "set another MASTER_PORT")
 
 
 @pytest.fixture
-def on_time(alone: dict[str, str], tmp_path: Path) -> Path:
-    """The log of the run whose clock nobody sets."""
-    assert [code for code, _ in ended(tmp_path / "on time", alone)] == [3]
-    return tmp_path / "on time" / "result_0.txt"
+def undisturbed(alone: dict[str, str], tmp_path: Path) -> Path:
+    """Return the log of the same run with an undisturbed clock."""
+    assert [code for code, _ in run_to_end(tmp_path / "undisturbed", alone)] == [3]
+    return tmp_path / "undisturbed" / "result_0.txt"
 
 
 def clock_findings(log: Path) -> list[str]:
@@ -233,36 +224,34 @@ def clock_findings(log: Path) -> list[str]:
     return [f"{each.rule}: {each.message}" for each in found if each.rule.startswith(("clock", "time"))]
 
 
-def test_setting_the_clock_changes_times_and_nothing_else(alone: dict[str, str], on_time: Path, tmp_path: Path) -> None:
-    # By the wall clock a checkpoint would be due an hour on.
+def test_setting_the_clock_changes_times_and_nothing_else(
+    alone: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    # By the wall clock a checkpoint would be due after the jump.
     alone |= {"SAVE_INTERVAL": "30min"}
     for name, seconds in {"back": -3600.0, "on": 3600.0}.items():
-        ((code, shown),) = ended(tmp_path / name, alone, job="clock_jumps", seconds=seconds)
+        ((code, output),) = run_to_end(tmp_path / name, alone, job="clock_jumps", seconds=seconds)
         log = tmp_path / name / "result_0.txt"
         assert code == 3
         assert not (tmp_path / name / "checkpoints").exists()
         for key in ("train_loss", "eval_accuracy"):
-            assert values(log, key) == values(on_time, key)
-        assert [each["key"] for each in records(log)] == [each["key"] for each in records(on_time)]
+            assert values(log, key) == values(undisturbed, key)
+        assert [each["key"] for each in records(log)] == [each["key"] for each in records(undisturbed)]
         rates = [each["throughput"] for each in values(log, "tracked_stats")]
         assert len(rates) == 3
         assert all(rate > 0.1 for rate in rates), "a block of an hour would have 0.001"
         assert all(rate < 1e5 for rate in rates)
-        assert "tokens/s" in shown
+        assert "tokens/s" in output
         times = [each["time_ms"] for each in records(log)]
         jump = max((after - before for before, after in pairwise(times)), key=abs)
         assert jump == pytest.approx(1000 * seconds, abs=60_000)
         found = clock_findings(log)
         if seconds < 0:
-            assert [each.partition(":")[0] for each in found] == [
-                "clock-run-start",
-                "clock-run-stop",
-                "clock-backwards",
-            ]
-            assert "run_stop is earlier than run_start" in found[1]
-            assert re.search(r"the clock runs back by 3,(5[0-9][0-9]|600)\.[0-9] s", found[2])
-        else:  # nothing tells a clock that was set forward from a run that took an hour
-            assert found == clock_findings(on_time) == []
+            rules = [each.partition(":")[0] for each in found]
+            assert rules == ["clock-run-start", "clock-run-stop", "clock-backwards"]
+            assert re.search(r" 3,(5[0-9][0-9]|600)\.[0-9] s", found[2])
+        else:  # a clock set forward looks like a run that took an hour
+            assert found == clock_findings(undisturbed) == []
 
 
 def test_sigterm_to_the_launcher_ends_the_log_and_every_process(endless: dict[str, str], tmp_path: Path) -> None:

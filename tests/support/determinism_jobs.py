@@ -1,4 +1,4 @@
-"""A run, and whether torch would now refuse an operator that may give other bits the next time."""
+"""Runs after which torch does or does not reject an operator that may not be deterministic."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gptoss20b.train import run
 
 
 def train(variables: dict[str, str]) -> tuple[int, bool, str | None]:
-    """Exit status, whether such an operator was refused, and cuBLAS's setting."""
-    code = int(run(resolve(variables)))
+    """Return the exit status, whether torch rejects such an operator, and cuBLAS's setting."""
+    code, rejected = int(run(resolve(variables))), False
     try:
         torch.zeros(2).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
     except RuntimeError:
-        return code, True, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    return code, False, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+        rejected = True
+    return code, rejected, os.environ.get("CUBLAS_WORKSPACE_CONFIG")

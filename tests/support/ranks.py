@@ -1,6 +1,6 @@
-"""Run a function of `jobs` (or of another module) on N gloo ranks, with a free port and a time limit.
+"""Run a function of `tests.support.jobs` or a sibling module on N gloo ranks, with a free port and a time limit.
 
-Ranks are forked from a server that has imported torch and Megatron-Core once: imports take far longer than most jobs.
+Ranks are forked from a server that has imported torch and Megatron-Core, because the imports take longer than most jobs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# These tests are about the CPU, also on a machine that has more.
+# Use the CPU on a machine with GPUs too.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
 
 
@@ -31,7 +31,7 @@ _FORKED.set_forkserver_preload(["gptoss20b.train"])
 
 
 def free_port() -> int:
-    """A port that nobody has: of those that no system hands out, so that none is handed out before it is used."""
+    """Return a free port below the ephemeral range, so that the system hands it to nobody before it is used."""
     while True:
         port = secrets.randbelow(20_000) + 10_000
         with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
@@ -40,21 +40,23 @@ def free_port() -> int:
 
 
 def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) -> list[Any]:
-    """Call ``jobs.<job>(**arguments)`` in ``world`` processes and return what each returned, by rank.
+    """Call a job on ``world`` ranks and return the results by rank.
 
-    A job of another module is named with it, e.g. ``optimizer_jobs.compare_updates``.
+    Args:
+        job: function of `tests.support.jobs`, or of another module with its name, e.g. ``optimizer_jobs.compare_updates``.
+        world: number of ranks.
+        limit_s: time limit in seconds.
+        arguments: keyword arguments of the job.
 
-    All are killed when one fails or the limit is reached; the failure then holds every rank's last output.
+    Raises:
+        AssertionError: a rank failed or the time is over, with the last output of every rank. All ranks are killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         processes = start_ranks(job, world, Path(folder), **arguments)
         try:
             _wait(processes, limit_s)
         finally:
-            for process in processes:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid or 0, signal.SIGKILL)
-                process.join()
+            kill_ranks(processes)
         results = [Path(folder) / f"result{rank}" for rank in range(world)]
         if not all(path.exists() for path in results):
             outputs = "\n".join(
@@ -66,9 +68,9 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
 
 
 def start_ranks(job: str, world: int, folder: Path, /, **arguments: Any) -> list[BaseProcess]:
-    """The same, only begun: each leaves ``result<rank>`` (pickled) and ``output<rank>`` in the folder, however it ends.
+    """Start the ranks of a job. Each writes ``result<rank>`` (pickled) and ``output<rank>`` to the folder.
 
-    Each leads a process group of its own, which whoever starts it has to end.
+    Each rank leads a process group, which the caller must end with `kill_ranks`.
     """
     shared = {
         "WORLD_SIZE": str(world),
@@ -79,10 +81,18 @@ def start_ranks(job: str, world: int, folder: Path, /, **arguments: Any) -> list
     }
     processes: list[BaseProcess] = []
     for rank in range(world):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(_FORKED.Process(target=_rank, args=(shared | own, folder, rank, job, arguments)))
+        environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(_FORKED.Process(target=_run_rank, args=(environment, folder, rank, job, arguments)))
         processes[-1].start()
     return processes
+
+
+def kill_ranks(processes: Sequence[BaseProcess]) -> None:
+    """Kill the ranks and the processes that they started."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        process.join()
 
 
 def _wait(processes: Sequence[BaseProcess], limit_s: float) -> None:
@@ -94,13 +104,13 @@ def _wait(processes: Sequence[BaseProcess], limit_s: float) -> None:
         time.sleep(0.05)
 
 
-def _rank(environment: dict[str, str], folder: Path, rank: int, job: str, arguments: dict[str, Any]) -> None:
+def _run_rank(environment: dict[str, str], folder: Path, rank: int, job: str, arguments: dict[str, Any]) -> None:
     os.setpgid(0, 0)
     output = os.open(folder / f"output{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(environment)
-    warnings.simplefilter("ignore")  # Megatron's, which would fill the outputs shown on failure
+    warnings.simplefilter("ignore")  # Megatron-Core's would fill the output that a failure shows
     try:
         module, _, function = job.rpartition(".")
         value = getattr(importlib.import_module(f"tests.support.{module or 'jobs'}"), function)(**arguments)

@@ -1,3 +1,5 @@
+"""Data and settings of a small run."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,14 +14,14 @@ SEQUENCE = 64
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of byte tokens that can be learned: 200 training and 40 validation windows of 64 tokens."""
+    """Write a data folder of learnable byte tokens: 200 training and 40 validation windows of 64 tokens."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(7)
     for prefix, windows in ((TRAIN_PREFIX, 200), (VALIDATION_PREFIX, 40)):
         builder = IndexedDatasetBuilder(str(folder / f"{prefix}.bin"), dtype=np.int32)
-        # A random walk over 32 of the 256 tokens: which ones, and that the next is close to the last, can be learned.
+        # A random walk over 32 of the 256 tokens. A model learns which ones, and that neighbours are close.
         walk = np.cumsum(random.integers(-3, 4, windows * SEQUENCE + 10)) % 32
         for document in np.array_split(walk.astype(np.int32), 11):
             builder.add_document(document, [len(document)])
@@ -29,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(data: Path) -> dict[str, str]:
-    """The variables of a quick run of the small model on that data, for one rank. Shared: make another with `|`."""
+    """Return the settings of a quick run of the small model on one rank. Shared: change a copy, with `|`."""
     return {
         "MODEL_VARIANT": "tiny",
         "SUBMISSION_DIVISION": "open",

@@ -1,4 +1,4 @@
-"""DETERMINISTIC: what may differ is refused, and on a CPU nothing of a run is."""
+"""DETERMINISTIC rejects operators that may differ between runs. A run on a CPU uses none."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_a_deterministic_run_is_the_same_run_and_rejects_other_operators(tiny: d
     found = {}
     for switch in ("0", "1"):
         logdir = tmp_path / switch
-        given = variables | {"DETERMINISTIC": switch, "LOGDIR": str(logdir)}
-        found[switch] = run_ranks("determinism_jobs.train", 2, variables=given)
+        settings = variables | {"DETERMINISTIC": switch, "LOGDIR": str(logdir)}
+        found[switch] = run_ranks("determinism_jobs.train", 2, variables=settings)
     assert found == {"0": [(3, False, None)] * 2, "1": [(3, True, ":4096:8")] * 2}
     for key, count in {"train_loss": 4, "eval_accuracy": 2}.items():
         without, with_it = (values(tmp_path / switch / "result_0.txt", key) for switch in "01")

@@ -1,4 +1,4 @@
-"""Expert, data, tensor and pipeline parallelism and accumulation change the speed of a run, not the run."""
+"""Expert, data and pipeline parallelism, accumulation and layer back ends leave losses and gradients unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEPS = 5
 
 def assert_same_run(outcomes: list[dict[str, Any]], tolerance: float = 1e-5) -> None:
     first = outcomes[0]
-    assert first["losses"][-1] < first["losses"][0] - 0.05, "the runs that are compared must learn something"
+    assert first["losses"][-1] < first["losses"][0] - 0.05, "the runs learn nothing, so they compare nothing"
     for other in outcomes[1:]:
         assert other["losses"] == pytest.approx(first["losses"], rel=tolerance)
         assert other["norms"] == pytest.approx(first["norms"], rel=1e-4)
@@ -25,14 +25,14 @@ def assert_same_run(outcomes: list[dict[str, Any]], tolerance: float = 1e-5) -> 
 @pytest.fixture(scope="module")
 def expert_parallel(tiny: dict[str, str]) -> list[dict[str, Any]]:
     variables = [tiny | {"DGXNGPU": "8", "EXPERT_PARALLEL": str(size)} for size in (1, 2, 4, 8)]
-    per_rank = run_ranks("follow", world=8, limit_s=300, variables=variables, steps=STEPS)
-    assert all(outcome == per_rank[0] for outcome in per_rank), "every rank reports the same run"
+    per_rank = run_ranks("train_steps", world=8, limit_s=300, variables=variables, steps=STEPS)
+    assert all(outcome == per_rank[0] for outcome in per_rank), "ranks report different runs"
     return per_rank[0]
 
 
 @pytest.fixture(scope="module")
 def one_rank(tiny: dict[str, str]) -> dict[str, Any]:
-    return run_ranks("follow", world=1, variables=[tiny], steps=STEPS)[0][0]
+    return run_ranks("train_steps", world=1, variables=[tiny], steps=STEPS)[0][0]
 
 
 def test_expert_parallel_1_2_4_8_start_from_the_same_weights(expert_parallel: list[dict[str, Any]]) -> None:
@@ -46,7 +46,7 @@ def test_expert_parallel_1_2_4_8_follow_the_same_loss(expert_parallel: list[dict
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_data_parallel_1_2_4_follow_the_same_loss(world: int, tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
-    outcome = run_ranks("follow", world, variables=[tiny | {"DGXNGPU": str(world)}], steps=STEPS)[0][0]
+    outcome = run_ranks("train_steps", world, variables=[tiny | {"DGXNGPU": str(world)}], steps=STEPS)[0][0]
     assert outcome["weights"] == one_rank["weights"]
     assert_same_run([one_rank, outcome])
 
@@ -58,32 +58,32 @@ def test_eight_ranks_follow_one_rank(expert_parallel: list[dict[str, Any]], one_
 
 def test_accumulation_1_2_4_at_one_global_batch_size(tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
     variables = [tiny | {"DGXNGPU": "2", "MICRO_BATCH_SIZE": str(size)} for size in (4, 2, 1)]
-    outcomes = run_ranks("follow", world=2, variables=variables, steps=STEPS)[0]
+    outcomes = run_ranks("train_steps", world=2, variables=variables, steps=STEPS)[0]
     assert_same_run([*outcomes, one_rank])
 
 
-def test_masked_tokens_are_weighted_alike_in_every_layout(tiny: dict[str, str]) -> None:
-    # With an end-of-document token the micro batches count unequal numbers of tokens: a mean of means would differ.
+def test_masked_tokens_have_the_same_weight_in_every_layout(tiny: dict[str, str]) -> None:
+    # With an end-of-document token micro batches count unequal numbers of tokens, so a mean of means would differ.
     masked = tiny | {"EOD_TOKEN": "7", "DGXNGPU": "2"}
     variables = [masked | {"MICRO_BATCH_SIZE": str(size)} for size in (4, 1)]
-    outcomes = run_ranks("follow", world=2, variables=variables, steps=STEPS)[0]
+    outcomes = run_ranks("train_steps", world=2, variables=variables, steps=STEPS)[0]
     assert_same_run(outcomes)
-    plain = run_ranks("follow", world=2, variables=[tiny | {"DGXNGPU": "2"}], steps=1)[0][0]
-    assert plain["losses"][0] != pytest.approx(outcomes[0]["losses"][0], rel=1e-7), "the mask must do something"
+    plain = run_ranks("train_steps", world=2, variables=[tiny | {"DGXNGPU": "2"}], steps=1)[0][0]
+    assert plain["losses"][0] != pytest.approx(outcomes[0]["losses"][0], rel=1e-7), "the mask does nothing"
 
 
 @pytest.mark.parametrize("expert_parallel", ["1", "2"])
-def test_the_torch_back_end_follows_megatrons_own_local_spec(expert_parallel: str, tiny: dict[str, str]) -> None:
-    # A window of 20 past keys is shorter than the sequence, so both kinds of layer are compared.
+def test_the_torch_back_end_follows_megatrons_local_spec(expert_parallel: str, tiny: dict[str, str]) -> None:
+    # A window of 20 earlier keys is shorter than the sequence, so both kinds of layer are compared.
     variables = [tiny | {"DGXNGPU": "2", "EXPERT_PARALLEL": expert_parallel, "window": "20"}]
-    ours = run_ranks("follow", 2, variables=variables, steps=STEPS)[0][0]
-    theirs = run_ranks("follow", 2, variables=variables, steps=STEPS, backend="megatron_local")[0][0]
+    ours = run_ranks("train_steps", 2, variables=variables, steps=STEPS)[0][0]
+    theirs = run_ranks("train_steps", 2, variables=variables, steps=STEPS, backend="megatron_local")[0][0]
     assert ours["weights"] == theirs["weights"]
     assert_same_run([theirs, ours])
 
 
 @pytest.mark.parametrize("expert_parallel", [1, 2])
-def test_the_torch_back_end_has_the_gradients_of_megatrons_own_local_spec(
+def test_the_torch_back_end_has_the_gradients_of_megatrons_local_spec(
     expert_parallel: int, tiny: dict[str, str]
 ) -> None:
     variables = tiny | {"DGXNGPU": str(expert_parallel), "EXPERT_PARALLEL": str(expert_parallel), "window": "20"}
@@ -93,16 +93,16 @@ def test_the_torch_back_end_has_the_gradients_of_megatrons_own_local_spec(
         assert ours["gradients"].keys() == theirs["gradients"].keys()
         assert len(ours["gradients"]) == 3 + 2 * (7 + 2 * 8 // expert_parallel)
         for name, gradient in theirs["gradients"].items():
-            # An expert that no token chose has none.
+            # Only an expert that no token chose has a zero gradient.
             largest = np.abs(gradient).max()
             assert np.abs(ours["gradients"][name] - gradient).max() <= 1e-5 * largest, name
             assert largest > 0 or ".experts." in name, name
 
 
 def test_the_released_models_features_are_the_same_in_every_expert_layout(tiny: dict[str, str]) -> None:
-    # Biases, sinks, YaRN and the clamped activation on experts that live on one rank or on two.
+    # Biases, sinks, YaRN and the clamped activation, with the experts on one rank or on two.
     openai = tiny | {"like openai": "yes", "DGXNGPU": "2"}
-    outcomes = run_ranks("follow", 2, variables=[openai, openai | {"EXPERT_PARALLEL": "2"}], steps=STEPS)[0]
+    outcomes = run_ranks("train_steps", 2, variables=[openai, openai | {"EXPERT_PARALLEL": "2"}], steps=STEPS)[0]
     assert outcomes[0]["weights"] == outcomes[1]["weights"]
     assert any(name.endswith("softmax_offset") for name in outcomes[0]["weights"])
     assert_same_run(outcomes)
@@ -110,6 +110,6 @@ def test_the_released_models_features_are_the_same_in_every_expert_layout(tiny: 
 
 def test_pipeline_parallel_2_follows_one_rank(tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
     variables = [tiny | {"DGXNGPU": "2", "PIPELINE_PARALLEL": "2"}]
-    for outcome in run_ranks("follow", world=2, variables=variables, steps=STEPS):
+    for outcome in run_ranks("train_steps", world=2, variables=variables, steps=STEPS):
         assert outcome[0]["weights"] == one_rank["weights"]
         assert_same_run([one_rank, outcome[0]])

@@ -1,4 +1,4 @@
-"""The optimizer's rules: clipping, decay, and the learning rate of each step."""
+"""Optimizer: gradient clipping, weight decay, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_clipping_equals_megatrons_own(tiny: dict[str, str]) -> None:
         for result in outcome.values():
             assert result["ours"] == pytest.approx(result["megatron"], rel=1e-6)
             assert result["difference"] < 1e-6
-        assert outcome[1e-3]["ours"] > 1e-3, "the smaller limit must clip"
+        assert outcome[1e-3]["ours"] > 1e-3, "the smaller limit does not clip"
 
 
 def test_one_dimensional_tensors_and_biases_are_exempt_from_decay(tiny: dict[str, str]) -> None:
@@ -34,14 +34,14 @@ def test_expert_biases_are_exempt_from_decay_though_they_are_matrices(tiny: dict
     assert not any(decays for name, decays in decayed.items() if name.endswith("bias"))
 
 
-def test_a_step_asks_the_device_for_no_scalar(tiny: dict[str, str]) -> None:
+def test_a_step_reads_no_scalar_from_the_device(tiny: dict[str, str]) -> None:
     reads = run_ranks("optimizer_jobs.host_reads", 1, variables=tiny)[0]
     assert reads["step"] == []
-    assert reads["loss"], "the watch must see the read that logging makes"
+    assert reads["loss"], "the watch does not see the read of the loss for the log"
 
 
 def test_two_steps_are_those_of_plain_adamw_on_plain_gradients(tiny: dict[str, str]) -> None:
-    # Clipped hard, so that gradients are near epsilon and their scale, the betas and epsilon all show in the weights.
+    # Hard clipping brings gradients close to epsilon, so their scale, the betas and epsilon all show in the weights.
     variables = tiny | {"GRADIENT_CLIP": "1e-2", "WARMUP_STEPS": "0", "EOD_TOKEN": "7"}
     for world in (1, 2):
         found = run_ranks(
@@ -53,8 +53,8 @@ def test_two_steps_are_those_of_plain_adamw_on_plain_gradients(tiny: dict[str, s
         assert found["smallest change"] > 1e-6
 
 
-def published(config: Config, updates_before: int) -> float:
-    """Linear warm-up from 0, then cosine to a tenth of the base rate: the published schedule, on its own terms."""
+def published_rate(config: Config, updates_before: int) -> float:
+    """Compute the published schedule: linear warm-up from 0, then cosine to a tenth of the base rate."""
     base, warm_up = config.free.learning_rate, config.free.warmup_steps
     if updates_before <= warm_up:
         return base * updates_before / warm_up
@@ -65,7 +65,7 @@ def published(config: Config, updates_before: int) -> float:
 
 
 class _Optimizer:
-    """What Megatron's scheduler needs of an optimizer."""
+    """Stub with the parameter groups that Megatron's scheduler reads."""
 
     def __init__(self) -> None:
         self.param_groups: list[dict[str, Any]] = [{"lr": None, "weight_decay": None, "params": []}]
@@ -82,7 +82,7 @@ def test_the_learning_rate_of_each_step_is_the_published_one(learning_rate: str,
     for step in (1, 2, 128, 129, 193, 10_000, 1_200_000):
         scheduler.step(step - 1 - done)
         done = step - 1
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(published(config, step - 1), rel=1e-12), step
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(published_rate(config, step - 1), rel=1e-12), step
         assert optimizer.param_groups[0]["weight_decay"] == 0.1
-    assert published(config, 0) == 0.0
+    assert published_rate(config, 0) == 0.0
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * config.free.learning_rate, rel=1e-9)

@@ -1,4 +1,4 @@
-"""Whole runs: their log, their determinism, and that nothing touches the data before the clock runs."""
+"""Whole runs: log, determinism, and no access to the data before the clock runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.support import local_runs
 from tests.support.local_runs import NO_COMPILER
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, run_ranks
 
 
 def launch(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A run of two ranks under torchrun."""
+    """Run two ranks under torchrun."""
     environment = os.environ | variables | {"OMP_NUM_THREADS": "1"} | NO_GPU | NO_COMPILER
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
@@ -32,12 +33,11 @@ def launch(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
 
 
 def records(logdir: Path) -> list[dict[str, Any]]:
-    lines = (logdir / "result_0.txt").read_text().splitlines()
-    return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
+    return local_runs.records(logdir / "result_0.txt")
 
 
 def values(logdir: Path, key: str) -> list[Any]:
-    return [record["value"] for record in records(logdir) if record["key"] == key]
+    return local_runs.values(logdir / "result_0.txt", key)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def quick(tiny: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(quick: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One under torchrun; the others on forked ranks, which spares each of theirs seconds of imports."""
+    """Run once under torchrun. Run the others on forked ranks, which saves seconds of imports."""
     folder = tmp_path_factory.mktemp("runs")
     for name, change in {
         "first": {},
@@ -65,8 +65,8 @@ def runs(quick: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dic
         "other seed": {"SEED": "12"},
         "no warm-up": {"WARMUP_PASSES": "0"},
     }.items():
-        for code, shown in run_ranks("train", 2, variables=quick | change | {"LOGDIR": str(folder / name)}):
-            assert code == 3, shown
+        for code, output in run_ranks("train", 2, variables=quick | change | {"LOGDIR": str(folder / name)}):
+            assert code == 3, output
     done = launch(quick | {"TARGET_LOSS": "5.3", "LOGDIR": str(folder / "converging")})
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "converging" / "stdout").write_text(done.stdout)
@@ -79,9 +79,10 @@ def test_one_seed_gives_bit_identical_losses(runs: dict[str, Path]) -> None:
     for key in ("train_loss", "eval_accuracy"):
         losses = values(runs["first"], key)
         assert values(runs["again"], key) == losses
-        # New interpreters, with hash seeds of their own, up to where this run ended.
-        begun = values(runs["converging"], key)
-        assert begun and begun == losses[: len(begun)]
+        # torchrun starts new interpreters, with other hash seeds. This run ended earlier.
+        start = values(runs["converging"], key)
+        assert start
+        assert start == losses[: len(start)]
 
 
 def test_two_seeds_differ_in_losses_and_agree_on_the_evaluated_tokens(runs: dict[str, Path]) -> None:
@@ -157,25 +158,24 @@ def test_an_unreached_target_is_an_aborted_run_with_its_reason(runs: dict[str, P
     assert "target 0.5 not reached" in done.stdout
 
 
-def test_config_json_tells_the_whole_run(runs: dict[str, Path]) -> None:
-    record = json.loads((runs["first"] / "config.json").read_text())
-    assert record["eval_tokens_sha256"] == values(runs["first"], "eval_tokens_sha256")[0]
-    assert record["git_commit"] == values(runs["first"], "git_commit")[0]
-    assert record["seed"] == 11
-    assert record["total_parameters"] == 255_360
-    assert record["active_parameters"] == 140_672
-    assert record["config"]["free"]["global_batch_size"] == 4
-    assert record["versions"]["megatron-core"]
-    assert record["git_commit"]
+def test_config_json_describes_the_whole_run(runs: dict[str, Path]) -> None:
+    metadata = json.loads((runs["first"] / "config.json").read_text())
+    for key in ("eval_tokens_sha256", "git_commit"):
+        assert metadata[key]
+        assert metadata[key] == values(runs["first"], key)[0]
+    assert metadata["seed"] == 11
+    assert (metadata["total_parameters"], metadata["active_parameters"]) == (255_360, 140_672)
+    assert metadata["config"]["free"]["global_batch_size"] == 4
+    assert metadata["versions"]["megatron-core"]
 
 
 def test_a_result_is_never_overwritten(runs: dict[str, Path], quick: dict[str, str]) -> None:
     before = (runs["first"] / "result_0.txt").read_bytes()
-    ((code, shown),) = run_ranks(
+    ((code, output),) = run_ranks(
         "train", 1, variables=quick | {"DGXNGPU": "1", "EXPERT_PARALLEL": "1", "LOGDIR": str(runs["first"])}
     )
     assert code == 2
-    assert "exists, and results are never overwritten" in shown
+    assert "results are never overwritten" in output
     assert (runs["first"] / "result_0.txt").read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""A step is the same whatever makes it faster: overlap, fused AdamW, recomputation, compiled layers."""
+"""Overlap, fused AdamW, recomputation and compiled layers change the speed of a step and not its result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TWO = {"DGXNGPU": "2", "EXPERT_PARALLEL": "1"}
 def test_gathering_weights_in_the_next_forward_pass_changes_no_bit(
     tiny: dict[str, str], layout: dict[str, str]
 ) -> None:
-    # Of a few parameters a bucket, so that each module has to wait for its own.
+    # Small buckets, so that each module waits for its own.
     runs = {
         overlap: run_ranks("step_jobs.steps", 2, variables=tiny | layout, count=3, overlap=overlap, bucket=1000)
         for overlap in (False, True)
@@ -38,10 +38,10 @@ def test_gathering_weights_in_the_next_forward_pass_changes_no_bit(
         for each in ("losses", "norms", "evaluation", "whole"):
             assert plain[each] == overlapped[each], each
         assert plain["behind"] == plain["whole"]
-        assert overlapped["behind"] != overlapped["whole"], "nothing was left to gather: the test sees no overlap"
+        assert overlapped["behind"] != overlapped["whole"], "nothing was left to gather, so the test sees no overlap"
 
 
-def test_fused_adamw_is_adamw_and_goes_on_from_a_checkpoint(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_fused_adamw_is_adamw_and_resumes_from_a_checkpoint(tiny: dict[str, str], tmp_path: Path) -> None:
     found = run_ranks("step_jobs.fused", 1, variables=tiny, place=str(tmp_path))[0]
     assert found["fused"] == pytest.approx(found["usual"], rel=1e-6)
     for name in ("usual", "fused"):
@@ -55,8 +55,8 @@ def test_recomputation_keeps_less_and_changes_no_gradient(tiny: dict[str, str], 
     levels = ["none", "moe_act", "moe", "layers"]
     found = run_ranks("step_jobs.recomputed", 2, variables=tiny | TWO | variant, levels=levels)[0]
     kept = [found[level]["bytes"] for level in levels]
-    # In fp32, of 2 layers x 64 tokens x 4 experts with 64 features within and without: the activation, and beside it
-    # the rows that come in, gates and ups.
+    # In fp32, 2 layers x 64 tokens x 4 experts x 64 features: the activation. "moe" also frees input rows, gates and
+    # up projections.
     activation = 2 * 64 * 4 * 64 * 4
     assert kept[0] - kept[1] == activation
     assert kept[0] - kept[2] >= 4 * activation
@@ -64,31 +64,31 @@ def test_recomputation_keeps_less_and_changes_no_gradient(tiny: dict[str, str], 
     plain = found["none"]
     assert any(np.abs(gradient).max() > 0 for gradient in plain["gradients"].values())
     for level in levels[1:]:
-        # Megatron-Core's checkpoint runs forward without gradients, where operators may round otherwise.
+        # Megatron-Core's checkpoint runs forward without gradients, where operators may round differently.
         tolerance = 0.0 if level == "moe_act" else 1e-6
         assert found[level]["losses"] == pytest.approx(plain["losses"], rel=tolerance, abs=0)
-        assert found[level]["gathered"], "nothing was left to gather: the test sees no overlap"
+        assert found[level]["gathered"], "nothing was left to gather, so the test sees no overlap"
         for name, gradient in plain["gradients"].items():
             differing = np.abs(found[level]["gradients"][name] - gradient).max()
             assert differing <= tolerance * np.abs(gradient).max(), f"{level}: {name}"
 
 
-def test_the_model_returns_what_megatron_cores_does_and_the_sum_where_it_gets_a_mask(tiny: dict[str, str]) -> None:
+def test_the_model_returns_megatrons_output_and_with_a_mask_the_loss_sum(tiny: dict[str, str]) -> None:
     found = run_ranks("step_jobs.outputs", 1, variables=tiny | {"MICRO_BATCH_SIZE": "2"})[0]
     assert found["logits"] == (2, 64, 256)
-    assert found["losses"] == pytest.approx(found["by hand"], rel=1e-6)
-    assert found["sum"] == pytest.approx(found["masked by hand"], rel=1e-6)
+    assert found["losses"] == pytest.approx(found["plain"], rel=1e-6)
+    assert found["sum"] == pytest.approx(found["masked plain"], rel=1e-6)
     assert found["dtype"] == "torch.float64"
     assert "output_layer.weight" in found["names"]
     assert found["names"] == found["names of Megatron-Core's"]
 
 
 @pytest.mark.slow
-def test_compiled_layers_train_alike(tiny: dict[str, str]) -> None:
+def test_compiled_layers_have_the_same_losses(tiny: dict[str, str]) -> None:
     found = run_ranks("step_jobs.compiled", 1, limit_s=600, variables=tiny)[0]
     assert found["layers"] == pytest.approx(found["kernels"], rel=1e-5)
     assert found["kernels graphs"] == 0 < found["layers graphs"]
-    # Every layer asks, and gets one table from the cache.
+    # Every layer requests the table, and gets it from the cache.
     assert found["layers tables"] == found["kernels tables"]
     assert found["layers tables"][0] > 8 * found["layers tables"][1]
 
@@ -103,7 +103,7 @@ FUSIONS = ("bias_activation_fusion", "moe_permute_fusion", "apply_rope_fusion", 
 
 @pytest.fixture
 def transformer_engine(monkeypatch: pytest.MonkeyPatch) -> str:
-    """All that Megatron-Core asks of Transformer Engine before it accepts a configuration is there."""
+    """Provide everything of Transformer Engine that Megatron-Core checks before it accepts a configuration."""
     for module in (transformer_config, megatron_config):
         monkeypatch.setattr(module, "is_te_min_version", lambda *_, **__: True)
     kernels = ("permute", "permute_with_probs", "sort_chunks_by_index", "sort_chunks_by_index_with_probs", "unpermute")
@@ -149,7 +149,7 @@ def test_the_fused_clamped_activation_is_the_experts_own(transformer_engine: Bac
     from megatron.core.fusions.fused_bias_geglu import weighted_bias_quick_geglu_impl
 
     found = _megatrons(transformer_engine, MODEL_VARIANT="openai", SUBMISSION_DIVISION="open")
-    assert found.activation_func is megatron_experts.quick_gelu, "which Megatron-Core compares by identity"
+    assert found.activation_func is megatron_experts.quick_gelu, "Megatron-Core compares it by identity"
     gate_up = 8 * torch.randn(6, 2 * 4, generator=torch.Generator().manual_seed(1))
     weights = torch.rand(6, 1)
     with torch.compiler.set_stance("force_eager"):
@@ -159,7 +159,7 @@ def test_the_fused_clamped_activation_is_the_experts_own(transformer_engine: Bac
     torch.testing.assert_close(weighted_swiglu(gate_up, weights[:, 0], None, None, True), theirs)
 
 
-def test_recomputation_is_named_as_megatron_core_names_it() -> None:
+def test_recompute_levels_become_megatrons_settings() -> None:
     assert _megatrons().recompute_granularity is None
     for level in ("moe_act", "moe"):
         config = _megatrons(RECOMPUTE=level)
@@ -182,7 +182,7 @@ def test_eight_bit_layers_keep_bf16_weights() -> None:
     assert _megatrons().fp8 is None
 
 
-def test_a_machine_whose_own_back_end_cannot_do_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_back_end_chosen_automatically_rejects_settings_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for found, settings in ((None, {"PRECISION": "fp8"}), (object(), {"COMPILE": "layers"})):
         monkeypatch.setattr(importlib.util, "find_spec", lambda _, found=found: found)
@@ -190,7 +190,7 @@ def test_a_machine_whose_own_back_end_cannot_do_it_is_told(monkeypatch: pytest.M
             choose_backend(resolve(settings))
 
 
-def test_mxfp8_is_refused_on_an_nvidia_gpu_that_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mxfp8_is_rejected_on_an_nvidia_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
@@ -200,7 +200,7 @@ def test_mxfp8_is_refused_on_an_nvidia_gpu_that_lacks_it(monkeypatch: pytest.Mon
     with pytest.raises(BackendError, match=r"^PRECISION: got mxfp8, but NVIDIA H200 .* 9\.0, .* Set PRECISION=fp8"):
         choose_backend(resolve(settings))
     assert choose_backend(resolve(settings | {"PRECISION": "fp8"})) == "transformer_engine"
-    monkeypatch.setattr(torch.version, "hip", "7.1")  # AMD's numbers mean something else
+    monkeypatch.setattr(torch.version, "hip", "7.1")  # AMD's capability numbers have another meaning
     assert choose_backend(resolve(settings)) == "transformer_engine"
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))

@@ -23,7 +23,7 @@ from gptoss20b.hf.load import load_weights
 from gptoss20b.hf.weight_mapping import weight_shards
 from gptoss20b.model import build as build_module
 from gptoss20b.model.megatron_config import build_transformer_config
-from tests.support.jobs import Variables, in_whole_model, layouts, make_trainer
+from tests.support.jobs import Variables, with_global_names, layouts, make_trainer
 
 BATCH = 2
 
@@ -194,7 +194,7 @@ def _loaded(config: Config, folder: str, backend: Any) -> dict[str, Any]:
     load_weights(gpt, Path(folder), config)
     read = _resident(folder)
     _Watched.all.clear()
-    held = in_whole_model(gpt, config, gpt.named_parameters())
+    held = with_global_names(gpt, config, gpt.named_parameters())
     return {
         "weights": {name: weight.detach().numpy().copy() for name, weight in held},
         "held": sum(parameter.nbytes for parameter in gpt.parameters()),

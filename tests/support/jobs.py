@@ -1,4 +1,4 @@
-"""What the ranks of integration tests do. Each function runs on every rank of a gloo world (see `ranks.run_ranks`)."""
+"""Jobs of integration tests. Each function runs on every rank of a gloo world (`ranks.run_ranks`)."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ from gptoss20b.process_groups import create_process_groups, distributed_session,
 Variables = dict[str, str]
 
 
-def configure(variables: Variables) -> Config:
-    """The configuration; three keys reach what no variable does.
+# The released gpt-oss's features, at the size of the small model.
+OPENAI_FEATURES = {
+    "activation": "clamped_swiglu",
+    "biases": True,
+    "qk_norm": False,
+    "attention_sinks": True,
+    "window_left": 20,
+    "yarn": Yarn(original_max_position_embeddings=16),
+}
 
-    "like openai" gives the small model all that the released gpt-oss has; "window" sets the window's past keys and
-    "layers" the number of layers.
+
+def configure(variables: Variables) -> Config:
+    """Resolve a configuration. Three keys change what no setting does.
+
+    "like openai" gives the small model all features of the released gpt-oss, "window" sets window_left, and "layers"
+    num_layers.
     """
-    variables = dict(variables)
-    like_openai, window = variables.pop("like openai", None), variables.pop("window", None)
-    layers = variables.pop("layers", None)
-    config = resolve(variables)
-    if layers:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"num_layers": int(layers)})})
-    if window:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"window_left": int(window)})})
-    if like_openai:
-        features = {
-            "activation": "clamped_swiglu",
-            "biases": True,
-            "qk_norm": False,
-            "attention_sinks": True,
-            "window_left": 20,
-            "yarn": Yarn(original_max_position_embeddings=16),
-        }
-        config = config.model_copy(update={"model": config.model.model_copy(update=features)})
-    return config
+    settings, model = dict(variables), {}
+    if layers := settings.pop("layers", None):
+        model["num_layers"] = int(layers)
+    if window := settings.pop("window", None):
+        model["window_left"] = int(window)
+    if settings.pop("like openai", None):
+        model |= OPENAI_FEATURES
+    config = resolve(settings)
+    return config.model_copy(update={"model": config.model.model_copy(update=model)})
 
 
 @contextmanager
 def layouts(variables: list[Variables]) -> Iterator[Iterator[Config]]:
-    """Configurations one after the other on the same ranks, each with its own Megatron process groups."""
+    """Iterate over configurations on the same ranks, each with its own Megatron process groups."""
     configs = [configure(each) for each in variables]
 
     def each() -> Iterator[Config]:
@@ -80,21 +81,21 @@ def make_dataloader(config: Config, seed: int = 1) -> DataLoader:
     return build_dataloader(clock, config, data_shard(config), torch.device("cpu"), seed)
 
 
-def digests(trainer: Any, config: Config) -> dict[str, str]:
-    """SHA-256 of every weight this rank holds, by its name in the whole model and its global expert number."""
-    held = trainer.model.module.named_parameters()
-    return {name: _digest(weight) for name, weight in in_whole_model(trainer.model.module, config, held)}
+def weight_digests(trainer: Any, config: Config) -> dict[str, str]:
+    """Return the SHA-256 of every weight of this rank, by its name in the whole model with global expert number."""
+    local = trainer.model.module.named_parameters()
+    return {name: _digest(weight) for name, weight in with_global_names(trainer.model.module, config, local)}
 
 
-def in_whole_model(
-    gpt: Any, config: Config, held: Iterable[tuple[str, torch.Tensor]]
+def with_global_names(
+    gpt: Any, config: Config, local: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """This rank's tensors, given by its parameters' own names, by name in the whole model; experts one by one."""
+    """Yield this rank's tensors, given by local parameter name, by name in the whole model; experts one by one."""
     from megatron.core import parallel_state
 
     first = parallel_state.get_expert_model_parallel_rank() * (config.model.num_experts // config.parallel.expert)
     offset = gpt.decoder.layers[0].layer_number - 1
-    for local_name, tensor in held:
+    for local_name, tensor in local:
         name = local_name
         if name.startswith("decoder.layers."):
             _, _, number, rest = name.split(".", 3)
@@ -112,24 +113,24 @@ def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def gathered(found: dict[str, str]) -> dict[str, str]:
-    """The union over all ranks; two ranks that hold the same weight must agree on it."""
-    everyone: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, found)
+def union_of_ranks(digests: dict[str, str]) -> dict[str, str]:
+    """Return the union of all ranks' digests. Ranks that hold the same weight must agree."""
+    per_rank: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(per_rank, digests)
     union: dict[str, str] = {}
-    for each in everyone:
+    for each in per_rank:
         for name, digest in each.items():
             assert union.setdefault(name, digest) == digest, f"ranks differ in {name}"
     return union
 
 
-def follow(variables: list[Variables], steps: int, backend: str = "torch") -> list[dict[str, Any]]:
-    """For each layout: digests of the gathered initial weights, and losses and norms of the first steps."""
+def train_steps(variables: list[Variables], steps: int, backend: str = "torch") -> list[dict[str, Any]]:
+    """Train some steps in each layout. Return digests of the initial weights, losses, norms and evaluation loss."""
     outcomes = []
     with layouts(variables) as configs:
         for config in configs:
             trainer, dataloader = make_trainer(config, backend), make_dataloader(config)
-            initial = gathered(digests(trainer, config))
+            initial = union_of_ranks(weight_digests(trainer, config))
             results = [trainer.step(dataloader.train_batches(step)) for step in range(steps)]
             outcomes.append(
                 {
@@ -145,11 +146,11 @@ def follow(variables: list[Variables], steps: int, backend: str = "torch") -> li
 
 
 def gradients(variables: Variables, backends: list[Any]) -> list[dict[str, Any]]:
-    """For each layer back end, from the same weights: this rank's loss and gradients on its first micro batch.
+    """Compute loss and gradients of this rank's first micro batch with each layer back end, from the same weights.
 
     Returns:
-        By back end "loss", the mean over the tokens, and "gradients" of it by name in the whole model and expert.
-        Those of experts are of all ranks' losses, as their tokens come from all.
+        Per back end "loss", the mean over the tokens, and its "gradients" by name in the whole model. Gradients of
+        experts are those of all ranks' losses, because their tokens come from all ranks.
     """
     with layouts([variables]) as configs:
         config = next(configs)
@@ -166,15 +167,17 @@ def gradients(variables: Variables, backends: list[Any]) -> list[dict[str, Any]]
             outcomes.append(
                 {
                     "loss": float(losses.mean()),
-                    "gradients": {name: x.numpy() for name, x in in_whole_model(trainer.model.module, config, found)},
+                    "gradients": {
+                        name: x.numpy() for name, x in with_global_names(trainer.model.module, config, found)
+                    },
                 }
             )
         dataloader.close()
         return outcomes
 
 
-def evaluate(variables: list[Variables]) -> list[dict[str, Any]]:
-    """For each layout: the loss of an untrained model, which sequences this rank counted, and how many tokens."""
+def evaluate_untrained(variables: list[Variables]) -> list[dict[str, Any]]:
+    """Evaluate an untrained model in each layout. Return the loss and the sequences that this rank counted."""
     outcomes = []
     with layouts(variables) as configs:
         for config in configs:
@@ -195,8 +198,8 @@ def evaluate(variables: list[Variables]) -> list[dict[str, Any]]:
     return outcomes
 
 
-def order(variables: list[Variables], steps: int) -> list[list[list[tuple[int, ...]]]]:
-    """For each layout and step: the token windows that this rank trains on."""
+def trained_windows(variables: list[Variables], steps: int) -> list[list[list[tuple[int, ...]]]]:
+    """Return the token windows that this rank trains on, by layout and step."""
     with layouts(variables) as configs:
         outcomes = []
         for config in configs:
@@ -212,26 +215,26 @@ def order(variables: list[Variables], steps: int) -> list[list[list[tuple[int, .
 
 
 def warm_up_leaves_no_trace(variables: Variables) -> dict[str, Any]:
-    """The trainer's whole state before and after the warm-up, and during it (to see that it did something)."""
+    """Return the trainer's state before and after the warm-up, and during it, which shows that it did something."""
     from gptoss20b.batches import synthetic_batches
     from gptoss20b.warmup import preserve_state, warm_up
 
     with layouts([variables]) as configs:
         config = next(configs)
         trainer = make_trainer(config)
-        before = state(trainer)
+        before = trainer_digests(trainer)
         warm_up(trainer, 2)
-        after = state(trainer)
+        after = trainer_digests(trainer)
         with preserve_state(trainer):
             trainer.step(synthetic_batches(config, trainer.device)(config.accumulation_steps))
             trainer.step(synthetic_batches(config, trainer.device)(config.accumulation_steps))
             torch.rand(3)
-            during = state(trainer)
-        return {"before": before, "after": after, "during": during, "again": state(trainer)}
+            during = trainer_digests(trainer)
+        return {"before": before, "after": after, "during": during, "again": trainer_digests(trainer)}
 
 
-def state(trainer: Any) -> dict[str, Any]:
-    """Digests of weights, master weights, moments, schedule and random state."""
+def trainer_digests(trainer: Any) -> dict[str, Any]:
+    """Return digests of weights, main weights, moments, schedule and random state."""
     found: dict[str, Any] = {name: _digest(p) for name, p in trainer.model.named_parameters()}
     parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
     for number, part in enumerate(parts):
@@ -249,17 +252,17 @@ def state(trainer: Any) -> dict[str, Any]:
 
 
 def train(variables: Variables) -> tuple[int, str]:
-    """A rank's whole run: its exit status, and what it showed on stderr. What only a launcher reads is left out."""
+    """Run one rank. Return its exit status and its output on stderr. Settings of the launcher are ignored."""
     from gptoss20b.train import run
 
-    own = {name: value for name, value in variables.items() if name not in ("NEXP", "SEED_BASE")}
-    with redirect_stderr(io.StringIO()) as shown:
-        code = run(resolve(own))
-    return int(code), shown.getvalue()
+    settings = {name: value for name, value in variables.items() if name not in ("NEXP", "SEED_BASE")}
+    with redirect_stderr(io.StringIO()) as output:
+        code = run(resolve(settings))
+    return int(code), output.getvalue()
 
 
 def opens_data_only_after_run_start(variables: Variables) -> dict[str, Any]:
-    """Run for a few steps under an audit hook; report what happened to the data folder before and after run_start."""
+    """Run a few steps under an audit hook. Return the order of run_start and of accesses to the data folder."""
     import sys
 
     from gptoss20b.mlperf_log import RunClock

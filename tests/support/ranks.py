@@ -1,6 +1,6 @@
 """Run a function of `tests.support.jobs` or a sibling module on N gloo ranks, with a free port and a time limit.
 
-Ranks are forked from a server that has imported torch and Megatron-Core, because the imports take longer than most jobs.
+Ranks are forked from a server that has imported torch and Megatron-Core: the imports take longer than most jobs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ranks do in tests of a step: overlap, fused AdamW, recomputation, compiled layers. See `jobs` for the rest."""
+"""Jobs of tests of a step: overlap, fused AdamW, recomputation, compiled layers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from gptoss20b.config import Config
 from gptoss20b.model.backend import Backend
 from gptoss20b.optimizer import clip_gradients, fuse_adam, optimizer_parts
 from gptoss20b.trainer import Trainer
-from tests.support.jobs import Variables, digests, in_whole_model, layouts, make_dataloader
+from tests.support.jobs import Variables, layouts, make_dataloader, weight_digests, with_global_names
 
 CPU = torch.device("cpu")
 
 
 def steps(variables: Variables, count: int, overlap: bool, bucket: int) -> dict[str, Any]:
-    """Losses and norms of some steps with buckets of so few parameters, an evaluation, and this rank's weights after.
+    """Train some steps. Return losses, norms, an evaluation, and this rank's weights after one more step.
 
-    The weights are those that `Trainer.synchronize` leaves, as a checkpoint finds them after one more step.
+    "behind" are the weights before `Trainer.synchronize`, "whole" those after it, which a checkpoint saves.
     """
-    vars(trainer_module)["DistributedDataParallelConfig"] = functools.partial(
-        trainer_module.DistributedDataParallelConfig, bucket_size=bucket
-    )
+    _set_bucket_size(bucket)
     with layouts([variables]) as configs:
         config = next(configs)
         trainer, dataloader = Trainer(config, "torch", CPU, 1, overlap=overlap), make_dataloader(config)
@@ -38,15 +36,21 @@ def steps(variables: Variables, count: int, overlap: bool, bucket: int) -> dict[
             "buckets": len(trainer.model.bucket_groups),
         }
         trainer.step(dataloader.train_batches(count))
-        outcome["behind"] = digests(trainer, config)
+        outcome["behind"] = weight_digests(trainer, config)
         trainer.synchronize()
-        outcome["whole"] = digests(trainer, config)
+        outcome["whole"] = weight_digests(trainer, config)
         dataloader.close()
         return outcome
 
 
+def _set_bucket_size(parameters: int) -> None:
+    """Give each bucket of Megatron-Core's gradient buffer at least this many parameters."""
+    config = functools.partial(trainer_module.DistributedDataParallelConfig, bucket_size=parameters)
+    vars(trainer_module)["DistributedDataParallelConfig"] = config
+
+
 def fused(variables: Variables, place: str) -> dict[str, Any]:
-    """Losses of the same steps with torch's usual and its fused AdamW, and of going on from the latter's checkpoint."""
+    """Train with torch's usual and with its fused AdamW, save, and resume. Return losses and parameter groups."""
     from pathlib import Path
 
     from gptoss20b.checkpoint.checkpointer import Checkpointer
@@ -86,20 +90,18 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
 
 
 def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, Any]]:
-    """For each level: losses, all gradients of the third step, and the bytes that autograd kept for its backward.
+    """Train three steps at each level of RECOMPUTE. Return losses, the third step's gradients and autograd's bytes.
 
-    Weights are gathered during forward passes, of a few parameters a bucket: what is computed again waits once more.
+    Small buckets are gathered during forward passes, so the recomputation has to wait for them again.
     """
-    vars(trainer_module)["DistributedDataParallelConfig"] = functools.partial(
-        trainer_module.DistributedDataParallelConfig, bucket_size=1000
-    )
+    _set_bucket_size(1000)
     outcomes = {}
     with layouts([variables | {"RECOMPUTE": level} for level in levels]) as configs:
         for config in configs:
             trainer, dataloader = Trainer(config, "torch", CPU, 1, overlap=True), make_dataloader(config)
-            # The first step's rate is 0: only after the second is there anything new to gather.
+            # The first step's learning rate is 0, so the second is the first that changes weights.
             losses = [trainer.step(dataloader.train_batches(step)).loss() for step in range(2)]
-            behind = digests(trainer, config)
+            behind = weight_digests(trainer, config)
             kept: dict[int, int] = {}
             parameters = {each.untyped_storage().data_ptr() for each in trainer.model.parameters()}
 
@@ -115,7 +117,7 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
             loss_sum, tokens = trainer._run(dataloader.train_batches(2), config.accumulation_steps, forward_only=False)
             gradients = {name: p.main_grad.numpy().copy() for name, p in trainer.model.named_parameters()}
             losses.append(trainer_module.mean_loss(loss_sum, tokens))
-            gathered = digests(trainer, config) != behind
+            gathered = weight_digests(trainer, config) != behind
             trainer.model.zero_grad_buffer()
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 batch = next(iter(dataloader.train_batches(2)))
@@ -131,16 +133,16 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
 
 
 def differentiated(config: Config, backend: Backend, device: torch.device) -> dict[str, Any]:
-    """Of one step's synthetic tokens: loss, gradient norm, and gradients by name in the whole model; on one rank."""
+    """Run a step on synthetic tokens on one rank. Return loss, norm, and gradients by name in the whole model."""
     trainer, count = Trainer(config, backend, device, 1), config.accumulation_steps
     trainer.model.zero_grad_buffer()
     trainer.optimizer.zero_grad()
     loss_sum, tokens = trainer._run(synthetic_batches(config, device)(count), count, forward_only=False)
     held = ((name, parameter.main_grad.double().cpu()) for name, parameter in trainer.gpt.named_parameters())
-    # Transformer Engine's norm before attention is part of the projection after it.
+    # Transformer Engine fuses the norm before attention into the projection after it.
     gradients = {
         name.replace("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"): gradient
-        for name, gradient in in_whole_model(trainer.gpt, config, held)
+        for name, gradient in with_global_names(trainer.gpt, config, held)
     }
     trainer.optimizer.prepare_grads()
     norm = clip_gradients(trainer.optimizer, math.inf, device)
@@ -148,7 +150,7 @@ def differentiated(config: Config, backend: Backend, device: torch.device) -> di
 
 
 def outputs(variables: Variables) -> dict[str, Any]:
-    """What the model returns without labels, with them, and with a mask too; and what it calls its parameters."""
+    """Return the model's output without labels, with labels, and with a mask too, and its parameter names."""
     from gptoss20b.model.build import build_model
 
     with layouts([variables]) as configs:
@@ -160,15 +162,15 @@ def outputs(variables: Variables) -> dict[str, Any]:
         logits = gpt(**inputs, attention_mask=None)
         losses = gpt(**inputs, attention_mask=None, labels=labels)
         total = gpt(**inputs, attention_mask=None, labels=labels, loss_mask=mask)
-        by_hand = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
+        plain_losses = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
         local = build_model(config, "megatron_local", on_gpu=False)
         of_experts = ".experts."
         return {
             "logits": tuple(logits.shape),
             "losses": losses.flatten().tolist(),
-            "by hand": by_hand.flatten().tolist(),
+            "plain": plain_losses.flatten().tolist(),
             "sum": float(total),
-            "masked by hand": float((by_hand.double() * mask).sum()),
+            "masked plain": float((plain_losses.double() * mask).sum()),
             "dtype": str(total.dtype),
             "names": [name for name, _ in gpt.named_parameters() if of_experts not in name],
             "names of Megatron-Core's": [name for name, _ in local.named_parameters() if of_experts not in name],
@@ -176,9 +178,10 @@ def outputs(variables: Variables) -> dict[str, Any]:
 
 
 def compiled(variables: Variables) -> dict[str, Any]:
-    """Losses of three steps and an evaluation, with compiled layers and without, and how many graphs that made.
+    """Train three steps and evaluate, with compiled layers and without.
 
-    Also how often the table of rotations was asked for and how often it was made.
+    Returns:
+        Losses by mode; "graphs", compiled so far; and "tables", (requests, computations) of the rotation table.
     """
     from torch._dynamo.utils import counters
 

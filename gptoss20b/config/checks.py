@@ -111,28 +111,25 @@ def _check_layout(config: Config) -> Iterator[Problem]:
         )
         return
     expert, tensor, pipeline = parallel.expert, parallel.tensor, parallel.pipeline
-    variables = ("EXPERT_PARALLEL", "MODEL_VARIANT")
-    yield from _must_divide(variables, expert, model.num_experts, f"the model's {model.num_experts} experts")
-    # Megatron-Core spreads the experts over the ranks that share the data, context parallel ones included.
+    experts, groups, layers, vocabulary = model.num_experts, model.num_query_groups, model.num_layers, model.vocab_size
+    yield from _must_divide(("EXPERT_PARALLEL", "MODEL_VARIANT"), expert, experts, f"the model's {experts} experts")
+    # Megatron-Core spreads the experts over data and context parallel ranks together.
     data = parallel.data * parallel.context
-    variables = ("EXPERT_PARALLEL", "DGXNNODES", "DGXNGPU")
-    total = f"the data-parallel world of {data} (from {ranks})"
-    yield from _must_divide(variables, expert, data, total, f"Use one of {_divisors(data)}, or change the ranks.")
+    whole = f"the data-parallel world of {data} (from {ranks})"
+    fix = f"Use one of {_divisors(data)}, or change DGXNNODES or DGXNGPU."
+    yield from _must_divide(("EXPERT_PARALLEL", "DGXNNODES", "DGXNGPU"), expert, data, whole, fix)
     if tensor > 1 and expert > 1:
         yield Problem(
             ("TENSOR_PARALLEL", "EXPERT_PARALLEL"),
             f"got {tensor} with EXPERT_PARALLEL={expert}; tensor parallel must be 1 when expert parallel is above 1. "
             "Set TENSOR_PARALLEL=1 or EXPERT_PARALLEL=1.",
         )
-    groups, layers, vocabulary = model.num_query_groups, model.num_layers, model.vocab_size
-    variables = ("TENSOR_PARALLEL", "MODEL_VARIANT")
-    yield from _must_divide(variables, tensor, groups, f"the model's {groups} key-value groups")
+    whole = f"the model's {groups} key-value groups"
+    yield from _must_divide(("TENSOR_PARALLEL", "MODEL_VARIANT"), tensor, groups, whole)
+    whole = f"the vocabulary of {vocabulary}"
     fix = "Choose a TENSOR_PARALLEL that does, or pad VOCAB_SIZE to a multiple of it."
-    yield from _must_divide(
-        ("TENSOR_PARALLEL", "VOCAB_SIZE"), tensor, vocabulary, f"the vocabulary of {vocabulary}", fix
-    )
-    variables = ("PIPELINE_PARALLEL", "MODEL_VARIANT")
-    yield from _must_divide(variables, pipeline, layers, f"the model's {layers} layers")
+    yield from _must_divide(("TENSOR_PARALLEL", "VOCAB_SIZE"), tensor, vocabulary, whole, fix)
+    yield from _must_divide(("PIPELINE_PARALLEL", "MODEL_VARIANT"), pipeline, layers, f"the model's {layers} layers")
     if config.execution.backend == "torch":
         yield from check_torch_backend(config)
     if config.execution.backend == "transformer_engine":

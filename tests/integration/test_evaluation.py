@@ -51,7 +51,7 @@ def test_the_order_is_independent_of_ranks_and_a_prefix_of_larger_batches(tiny: 
     for gbs, world in ((8, 1), (8, 2), (8, 4), (16, 2)):
         variables = [tiny | {"GLOBAL_BATCH_SIZE": str(gbs), "DGXNGPU": str(world)}]
         per_rank = [rank[0] for rank in run_ranks("trained_windows", world, variables=variables, steps=steps)]
-        flat = []
+        flat: list[tuple[int, ...]] = []
         for step in range(steps):
             # Rank r gets every world-th micro batch, of one sequence each.
             for row in zip(*[rank[step] for rank in per_rank], strict=True):

@@ -27,12 +27,14 @@ def expert_parallel(tiny: dict[str, str]) -> list[dict[str, Any]]:
     variables = [tiny | {"DGXNGPU": "8", "EXPERT_PARALLEL": str(size)} for size in (1, 2, 4, 8)]
     per_rank = run_ranks("train_steps", world=8, limit_s=300, variables=variables, steps=STEPS)
     assert all(outcome == per_rank[0] for outcome in per_rank), "ranks report different runs"
-    return per_rank[0]
+    outcomes: list[dict[str, Any]] = per_rank[0]
+    return outcomes
 
 
 @pytest.fixture(scope="module")
 def one_rank(tiny: dict[str, str]) -> dict[str, Any]:
-    return run_ranks("train_steps", world=1, variables=[tiny], steps=STEPS)[0][0]
+    outcome: dict[str, Any] = run_ranks("train_steps", world=1, variables=[tiny], steps=STEPS)[0][0]
+    return outcome
 
 
 def test_expert_parallel_1_2_4_8_start_from_the_same_weights(expert_parallel: list[dict[str, Any]]) -> None:

@@ -84,9 +84,9 @@ def train(
             patch(shards.Shards, "is_written", _releasing(released))
             patch(shards.Shards, "_write", _held(released))
         if slow_s and rank_zero:
-            patch(checkpointer, "verify_files", _slow(checkpointer.verify_files, slow_s))
+            patch(checkpointer, "verify_files", _slow(files.verify_files, slow_s))
             patch(checkpointer, "prune", _slow(_cannot_remove, slow_s))
-        patch(checkpointer, "commit", _noting(logdir, checkpointer.commit))
+        patch(checkpointer, "commit", _noting(logdir, vars(checkpointer)["commit"]))
         if fill:
             patch(checkpointer, "release_reserved_space", _filling(Path(fill)))
         if (no_files_in or slow_s or never_writes) and rank_zero:
@@ -111,7 +111,7 @@ def _die() -> None:
 
 
 def _killed_in_second(original: Callable[..., Any]) -> Callable[..., Any]:
-    folders = set()
+    folders: set[Any] = set()
 
     def replaced(path: Path, *arguments: Any) -> Any:
         # The path is a file of the new checkpoint, its folder, or the folder of all checkpoints.

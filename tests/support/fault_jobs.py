@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from gptoss20b.callbacks import Callback
 from gptoss20b.config import resolve
@@ -62,7 +63,7 @@ def clock_jumps(variables: Variables, seconds: float) -> None:
 
 def leftover(variables: Variables) -> None:
     """Serve a rendezvous like a process of an earlier run. Print its port on stderr and stay."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     print(f"port {store.port}", file=sys.stderr, flush=True)
     signal.pause()
 

@@ -38,7 +38,8 @@ def configure(variables: Variables) -> Config:
     "like openai" gives the small model all features of the released gpt-oss, "window" sets window_left, and "layers"
     num_layers.
     """
-    settings, model = dict(variables), {}
+    settings = dict(variables)
+    model: dict[str, Any] = {}
     if layers := settings.pop("layers", None):
         model["num_layers"] = int(layers)
     if window := settings.pop("window", None):

@@ -7,13 +7,14 @@ import math
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallelConfig
 
 from gptoss20b import trainer as trainer_module
 from gptoss20b.batches import synthetic_batches
 from gptoss20b.config import Config
 from gptoss20b.model.backend import Backend
 from gptoss20b.optimizer import clip_gradients, fuse_adam, optimizer_parts
-from gptoss20b.trainer import Trainer
+from gptoss20b.trainer import Trainer, mean_loss
 from tests.support.jobs import Variables, layouts, make_dataloader, weight_digests, with_global_names
 
 CPU = torch.device("cpu")
@@ -45,8 +46,9 @@ def steps(variables: Variables, count: int, overlap: bool, bucket: int) -> dict[
 
 def _set_bucket_size(parameters: int) -> None:
     """Give each bucket of Megatron-Core's gradient buffer at least this many parameters."""
-    config = functools.partial(trainer_module.DistributedDataParallelConfig, bucket_size=parameters)
-    vars(trainer_module)["DistributedDataParallelConfig"] = config
+    vars(trainer_module)["DistributedDataParallelConfig"] = functools.partial(
+        DistributedDataParallelConfig, bucket_size=parameters
+    )
 
 
 def fused(variables: Variables, place: str) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
     Small buckets are gathered during forward passes, so the recomputation has to wait for them again.
     """
     _set_bucket_size(1000)
-    outcomes = {}
+    outcomes: dict[str, dict[str, Any]] = {}
     with layouts([variables | {"RECOMPUTE": level} for level in levels]) as configs:
         for config in configs:
             trainer, dataloader = Trainer(config, "torch", CPU, 1, overlap=True), make_dataloader(config)
@@ -116,7 +118,7 @@ def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, A
             trainer.model.zero_grad_buffer()
             loss_sum, tokens = trainer._run(dataloader.train_batches(2), config.accumulation_steps, forward_only=False)
             gradients = {name: p.main_grad.numpy().copy() for name, p in trainer.model.named_parameters()}
-            losses.append(trainer_module.mean_loss(loss_sum, tokens))
+            losses.append(mean_loss(loss_sum, tokens))
             gathered = weight_digests(trainer, config) != behind
             trainer.model.zero_grad_buffer()
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -146,7 +148,7 @@ def differentiated(config: Config, backend: Backend, device: torch.device) -> di
     }
     trainer.optimizer.prepare_grads()
     norm = clip_gradients(trainer.optimizer, math.inf, device)
-    return {"loss": trainer_module.mean_loss(loss_sum, tokens), "norm": float(norm), "gradients": gradients}
+    return {"loss": mean_loss(loss_sum, tokens), "norm": float(norm), "gradients": gradients}
 
 
 def outputs(variables: Variables) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def test_presets_are_plain_data_and_resolving_does_not_change_them() -> None:
 
 
 def test_the_models_have_the_published_sizes() -> None:
-    common = {
+    common: dict[str, Any] = {
         "num_layers": 24,
         "hidden_size": 2880,
         "num_attention_heads": 64,

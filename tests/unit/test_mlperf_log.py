@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from mlperf_logging.compliance_checker import mlp_compliance, mlp_parser
 
 from gptoss20b.config import Config, resolve

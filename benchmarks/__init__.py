@@ -1,1 +1,1 @@
-"""Recorded figures of speed, each with a peer timed in the same run. Never part of the tests."""
+"""Recorded figures of speed, each with a baseline timed in the same run. Never part of the tests."""

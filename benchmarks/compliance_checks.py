@@ -1,9 +1,10 @@
-"""Judging logs: CPU seconds, wall seconds and peak memory of this project's checks and of the official tools.
+"""Checking logs: CPU seconds, wall seconds and peak memory of this project's checks and of the official tools.
 
 `python -m benchmarks.compliance_checks` makes ten logs of 13,000 training losses, a submission tree of them and one log
-of 200 MB, then times whole processes, ours and the peers taking turns (machines are noisy), and prints medians:
+of 200 MB. It times whole processes, ours and the official ones in alternation because machines are noisy, and prints
+medians:
 
-- `check-set --no-official` beside `package_checker` (mlperf-logging), which judges the same ten logs;
+- `check-set --no-official` beside `package_checker` (mlperf-logging), which checks the same ten logs;
 - `check-set` with the official tools beside the same;
 - `check-run --no-official` on the 200 MB log beside `compliance_checker`.
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import runpy
 import statistics
 import subprocess
 import sys
@@ -29,15 +29,17 @@ from typing import Annotated, Any
 
 import typer
 
+from tests.support import made_logs
+
 ROOT = Path(__file__).resolve().parent.parent
 # At GBS 16 a training loss is a line of about 240 bytes.
 LARGE_LOG_LOSSES = 840_000
-SMALLEST_LARGE_LOG = 200_000_000
+MIN_LARGE_LOG_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process took: wall and CPU seconds, its children's included, and the largest memory of one in MiB."""
+    """Wall and CPU seconds of a process with its children, and the peak memory of the largest of them in MiB."""
 
     wall: float
     cpu: float
@@ -45,7 +47,7 @@ class Cost:
 
 
 def main(
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each command.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each command.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time our checks beside the official tools."""
@@ -64,7 +66,7 @@ def main(
 
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
-    """All figures; the logs are made in ``folder``."""
+    """Return all figures. The logs are made in ``folder``."""
     tree, large = make_logs(folder)
     results = str(next(tree.glob("results/*/gpt_oss_20b")))
     ours = [sys.executable, "-m", "compliance"]
@@ -78,10 +80,10 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         "compliance_checker_200mb": [*official, "mlperf_logging.compliance_checker", str(large), *log],
     }
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
-    for turn in range(repeats):
-        # There and back, so that no command always follows the same one.
-        for name in commands if turn % 2 == 0 else reversed(commands):
-            costs[name].append(cost(commands[name]))
+    for repeat in range(repeats):
+        # Every second round runs backwards, so that no command always follows the same one.
+        for name in commands if repeat % 2 == 0 else reversed(commands):
+            costs[name].append(run_and_measure(commands[name]))
     figures: dict[str, Any] = {"repeats": repeats, "large_log_mb": round(large.stat().st_size / 1e6)}
     for name, each in costs.items():
         figures[name] = {
@@ -91,22 +93,21 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def make_logs(folder: Path) -> tuple[Path, Path]:
-    """A submission tree with ten long logs, and one large log; compliant, by the generator of the tests."""
-    made = runpy.run_path(str(ROOT / "tests" / "compliance" / "made_logs.py"))
-    tree: Path = made["write_tree"](folder / "tree", made["compliant_set"](16))
+    """Make a compliant submission tree with ten long logs, and one large log, with the tests' generator."""
+    tree = made_logs.write_tree(folder / "tree", made_logs.compliant_set(16))
     for number, path in enumerate(sorted(tree.glob("results/*/*/result_*.txt"))):
-        made["long_log"](path, 13_000, run=number)
-    large: Path = made["long_log"](folder / "large.txt", LARGE_LOG_LOSSES)
-    if large.stat().st_size < SMALLEST_LARGE_LOG:
-        raise RuntimeError(f"the large log has {large.stat().st_size} bytes, expected {SMALLEST_LARGE_LOG}")
+        made_logs.long_log(path, 13_000, run=number)
+    large = made_logs.long_log(folder / "large.txt", LARGE_LOG_LOSSES)
+    if large.stat().st_size < MIN_LARGE_LOG_BYTES:
+        raise RuntimeError(f"the large log has {large.stat().st_size} bytes, expected {MIN_LARGE_LOG_BYTES}")
     return tree, large
 
 
-def cost(command: Sequence[str]) -> Cost:
-    """Runs a command and says what it took.
+def run_and_measure(command: Sequence[str]) -> Cost:
+    """Run a command and return its cost.
 
     Raises:
-        RuntimeError: it says that the logs fail, or anything else went wrong.
+        RuntimeError: a nonzero exit status.
     """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:

@@ -1,8 +1,8 @@
 """The CPU run: steps per second, seconds from process start to run_start, and the share of a step spent in logging.
 
-`python -m benchmarks.cpu_run` times this project's torch back end and, as its peer, Megatron-Core's own local spec on
-the same weights and tokens, alternating (ours, peer, peer, ours) because machines are noisy, and prints medians.
-Start-up is timed over whole runs under torchrun. Figures of record: benchmarks/README.md.
+`python -m benchmarks.cpu_run` times this project's torch back end and Megatron-Core's own local spec on the same
+weights and tokens and prints medians. The order is ours, theirs, theirs, ours, because machines are noisy. Start-up is
+timed over whole runs under torchrun. Figures of record: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ TINY = {
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Timed steps of each of the four turns.")] = 3,
-    starts: Annotated[int, typer.Option(help="Whole runs whose start is timed.")] = 3,
+    steps: Annotated[int, typer.Option(help="Timed steps in each of the four rounds.")] = 3,
+    starts: Annotated[int, typer.Option(help="Number of runs whose start is timed.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time the CPU run beside Megatron-Core's local spec."""
-    begun = [time_to_run_start() for _ in range(starts)]
+    start_seconds = [time_to_run_start() for _ in range(starts)]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "steps.json"
-        done = launch(["-m", "benchmarks.cpu_run", "--rank-of", str(output), str(steps)])
+        done = launch(["-m", "benchmarks.cpu_run", "--time-steps", str(output), str(steps)])
         if done.returncode != 0:
             raise RuntimeError(f"the steps could not be timed:\n{done.stderr}")
         seconds: dict[str, Any] = json.loads(output.read_text())
-    ours, peer = statistics.median(seconds["torch"]), statistics.median(seconds["megatron_local"])
+    ours, local = statistics.median(seconds["torch"]), statistics.median(seconds["megatron_local"])
     figures = {
         "steps_per_second": round(1 / ours, 3),
-        "peer_steps_per_second": round(1 / peer, 3),
-        "times_the_peer": round(peer / ours, 2),
-        "seconds_to_run_start": round(statistics.median(begun), 1),
+        "peer_steps_per_second": round(1 / local, 3),
+        "times_the_peer": round(local / ours, 2),
+        "seconds_to_run_start": round(statistics.median(start_seconds), 1),
         "logging_share_percent": round(100 * statistics.median(seconds["logging"]) / ours, 4),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        **{name: version for name, version in versions().items() if version},
+        **package_versions(),
     }
     if as_json:
         print(json.dumps(figures, indent=2))
@@ -63,15 +63,15 @@ def main(
             print(f"{name.replace('_', ' '):24} {value}")
 
 
-def versions() -> dict[str, str | None]:
-    """Of the packages that decide the figures."""
-    from gptoss20b.run_metadata import versions as all_versions
+def package_versions() -> dict[str, str | None]:
+    """Return the versions of the packages that decide the figures."""
+    from gptoss20b.run_metadata import versions
 
-    return {name: all_versions()[name] for name in ("python", "torch", "megatron-core")}
+    return {name: versions()[name] for name in ("python", "torch", "megatron-core")}
 
 
 def launch(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """Two ranks under torchrun, as run_and_time.sh starts them."""
+    """Run two ranks under torchrun, as run_and_time.sh does."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command],
         env=os.environ | TINY | variables,
@@ -83,10 +83,10 @@ def launch(command: list[str], **variables: str) -> subprocess.CompletedProcess[
 
 
 def time_to_run_start() -> float:
-    """Seconds from starting the launcher to the log's run_start, in a run of the real configuration."""
+    """Return the seconds from starting the launcher to the log's run_start, in a run of the real configuration."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.time()
-        # The shortest whole run; it misses its target, so its status says nothing.
+        # The shortest whole run. It misses its target, so its exit status does not matter.
         done = launch(["-m", "gptoss20b", "train"], LOGDIR=folder, MAX_STEPS="1", WARMUP_STEPS="0")
         log = Path(folder) / "result_0.txt"
         for line in log.read_text().splitlines() if log.exists() else []:
@@ -97,7 +97,7 @@ def time_to_run_start() -> float:
 
 
 def time_steps(output: Path, steps: int) -> None:
-    """On each rank: time steps of both back ends in turns, and the logging of one step; rank 0 writes the seconds."""
+    """Time steps of both back ends and the logging of one step, on every rank. Rank 0 writes the seconds."""
     import torch
     import torch.distributed as dist
 
@@ -118,7 +118,7 @@ def time_steps(output: Path, steps: int) -> None:
             "megatron_local": Trainer(config, "megatron_local", rank.device, 1),
         }
         losses = {name: trainer.step(batches(config.accumulation_steps)).loss() for name, trainer in trainers.items()}
-        assert abs(losses["torch"] / losses["megatron_local"] - 1) < 1e-5, "both must compute the same"
+        assert abs(losses["torch"] / losses["megatron_local"] - 1) < 1e-5, "both back ends must compute the same"
         for name in ("torch", "megatron_local", "megatron_local", "torch"):
             for _ in range(steps):
                 dist.barrier()
@@ -138,7 +138,7 @@ def time_steps(output: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--rank-of"]:
+    if sys.argv[1:2] == ["--time-steps"]:
         time_steps(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         typer.run(main)

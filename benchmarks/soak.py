@@ -1,9 +1,9 @@
-"""Soak: a CPU run that trains, evaluates and saves for minutes, and whether it needs more and more of anything.
+"""Soak test: a CPU run that trains, evaluates and saves for minutes, checked for leaks and slowdown.
 
 `python -m benchmarks.soak --minutes 20` starts two ranks of the small model on short sequences under torchrun, with an
-evaluation every 10 steps and a checkpoint every 50, and ends them with SIGTERM. It judges what it saw of the processes
-in /proc and of the steps in the log, as `benchmarks.flatness` says; the exit status is 1 if something is not flat.
-Figures of record: benchmarks/README.md.
+evaluation every 10 steps and a checkpoint every 50, and ends them with SIGTERM. `benchmarks.flatness` checks samples of
+the processes and the steps in the log. The exit status is 1 if something is not flat. Figures of record:
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .flatness import WINDOWS, Progress, Sample, judge
+from .flatness import WINDOWS, Progress, Sample, check_flatness
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS_PER_EVALUATION, STEPS_PER_CHECKPOINT, BATCH = 10, 50, 4
@@ -43,7 +44,7 @@ RUN = {
     "SAVE_KEEP": "2",
     "LOG_INTERVAL": "10",
     "WARMUP_STEPS": "10",
-    # Neither is ever reached.
+    # Limits that are never reached.
     "MAX_STEPS": "1000000",
     "TARGET_LOSS": "0.01",
     "OMP_NUM_THREADS": "1",
@@ -53,23 +54,23 @@ RUN = {
 
 
 def soak(folder: Path, data: Path, seconds: float, every: float) -> tuple[list[Sample], list[Progress], dict[str, int]]:
-    """Train for so long from run_start, looking at all processes every so many seconds.
+    """Run the soak test.
 
     Args:
-        folder: for the log, the checkpoints and what the run shows.
+        folder: for the log, the checkpoints and the run's stderr.
         data: the folder of token files.
         seconds: from run_start to SIGTERM.
         every: seconds between samples.
 
     Returns:
-        What was seen of the processes, what the log says, and how much of each there was.
+        Samples of the processes, progress from the log, and the numbers of steps, evaluations and checkpoints.
 
     Raises:
-        RuntimeError: the run ended by itself, or not as SIGTERM ends one.
+        RuntimeError: the run ended by itself, or SIGTERM did not stop it properly.
     """
-    log, shown = folder / "log" / "result_0.txt", folder / "shown.txt"
+    log, errors = folder / "log" / "result_0.txt", folder / "stderr.txt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    with shown.open("w") as output:
+    with errors.open("w") as output:
         launcher = subprocess.Popen(
             [*command, "-m", "gptoss20b", "train"],
             env=os.environ | RUN | {"DATADIR": str(data.resolve()), "LOGDIR": str(log.parent)},
@@ -78,18 +79,18 @@ def soak(folder: Path, data: Path, seconds: float, every: float) -> tuple[list[S
             stderr=output,
         )
     try:
-        started = _wait_for_start(launcher, log, shown)
-        samples = list(_watch(launcher.pid, shown, started, seconds, every))
+        started = _wait_for_start(launcher, log, errors)
+        samples = list(_sample_processes(launcher.pid, errors, started, seconds, every))
         launcher.send_signal(signal.SIGTERM)
         launcher.wait(timeout=60)
     finally:
         launcher.kill()  # the ranks end with it
         launcher.wait()
     records = read_log(log)
-    last, text = records[-1], shown.read_text()
+    last, text = records[-1], errors.read_text()
     if last["key"] != "run_stop" or last["metadata"].get("reason") != "received SIGTERM" or "warning: " in text:
         raise RuntimeError(
-            f"the run did not go as it should; its last record is {last}, and it showed:\n{text[-3000:]}"
+            f"the run did not stop on SIGTERM as expected; its last record is {last}, its stderr:\n{text[-3000:]}"
         )
     saved = sorted(path.name for path in (folder / "log" / "checkpoints").iterdir())
     progress = list(read_progress(records))
@@ -101,66 +102,60 @@ def soak(folder: Path, data: Path, seconds: float, every: float) -> tuple[list[S
     return samples, progress, counts
 
 
-def _wait_for_start(launcher: subprocess.Popen[bytes], log: Path, shown: Path) -> float:
-    """The time of run_start, in seconds since 1970."""
+def _wait_for_start(launcher: subprocess.Popen[bytes], log: Path, errors: Path) -> float:
+    """Wait for run_start and return its time, in seconds since 1970."""
     while launcher.poll() is None:
         with contextlib.suppress(FileNotFoundError):
             for record in read_log(log):
                 if record["key"] == "run_start":
                     return float(record["time_ms"]) / 1000
         time.sleep(0.2)
-    raise RuntimeError(f"the run did not start:\n{shown.read_text()[-3000:]}")
+    raise RuntimeError(f"the run did not start:\n{errors.read_text()[-3000:]}")
 
 
-def _watch(launcher: int, shown: Path, started: float, seconds: float, every: float) -> Iterator[Sample]:
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    ranks = sorted((_rank(int(child)), int(child)) for child in children)
-    processes = {"launcher": launcher, **{f"rank {rank}": process for rank, process in ranks}}
-    ahead = time.time() - started - time.monotonic()
-    while (now := time.monotonic() + ahead) < seconds:
+def _sample_processes(
+    launcher_pid: int, errors: Path, started: float, seconds: float, every: float
+) -> Iterator[Sample]:
+    launcher = psutil.Process(launcher_pid)
+    ranks = {f"rank {child.environ()['RANK']}": child for child in launcher.children()}
+    processes = {"launcher": launcher, **dict(sorted(ranks.items()))}
+    # A monotonic clock that starts at run_start.
+    offset = time.time() - started - time.monotonic()
+    while (now := time.monotonic() + offset) < seconds:
         try:
-            yield from [look(process, name, now) for name, process in processes.items()]
-        except OSError:
-            raise RuntimeError(f"the run ended by itself after {now:.0f} s:\n{shown.read_text()[-3000:]}") from None
+            yield from [take_sample(process, name, now) for name, process in processes.items()]
+        except psutil.Error:
+            raise RuntimeError(f"the run ended by itself after {now:.0f} s:\n{errors.read_text()[-3000:]}") from None
         time.sleep(every)
 
 
-def _rank(process: int) -> int:
-    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    return next(int(each[5:]) for each in variables if each.startswith(b"RANK="))
-
-
-def look(process: int, name: str, seconds: float) -> Sample:
-    """A process at this moment, of Linux: proc(5).
+def take_sample(process: psutil.Process, name: str, seconds: float) -> Sample:
+    """Return a sample of a process at this moment.
 
     Raises:
-        OSError: there is no such process.
+        psutil.Error: the process has ended.
     """
-    place = Path(f"/proc/{process}")
-    _, resident, of_files, *_ = map(int, (place / "statm").read_text().split())
-    # The second field is a name in brackets, which may hold anything; the rest is counted from the third.
-    fields = (place / "stat").read_text().rpartition(")")[2].split()
-    ticks = sum(map(int, fields[11:15]))  # of itself in user and system mode, and of children that ended
-    page = os.sysconf("SC_PAGE_SIZE")
-    return Sample(
-        seconds=seconds,
-        process=name,
-        resident=resident * page,
-        anonymous=(resident - of_files) * page,
-        descriptors=len(list((place / "fd").iterdir())),
-        threads=int(fields[17]),
-        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
-    )
+    with process.oneshot():
+        memory, cpu = process.memory_info(), process.cpu_times()
+        return Sample(
+            seconds=seconds,
+            process=name,
+            resident=memory.rss,
+            anonymous=memory.rss - memory.shared,
+            descriptors=process.num_fds(),
+            threads=process.num_threads(),
+            cpu_seconds=cpu.user + cpu.system + cpu.children_user + cpu.children_system,
+        )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a log that may still be written."""
+    """Return the complete records of a log that may still be written."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
 
 
 def read_progress(records: Sequence[dict[str, Any]]) -> Iterator[Progress]:
-    """What the log says of each block."""
+    """Yield the progress at the end of each block."""
     started = next(record["time_ms"] for record in records if record["key"] == "run_start")
     for record in records:
         if record["key"] == "tracked_stats":
@@ -169,28 +164,30 @@ def read_progress(records: Sequence[dict[str, Any]]) -> Iterator[Progress]:
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0.5, help="From run_start to the end.")] = 20,
-    settle: Annotated[float, typer.Option(min=0, help="Seconds that are not judged.")] = 60,
-    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks at the processes.")] = 5,
+    minutes: Annotated[float, typer.Option(min=0.5, help="Minutes from run_start to the end.")] = 20,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds at the start that are not checked.")] = 60,
+    every: Annotated[float, typer.Option(min=0.05, help="Seconds between samples of the processes.")] = 5,
     data: Annotated[Path, typer.Option(help="Folder of token files.")] = ROOT / "data" / "sample",
-    as_json: Annotated[Path | None, typer.Option("--json", help="Also write all that was seen to this file.")] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Write samples, progress and verdicts to this file too.")
+    ] = None,
 ) -> None:
-    """Train, evaluate and save for minutes, and say whether the run needs more and more of anything."""
+    """Train, evaluate and save for minutes, and check that memory, open files, threads and step time stay flat."""
     with tempfile.TemporaryDirectory() as folder:
         samples, progress, counts = soak(Path(folder), data, 60 * minutes, every)
-    verdict = judge(samples, progress, settle)
-    told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
-    table = Table(title=f"{minutes:g} minutes, the first {settle:g} s not judged: {told}", title_justify="left")
-    for name in ("what", f"in {WINDOWS} windows", "verdict"):
-        table.add_column(name)
-    for line in verdict:
-        table.add_row(line.what, line.found, "flat" if line.fine else "NOT FLAT")
+    verdicts = check_flatness(samples, progress, settle)
+    listed = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+    table = Table(title=f"{minutes:g} minutes, the first {settle:g} s not checked: {listed}", title_justify="left")
+    for column in ("quantity", f"in {WINDOWS} windows", "verdict"):
+        table.add_column(column)
+    for verdict in verdicts:
+        table.add_row(verdict.quantity, verdict.measured, "flat" if verdict.is_flat else "NOT FLAT")
     Console().print(table)
     if as_json is not None:
-        seen: dict[str, Sequence[Any]] = {"samples": samples, "progress": progress, "verdict": verdict}
-        lists = {name: [asdict(each) for each in found] for name, found in seen.items()}
+        records: dict[str, Sequence[Any]] = {"samples": samples, "progress": progress, "verdict": verdicts}
+        lists = {name: [asdict(each) for each in values] for name, values in records.items()}
         as_json.write_text(json.dumps({"minutes": minutes, "settle": settle, "counts": counts, **lists}))
-    raise typer.Exit(0 if all(line.fine for line in verdict) else 1)
+    raise typer.Exit(0 if all(verdict.is_flat for verdict in verdicts) else 1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-}}"
 check_node
 check_resume
 choose_python
+# Node 0 is the leader: its rank 0 writes the log.
 is_leader=1
 [[ "$DGXNNODES" == 1 || "$NODE_RANK" == 0 ]] || is_leader=0
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sourced. Check the configuration before anything runs, and the log after a run.
-# A failed check ends the script with status 2 and one line on stderr that says how to fix it.
+# A failed check ends the script with status 2 and one line on stderr, which includes the fix.
 
 # With CDPATH set, cd could enter another folder and print its path.
 unset CDPATH

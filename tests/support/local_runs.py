@@ -21,7 +21,7 @@ NO_COMPILER = {"TORCH_COMPILE_DISABLE": "1"}
 
 
 class Launch:
-    """One run_local.sh with the CPU configuration and the settings, in a session of its own.
+    """One run_local.sh with the CPU configuration and the settings, in its own session.
 
     All processes that it starts are found by their LOGDIR.
     """

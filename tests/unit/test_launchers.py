@@ -107,7 +107,7 @@ def test_a_container_gets_its_devices_and_the_variables_that_are_set(
 
 
 def test_every_setting_is_forwarded_except_those_of_the_launcher_and_the_image(sandbox: Sandbox) -> None:
-    names = [*settings(), "A_NEW_SETTING"]  # the script has no list of its own
+    names = [*settings(), "A_NEW_SETTING"]  # the script does not repeat the list
     sandbox.control(settings="\n".join(names))
     accepted = {"DGXNNODES": "1", "DGXSYSTEM": "CPU_1x2", "CHECK_COMPLIANCE": "1", "CLEAR_CACHES": "0"}
     given = dict.fromkeys([*names, *BESIDE_SETTINGS], "-1") | one_trial(sandbox) | accepted

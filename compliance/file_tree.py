@@ -34,10 +34,7 @@ class TreeFile:
 class Link:
     """Symbolic link to anything except a regular file below the same root.
 
-    Attributes:
-        name: name of the link below the root.
-        target: target as written in the link.
-        kind: "outside" of the root, "folder" below it, or "broken".
+    ``kind`` is "outside" of the root, "folder" below it, or "broken". ``target`` is the text of the link.
     """
 
     name: str

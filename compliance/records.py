@@ -9,16 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One `:::MLLOG` record.
+    """One `:::MLLOG` record. Lines count from 1.
 
     Attributes:
-        line: line number, from 1.
         rank: rank from the launcher's prefix (`3: :::MLLOG ...`), None without a prefix.
         time_ms: logged time in milliseconds since 1970.
         event: "POINT_IN_TIME", "INTERVAL_START", "INTERVAL_END", or "" if not logged.
-        key: the record's key.
         value: any JSON value.
-        metadata: the record's metadata.
     """
 
     line: int
@@ -61,10 +58,9 @@ class ParseError:
     """Part of a file that could not be read.
 
     Attributes:
-        rule: id of the broken rule (`compliance.rules.files`).
+        rule: id of the rule that reports it.
         line: line number, None for the whole file.
-        message: error and expected content.
-        got: first bytes of the unreadable content.
+        got: beginning of the unreadable part.
     """
 
     rule: str
@@ -75,15 +71,9 @@ class ParseError:
 
 @dataclass(slots=True)
 class Log:
-    """One parsed file.
+    """One parsed file: its `train_loss` records, all other records, and its unreadable parts, each in file order.
 
-    Attributes:
-        name: file name for messages.
-        records: all records except `train_loss`, in file order.
-        train_losses: the `train_loss` records, in file order.
-        parse_errors: unreadable parts, in file order.
-        size: bytes read.
-        lines: lines read.
+    ``size`` and ``lines`` count the bytes and lines read. ``name`` is for messages.
     """
 
     name: str

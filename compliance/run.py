@@ -46,6 +46,9 @@ class Run:
         self._by_key: dict[str, list[Record]] = {}
         for record in self.records:
             self._by_key.setdefault(record.key, []).append(record)
+        # The records that start and stop the clock.
+        self.run_start, self.run_stop = self.first("run_start"), self.first("run_stop")
+        self.run_status: Any = None if self.run_stop is None else self.run_stop.metadata.get("status")
 
     def all(self, key: str) -> Sequence[Record]:
         """Return every distinct record of a key, in file order."""
@@ -84,21 +87,6 @@ class Run:
         """Return True if all times can be milliseconds since 1970, so that clock rules apply."""
         times = [record.time_ms for record in self.log.records]
         return all(time > EARLIEST_MS for time in [*times, *self.log.train_losses.times_ms[:1]])
-
-    @cached_property
-    def run_start(self) -> Record | None:
-        """Return the record that starts the clock."""
-        return self.first("run_start")
-
-    @cached_property
-    def run_stop(self) -> Record | None:
-        """Return the record that stops the clock."""
-        return self.first("run_stop")
-
-    @cached_property
-    def run_status(self) -> Any:
-        """Return the status in run_stop."""
-        return None if self.run_stop is None else self.run_stop.metadata.get("status")
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:

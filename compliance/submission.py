@@ -75,11 +75,9 @@ class SystemDescription:
 
 @dataclass(frozen=True, slots=True)
 class ResultFolder:
-    """Folder `results/<system>/gpt_oss_20b`.
+    """Folder `results/<system>/gpt_oss_20b`, with its path for messages.
 
     Attributes:
-        system: name of the folder above.
-        path: path for messages.
         logs: files named result_<i>.txt, ordered by i; each is a regular file inside the tree.
         others: names of everything else in the folder.
     """

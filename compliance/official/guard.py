@@ -1,8 +1,8 @@
-"""What keeps a log from choosing the code that judges it.
+"""Keeps a log from choosing the code that judges it.
 
-The official compliance checker executes the code in whatever rule file the log's `submission_division` and
-`submission_benchmark` name, `../../evil` included. Both are judged first, on the records as the official parser itself
-returns them, so that no spelling of a record can look different to the guard and to the checker.
+The official compliance checker executes the code in the rule file that the log's `submission_division` and
+`submission_benchmark` name, even `../../evil`. The guard checks both names in the records that the official parser
+returns. No spelling of a record can therefore differ between the guard and the checker.
 """
 
 from __future__ import annotations
@@ -15,70 +15,70 @@ from typing import Protocol
 
 _DIVISION, _BENCHMARK = "submission_division", "submission_benchmark"
 _EXPECTED = {_DIVISION: "closed or open", _BENCHMARK: "gpt_oss_20b"}
-# With these characters a name stays in the folder of rule files, where every file is the package's own.
+# A name of these characters stays in the folder of rule files, which holds files of the package only.
 _HARMLESS = re.compile(r"[A-Za-z0-9_ -]*")
 _TOKEN = ":::MLLOG "
 
 
 class RefusedError(Exception):
-    """Running the official tool on this would be unsafe; the text says why."""
+    """Input on which an official tool would be unsafe to run. The message states the reason."""
 
 
 class OfficialRecord(Protocol):
-    """A record as mlperf-logging's parser returns it: `value` holds the record's value and metadata."""
+    """Record as returned by mlperf-logging's parser: `value` holds the record's value and metadata."""
 
     key: str
     value: dict[str, object]
     lineno: int
 
 
-def unsafe_name(key: str, value: object) -> str | None:
-    """Why the official tools must not see this value under this key; None if they may.
+def unsafe_reason(key: str, value: object) -> str | None:
+    """Return the reason why the official tools must not read this value, None if they may.
 
-    A name that is wrong but harmless is for the official tools to complain about.
+    A wrong but harmless name is left to the official tools.
 
-    >>> unsafe_name("submission_benchmark", "gpt-oss-20b") is None
+    >>> unsafe_reason("submission_benchmark", "gpt-oss-20b") is None
     True
-    >>> unsafe_name("submission_division", "../../evil")[:37]
+    >>> unsafe_reason("submission_division", "../../evil")[:37]
     "submission_division is '../../evil', "
     """
     if key not in _EXPECTED:
         return None
     if not isinstance(value, str) or not _HARMLESS.fullmatch(value):
-        danger = "and the official checker would execute whatever rule file that names"
+        danger = "and the official checker would execute the rule file of that name"
     elif key == _BENCHMARK and value == "common":
-        # {division}_common.yaml is the very file that sends the checker on to {division}_{benchmark}.yaml.
-        danger = "whose rule file sends the official checker back to itself for ever"
+        # {division}_common.yaml enqueues {division}_{benchmark}.yaml, which would be itself.
+        danger = "whose rule file makes the official checker load it forever"
     else:
         return None
     return f"{key} is {value!r:.100}, {danger}; expected {_EXPECTED[key]}"
 
 
 def refuse_unsafe(records: Iterable[OfficialRecord]) -> None:
-    """Passes the records of a log that the official compliance checker may judge.
+    """Check the records of a log for the official compliance checker.
 
     Raises:
         RefusedError: a record names a rule file that may not be the package's own.
     """
     for record in records:
-        if reason := unsafe_name(record.key, record.value["value"]):
+        if reason := unsafe_reason(record.key, record.value["value"]):
             raise RefusedError(f"record {record.lineno + 1}: {reason}")
 
 
 def refuse_unsafe_benchmark(path: Path) -> None:
-    """Passes a log that the official RCP checker may judge.
+    """Check a log for the official RCP checker.
 
-    That one takes the benchmark from any record in which the word occurs and, after finding it in a table of its own,
-    makes the name of a data file of it. The log is read as it does that.
+    That checker takes the benchmark from any record that contains the word, and uses the name as part of a path to a
+    data file. This function reads the log in the same way.
 
     Raises:
         RefusedError: a record's benchmark would be a path.
-        ValueError, KeyError, TypeError: a record cannot be decoded, which would end the RCP checker too.
+        ValueError, KeyError, TypeError: a record cannot be decoded, which would crash the RCP checker, too.
     """
     with path.open(encoding="latin-1") as file:
         for line in file:
             if _BENCHMARK not in line or _TOKEN not in line:
                 continue
             record = json.loads(line[line.rindex(_TOKEN) + len(_TOKEN) :].strip())
-            if reason := unsafe_name(_BENCHMARK, record["value"]):
+            if reason := unsafe_reason(_BENCHMARK, record["value"]):
                 raise RefusedError(reason)

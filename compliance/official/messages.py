@@ -1,4 +1,4 @@
-"""What the official tools say, caught and made short: one line per complaint, without colour or repeated context."""
+"""Messages of the official tools: captured and shortened to one line each, without colour or repeated context."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FOLDER, _FILE = "Running compliance checks in dir ", "Running compliance on fil
 
 
 class Complaints(logging.Handler):
-    """What an official tool logs as a warning or an error.
+    """Warnings and errors that an official tool logs.
 
     Attributes:
-        general: what concerns a folder, with its name, or the whole.
-        of_files: what concerns single logs, each with the log's name.
-        success: whether the package checker ended with "FOUND NO ERRORS".
+        general: messages on a folder, with its name, or on everything.
+        of_files: messages on single logs, each with the log's name.
+        success: True if the package checker ended with "FOUND NO ERRORS".
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class Complaints(logging.Handler):
 
     @property
     def messages(self) -> list[str]:
-        """All of them, those of single logs last."""
+        """Return all messages, those on single logs last."""
         return self.general + self.of_files
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes one logged message apart."""
+        """Split one log message by the format of the tool that logs it."""
         text = record.getMessage().strip()
         if record.levelno < logging.WARNING:
-            self._follow(text)
+            self._track_progress(text)
         elif record.module == "mlp_compliance":
             self.of_files += [f"{self._file}: {part}" for part in text.split(_SEPARATOR)]
         elif record.module == "seed_checker":
@@ -50,7 +50,8 @@ class Complaints(logging.Handler):
         else:
             self.general.append(f"{self._folder}: {text}" if self._folder else text)
 
-    def _follow(self, text: str) -> None:
+    def _track_progress(self, text: str) -> None:
+        """Remember the folder and file that the next warnings are about."""
         if text.startswith(_FOLDER):
             self._folder = text.removeprefix(_FOLDER)
         elif text.startswith(_FILE):
@@ -60,7 +61,7 @@ class Complaints(logging.Handler):
 
 
 def shorten(message: str) -> str:
-    r"""One line of at most 300 printable characters: what an official message says, without the context it repeats.
+    r"""Return one line of at most 300 printable characters, without the context that official messages repeat.
 
     >>> shorten("CHECK for 'x' failed in line 3:\n:::MLLOG {}\nfailed test:  v > 0 \ncurrent context[s]={}")
     "CHECK for 'x' failed in line 3: failed test: v > 0"
@@ -69,7 +70,7 @@ def shorten(message: str) -> str:
     tests = [line for line in rest if line.startswith("failed test:")]
     # "Failed executing CHECK code:" is followed by the code.
     more = tests[:1] or (rest[:1] if first.endswith(":") else [])
-    # Some messages hold a line of the log, and those may be megabytes.
+    # Some messages quote a line of the log, which may be megabytes long.
     text = " ".join(part[: 10 * MAX_MESSAGE_LENGTH] for part in (first, *more))
     text = " ".join(_TERMINAL_CODES.sub("", text).split())
     text = "".join(character if character.isprintable() else "?" for character in text)
@@ -77,9 +78,9 @@ def shorten(message: str) -> str:
 
 
 def shorten_all(messages: Iterable[str]) -> list[str]:
-    """At most 20 short messages, each once; the last says how many more there are."""
+    """Return at most 20 distinct short messages. A last one counts the others."""
     short = list(dict.fromkeys(shorten(message) for message in messages))
     if len(short) > MAX_MESSAGES:
-        left = len(short) - MAX_MESSAGES + 1
-        short[MAX_MESSAGES - 1 :] = [f"{left} more messages are not shown"]
+        hidden = len(short) - MAX_MESSAGES + 1
+        short[MAX_MESSAGES - 1 :] = [f"{hidden} more messages are not shown"]
     return short

@@ -1,6 +1,6 @@
-"""What runs inside the subprocess: one official tool, in a private folder that holds `request.json`.
+"""Program of the subprocess: runs one official tool in a private folder that holds `request.json`.
 
-Writes `answer.json` there: a list of verdicts with messages and seconds, one for each thing that was to be judged.
+It writes `answer.json` there: a list with the verdict, the messages and the seconds of each subject.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .guard import RefusedError, refuse_unsafe, refuse_unsafe_benchmark
 from .messages import MAX_MESSAGES, Complaints, shorten_all
 from .staging import RCP_WORDS, SET_FOLDER, TREE_FOLDER, plain_copy, stage_set, stage_tree, staged_name
 
-PASSED = {True: "pass", False: "fail"}
+_VERDICTS = {True: "pass", False: "fail"}
 
 
 class Request(NamedTuple):
-    """What to judge: the official tool, the ruleset, the absolute paths and the names by which the user knows them."""
+    """Subjects of one official tool: ruleset, absolute paths, and the user's names of these paths."""
 
     tool: str
     ruleset: str
@@ -38,14 +38,14 @@ class Request(NamedTuple):
     names: list[str]
 
 
-class Said(NamedTuple):
-    """A verdict of `findings.OfficialResult` and the messages behind it, not yet shortened."""
+class ToolVerdict(NamedTuple):
+    """Verdict of `findings.OfficialResult` with the messages at full length."""
 
     verdict: str
     messages: list[str]
 
 
-def _compliance(path: Path, ruleset: str) -> Said:
+def _check_compliance(path: Path, ruleset: str) -> ToolVerdict:
     from mlperf_logging.compliance_checker import mlp_compliance, mlp_parser
 
     records, errors = mlp_parser.parse_file(str(plain_copy(path, Path.cwd())), ruleset=ruleset)
@@ -56,49 +56,50 @@ def _compliance(path: Path, ruleset: str) -> Said:
     crash = []
     try:
         checker.check_loglines(records, f"training_{ruleset}/common.yaml")
-    except Exception as error:  # whatever the checker fails on, what it said before is worth having
-        crash.append(_ending(error))
+    except Exception as error:  # any crash: the messages before it are still of use
+        crash.append(_last_line(error))
     messages = [*crash, *checker.not_overwritable, *checker.overwritable.values()]
     messages += [f"parsing error: {error}: {line}" for line, error in errors[:MAX_MESSAGES]]
     messages += [f"warning: {warning}" for warning in checker.warnings.values()]
-    return Said("crashed" if crash else PASSED[not checker.has_messages()], messages)
+    return ToolVerdict("crashed" if crash else _VERDICTS[not checker.has_messages()], messages)
 
 
-def _rcp(points: str, paths: list[Path], ruleset: str, heard: Complaints) -> Said:
+def _check_rcp(rcp_pass: str, paths: list[Path], ruleset: str, complaints: Complaints) -> ToolVerdict:
     from mlperf_logging.rcp_checker import rcp_checker
 
     for path in stage_set(paths, RCP_WORDS):
         refuse_unsafe_benchmark(path)
-    # set_scaling makes it write scaling.json beside them. Without, it removes /scaling.json.
+    # set_scaling=True writes scaling.json beside the logs. mlperf-logging 4.1.68 without it removes /scaling.json.
     passed, message, factor = rcp_checker.check_directory(
-        str(SET_FOLDER), "training", ruleset, verbose=False, bert_train_samples=False, rcp_pass=points, set_scaling=True
-    )
+        str(SET_FOLDER), "training", ruleset, verbose=False, bert_train_samples=False, rcp_pass=rcp_pass,
+        set_scaling=True,
+    )  # fmt: skip
     if not passed:
-        return Said("fail", [f"RCP test failed: {message}", *heard.messages])
+        return ToolVerdict("fail", [f"RCP test failed: {message}", *complaints.messages])
     normalized = [f"score to be normalized by a factor of {factor:.6f}"] if factor > 1 else []
-    return Said("pass", normalized + heard.messages)
+    return ToolVerdict("pass", normalized + complaints.messages)
 
 
-def _seeds(paths: list[Path], ruleset: str, heard: Complaints) -> Said:
+def _check_seeds(paths: list[Path], ruleset: str, complaints: Complaints) -> ToolVerdict:
     from mlperf_logging.package_checker.seed_checker import SeedChecker
 
     passed = SeedChecker(ruleset).check_seeds([str(path) for path in stage_set(paths)])
-    return Said(PASSED[passed], heard.messages)
+    return ToolVerdict(_VERDICTS[passed], complaints.messages)
 
 
-def _system(path: Path, ruleset: str, heard: Complaints) -> Said:
+def _check_system(path: Path, ruleset: str, complaints: Complaints) -> ToolVerdict:
     from mlperf_logging.system_desc_checker import system_desc_checker
 
     valid, *_ = system_desc_checker.check_system_desc(str(plain_copy(path, Path.cwd())), "training", ruleset)
-    return Said(PASSED[valid], heard.messages)
+    return ToolVerdict(_VERDICTS[valid], complaints.messages)
 
 
-def _package(root: Path, ruleset: str, heard: Complaints) -> Said:
+def _check_package(root: Path, ruleset: str, complaints: Complaints) -> ToolVerdict:
     from mlperf_logging.compliance_checker import mlp_parser
     from mlperf_logging.package_checker import package_checker
 
     tree = stage_tree(root)
-    # At any depth: a folder named like a pattern ("**") makes the package checker look there too.
+    # At any depth: the package checker globs, and a folder named "**" makes it descend.
     for log in sorted(tree.rglob("result_*.txt")):
         records, _ = mlp_parser.parse_file(str(log), ruleset=ruleset)
         try:
@@ -110,42 +111,42 @@ def _package(root: Path, ruleset: str, heard: Complaints) -> Said:
         str(tree), "training", ruleset, quiet=False, werror=False, rcp_bypass=False, rcp_bert_train_samples=False,
         seed_checker_bypass=False, log_output=os.devnull,
     )  # fmt: skip
-    return Said(PASSED[heard.success], heard.messages)
+    return ToolVerdict(_VERDICTS[complaints.success], complaints.messages)
 
 
-def _checks(request: Request, heard: Complaints) -> Iterator[Callable[[], Said]]:
-    """What to call for each of the answers that the request wants."""
+def _checks(request: Request, complaints: Complaints) -> Iterator[Callable[[], ToolVerdict]]:
+    """Yield a function for each subject of the request."""
     paths, ruleset = [Path(path) for path in request.paths], request.ruleset
     match request.tool:
         case "compliance_checker":
-            yield partial(_compliance, paths[0], ruleset)
+            yield partial(_check_compliance, paths[0], ruleset)
         case "rcp_checker":
-            yield partial(_rcp, "pruned_rcps", paths, ruleset, heard)
-            yield partial(_rcp, "full_rcps", paths, ruleset, heard)
+            yield partial(_check_rcp, "pruned_rcps", paths, ruleset, complaints)
+            yield partial(_check_rcp, "full_rcps", paths, ruleset, complaints)
         case "seed_checker":
-            yield partial(_seeds, paths, ruleset, heard)
+            yield partial(_check_seeds, paths, ruleset, complaints)
         case "system_desc_checker":
-            yield partial(_system, paths[0], ruleset, heard)
+            yield partial(_check_system, paths[0], ruleset, complaints)
         case "package_checker":
-            yield partial(_package, paths[0], ruleset, heard)
+            yield partial(_check_package, paths[0], ruleset, complaints)
 
 
-def _answer(check: Callable[[], Said], request: Request, heard: Complaints) -> dict[str, Any]:
+def _answer(check: Callable[[], ToolVerdict], request: Request, complaints: Complaints) -> dict[str, Any]:
     started = time.perf_counter()
     try:
-        said = check()
+        result = check()
     except RefusedError as error:
-        said = Said("refused", [str(error)])
-    except Exception as error:  # on bad input the official tools fail in any way, and that is their verdict
-        said = Said("crashed", [_ending(error), *heard.messages])
+        result = ToolVerdict("refused", [str(error)])
+    except Exception as error:  # on bad input the official tools raise anything, and that is their verdict
+        result = ToolVerdict("crashed", [_last_line(error), *complaints.messages])
     seconds = time.perf_counter() - started
-    # The next check stages its files anew.
+    # The next check stages its own files.
     shutil.rmtree(SET_FOLDER, ignore_errors=True)
-    messages = shorten_all(_in_the_users_words(message, request) for message in said.messages)
-    return {"verdict": said.verdict, "messages": messages, "seconds": seconds}
+    messages = shorten_all(_with_user_names(message, request) for message in result.messages)
+    return {"verdict": result.verdict, "messages": messages, "seconds": seconds}
 
 
-def _in_the_users_words(message: str, request: Request) -> str:
+def _with_user_names(message: str, request: Request) -> str:
     package = str(Path(mlperf_logging.__file__).parent)
     message = message.replace(f"{package}/", "").replace(f"{TREE_FOLDER}/", "")
     for number, name in enumerate(request.names):
@@ -153,31 +154,32 @@ def _in_the_users_words(message: str, request: Request) -> str:
     return message
 
 
-def _ending(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip()
 
 
-def _end_with_parent() -> None:
-    """The other end of stdin closes when whoever waits for the answer is gone, however it went; that ends this process.
+def _die_with_parent() -> None:
+    """End this process by a signal when the parent closes stdin, or dies.
 
-    By a signal, because a thread would have to wait for the regular expressions of the official parser, which can take
-    minutes for one line.
+    A thread that waits for stdin would not do: it needs the interpreter lock, which the regular expressions of the
+    official parser can hold for minutes on one line.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+    # No signal comes for a pipe that was closed before.
     if select.select([0], [], [], 0)[0]:
-        sys.exit("whoever asked is gone")
+        sys.exit("the parent process has ended")
 
 
 def main() -> None:
-    """Answers the request in the current directory."""
-    _end_with_parent()
+    """Answer the request in the current directory."""
+    _die_with_parent()
     request = Request(**json.loads(Path("request.json").read_text(encoding="utf-8")))
-    heard = Complaints()
-    logging.getLogger().addHandler(heard)
+    complaints = Complaints()
+    logging.getLogger().addHandler(complaints)
     logging.getLogger().setLevel(logging.INFO)
-    answers = [_answer(check, request, heard) for check in _checks(request, heard)]
+    answers = [_answer(check, request, complaints) for check in _checks(request, complaints)]
     Path("answer.json").write_text(json.dumps(answers), encoding="utf-8")
 
 

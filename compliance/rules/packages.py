@@ -35,13 +35,7 @@ _OFFICIAL_LOG_NAME = re.compile(r"result_.*\.txt")
 
 @dataclass(frozen=True, slots=True)
 class PackageContext:
-    """A submission tree and its judged runs.
-
-    Attributes:
-        submission: the tree.
-        runs: by system name, the runs of `results/<system>/gpt_oss_20b`.
-        required_runs: logs of a result.
-    """
+    """A submission tree and, by system name, the runs of `results/<system>/gpt_oss_20b`."""
 
     submission: Submission
     runs: dict[str, tuple[RunSummary, ...]] = field(default_factory=dict)

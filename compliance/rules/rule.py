@@ -23,15 +23,9 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Violation found by a rule. The rule adds its id, severity and citation to make a `Finding`.
+    """Violation found by a rule. The rule adds its id and citation to make a `Finding`.
 
-    Attributes:
-        message: the problem and its fix in one sentence.
-        line: line number from 1.
-        expected: value required by the rule.
-        got: value found.
-        file: the file, if the subject has several.
-        severity: replaces the rule's severity.
+    ``severity`` replaces that of the rule. ``file`` names the file of a subject with several.
     """
 
     message: str
@@ -44,14 +38,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Rule(Generic[Subject]):
-    """One rule.
+    """One rule. ``check`` yields a problem for every violation; its docstring describes the rule.
 
     Attributes:
         id: name in findings, e.g. "eval-cadence".
         severity: default severity of its findings.
         citation: document or file that states the rule, or "this project".
-        check: yields a problem for every violation.
-        divisions: divisions that the rule applies to.
     """
 
     id: str

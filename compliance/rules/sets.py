@@ -24,10 +24,7 @@ class RunSet:
     """Several runs of one benchmark on one system.
 
     Attributes:
-        runs: the runs.
-        summaries: their summaries, in the same order.
         window: the runs that count, by start time.
-        required_runs: runs of a result.
         variance: variance of the window.
         rcp: the convergence tests; None in the open division or without a batch size.
     """

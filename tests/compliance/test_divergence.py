@@ -1,4 +1,4 @@
-"""Where the official verdicts and ours differ, and the reasons that are given."""
+"""Differences between the official verdicts and ours, and their reasons."""
 
 from __future__ import annotations
 
@@ -25,17 +25,9 @@ def test_agreement_is_no_divergence() -> None:
     assert find_divergences(ours("fail", "eval-cadence"), [said("fail", "something else")]) == ()
 
 
-def test_what_the_official_tool_does_not_check() -> None:
-    own = OwnVerdict(
-        "fail",
-        (
-            finding("eval-cadence"),
-            finding("stop-late", Severity.WARNING),
-            finding("clock-init-limit"),
-            finding("eval-cadence"),
-            finding("dropout", Severity.UNVERIFIABLE),
-        ),
-    )
+def test_rules_that_the_official_tool_does_not_check() -> None:
+    errors = (finding("eval-cadence"), finding("clock-init-limit"), finding("eval-cadence"))
+    own = OwnVerdict("fail", (*errors, finding("late", Severity.WARNING), finding("x", Severity.UNVERIFIABLE)))
     (divergence,) = find_divergences({("compliance_checker", "a.txt"): own}, [said("pass")])
     reason = "official does not check: eval-cadence, clock-init-limit"
     assert divergence == Divergence("compliance_checker", "a.txt", "fail", "pass", reason)
@@ -43,20 +35,21 @@ def test_what_the_official_tool_does_not_check() -> None:
 
 def test_a_failure_of_ours_without_errors_still_diverges() -> None:
     (divergence,) = find_divergences(ours("fail"), [said("pass")])
-    assert divergence.reason == "official passes what fails here without an error of its own"
+    assert (divergence.ours, divergence.official) == ("fail", "pass") and divergence.reason
 
 
-def test_what_only_the_official_tool_complains_about() -> None:
-    (divergence,) = find_divergences(ours("pass"), [said("fail", "one", "two", "three")])
-    assert (divergence.ours, divergence.official, divergence.reason) == (
-        "pass",
-        "fail",
-        "official says: one; two; three",
-    )
-    (divergence,) = find_divergences(ours("pass"), [said("fail", "one", "two", "three", "four", "five")])
-    assert divergence.reason == "official says: one; two; three; and 2 more"
-    (divergence,) = find_divergences(ours("pass"), [said("fail")])
-    assert divergence.reason == "official says: no message"
+@pytest.mark.parametrize(
+    ("messages", "quoted"),
+    [
+        (["one", "two", "three"], "one; two; three"),
+        (["one", "two", "three", "four", "five"], "one; two; three; and 2 more"),
+        ([], "no message"),
+    ],
+)
+def test_complaints_of_the_official_tool_alone(messages: list[str], quoted: str) -> None:
+    (divergence,) = find_divergences(ours("pass"), [said("fail", *messages)])
+    assert (divergence.ours, divergence.official) == ("pass", "fail")
+    assert divergence.reason.partition(": ")[2] == quoted
 
 
 @pytest.mark.parametrize("verdict", ["refused", "crashed", "timeout"])
@@ -67,7 +60,7 @@ def test_no_official_verdict_is_a_divergence_whatever_ours(own: str, verdict: st
     assert divergence == Divergence("compliance_checker", "a.txt", own, verdict, reason)
 
 
-def test_what_we_did_not_judge() -> None:
+def test_subjects_that_we_did_not_judge() -> None:
     assert find_divergences({}, [said("pass"), said("fail", "why")]) == ()
     (divergence,) = find_divergences({}, [said("crashed", "why")])
     assert divergence.ours == "not judged"
@@ -86,15 +79,12 @@ def test_tools_and_subjects_are_kept_apart_and_in_order() -> None:
         said("pass", tool="rcp_checker", subject="pruned"),
     ]
     full, pruned = find_divergences(own, results)
-    assert full == Divergence("rcp_checker", "full", "pass", "fail", "official says: RCP test failed: RCP found")
+    assert full == Divergence("rcp_checker", "full", "pass", "fail", "official message: RCP test failed: RCP found")
     assert pruned.reason == "official does not check: rcp-pruned"
 
 
 FOLDER = "results/sys_1x8/gpt_oss_20b"
 ACCEPTED = f"{FOLDER}: 1 file does not comply, accepting this under olympic scoring"
-SLOWEST = (
-    "official accepts one log that breaks the rules as the slowest, which only a run that does not converge may be"
-)
 
 
 def tree_results(*packages: OfficialResult) -> list[OfficialResult]:
@@ -113,30 +103,30 @@ def package(verdict: str, *messages: str) -> OfficialResult:
 def test_a_set_with_one_log_that_breaks_the_rules_is_accepted() -> None:
     own = OwnVerdict("fail", (finding("fixed-value", file=f"tree/{FOLDER}/result_4.txt"),))
     (divergence,) = find_divergences({("package_checker", "tree"): own}, tree_results(package("pass", ACCEPTED)))
-    assert divergence == Divergence("package_checker", "tree", "fail", "pass", f"{SLOWEST}: tree/{FOLDER}/result_4.txt")
+    assert (divergence.tool, divergence.subject) == ("package_checker", "tree")
+    assert (divergence.ours, divergence.official) == ("fail", "pass")
+    assert divergence.reason.endswith(f": tree/{FOLDER}/result_4.txt")
 
 
-def test_what_else_is_wrong_with_such_a_set() -> None:
+def test_other_errors_of_such_a_set() -> None:
     errors = (
         finding("fixed-value", file=f"tree/{FOLDER}/result_4.txt"),
         finding("eval-cadence", file=f"tree/{FOLDER}/result_1.txt"),
     )
     own = {("package_checker", "tree"): OwnVerdict("fail", errors)}
     (divergence,) = find_divergences(own, tree_results(package("pass", ACCEPTED)))
-    assert divergence.reason == f"{SLOWEST}: tree/{FOLDER}/result_4.txt; official does not check: eval-cadence"
+    assert divergence.reason.endswith(f": tree/{FOLDER}/result_4.txt; official does not check: eval-cadence")
 
 
 def test_the_accepted_log_is_named_even_if_we_pass_or_know_only_its_folder() -> None:
     own = {("package_checker", "tree"): OwnVerdict("pass")}
     (divergence,) = find_divergences(own, tree_results(package("pass", "s: a warning", ACCEPTED)))
     assert (divergence.ours, divergence.official) == ("pass", "pass")
-    assert divergence.reason == f"{SLOWEST}: tree/{FOLDER}/result_4.txt"
+    assert divergence.reason.endswith(f": tree/{FOLDER}/result_4.txt")
     (divergence,) = find_divergences(own, [package("pass", ACCEPTED)])
-    assert divergence.reason == f"{SLOWEST}: one in {FOLDER}"
+    assert divergence.reason.endswith(f": one in {FOLDER}")
 
 
 def test_a_failing_package_accepts_nothing() -> None:
     own = {("package_checker", "tree"): OwnVerdict("fail", (finding("rcp-pruned"),))}
-    assert [
-        found.tool for found in find_divergences(own, tree_results(package("fail", ACCEPTED, "RCP Test Failed")))
-    ] == []
+    assert find_divergences(own, tree_results(package("fail", ACCEPTED, "RCP Test Failed"))) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
@@ -17,8 +18,10 @@ import pytest
 import compliance
 from compliance import cli
 from compliance.cli import ExitCode
+from compliance.official import OfficialToolsError
+from compliance.rcp import RcpDataError
 from tests.support.commands import command
-from tests.support.made_logs import compliant_log, compliant_set, system_description, write_set, write_tree
+from tests.support.made_logs import MadeLog, compliant_log, compliant_set, system_description, write_set, write_tree
 from tests.support.paths import ROOT
 
 CHECKS = ("check-run", "check-set", "check-package")
@@ -344,3 +347,113 @@ def test_it_runs_from_anywhere_as_a_module(good: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["official"]["verdict"] == "pass"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_exit_statuses_are_those_that_scripts_rely_on() -> None:
+    assert {code.name: int(code) for code in ExitCode} == {
+        "PASS": 0, "VIOLATION": 1, "USAGE": 2, "UNREADABLE": 3, "INTERNAL": 4, "INTERRUPTED": 130,
+    }  # fmt: skip
+
+
+def test_a_set_has_at_least_three_runs(tmp_path: Path, capsys: Capture) -> None:
+    write_set(tmp_path, compliant_set(64, runs=3))
+    assert command(capsys, "check-set", tmp_path, "--no-official", "--runs", 3).status == ExitCode.PASS
+    assert command(capsys, "check-set", tmp_path, "--no-official", "--runs", 2).status == ExitCode.USAGE
+
+
+def packaging(folder: Path, logs: list[MadeLog]) -> list[object]:
+    """Return the arguments of `package` for these logs, whose names reverse the order of their starts."""
+    write_set(folder / "logs", list(reversed(logs)))
+    (folder / "sys_1x8.json").write_text(json.dumps(system_description()), encoding="utf-8")
+    (folder / "code").mkdir()
+    (folder / "code/train.py").write_text("seed = 1\n", encoding="utf-8")
+    parts = {"--logs": "logs", "--system": "sys_1x8.json", "--code": "code", "--out": "tree"}
+    return ["package", "--no-official", *(each for name, part in parts.items() for each in (name, folder / part))]
+
+
+def test_a_package_holds_the_required_runs_in_order_of_start(tmp_path: Path, capsys: Capture) -> None:
+    logs = compliant_set(64, runs=4)
+    found = command(capsys, *packaging(tmp_path, logs), "--runs", 4)
+    assert found.status == ExitCode.PASS, found
+    packed = [tmp_path / f"tree/results/sys_1x8/gpt_oss_20b/result_{number}.txt" for number in range(4)]
+    assert [path.read_text(encoding="utf-8") for path in packed] == [log.text() for log in logs]
+
+
+def test_a_package_is_scaled_only_on_request(tmp_path: Path, capsys: Capture) -> None:
+    logs = compliant_set(16, samples_to_target=[15 * 12_288] * 5 + [16 * 12_288] * 5)
+    arguments = packaging(tmp_path, logs)
+    assert command(capsys, *arguments).status == ExitCode.PASS
+    assert list((tmp_path / "tree").rglob("scaling.json")) == []
+    assert command(capsys, *arguments[:-1], tmp_path / "other", "--write-scaling").status == ExitCode.PASS
+    assert len(list((tmp_path / "other").rglob("scaling.json"))) == 1
+
+
+def test_a_package_of_a_set_with_warnings_is_refused_when_strict(tmp_path: Path, capsys: Capture) -> None:
+    logs = compliant_set(64)
+    logs[3].find("run_stop")["time_ms"] += 61_000
+    found = command(capsys, *packaging(tmp_path, logs), "--strict")
+    assert found.status == ExitCode.VIOLATION and not (tmp_path / "tree").exists()
+
+
+def test_the_limit_on_variance_applies_to_trees(tmp_path: Path, capsys: Capture) -> None:
+    root = write_tree(tmp_path, compliant_set(64))
+    arguments = ("check-package", root, "--no-official", "--strict", "--cv-limit")
+    assert command(capsys, *arguments, 50).status == ExitCode.PASS
+    assert command(capsys, *arguments, 0.01).status == ExitCode.VIOLATION
+
+
+@pytest.mark.parametrize("name", ["r.htm", "r.HTML", "r.MD"])
+def test_the_suffix_selects_the_kind_of_report(tmp_path: Path, capsys: Capture, name: str) -> None:
+    write_set(tmp_path / "logs", compliant_set(64, runs=3))
+    (tmp_path / "logs/results").mkdir()  # alone makes no submission tree
+    out = tmp_path / name
+    assert command(capsys, "report", tmp_path / "logs", "--no-official", "--runs", 3, "--out", out).status == 0
+    assert out.read_text(encoding="utf-8").startswith("#" if "MD" in name else "<!")
+
+
+def test_only_a_terminal_without_no_color_has_colour(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = compliant_log(64).write(tmp_path / "result_0.txt")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+
+    def shown() -> str:
+        return command(capsys, "check-run", log, "--no-official").out
+
+    piped = shown()
+    assert "\x1b[" not in piped and 60 < max(map(len, piped.splitlines())) <= 120
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "\x1b[" in shown()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = shown()
+    assert "\x1b[" not in plain and max(map(len, plain.splitlines())) <= 60
+
+
+def test_characters_that_the_encoding_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", newline="\n"))
+    cli._print("a\u00e9\n")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"a\\xe9\n"
+
+
+@pytest.mark.parametrize("error", [OfficialToolsError("not installed"), RcpDataError("not as expected")])
+def test_missing_official_data_is_wrong_usage(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("compliance.cli.check_run", broken)
+    found = command(capsys, "check-run", tmp_path / "x")
+    assert (found.status, found.err) == (ExitCode.USAGE, f"error: {error}\n")
+
+
+def test_options_of_plan_and_rules(tmp_path: Path, capsys: Capture) -> None:
+    assert json.loads(command(capsys, "plan", "--gbs", 32, "--ruleset", "6.0.0").out)["ruleset"] == "6.0.0"
+    log = compliant_log(64).write(tmp_path / "result_0.txt")
+    assert command(capsys, "check-run", log, "--official-timeout", 0.5).status == ExitCode.USAGE
+    listed = command(capsys, "rules").out
+    assert "hyperparameter-fixed (error, closed division only)" in listed
+    assert "open-division (error, open division only)" in listed and "eval-cadence (error)" in listed

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from scipy import stats  # type: ignore[import-untyped]
 
-import compliance
 from compliance.cli import ExitCode
 from compliance.compare import Comparison, NotComparableError, compare
 from compliance.documents import to_json
@@ -26,11 +24,9 @@ from tests.support.commands import command
 from tests.support.judging import judged
 from tests.support.made_logs import MadeLog, compliant_log, event, write_set
 from tests.support.paths import REFERENCE_LOGS, ROOT
+from tests.support.schemas import check_document, is_valid
 
 INTERVAL = 12_288
-SCHEMA = Draft202012Validator(
-    json.loads((Path(compliance.__file__).parent / "comparison.schema.json").read_text(encoding="utf-8"))
-)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -53,7 +49,7 @@ def compared(a: Sequence[MadeLog], b: Sequence[MadeLog], **options: Any) -> Comp
 
 def read_json(text: str) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
-    SCHEMA.validate(made)
+    check_document("comparison", made)
     return made
 
 
@@ -277,9 +273,9 @@ def test_other_targets_have_a_warning() -> None:
 )
 def test_the_schema_refuses_a_wrong_comparison(changes: dict[str, Any]) -> None:
     made = read_json(to_json(compared(runs_of([16, 17]), runs_of([15, 17], first=20, gbs=32))))
-    assert not SCHEMA.is_valid(made | changes)
+    assert not is_valid("comparison", made | changes)
     made["a"]["runs"] = 1
-    assert not SCHEMA.is_valid(made)
+    assert not is_valid("comparison", made)
 
 
 def test_the_text_has_what_the_document_has() -> None:

@@ -7,14 +7,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-import compliance
 from compliance.benchmark import RULESETS
 from compliance.documents import DOCUMENTS, report_document, to_json
 from compliance.findings import (
@@ -39,11 +37,7 @@ from tests.support.made_reports import (
     made_set,
     passing_report,
 )
-
-SCHEMAS: dict[str, dict[str, Any]] = {
-    name: json.loads((Path(compliance.__file__).parent / f"{name}.schema.json").read_text(encoding="utf-8"))
-    for name in DOCUMENTS
-}
+from tests.support.schemas import check_document, is_valid, schema
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -55,10 +49,6 @@ def document(report: Report) -> dict[str, Any]:
 def plan_document() -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(to_json(make_plan(16, "6.1.0", draws=50)))
     return parsed
-
-
-def is_valid(instance: object, name: str = "report") -> bool:
-    return bool(Draft202012Validator(SCHEMAS[name]).is_valid(instance))
 
 
 # The documents
@@ -90,7 +80,7 @@ def test_a_report_has_the_promised_keys_and_values() -> None:
     assert made["variance"]["samples"]["quantum"] == 12_288
     assert made["variance"]["minutes"]["quantum"] is None
     assert made["sets"][0]["eval_interval_samples"] == 12_288
-    assert is_valid(made)
+    assert is_valid("report", made)
 
 
 def test_a_report_has_each_run_without_its_curves() -> None:
@@ -116,7 +106,7 @@ def test_the_score_of_a_report_is_that_of_the_only_set() -> None:
     assert len(both["runs"]) == 20
     none = document(made_report(verdict=Verdict.ERROR))
     assert [none[key] for key in (*figures, "runs", "sets", "official")] == [None, None, None, [], [], None]
-    assert is_valid(none)
+    assert is_valid("report", none)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 10**400, -(10**5000)], ids=range(5))
@@ -149,7 +139,7 @@ def test_any_report_is_valid_by_its_schema(report: Report) -> None:
     text = to_json(report_document(report))
     assert re.fullmatch(r"[ -~\n]+", text)
     made = json.loads(text, parse_constant=pytest.fail)
-    Draft202012Validator(SCHEMAS["report"]).validate(made)
+    check_document("report", made)
     json.dumps(made, ensure_ascii=False, allow_nan=False).encode("utf-8")
     assert to_json(report_document(copy.deepcopy(report))) == text
 
@@ -158,7 +148,7 @@ def test_any_report_is_valid_by_its_schema(report: Report) -> None:
 @pytest.mark.parametrize("ruleset", RULESETS)
 def test_any_plan_is_valid_by_its_schema(gbs: int, ruleset: str) -> None:
     made = json.loads(to_json(make_plan(gbs, ruleset, draws=50)))
-    Draft202012Validator(SCHEMAS["plan"]).validate(made)
+    check_document("plan", made)
     assert (made["gbs"], made["ruleset"]) == (gbs, ruleset)
     assert (made["probability_of_failing"] is None) == (gbs > 64)
 
@@ -170,23 +160,23 @@ def test_any_plan_is_valid_by_its_schema(gbs: int, ruleset: str) -> None:
 def test_the_committed_schema_is_the_generated_one(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = command(capsys, "schema", name)
     assert (printed.status, printed.err) == (0, "")
-    assert json.loads(printed.out) == SCHEMAS[name], f"run: python -m compliance schema {name} > NAME.schema.json"
+    assert json.loads(printed.out) == schema(name), f"run: python -m compliance schema {name} > NAME.schema.json"
 
 
-def objects(schema: object) -> Iterator[dict[str, Any]]:
+def objects(part: object) -> Iterator[dict[str, Any]]:
     """Yield every schema of an object inside a schema."""
-    if isinstance(schema, dict) and schema.get("type") == "object":
-        yield schema
-    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
-        yield from objects(part)
+    if isinstance(part, dict) and part.get("type") == "object":
+        yield part
+    for child in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from objects(child)
 
 
 @pytest.mark.parametrize(("name", "maps"), [("report", 2), ("plan", 0), ("comparison", 0)])
 def test_schemas_are_strict_and_describe_every_key(name: str, maps: int) -> None:
-    schema = SCHEMAS[name]
-    Draft202012Validator.check_schema(schema)
-    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    found = list(objects(schema))
+    content = schema(name)
+    Draft202012Validator.check_schema(content)
+    assert content["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    found = list(objects(content))
     # Only names of packages and options are free.
     assert sum("properties" not in each for each in found) == maps
     for each in (each for each in found if "properties" in each):
@@ -197,7 +187,7 @@ def test_schemas_are_strict_and_describe_every_key(name: str, maps: int) -> None
 
 
 def test_schemas_list_every_choice() -> None:
-    definitions = SCHEMAS["report"]["$defs"]
+    definitions = schema("report")["$defs"]
     choices = {name: definitions[name]["enum"] for name in ("Verdict", "Ruleset", "Severity", "Status")}
     assert choices == {
         "Verdict": list(Verdict), "Ruleset": list(RULESETS), "Severity": list(Severity), "Status": list(Status),
@@ -245,12 +235,12 @@ WRONG_PLANS: dict[str, Break] = {
 def test_the_schema_refuses_a_wrong_report(breaks: Break) -> None:
     made = document(failing_report())
     breaks(made)
-    assert not is_valid(made)
+    assert not is_valid("report", made)
 
 
 @pytest.mark.parametrize("breaks", WRONG_PLANS.values(), ids=list(WRONG_PLANS))
 def test_the_schema_refuses_a_wrong_plan(breaks: Break) -> None:
     made = plan_document()
-    assert is_valid(made, "plan")
+    assert is_valid("plan", made)
     breaks(made)
-    assert not is_valid(made, "plan")
+    assert not is_valid("plan", made)

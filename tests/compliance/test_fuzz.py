@@ -8,12 +8,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import compliance
 from compliance.check import Options, check_run, check_set
 from compliance.documents import report_document, to_json
 from compliance.findings import Report, Verdict
@@ -22,12 +20,10 @@ from compliance.render.report_file import report_file
 from compliance.render.text_report import text_report
 from tests.support.commands import command
 from tests.support.made_logs import MadeLog, compliant_log, compliant_set, write_set
+from tests.support.schemas import check_document
 
 BASE = compliant_log(64, steps_between_train_loss=96)
 TEXT = BASE.text().encode()
-SCHEMA = jsonschema.Draft202012Validator(
-    json.loads((Path(compliance.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
-)
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -51,7 +47,7 @@ def judge(folder: Path, content: bytes) -> Report:
     log.write_bytes(content)
     report = check_run(log, Options(official=False))
     assert report.verdict in (Verdict.PASS, Verdict.FAIL)
-    SCHEMA.validate(json.loads(to_json(report_document(report))))
+    check_document("report", json.loads(to_json(report_document(report))))
     assert text_report(report)
     assert junit_report(report)
     return report
@@ -112,7 +108,7 @@ def test_any_value_in_a_set_and_its_document(tmp_path: Path, data: st.DataObject
             record[part] = data.draw(JSON if part == "value" else st.integers(1, 10**13))
     write_set(tmp_path, logs)
     report = check_set([tmp_path], Options(official=False, runs=3))
-    SCHEMA.validate(json.loads(to_json(report_document(report))))
+    check_document("report", json.loads(to_json(report_document(report))))
     assert text_report(report) and junit_report(report)
     assert report_file(report, data.draw(st.sampled_from(["html", "md"])))  # its charts are most of the time
 

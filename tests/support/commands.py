@@ -1,4 +1,4 @@
-"""Calling the command line in this process, as a user would in a shell."""
+"""The command line, called in this process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,9 @@ class Outcome:
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
-    """`python -m compliance ARGUMENTS`."""
-    before = sys.argv
-    sys.argv = ["compliance", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = before
+    """Run ``python -m compliance ARGUMENTS``."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["compliance", *map(str, arguments)])
+        main()
     captured = capsys.readouterr()
     return Outcome(int(ended.value.code or 0), captured.out, captured.err)

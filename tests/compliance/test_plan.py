@@ -1,4 +1,4 @@
-"""Plans: the bootstrap against an exact enumeration, layouts, suggestions, the JSON."""
+"""Plans: the bootstrap against an exact enumeration, layouts, suggestions, the JSON document."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POINTS = {point.gbs: point for point in rcp.full_points("6.1.0")}
 
 
 def exact_probability(samples: tuple[int, ...], minimum: float) -> float:
-    """P(olympic mean of ten draws with replacement < minimum), over every way to split ten draws among the values."""
+    """Return P(olympic mean of ten draws < minimum), summed over every split of ten draws among the values."""
     counts = sorted(Counter(samples).items())
     total = 0.0
     for bars in itertools.combinations(range(10 + len(counts) - 1), len(counts) - 1):
@@ -53,7 +53,7 @@ def test_the_bootstrap_against_the_exact_probability(gbs: int, ruleset: str) -> 
 
 
 def test_known_risks() -> None:
-    """The exact probabilities, so that a change of points or of the minimum is seen."""
+    """Pin the exact probabilities, to detect a change of the points or of the minimum."""
     for gbs, full in ((16, 0.009529), (32, 0.025906), (64, 0.019128)):
         assert exact_probability(POINTS[gbs].samples, POINTS[gbs].minimum) == pytest.approx(full, abs=1e-6)
 
@@ -93,7 +93,7 @@ def test_interpolated_runs(gbs: int) -> None:
 
 
 def test_interpolation_meets_the_published_runs() -> None:
-    """Next to a published size nearly every interpolated run is one of its runs, rank by rank."""
+    """Check that next to a published size the interpolated runs are its runs, rank by rank."""
     near = rcp.PublishedPoint(10_000, 1.0, 1.0, 18, POINTS[32].samples, 1e-3, 1)
     far = rcp.PublishedPoint(20_000, 1.0, 1.0, 18, POINTS[64].samples, 1e-3, 1)
     runs, _ = draw_runs(10_000, (near, far), (2_000, 10), np.random.default_rng(1))
@@ -119,7 +119,7 @@ def test_drawn_runs_are_the_published_ones() -> None:
         (32, False, "20 reference runs at GBS 32."),
     ],
 )
-def test_where_the_runs_come_from(gbs: int, approximate: bool, words: str) -> None:
+def test_the_origin_of_the_runs(gbs: int, approximate: bool, words: str) -> None:
     bootstrap = make_plan(gbs, "6.1.0", draws=100).bootstrap
     assert bootstrap.approximate is approximate
     assert words in bootstrap.note
@@ -129,7 +129,7 @@ def test_above_the_largest_point() -> None:
     printed = json.loads(to_json(make_plan(72, "6.1.0")))
     assert printed["probability_of_failing"] is None
     assert printed["bootstrap"]["pruned"] is None
-    assert "No RCP above GBS 64: no result at GBS 72 can pass" in printed["bootstrap"]["note"]
+    assert all(f"GBS {gbs}" in printed["bootstrap"]["note"] for gbs in (64, 72))
     missing = {"mean": None, "min": None, "kind": "missing"}
     assert printed["rcp"] == {"pruned": missing, "full": missing}
     assert printed["olympic_means_that_pass"] == {"pruned": None, "full": None}
@@ -190,8 +190,8 @@ def test_layouts_multiply_to_the_batch(gbs: int) -> None:
 
 
 @pytest.mark.parametrize(("micro_batch", "data_parallel"), [(3, 8), (5, None), (None, 24), (128, None)])
-def test_layouts_that_cannot_be(micro_batch: int | None, data_parallel: int | None) -> None:
-    with pytest.raises(ValueError, match=r"got GBS 64, .*Choose sizes whose product divides 64"):
+def test_impossible_layouts_are_refused(micro_batch: int | None, data_parallel: int | None) -> None:
+    with pytest.raises(ValueError, match="GBS 64, "):
         make_plan(64, "6.1.0", micro_batch, data_parallel)
 
 
@@ -216,7 +216,7 @@ def test_suggestions_of_this_batch_size_come_first() -> None:
     assert "at GBS 48, the nearest published above 32" in sources[4]
 
 
-def test_suggestions_for_a_size_that_nobody_published() -> None:
+def test_suggestions_for_an_unpublished_size() -> None:
     assert [gbs for _, _, gbs in published(make_plan(56, "6.1.0", draws=1))] == [48, 64, 64, 64]
     assert published(make_plan(8, "6.1.0", draws=1)) == [(4e-4, 128, 16), (4e-4, 128, 16)]
     largest = make_plan(128, "6.1.0", draws=1)
@@ -224,28 +224,14 @@ def test_suggestions_for_a_size_that_nobody_published() -> None:
     assert all("nearest published below 128" in suggestion.source for suggestion in largest.suggested)
 
 
-def test_the_json() -> None:
-    plan = make_plan(48, "6.0.0", draws=1000)
-    printed = json.loads(to_json(plan))
-    assert list(printed) == [
-        "gbs",
-        "ruleset",
-        "eval_interval_samples",
-        "eval_interval_steps",
-        "accumulation",
-        "rcp",
-        "suggested",
-        "olympic_means_that_pass",
-        "probability_of_failing",
-        "bootstrap",
-    ]
+def test_the_json_document() -> None:
+    printed = json.loads(to_json(make_plan(48, "6.0.0", draws=1000)))
     assert (printed["gbs"], printed["ruleset"], printed["bootstrap"]["draws"]) == (48, "6.0.0", 1000)
     assert printed["accumulation"][0] == {"micro_batch": 1, "data_parallel": 8, "accumulation": 6}
     assert printed["rcp"]["pruned"]["kind"] == "interpolated"
     assert printed["rcp"]["pruned"]["min"] == pytest.approx(256614.131389, abs=1e-6)
     assert printed["rcp"]["full"]["mean"] == pytest.approx(267946.666667, abs=1e-6)
     assert printed["probability_of_failing"] == printed["bootstrap"]["pruned"]["probability"]
-    assert set(printed["suggested"][0]) == {"learning_rate", "warmup_steps", "source", "gbs"}
 
 
 @pytest.mark.parametrize("name", ["gbs", "micro_batch", "data_parallel", "draws"])

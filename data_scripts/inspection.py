@@ -34,10 +34,7 @@ _QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
 class Lengths:
     """Distribution of tokens per sequence; for text, a sequence is a document.
 
-    Attributes:
-        shortest, mean, longest: tokens.
-        quantiles: tokens, by name.
-        histogram: number of sequences by the largest length of each power of two: 0, 1, 3, 7, 15, ...
+    `histogram` counts sequences by the largest length of each power of two: 0, 1, 3, 7, 15, ...
     """
 
     shortest: int
@@ -51,13 +48,7 @@ class Lengths:
 class Summary:
     """Counts of an indexed dataset.
 
-    Attributes:
-        name: file name without `.bin` and `.idx`.
-        token_type: as stored.
-        documents, sequences, tokens: counts.
-        windows: number of training sequences of `sequence_length` tokens.
-        data_bytes, index_bytes: sizes of `.bin` and `.idx`.
-        lengths: tokens per sequence.
+    `sequences` counts entries of the index, `windows` the training sequences of `sequence_length` tokens.
     """
 
     name: str
@@ -77,13 +68,13 @@ class WindowPart:
     """The part of one document that is in a window.
 
     Attributes:
-        sequence: the document's number in the index.
+        document: the document's number in the index.
         first: number of the part's first token in the document.
         tokens: token ids, int64.
         ends: whether the document ends in the window.
     """
 
-    sequence: int
+    document: int
     first: int
     tokens: npt.NDArray[np.int64]
     ends: bool
@@ -237,23 +228,17 @@ def _inspect(path: Path, sample: int | None, tokenizer: Path | None, sequence_le
     except ValueError as error:
         raise CommandError(f"{prefixes[0]}: {error} To fix: name its tokenizer, or leave --tokenizer out.") from None
     if as_json:
-        typer.echo(json.dumps([_part_as_json(part, text) for part, text in zip(parts, texts, strict=True)], indent=2))
+        rows = [
+            {**asdict(part), "tokens": part.tokens.tolist(), "text": text}
+            for part, text in zip(parts, texts, strict=True)
+        ]
+        typer.echo(json.dumps(rows, indent=2))
         return
     for part, text in zip(parts, texts, strict=True):
         end = ", its end" if part.ends else ""
         last = part.first + part.tokens.size - 1
-        typer.echo(f"--- document {part.sequence:,}, tokens {part.first:,} to {last:,}{end}")
+        typer.echo(f"--- document {part.document:,}, tokens {part.first:,} to {last:,}{end}")
         typer.echo(_printable(text))
-
-
-def _part_as_json(part: WindowPart, text: str) -> dict[str, object]:
-    return {
-        "document": part.sequence,
-        "first": part.first,
-        "ends": part.ends,
-        "tokens": part.tokens.tolist(),
-        "text": text,
-    }
 
 
 def main(

@@ -27,12 +27,13 @@ from gptoss20b.durable import fsync_path
 
 from .dataset_writer import IndexedDatasetWriter
 from .errors import CommandError, cli_errors, log
+from .in_order import map_in_order, prefetch
 from .progress import ByteProgress
 from .tokenization.blocks import NO_TOKENS, TokenizedBlock, block_tokenizer
 from .tokenization.journal import JobDescription, State, WorkFolder
 from .tokenization.shards import BLOCK_BYTES, Block, find_shards, read_shards
 from .tokenization.tokenizer import load_tokenizer, tokenizer_id
-from .tokenization.workers import WorkerDiedError, WorkerPool, map_in_order, prefetch
+from .tokenization.workers import WorkerDiedError, WorkerPool
 
 # bad lines that the summary lists
 _MAX_LISTED = 5

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from os import fstat
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -18,6 +15,7 @@ import numpy as np
 from gptoss20b.data.files import open_binary, read_exactly
 
 from ..dataset_writer import TOKEN_DTYPE
+from ..in_order import map_in_order
 from .findings import MAX_LISTED
 
 # A whole number of tokens, large enough for a network file system. As many pieces as threads are in memory at a time,
@@ -97,49 +95,31 @@ class Reader:
             vocab_size: bound of the token ids; None to leave the tokens out.
 
         Raises:
-            DataError: the file is missing or unreadable, or was truncated meanwhile.
+            DataError: the file is missing or unreadable, or was cut meanwhile.
         """
         digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
         tokens = None if vocab_size is None else TokenRange()
         with open_binary(path) as stream:
             size = fstat(stream.fileno()).st_size
 
-            def read_piece(start: int) -> _Piece:
+        def read_piece(start: int) -> _Piece:
+            # Each piece opens the file: after an error, threads may still read when the caller has left it.
+            with open_binary(path) as stream:
                 data = read_exactly(path, stream.fileno(), min(PIECE, size - start), start)
-                found = None if vocab_size is None else _token_range(data, start // TOKEN_DTYPE.itemsize, vocab_size)
-                return _Piece(len(data), data if digests else None, found)
+            found = None if vocab_size is None else _token_range(data, start // TOKEN_DTYPE.itemsize, vocab_size)
+            return _Piece(len(data), data if digests else None, found)
 
-            # Close the generator before the file: no thread may still read from the descriptor.
-            with closing(self._in_order(read_piece, range(0, size, PIECE))) as pieces:
-                for piece in pieces:
-                    for digest in digests.values():
-                        digest.update(piece.data or b"")
-                    if tokens is not None and piece.tokens is not None:
-                        tokens.merge(piece.tokens)
-                    self._advance(piece.size)
-                    # Free the piece before the next one is read.
-                    del piece
+        for _, piece in map_in_order(
+            range(0, size, PIECE), lambda start: self._pool.submit(read_piece, start), self._threads
+        ):
+            for digest in digests.values():
+                digest.update(piece.data or b"")
+            if tokens is not None and piece.tokens is not None:
+                tokens.merge(piece.tokens)
+            self._advance(piece.size)
+            # Free the piece before the next one is read.
+            del piece
         return FileScan({name: digest.hexdigest() for name, digest in digests.items()}, tokens)
-
-    def _in_order(self, work: Callable[[int], _Piece], starts: Sequence[int]) -> Generator[_Piece]:
-        """Yield results in order; submit the next piece only after the caller has dropped one."""
-        waiting = iter(starts)
-        running = deque(self._pool.submit(work, start) for start in islice(waiting, self._threads))
-        try:
-            while running:
-                yield running.popleft().result()
-                running.extend(self._pool.submit(work, start) for start in islice(waiting, 1))
-        finally:
-            # After an error or an interrupt: cancel what has not started, wait for what has.
-            _cancel_and_wait(running)
-
-
-def _cancel_and_wait(futures: Sequence[Future[_Piece]]) -> None:
-    for future in futures:
-        future.cancel()
-    for future in futures:
-        if not future.cancelled():
-            future.exception()
 
 
 def _token_range(data: bytes, first: int, vocab_size: int) -> TokenRange:

@@ -17,13 +17,7 @@ from .findings import Finding
 
 @dataclass(frozen=True)
 class Scope:
-    """Which checks to make.
-
-    Attributes:
-        checksums: read every file and compare its checksum.
-        tokens: read every token.
-        threads: number of reading threads.
-    """
+    """Which checks to make besides the structure, and the number of reading threads."""
 
     checksums: bool
     tokens: bool
@@ -32,15 +26,9 @@ class Scope:
 
 @dataclass
 class DatasetFacts:
-    """Counts of one indexed dataset; None where they were not or could not be checked.
+    """Counts of one indexed dataset, and its smallest and largest token; None where they could not be checked.
 
-    Attributes:
-        documents, sequences: as the index counts them.
-        tokens: tokens in the `.bin`.
-        windows: training or evaluation sequences that the tokens make.
-        empty_sequences: sequences without a token.
-        empty_documents: documents without a sequence.
-        token_min, token_max: smallest and largest id.
+    `sequences` counts entries of the index, `windows` the sequences that a run reads.
     """
 
     documents: int | None = None

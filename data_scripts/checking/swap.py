@@ -71,41 +71,38 @@ def find_swap(training: OpenedDataset, validation: OpenedDataset, validation_doc
         validation: the dataset under the name of the validation set.
         validation_documents: expected documents of the validation set; 0 if any number is right.
     """
-    if None in (training.index, validation.index, training.data_bytes, validation.data_bytes):
+    if (
+        training.index is None
+        or validation.index is None
+        or training.data_bytes is None
+        or validation.data_bytes is None
+    ):
         return None
-    assert training.index is not None
-    assert validation.index is not None
-    crossed = (
-        not training.consistent
-        and training.index.data_bytes == validation.data_bytes
-        and validation.index.data_bytes == training.data_bytes
-    )
     counts = training.index.document_count, validation.index.document_count
     distinguishable = validation_documents in counts and counts[0] != counts[1]
     wrong_index = counts[0] == validation_documents
-    if crossed:
+    if (
+        not training.consistent
+        and training.index.data_bytes == validation.data_bytes
+        and validation.index.data_bytes == training.data_bytes
+    ):
         if not distinguishable:
             wrong_index = validation.index.data_bytes > training.index.data_bytes
-        return _describe_swap(training, validation, (".idx",) if wrong_index else (".bin",))
+        suffixes: tuple[str, ...] = (".idx",) if wrong_index else (".bin",)
     # By the documents alone: a validation set that is larger than its training set is odd, not wrong.
-    if distinguishable and wrong_index and training.consistent and validation.consistent:
-        return _describe_swap(training, validation, (".bin", ".idx"))
-    return None
-
-
-def _describe_swap(training: OpenedDataset, validation: OpenedDataset, suffixes: tuple[str, ...]) -> Swap:
+    elif distinguishable and wrong_index and training.consistent and validation.consistent:
+        suffixes = (".bin", ".idx")
+    else:
+        return None
     names: dict[str, str] = {}
     for suffix in suffixes:
         train_name, validation_name = (append_suffix(each.prefix, suffix).name for each in (training, validation))
         names |= {train_name: validation_name, validation_name: train_name}
-    assert training.index is not None
-    assert validation.index is not None
     kinds = " and ".join(suffixes)
     finding = Finding.about(
         f"{training.prefix.name}{suffixes[0]}",
-        f"the two sets swapped: {kinds} of training and validation have each other's names "
-        f"({training.index.document_count:,} documents and {training.data_bytes:,} bytes for training, "
-        f"{validation.index.document_count:,} and {validation.data_bytes:,} for validation)",
+        f"the two sets swapped: {kinds} of training and validation have each other's names ({counts[0]:,} documents "
+        f"and {training.data_bytes:,} bytes for training, {counts[1]:,} and {validation.data_bytes:,} for validation)",
         f"the validation set under {validation.prefix.name}",
         f"exchange the names of the two {kinds} files",
     )

@@ -1,4 +1,4 @@
-"""Worker processes that each process one block at a time, and iterators that keep the order of their results.
+"""Worker processes that each process one block at a time.
 
 Unlike those of the standard library's process pools, these workers can be ended at any moment, the death of one is
 reported at once, and none outlives its parent: each waits on its own pipe, which breaks when the parent ends.
@@ -9,15 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 Result = TypeVar("Result")
-Item = TypeVar("Item")
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -95,32 +93,6 @@ class WorkerPool(Generic[Result]):
         if isinstance(result, Exception):
             raise result
         return result
-
-
-def map_in_order(
-    items: Iterator[Item], submit: Callable[[Item], Future[Result]], max_pending: int
-) -> Iterator[tuple[Item, Result]]:
-    """Submit items; yield each with its result, in order. At most `max_pending` are pending at a time."""
-    pending: deque[tuple[Item, Future[Result]]] = deque()
-    for item in items:
-        pending.append((item, submit(item)))
-        if len(pending) == max_pending:
-            first, future = pending.popleft()
-            yield first, future.result()
-    for first, future in pending:
-        yield first, future.result()
-
-
-def prefetch(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """Yield the same items, read by a thread that is at most `depth` ahead."""
-    thread = ThreadPoolExecutor(1)
-    try:
-        pending = deque(thread.submit(next, items, None) for _ in range(depth))
-        while (item := pending.popleft().result()) is not None:
-            pending.append(thread.submit(next, items, None))
-            yield item
-    finally:
-        thread.shutdown(cancel_futures=True)
 
 
 def _start_worker(prepare: Callable[[], Callable[[bytes], Result]]) -> _Worker:

@@ -9,17 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import pytest
 
 from data_scripts.checking import reading
 from data_scripts.checking.checks import verify
 from data_scripts.checking.expectations import Expectations
 from data_scripts.checking.report import Scope, Verification
-from data_scripts.dataset_writer import write_dataset
 from data_scripts.progress import ByteProgress
 from gptoss20b.data import index as index_module
-from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.samples import VALIDATION_PREFIX
 from tests.support.small_sets import (
     EVAL_SAMPLES,
     FILES,
@@ -29,7 +27,6 @@ from tests.support.small_sets import (
     VALIDATION_BIN,
     VALIDATION_DOCUMENTS,
     VALIDATION_IDX,
-    flip,
 )
 
 EXPECTED = Expectations(
@@ -114,28 +111,7 @@ def test_an_index_cut_while_its_tables_are_read_is_a_finding(folder: Path, monke
     assert "cut while it was in use" in found[0].message
 
 
-def test_the_number_of_threads_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PIECE", 32)
-    flip(folder / TRAIN_BIN, 403, 0x80)
-    results = [check(folder, scope=Scope(True, True, threads)) for threads in (1, 2, 7)]
-    assert len({(str(result.findings), str(result.digests), str(result.datasets)) for result in results}) == 1
-    assert len(results[0].findings) == 2
-
-
 def test_two_verifications_at_once_agree(folder: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: check(folder), range(8)))
     assert all(result == results[0] for result in results)
-
-
-def test_documents_of_several_sequences_verify(tmp_path: Path) -> None:
-    write_dataset(tmp_path / TRAIN_PREFIX, [np.arange(100)] * 3)
-    write_dataset(tmp_path / VALIDATION_PREFIX, [np.arange(30)] * 7)
-    expected = Expectations(documents={}, eval_samples=3, sequence_length=16)
-    path = tmp_path / VALIDATION_IDX
-    data = bytearray(path.read_bytes())
-    path.write_bytes(data[:26] + (4).to_bytes(8, "little") + data[34:118] + np.array([0, 2, 2, 7], "<i8").tobytes())
-    found = verify(tmp_path, expected, Scope(checksums=False, tokens=True, threads=1), Watch())
-    assert found.findings == []
-    facts = found.datasets[VALIDATION_PREFIX]
-    assert (facts.documents, facts.sequences, facts.empty_documents) == (3, 7, 1)

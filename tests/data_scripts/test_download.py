@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -267,30 +266,6 @@ def test_without_a_terminal_progress_is_lines(runs: Runs) -> None:
     assert lines[-1].startswith("verifying: 401.2 kB of 401.2 kB, ")
 
 
-def test_on_a_terminal_progress_is_a_bar(runs: Runs) -> None:
-    hold = Hold(100)
-    runs.server.fault(BIG_PATH, hold)
-    leader, follower = os.openpty()
-    environment = {**runs.environment(), "TERM": "xterm", "COLUMNS": "120"}
-    with subprocess.Popen(
-        runs.command(), cwd=ROOT, env=environment, stderr=follower, stdout=subprocess.DEVNULL
-    ) as process:
-        os.close(follower)
-        assert hold.reached.wait(LIMIT)
-        seen = b""
-        while b"fetching" not in seen or b"401.2 kB" not in seen:
-            seen += os.read(leader, 1 << 16)
-        hold.release.set()
-        while True:
-            try:
-                seen += os.read(leader, 1 << 16)
-            except OSError:  # on Linux, the other end of the terminal is closed
-                break
-        assert process.wait(LIMIT) == 0
-    os.close(leader)
-    assert b"verifying" in seen
-
-
 # --- the command
 
 
@@ -305,9 +280,5 @@ def test_the_pinned_address_is_https_and_in_one_place() -> None:
     assert [path.name for path in sources if host in path.read_text(encoding="utf-8")] == ["c4.py"]
 
 
-def test_the_module_is_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "data_scripts.download", str(tmp_path), "--offline"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.count("missing"), done.stderr.count("\n")) == (1, 4, 1)
-    wrong = subprocess.run([*command, "--streams", "0"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2
+def test_wrong_use(runs: Runs) -> None:
+    assert runs.call("--streams", "0").status == 2

@@ -32,40 +32,33 @@ from tests.support.faulty_server import (
 
 
 @pytest.mark.parametrize(
-    ("act", "times"),
+    ("path", "act", "times"),
     [
-        (cut(1000), 1),
-        (cut(1000, reset=True), 1),
-        (cut(None), 2),
-        (cut(0), 5),
-        (flip, 1),
-        (status(500), 3),
-        (status(429, Retry_After="0"), 2),
-        (status(408), 1),
-        (trickle(20, 0.02), 1),
-        (whole, 2),
+        (BIG_PATH, cut(1000), 1),
+        (BIG_PATH, cut(1000, reset=True), 1),
+        (BIG_PATH, cut(None), 2),
+        (BIG_PATH, cut(0), 5),
+        (BIG_PATH, flip, 1),
+        (BIG_PATH, trickle(20, 0.02), 1),
+        (BIG_PATH, whole, 2),
+        (BIG_PATH, status(500), 3),
+        (BIG_PATH, status(429, Retry_After="0"), 2),
+        (BIG_PATH, status(408), 1),
+        (URI, status(503), 3),
+        (URI, cut(10), 3),
+        (LIST, status(503), 3),
+        (LIST, cut(None), 3),
+        ("probe", status(502), 3),
     ],
-    ids=["cut", "reset", "no answer", "cut at once", "wrong bit", "500 three times", "429", "408", "slow", "no range"],
 )
-def test_retries(runs: Runs, act: Action, times: int) -> None:
-    runs.server.fault(BIG_PATH, act, times)
+def test_retries(runs: Runs, path: str, act: Action, times: int) -> None:
+    probes = path == "probe"
+    runs.server.fault(BIG_PATH if probes else path, act, times, probes)
     done = runs.call("--timeout", "2")
     runs.assert_done(done, REMOTE_FILES)
     note = f"{BIG}: got MD5 " if act is flip else ""
     assert done.err.startswith(note)
     assert done.err.count("\n") == bool(note)
-
-
-@pytest.mark.parametrize("path", [URI, LIST])
-@pytest.mark.parametrize("act", [status(503), cut(10), cut(None)], ids=["503", "cut", "no answer"])
-def test_retries_the_metadata(runs: Runs, path: str, act: Action) -> None:
-    runs.server.fault(path, act, times=3)
-    runs.assert_done(runs.call(), REMOTE_FILES)
-
-
-def test_retries_a_probe(runs: Runs) -> None:
-    runs.server.fault(BIG_PATH, status(502), times=3, probes=True)
-    runs.assert_done(runs.call(), REMOTE_FILES)
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -122,6 +115,12 @@ def test_a_redirect_on_the_same_host_is_followed(runs: Runs) -> None:
 # --- faults that end it
 
 
+def no_length(handler: Handler, reply: Reply) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.abort(reset=False)
+
+
 def test_a_file_that_is_wrong_twice_is_not_kept(runs: Runs) -> None:
     runs.server.fault(BIG_PATH, flip, times=FOREVER)
     listed = hashlib.md5(REMOTE_FILES[BIG]).hexdigest()
@@ -152,6 +151,10 @@ def test_a_file_that_is_wrong_twice_is_not_kept(runs: Runs) -> None:
         (BIG_PATH, redirect("https://127.0.0.1:1/x"), False, ["redirect", "https://127.0.0.1:1/x"]),
         (URI, redirect("https://[::1"), False, ["Invalid IPv6 URL"]),
         (URI, redirect("x\x1b[31m"), False, ["redirect", r"/metadata/x\x1b[31m;"]),
+        # the size is unknown, or changes meanwhile
+        (BIG_PATH, with_headers(Content_Range="bytes */*"), True, ["'bytes */*'"]),
+        (BIG_PATH, no_length, True, ["content-length"]),
+        (BIG_PATH, with_headers(Content_Range="bytes 0-65535/360449"), False, ["another version (360449 bytes"]),
     ],
 )
 def test_a_final_failure_is_not_retried(runs: Runs, path: str, act: Action, probes: bool, words: list[str]) -> None:
@@ -254,25 +257,6 @@ def test_a_file_that_changes_meanwhile_is_not_mixed(runs: Runs) -> None:
     assert len(runs.server.spans(BIG)) == 3
 
 
-def test_a_file_that_grows_meanwhile_is_not_mixed(runs: Runs) -> None:
-    runs.server.fault(BIG_PATH, with_headers(Content_Range="bytes 0-65535/360449"), times=FOREVER)
-    runs.assert_failed(runs.call("--streams", "1"), "another version (360449 bytes")
-
-
-def no_length(handler: Handler, reply: Reply) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    handler.abort(reset=False)
-
-
-@pytest.mark.parametrize(
-    ("act", "words"), [(with_headers(Content_Range="bytes */*"), "'bytes */*'"), (no_length, "content-length")]
-)
-def test_a_server_that_does_not_tell_the_size_is_refused(runs: Runs, act: Action, words: str) -> None:
-    runs.server.fault(BIG_PATH, act, probes=True, times=FOREVER)
-    runs.assert_failed(runs.call(), runs.server.url(BIG_PATH), words)
-
-
 # --- addresses and lists
 
 
@@ -281,31 +265,15 @@ def test_a_server_that_does_not_tell_the_size_is_refused(runs: Runs, act: Action
     [
         b"https://elsewhere.example/c4",
         b"http://{host}/llama-3-1-8b/c4",
-        b"https://localhost:{port}/llama-3-1-8b/c4",
         b"https://127.0.0.1/llama-3-1-8b/c4",
-        b"https://{host}@elsewhere.example/c4",
-        b"https://user@{host}/llama-3-1-8b/c4",
-        b"https://elsewhere.example\\@{host}/c4",
-        b"file:///etc",
-        b"/llama-3-1-8b/c4",
         b"<html>log in</html>",
-        b"https://[",
         b"\xff\x1b[31m",
         b"",
     ],
 )
 def test_a_base_address_on_another_host_is_refused(runs: Runs, base: bytes) -> None:
-    host = runs.server.authority.encode()
-    runs.server.files[URI] = base.replace(b"{host}", host).replace(b"{port}", host.split(b":")[1])
+    runs.server.files[URI] = base.replace(b"{host}", runs.server.authority.encode())
     runs.assert_failed(runs.call(), f"{runs.server.source}: base address: got ", f"https://{runs.server.authority}/")
-    assert [ask.path for ask in runs.server.requests] == [URI]
-
-
-def test_a_redirect_to_another_name_of_the_machine_is_not_followed(runs: Runs) -> None:
-    runs.server.files["/other"] = runs.server.files[URI]
-    port = runs.server.authority.split(":")[1]
-    runs.server.fault(URI, redirect(f"https://localhost:{port}/other"), times=FOREVER)
-    runs.assert_failed(runs.call(), f"https://localhost:{port}/other")
     assert [ask.path for ask in runs.server.requests] == [URI]
 
 

@@ -58,6 +58,9 @@ def test_one_host_in_other_spellings(same: str) -> None:
         "https://host.example/\n",
         "https:/host.example/x",
         "//host.example/x",
+        "/x",
+        "file:///etc",
+        "https://[",
         "http://host.example/x",
     ],
 )

@@ -17,9 +17,9 @@ from data_scripts.dataset_writer import IndexedDatasetWriter, write_dataset
 from data_scripts.errors import CommandError
 from data_scripts.inspection import find_datasets, summarize, window_parts
 from data_scripts.make_sample_data import Document, make
-from gptoss20b.data.files import DataError
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from tests.support.data_commands import run_data_command
+from tests.support.small_sets import put
 
 TEXTS = [Document(f"m{number}", f"Text {number} é. " * (number + 1)) for number in range(60)]
 
@@ -56,15 +56,16 @@ def test_counts_and_lengths(tmp_path_factory: pytest.TempPathFactory, lengths: l
     assert sum(counted.values()) == len(lengths)
 
 
-def test_lengths_at_the_edges_of_the_bars(tmp_path: Path) -> None:
-    found = summarize(dataset(tmp_path, [0, 1, 2, 3, 4, 7, 8, 15, 16]))
-    assert found.lengths.histogram == {0: 1, 1: 1, 3: 2, 7: 2, 15: 2, 31: 1}
-
-
-def test_a_document_longer_than_any_of_c4_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_at_the_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = summarize(dataset(tmp_path, [0, 1, 2, 3, 4, 7, 8, 15, 16])).lengths
+    assert found.histogram == {0: 1, 1: 1, 3: 2, 7: 2, 15: 2, 31: 1}
     monkeypatch.setattr(inspection, "_MAX_LENGTH", 8)
-    spread = summarize(dataset(tmp_path, [1, 2, 100, 200])).lengths
-    assert (spread.longest, spread.quantiles["median"], spread.quantiles["99 %"]) == (200, 2, 8)
+    found = summarize(dataset(tmp_path, [1, 2, 100, 200])).lengths
+    assert (found.longest, found.quantiles["median"], found.quantiles["99 %"]) == (200, 2, 8)
+    # A damaged index must not crash the command.
+    prefix = dataset(tmp_path, [4, 4, 4])
+    put(Path(f"{prefix}.idx"), 34 + 4, "<i", -7)
+    assert summarize(prefix).lengths.shortest == -7
 
 
 @given(
@@ -81,23 +82,18 @@ def test_a_window_is_cut_where_documents_end(
     assert np.concatenate([part.tokens for part in parts]).tolist() == list(range(number * 8, number * 8 + 9))
     begins = np.cumsum([0, *lengths])
     for part in parts:
-        assert part.tokens[0] == begins[part.sequence] + part.first
-        assert part.ends == (part.tokens[-1] == begins[part.sequence + 1] - 1)
+        assert part.tokens[0] == begins[part.document] + part.first
+        assert part.ends == (part.tokens[-1] == begins[part.document + 1] - 1)
     assert [part.ends for part in parts[:-1]] == [True] * (len(parts) - 1)
 
 
 def test_an_empty_document_inside_a_window_gives_no_part(tmp_path: Path) -> None:
     parts = window_parts(dataset(tmp_path, [0, 3, 0, 0, 4, 0, 5]), 0, 8)
-    assert [(part.sequence, part.first, part.tokens.tolist(), part.ends) for part in parts] == [
+    assert [(part.document, part.first, part.tokens.tolist(), part.ends) for part in parts] == [
         (1, 0, [0, 1, 2], True),
         (4, 0, [3, 4, 5, 6], True),
         (6, 0, [7, 8], False),
     ]
-
-
-def test_no_such_window(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"window 2; expected 0 to 1"):
-        window_parts(dataset(tmp_path, [17]), 2, 8)
 
 
 def test_what_a_path_may_name(tmp_path: Path) -> None:
@@ -165,17 +161,11 @@ def test_the_text_of_a_sequence(sample: Path) -> None:
 
 
 def test_without_a_tokenizer_the_ids_are_shown(tmp_path: Path) -> None:
-    status, output = inspect(dataset(tmp_path, [5, 20]), "--sample", 0, "--sequence-length", 8)
-    assert (status, output) == (
-        0,
-        "--- document 0, tokens 0 to 4, its end\n0 1 2 3 4\n--- document 1, tokens 0 to 3\n5 6 7 8\n",
-    )
-
-
-def test_an_id_beyond_any_vocabulary_is_shown(tmp_path: Path) -> None:
+    shown = inspect(dataset(tmp_path, [5, 20]), "--sample", 0, "--sequence-length", 8)
+    assert shown == (0, "--- document 0, tokens 0 to 4, its end\n0 1 2 3 4\n--- document 1, tokens 0 to 3\n5 6 7 8\n")
     write_dataset(tmp_path / "x", [np.array([7, 2_000_000, 8])])
-    status, output = inspect(tmp_path / "x", "--sample", 0, "--sequence-length", 2)
-    assert (status, output) == (0, "--- document 0, tokens 0 to 2, its end\n7 2000000 8\n")
+    shown = inspect(tmp_path / "x", "--sample", 0, "--sequence-length", 2)
+    assert shown == (0, "--- document 0, tokens 0 to 2, its end\n7 2000000 8\n")
 
 
 def test_text_cannot_control_the_terminal(tmp_path: Path) -> None:
@@ -186,26 +176,18 @@ def test_text_cannot_control_the_terminal(tmp_path: Path) -> None:
 
 
 def test_failures_are_a_line(sample: Path, tmp_path: Path) -> None:
-    assert inspect(sample, "--sample", 0)[0] == 1
-    assert "got 2 datasets" in inspect(sample, "--sample", 0)[1]
-    status, output = inspect(tmp_path / "absent")
-    assert status == 1 and output.startswith("error: ") and len(output.splitlines()) == 1
-    assert inspect(sample / TRAIN_PREFIX, "--sample", 0, "--tokenizer", tmp_path / "absent.model")[0] == 1
-
-
-def test_an_id_that_the_tokenizer_does_not_have_is_named(tmp_path: Path) -> None:
     prefix = dataset(tmp_path, [400])
-    status, output = inspect(prefix, "--sample", 0, "--sequence-length", 399, "--tokenizer", "bytes")
-    assert status == 1 and "256" in output and len(output.splitlines()) == 1
-    assert str(prefix) in output and "--tokenizer" in output
-
-
-def test_negative_lengths_of_a_damaged_index_do_not_crash(tmp_path: Path) -> None:
-    prefix = dataset(tmp_path, [4, 4, 4])
-    with Path(f"{prefix}.idx").open("r+b") as index:
-        index.seek(34 + 4)
-        index.write((-7).to_bytes(4, "little", signed=True))
-    assert summarize(prefix).lengths.shortest == -7
+    for arguments, words in [
+        ((sample, "--sample", 0), "got 2 datasets"),
+        ((tmp_path / "absent",), "absent"),
+        ((sample / TRAIN_PREFIX, "--sample", 0, "--tokenizer", tmp_path / "absent.model"), "absent.model"),
+        ((prefix, "--sample", 2, "--sequence-length", 200), "window 2; expected 0 to 0"),
+        # an id that the tokenizer lacks
+        ((prefix, "--sample", 0, "--sequence-length", 399, "--tokenizer", "bytes"), f"{prefix}: ids: got 256"),
+    ]:
+        status, output = inspect(*arguments)
+        assert status == 1 and output.startswith("error: ") and len(output.splitlines()) == 1
+        assert words in output
 
 
 @pytest.mark.parametrize(("pointer", "sequence"), [(4, 2), (400, 2), (-8, 2), (4, 1)])
@@ -213,9 +195,7 @@ def test_tables_that_contradict_the_tokens_are_an_error_and_no_text_is_made_up(
     tmp_path: Path, pointer: int, sequence: int
 ) -> None:
     prefix = dataset(tmp_path, [5, 6, 7, 8])
-    with Path(f"{prefix}.idx").open("r+b") as index:
-        index.seek(34 + 4 * 4 + 8 * sequence)
-        index.write(pointer.to_bytes(8, "little", signed=True))
+    put(Path(f"{prefix}.idx"), 34 + 4 * 4 + 8 * sequence, "<q", pointer)
     status, output = inspect(prefix, "--sample", 0, "--sequence-length", 20)
     assert status == 1 and len(output.splitlines()) == 1
     assert f"{prefix}.idx: got sequence {sequence} from token" in output or "expected the one with token" in output

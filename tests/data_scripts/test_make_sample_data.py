@@ -9,13 +9,15 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_scripts import c4, make_sample_data
 from data_scripts.make_sample_data import Document, SampleError, collect_documents, make, split_documents
 from gptoss20b.data.indexed_dataset import IndexedDataset
-from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, TrainingSamples, ValidationSamples, Windows
+from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, Windows
 from tests.support.data_commands import run_data_command
+from tests.support.small_sets import flip
 
 FEW = [Document(f"module:m{number}", f"Text number {number}, with an accent: é.") for number in range(40)]
 FILES = sorted(c4.FILES)
@@ -67,12 +69,9 @@ def g():
     assert modules == [Document("module:json", "One é.\n\nTwo.\n\nThree.\n\nFour \\d.")]
 
 
-def test_python_without_source_is_reported(tmp_path: Path) -> None:
+def test_modules_are_parsed_not_imported_and_there_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match=r"\.py files"):
         collect_documents(tmp_path)
-
-
-def test_modules_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "this.py").write_text('"""Text."""\nraise SystemExit("imported")\n')
     assert Document("module:this", "Text.") in collect_documents(tmp_path)
 
@@ -95,23 +94,12 @@ def test_documents_are_bytes_with_a_blank_line() -> None:
     assert Document("a", "\ud800").data() == b"\\ud800\n\n"
 
 
-def test_is_large_enough_for_a_tiny_run(sample: Path) -> None:
-    with IndexedDataset.open(sample / TRAIN_PREFIX) as tokens:
-        windows = Windows(tokens, 8192, 256)
-        assert windows.count >= 120
-        assert tokens.dtype == "int32"
-        TrainingSamples(windows, 1).sample(0)
-    with IndexedDataset.open(sample / VALIDATION_PREFIX) as tokens:
-        windows = Windows(tokens, 8192, 256)
-        assert windows.count >= 16
-        assert len(ValidationSamples(windows, 16).sha256()) == 64
-
-
-def test_files_hold_the_documents_in_order(sample: Path, documents: list[Document]) -> None:
+def test_files_hold_the_documents_in_order_and_suffice_for_a_tiny_run(sample: Path, documents: list[Document]) -> None:
     for prefix, chosen in split_documents(documents).items():
-        with IndexedDataset.open(sample / prefix) as tokens:
-            assert tokens.document_count == len(chosen)
-            assert bytes(tokens.read(0, tokens.token_count).tolist()) == b"".join(one.data() for one in chosen)
+        with IndexedDataset.open(sample / prefix) as dataset:
+            assert (dataset.document_count, dataset.dtype) == (len(chosen), np.dtype("int32"))
+            assert bytes(dataset.read(0, dataset.token_count).tolist()) == b"".join(one.data() for one in chosen)
+            assert Windows(dataset, 8192, 256).count >= {TRAIN_PREFIX: 120, VALIDATION_PREFIX: 16}[prefix]
 
 
 def test_manifest_describes_the_files_and_not_the_machine(sample: Path) -> None:
@@ -122,102 +110,92 @@ def test_manifest_describes_the_files_and_not_the_machine(sample: Path) -> None:
     for name, entry in manifest["files"].items():
         data = (sample / name).read_bytes()
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    with IndexedDataset.open(sample / TRAIN_PREFIX) as tokens:
+    with IndexedDataset.open(sample / TRAIN_PREFIX) as dataset:
         assert manifest["splits"][TRAIN_PREFIX] == {
-            "documents": tokens.document_count,
-            "tokens": tokens.token_count,
-            "sequences_of_8192": Windows(tokens, 8192, 256).count,
+            "documents": dataset.document_count,
+            "tokens": dataset.token_count,
+            "sequences_of_8192": Windows(dataset, 8192, 256).count,
         }
-    assert str(sample) not in text
     assert os.sep not in text
 
 
-def test_is_deterministic(tmp_path: Path) -> None:
+def test_is_deterministic_and_a_second_run_writes_nothing(tmp_path: Path) -> None:
     assert make(tmp_path / "one", FEW)
     assert make(tmp_path / "two", list(reversed(FEW)))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert sorted(contents(tmp_path / "one")) == sorted([*FILES, "sample.json"])
-
-
-def test_second_run_writes_nothing(tmp_path: Path) -> None:
-    assert make(tmp_path, FEW)
-    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert not make(tmp_path, FEW)
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
-    assert make(tmp_path, FEW, force=True)
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} != times
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()}
+    assert not make(tmp_path / "one", FEW)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()} == times
+    assert make(tmp_path / "one", FEW, force=True)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()} != times
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_changed_file_is_neither_accepted_nor_overwritten(tmp_path: Path, name: str) -> None:
+def test_a_changed_file_is_neither_accepted_nor_overwritten(tmp_path: Path, name: str) -> None:
     make(tmp_path, FEW)
     good = contents(tmp_path)
-    changed = bytearray(good[name])
-    changed[-1] ^= 1
-    (tmp_path / name).write_bytes(changed)
+    flip(tmp_path / name, -1, 1)
+    changed = contents(tmp_path)
     with pytest.raises(SampleError, match="--force") as caught:
         make(tmp_path, FEW)
     assert name in str(caught.value)
-    assert contents(tmp_path) == {**good, name: bytes(changed)}
+    assert contents(tmp_path) == changed
     assert make(tmp_path, FEW, force=True)
     assert contents(tmp_path) == good
 
 
 def test_other_documents_are_not_taken_for_the_same(tmp_path: Path) -> None:
     make(tmp_path, FEW)
-    with pytest.raises(SampleError, match="other content"):
-        make(tmp_path, FEW[:-1])
     same_length = [Document(name, text.replace("Text", "TEXT")) for name, text in FEW]
-    with pytest.raises(SampleError, match="other content"):
-        make(tmp_path, same_length)
+    for other in (FEW[:-1], same_length):
+        with pytest.raises(SampleError, match="other content"):
+            make(tmp_path, other)
 
 
-def test_forced_run_that_is_stopped_leaves_no_outdated_manifest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(source: Path, target: Path) -> None:
-        raise KeyboardInterrupt
-
-    make(tmp_path, FEW)
-    monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, FEW[:-1], force=True)
-    assert sorted(contents(tmp_path)) == FILES
-
-
-@pytest.mark.parametrize("manifest", ["", "[]", '{"files": 3}', '{"files": {"a": 1}}', "\x00", None])
+@pytest.mark.parametrize("manifest", ["", None])
 def test_a_broken_manifest_is_made_again(tmp_path: Path, manifest: str | None) -> None:
     make(tmp_path, FEW)
     good = contents(tmp_path)
-    if manifest is None:
-        (tmp_path / "sample.json").unlink()
-    else:
+    (tmp_path / "sample.json").unlink()
+    if manifest is not None:
         (tmp_path / "sample.json").write_text(manifest)
     assert make(tmp_path, FEW)
     assert contents(tmp_path) == good
 
 
-@pytest.mark.parametrize("before", range(5))
-def test_stopped_between_renames_leaves_whole_files_and_continues(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
-) -> None:
-    make(tmp_path / "good", FEW)
-    good = contents(tmp_path / "good")
+def stop_after(monkeypatch: pytest.MonkeyPatch, renames: int, folder: Path, documents: list[Document]) -> None:
+    """Make sample data over what is there, interrupted after some renames."""
     real, calls = Path.replace, iter(range(9))
 
-    def stop(source: Path, target: Path) -> None:
-        if next(calls) == before:
+    def replace(source: Path, target: Path) -> None:
+        if next(calls) == renames:
             raise KeyboardInterrupt
         real(source, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", stop)
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path / "stopped", FEW)
-    left = contents(tmp_path / "stopped")
-    assert left == {name: good[name] for name in FILES[:before]}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", replace)
+        make(folder, documents, force=True)
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_stopped_between_renames_leaves_whole_files_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    make(tmp_path / "good", FEW)
+    good = contents(tmp_path / "good")
+    stop_after(monkeypatch, renames, tmp_path / "stopped", FEW)
+    assert contents(tmp_path / "stopped") == {name: good[name] for name in FILES[:renames]}
     assert make(tmp_path / "stopped", FEW)
     assert contents(tmp_path / "stopped") == good
+
+
+def test_a_forced_run_that_is_stopped_leaves_no_outdated_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, FEW)
+    stop_after(monkeypatch, 0, tmp_path, FEW[:-1])
+    assert sorted(contents(tmp_path)) == FILES
 
 
 def test_stopped_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,38 +209,19 @@ def test_stopped_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     assert contents(tmp_path) == {}
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, documents: list[Document]) -> None:
-    """Spare the command its search through the standard library, which other tests cover."""
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[Document]) -> None:
     monkeypatch.setattr(make_sample_data, "collect_documents", lambda: documents)
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = run_data_command("sample", *arguments)
-    return result.exit_code, result.output
-
-
-@pytest.mark.usefixtures("command")
-def test_command_reports_what_it_wrote(tmp_path: Path) -> None:
-    code, output = run(tmp_path / "new" / "folder")
-    assert code == 0
+    done = run_data_command("sample", tmp_path / "new" / "folder")
+    assert done.exit_code == 0
     for part in (TRAIN_PREFIX, VALIDATION_PREFIX, "documents", "tokens", "sequences of 8192", "MB", "written"):
-        assert part in output
-    code, output = run(tmp_path / "new" / "folder")
-    assert (code, "already there" in output) == (0, True)
-
-
-@pytest.mark.usefixtures("command")
-def test_command_refuses_a_folder_with_other_data(tmp_path: Path) -> None:
+        assert part in done.output
+    done = run_data_command("sample", tmp_path / "new" / "folder")
+    assert (done.exit_code, "already there" in done.output) == (0, True)
     (tmp_path / f"{TRAIN_PREFIX}.bin").write_bytes(b"the real set")
-    code, output = run(tmp_path)
-    assert (code, "--force" in output) == (1, True)
-    assert contents(tmp_path) == {f"{TRAIN_PREFIX}.bin": b"the real set"}
-    assert run(tmp_path, "--force")[0] == 0
-
-
-@pytest.mark.usefixtures("command")
-def test_command_reports_an_unusable_folder(tmp_path: Path) -> None:
+    refused = run_data_command("sample", tmp_path)
+    assert (refused.exit_code, "--force" in refused.output) == (1, True)
+    assert (tmp_path / f"{TRAIN_PREFIX}.bin").read_bytes() == b"the real set"
+    assert run_data_command("sample", tmp_path, "--force").exit_code == 0
     (tmp_path / "file").write_text("")
-    code, output = run(tmp_path / "file")
-    assert (code, output.startswith("error:")) == (1, True)
+    unusable = run_data_command("sample", tmp_path / "file")
+    assert (unusable.exit_code, unusable.output.startswith("error:")) == (1, True)

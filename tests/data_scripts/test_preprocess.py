@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import pty
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,10 +22,8 @@ from data_scripts.progress import ByteProgress
 from data_scripts.tokenization import shards
 from data_scripts.tokenization.blocks import block_tokenizer
 from data_scripts.tokenization.journal import WorkFolder
-from data_scripts.tokenization.tokenizer import load_tokenizer
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from tests.support.llama3_files import meta_tokenizer, model_file, write_json
-from tests.support.paths import ROOT
 from tests.support.preprocess_runs import (
     BYTES,
     GOOD,
@@ -206,19 +200,6 @@ def test_any_texts_come_back_however_shards_and_blocks_are_cut(
     assert not any(tokenized.bad_lines for tokenized in made)
 
 
-@settings(max_examples=3, deadline=None)
-@given(texts=texts_strategy, data=st.data())
-def test_any_texts_come_back_from_the_dataset(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], data: st.DataObject
-) -> None:
-    folder = tmp_path_factory.mktemp("dataset")
-    paths = cut_into_shards(folder, texts, data)
-    workers, block_bytes = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 400))
-    make(Task(paths, model_file(), folder / "o"), workers, block_bytes)
-    llama3 = load_tokenizer(model_file())
-    assert [llama3.decode(ids) for ids in documents(folder / "o")] == texts
-
-
 def cut_into_shards(folder: Path, texts: Sequence[str], data: st.DataObject) -> list[Path]:
     """Write the texts in order to one to three shards, each of one line or more, compressed or not, escaped or not."""
     most = min(3, len(texts))
@@ -276,37 +257,3 @@ def test_progress_shows_tokens_per_second_and_resumes_at_the_kept_bytes(
     size = first.stat().st_size
     assert calls[0] == (size + 2, size)
     assert set(calls[1:]) == {(size + 2, "0.00 M tokens/s")}, "the kept tokens do not count"
-
-
-def test_progress_is_a_bar_on_a_terminal(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "a.jsonl", json_line("x" * 1999) * 1000)
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data_scripts.preprocess", shard, "--tokenizer", "bytes", "--out", tmp_path / "o"],
-        cwd=ROOT,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=follower,
-    )
-    os.close(follower)
-    shown = b""
-    # Linux ends a terminal whose other end is closed with an input/output error.
-    with suppress(OSError):
-        while part := os.read(leader, 65536):
-            shown += part
-    os.close(leader)
-    assert process.communicate()[0] and process.returncode == 0
-    assert b"M tokens/s" in shown and b"/2.0 MB" in shown
-
-
-def test_no_torch_and_no_megatron_at_run_time(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "a.json", GOOD)
-    script = f"""
-import sys
-from pathlib import Path
-from data_scripts.preprocess import Task, preprocess
-from data_scripts.progress import ByteProgress
-preprocess(Task([Path({str(shard)!r})], Path("bytes"), Path({str(tmp_path / "o")!r})), 1, ByteProgress("x"))
-assert not {{"torch", "megatron"}} & sys.modules.keys()
-"""
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)

@@ -1,10 +1,28 @@
-"""Progress without a terminal: a line every ten seconds, the rate without what an earlier run had done."""
+"""Progress: a bar on a terminal, else a line every ten seconds; the rate leaves out what an earlier run had done."""
 
 from __future__ import annotations
+
+import io
 
 import pytest
 
 from data_scripts.progress import ByteProgress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    for name, value in {"TERM": "xterm", "COLUMNS": "120"}.items():
+        monkeypatch.setenv(name, value)
+    with ByteProgress("tokenizing") as progress:
+        progress.begin(5_000_000_000, done=1_000_000_000)
+        progress.update(2_000_000_000, "3 M tokens/s")
+    assert "tokenizing, 3 M tokens/s" in terminal.getvalue() and "2.0/5.0 GB" in terminal.getvalue()
 
 
 def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,6 @@ import pytest
 import torch
 from typer.testing import Result
 
-from data_scripts import progress
 from data_scripts.dataset_writer import write_dataset
 from data_scripts.make_sample_data import collect_documents, make
 from gptoss20b.config.resolve import resolve
@@ -319,17 +318,6 @@ def test_wrong_use(folder: Path) -> None:
     done = verify_set(folder / "nowhere")
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error: {folder}/nowhere: got no folder")
-
-
-def test_without_a_terminal_progress_is_lines_on_stderr(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verify_set(folder).stderr == "", "nothing in the first ten seconds"
-    monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    lines = verify_set(folder).stderr.splitlines()
-    # two parts of each index, then each file
-    assert len(lines) == 8
-    size = r"[\d.,]+ (?:bytes|[kMG]B)"
-    form = re.compile(rf"verifying: {size} of {size}, {size}/s, \d+ s left")
-    assert all(form.fullmatch(line) for line in lines)
 
 
 def read_terminal(terminal: FileIO, wanted: bytes | None, seconds: float) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,16 @@ from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from tests.support.small_sets import HEADER, open_with_megatron, random_documents, verify_set, write_with_megatron
 
-fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOKENS = 60
+
+
+def pack_index(lengths: list[int], pointers: list[int], boundaries: list[int]) -> bytes:
+    counts = len(lengths), len(boundaries)
+    head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 4, *counts)
+    return head + struct.pack(f"<{counts[0]}i{counts[0]}q{counts[1]}q", *lengths, *pointers, *boundaries)
+
+
+GOOD_INDEX = pack_index([3, 6, 11, 1, 19, 15, 5], [0, 12, 36, 80, 84, 160, 220], list(range(8)))
 
 
 @pytest.fixture(scope="module")
@@ -27,67 +35,55 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(folder / TRAIN_PREFIX, random_documents(9))
     tokens = np.arange(TOKENS)
     write_with_megatron(folder / VALIDATION_PREFIX, np.split(tokens, [3, 9, 20, 21, 40, 55]))
-    (folder / "good.idx").write_bytes(Path(f"{folder / VALIDATION_PREFIX}.idx").read_bytes())
+    assert Path(f"{folder / VALIDATION_PREFIX}.idx").read_bytes() == GOOD_INDEX
     return folder
 
 
 def passes(folder: Path, index: bytes) -> bool:
-    """Verify a set with this index."""
-    Path(f"{folder / VALIDATION_PREFIX}.idx").write_bytes(index)
+    """Verify a set with this index; where it passes, both readers must read what its tables describe."""
+    prefix = folder / VALIDATION_PREFIX
+    Path(f"{prefix}.idx").write_bytes(index)
     any_number = ["--validation-documents", "0", "--no-md5", "--vocab-size", "200000"]
     done = verify_set(folder, *any_number, "--threads", "1")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.output
     assert done.stderr == ""
-    assert (done.exit_code, "; expected " in done.stdout, ": PASS" in done.stdout) in [
-        (0, False, True),
-        (1, True, False),
-    ]
-    return done.exit_code == 0
-
-
-def check_with_both_readers(folder: Path) -> None:
-    """Read every sequence with Megatron's reader and the same range with ours."""
-    prefix = folder / VALIDATION_PREFIX
+    outcome = done.exit_code, "; expected " in done.stdout, ": PASS" in done.stdout
+    assert outcome in [(0, False, True), (1, True, False)]
+    if done.exit_code:
+        return False
     theirs = open_with_megatron(prefix)
     with IndexedDataset.open(prefix) as ours:
-        assert ours.sequence_count == len(theirs)
-        assert ours.document_count == len(theirs.document_indices) - 1
-        assert ours.token_count == TOKENS
+        counts = ours.sequence_count, ours.document_count, ours.token_count
+        assert counts == (len(theirs), len(theirs.document_indices) - 1, TOKENS)
         start = 0
         for number in range(len(theirs)):
             sequence = theirs[number]
-            assert sequence.dtype == np.int32
             assert ours.read(start, sequence.size).tolist() == sequence.tolist()
             start += sequence.size
         assert start == TOKENS
     boundaries = theirs.document_indices.tolist()
     assert boundaries == sorted(boundaries)
     assert (boundaries[0], boundaries[-1]) == (0, len(theirs))
+    return True
 
 
-def test_the_undamaged_set_passes_and_both_read_it(folder: Path) -> None:
-    assert passes(folder, (folder / "good.idx").read_bytes())
-    check_with_both_readers(folder)
-
-
-@fuzz
-@given(
-    changes=st.lists(st.tuples(st.integers(0, 173), st.integers(0, 255)), min_size=1, max_size=3),
-    cut=st.none() | st.integers(0, 180),
-)
-def test_mutations(folder: Path, changes: list[tuple[int, int]], cut: int | None) -> None:
-    index = bytearray((folder / "good.idx").read_bytes())
-    for place, value in changes:
-        index[place] = value
-    passed = passes(folder, bytes(index[:cut]))
-    event("passed" if passed else "findings")
-    if passed:
-        check_with_both_readers(folder)
+def test_the_undamaged_set_passes(folder: Path) -> None:
+    assert passes(folder, GOOD_INDEX)
 
 
 @st.composite
-def whole_indexes(draw: st.DrawFn) -> bytes:
-    """Draw indexes of the right size whose tables are nearly right."""
+def mutated_indexes(draw: st.DrawFn) -> bytes:
+    """Change up to three bytes of the good index, and maybe cut it."""
+    index = bytearray(GOOD_INDEX)
+    changes = st.tuples(st.integers(0, len(index) - 1), st.integers(0, 255))
+    for place, value in draw(st.lists(changes, min_size=1, max_size=3)):
+        index[place] = value
+    return bytes(index[: draw(st.none() | st.integers(0, len(index)))])
+
+
+@st.composite
+def nearly_right_indexes(draw: st.DrawFn) -> bytes:
+    """Change one entry of right tables, or none."""
     lengths = draw(st.lists(st.integers(0, 25), min_size=1, max_size=8))
     lengths = [*lengths, max(0, TOKENS - sum(lengths))]
     pointers = [4 * sum(lengths[:number]) for number in range(len(lengths))]
@@ -96,55 +92,32 @@ def whole_indexes(draw: st.DrawFn) -> bytes:
         table = draw(st.sampled_from([lengths, pointers, boundaries]))
         place = draw(st.integers(0, len(table) - 1))
         table[place] += draw(st.integers(-5, 5))
-    count = len(lengths)
-    head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 4, count, len(boundaries))
-    return head + struct.pack(f"<{count}i{count}q{len(boundaries)}q", *lengths, *pointers, *boundaries)
+    return pack_index(lengths, pointers, boundaries)
 
 
-@fuzz
-@given(index=whole_indexes())
-def test_nearly_right_tables(folder: Path, index: bytes) -> None:
-    passed = passes(folder, index)
-    event("passed" if passed else "findings")
-    if passed:
-        check_with_both_readers(folder)
-
-
-@settings(fuzz, max_examples=150)
-@given(
-    tables=st.binary(max_size=160),
-    code=st.sampled_from([4, 4, 4, 1, 3, 5, 8]),
-    counts=st.tuples(st.integers(0, 8), st.integers(0, 9)),
-)
-def test_arbitrary_tables(folder: Path, tables: bytes, code: int, counts: tuple[int, int]) -> None:
-    sequences, boundaries = counts
+@st.composite
+def arbitrary_tables(draw: st.DrawFn) -> bytes:
+    """Fill tables of the right size with any bytes."""
+    sequences, boundaries = draw(st.integers(0, 8)), draw(st.integers(0, 9))
     size = 12 * sequences + 8 * boundaries
-    body = tables.ljust(size, b"\0")[:size]
-    if passes(folder, b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, sequences, boundaries) + body):
-        check_with_both_readers(folder)
+    code = draw(st.sampled_from([4, 4, 4, 1, 3, 5, 8]))
+    head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, sequences, boundaries)
+    return head + draw(st.binary(max_size=160)).ljust(size, b"\0")[:size]
 
 
-@settings(fuzz, max_examples=100)
-@given(index=st.binary(max_size=200))
-def test_arbitrary_bytes(folder: Path, index: bytes) -> None:
-    assert not passes(folder, index)
-
-
-def single_changes(size: int) -> Iterator[tuple[int, int]]:
-    for place in range(HEADER, size):
-        yield place, 1
-        yield place, 0x80
+@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(index=mutated_indexes() | nearly_right_indexes() | arbitrary_tables() | st.binary(max_size=200))
+def test_any_index(folder: Path, index: bytes) -> None:
+    event("passed" if passes(folder, index) else "findings")
 
 
 def test_every_byte_of_the_tables_flipped_is_found_or_harmless(folder: Path) -> None:
-    good = (folder / "good.idx").read_bytes()
     passed = []
-    for place, mask in single_changes(len(good)):
-        index = bytearray(good)
+    for place, mask in product(range(HEADER, len(GOOD_INDEX)), (1, 0x80)):
+        index = bytearray(GOOD_INDEX)
         index[place] ^= mask
         if passes(folder, bytes(index)):
             passed.append((place - HEADER - 12 * 7) / 8)
-            check_with_both_readers(folder)
     # Only a boundary may move by one and still describe a possible set.
     assert passed
     assert all(boundary > 0 and boundary == int(boundary) for boundary in passed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future
 
-from data_scripts.tokenization.workers import map_in_order, prefetch
+from data_scripts.in_order import map_in_order, prefetch
 
 
 def test_items_in_flight_are_bounded_and_keep_their_order() -> None:

@@ -1,4 +1,4 @@
-"""Folders of weights as transformers leaves them, with random bits, written with neither transformers nor our names."""
+"""Folders of weights as transformers writes them, with random bits, made with neither transformers nor our names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 LAYERS, HIDDEN, HEADS, GROUPS, HEAD_DIM, EXPERTS, FFN, VOCABULARY = 3, 64, 6, 2, 8, 4, 32, 40
 
-# The released model's config.json, in the spelling of transformers 4, without what this project does not read.
+# The released model's config.json, in the spelling of transformers 4, without fields that this project does not read.
 RELEASED: dict[str, Any] = {
     "architectures": ["GptOssForCausalLM"],
     "attention_bias": True,
@@ -66,56 +66,55 @@ SMALL: dict[str, Any] = {
 
 
 def random_bits(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Any bits at all: infinities, signed zeros, subnormal numbers and the many kinds of not-a-number too."""
+    """Return any bits at all: infinities, signed zeros, subnormal numbers and the many kinds of NaN too."""
     return torch.randint(0, 256, (*shape, dtype.itemsize), dtype=torch.uint8).view(dtype).squeeze(-1)
 
 
-def their_tensors(
+def hf_tensors(
     dtype: torch.dtype = torch.bfloat16, packed: bool = False, layers: int = LAYERS, ffn: int = FFN
 ) -> dict[str, Tensor]:
-    """All tensors of the small model, norms in fp32, as transformers keeps them."""
+    """Return all tensors of the small model, norms in fp32, as transformers stores them."""
     query, group = HEADS * HEAD_DIM, GROUPS * HEAD_DIM
     tensors = {
         "model.embed_tokens.weight": random_bits((VOCABULARY, HIDDEN), dtype),
         "model.norm.weight": random_bits((HIDDEN,), torch.float32),
         "lm_head.weight": random_bits((VOCABULARY, HIDDEN), dtype),
     }
+    shapes: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj.weight": (query, HIDDEN),
+        "self_attn.q_proj.bias": (query,),
+        "self_attn.k_proj.weight": (group, HIDDEN),
+        "self_attn.k_proj.bias": (group,),
+        "self_attn.v_proj.weight": (group, HIDDEN),
+        "self_attn.v_proj.bias": (group,),
+        "self_attn.o_proj.weight": (HIDDEN, query),
+        "self_attn.o_proj.bias": (HIDDEN,),
+        "self_attn.sinks": (HEADS,),
+        "mlp.router.weight": (EXPERTS, HIDDEN),
+        "mlp.router.bias": (EXPERTS,),
+        "mlp.experts.gate_up_proj_bias": (EXPERTS, 2 * ffn),
+        "mlp.experts.down_proj_bias": (EXPERTS, HIDDEN),
+    }
     for layer in range(layers):
-        shapes: dict[str, tuple[int, ...]] = {
-            "self_attn.q_proj.weight": (query, HIDDEN),
-            "self_attn.q_proj.bias": (query,),
-            "self_attn.k_proj.weight": (group, HIDDEN),
-            "self_attn.k_proj.bias": (group,),
-            "self_attn.v_proj.weight": (group, HIDDEN),
-            "self_attn.v_proj.bias": (group,),
-            "self_attn.o_proj.weight": (HIDDEN, query),
-            "self_attn.o_proj.bias": (HIDDEN,),
-            "self_attn.sinks": (HEADS,),
-            "mlp.router.weight": (EXPERTS, HIDDEN),
-            "mlp.router.bias": (EXPERTS,),
-            "mlp.experts.gate_up_proj_bias": (EXPERTS, 2 * ffn),
-            "mlp.experts.down_proj_bias": (EXPERTS, HIDDEN),
-        }
-        if not packed:
-            shapes["mlp.experts.gate_up_proj"] = (EXPERTS, HIDDEN, 2 * ffn)
-            shapes["mlp.experts.down_proj"] = (EXPERTS, ffn, HIDDEN)
-        here = {name: random_bits(shape, dtype) for name, shape in shapes.items()}
+        weights = {name: random_bits(shape, dtype) for name, shape in shapes.items()}
         for name in ("input_layernorm", "post_attention_layernorm"):
-            here[f"{name}.weight"] = random_bits((HIDDEN,), torch.float32)
-        if packed:
-            for name, outputs, inputs in (("gate_up_proj", 2 * ffn, HIDDEN), ("down_proj", HIDDEN, ffn)):
-                here[f"mlp.experts.{name}_blocks"] = random_bits((EXPERTS, outputs, inputs // 32, 16), torch.uint8)
-                here[f"mlp.experts.{name}_scales"] = random_bits((EXPERTS, outputs, inputs // 32), torch.uint8)
-        tensors |= {f"model.layers.{layer}.{name}": x for name, x in here.items()}
+            weights[f"{name}.weight"] = random_bits((HIDDEN,), torch.float32)
+        for name, outputs, inputs in (("gate_up_proj", 2 * ffn, HIDDEN), ("down_proj", HIDDEN, ffn)):
+            if packed:
+                weights[f"mlp.experts.{name}_blocks"] = random_bits((EXPERTS, outputs, inputs // 32, 16), torch.uint8)
+                weights[f"mlp.experts.{name}_scales"] = random_bits((EXPERTS, outputs, inputs // 32), torch.uint8)
+            else:
+                weights[f"mlp.experts.{name}"] = random_bits((EXPERTS, inputs, outputs), dtype)
+        tensors |= {f"model.layers.{layer}.{name}": x for name, x in weights.items()}
     return tensors
 
 
-def write(
-    folder: Path, tensors: dict[str, Tensor], settings: dict[str, Any] | None = None, files: int = 1
+def write_folder(
+    folder: Path, tensors: dict[str, Tensor], config: dict[str, Any] = SMALL, files: int = 1
 ) -> dict[str, Tensor]:
-    """Make the folder; with several files, tensors go round them, so that a layer is in all. Returns the tensors."""
+    """Write the folder and return the tensors. Several files take turns, so that each layer is in all of them."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(SMALL if settings is None else settings))
+    (folder / "config.json").write_text(json.dumps(config))
     if files == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return tensors
@@ -127,17 +126,18 @@ def write(
     return tensors
 
 
-def read(folder: Path) -> dict[str, Tensor]:
-    """All tensors of all files."""
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of all files."""
     return {name: x for file in sorted(folder.glob("*.safetensors")) for name, x in load_file(file).items()}
 
 
-def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether two sets of tensors have the same names, shapes, types and bits."""
+def equal_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Return whether two sets of tensors have the same names, shapes, dtypes and bits."""
     return a.keys() == b.keys() and all(
-        x.dtype == b[name].dtype and x.shape == b[name].shape and bits(x) == bits(b[name]) for name, x in a.items()
+        x.dtype == b[name].dtype and x.shape == b[name].shape and to_bytes(x) == to_bytes(b[name])
+        for name, x in a.items()
     )
 
 
-def bits(x: Tensor) -> bytes:
+def to_bytes(x: Tensor) -> bytes:
     return x.contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,8 +1,9 @@
-"""config.json of GptOssForCausalLM and our model section: each from the other, and what is refused."""
+"""config.json of GptOssForCausalLM and our model section: each from the other, and the rejected ones."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from gptoss20b.config import ModelConfig
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Yarn
-from gptoss20b.hf.architecture import from_hf_config, parse_model_section, to_hf_config
+from gptoss20b.hf.architecture import _FIXED_HF_FIELDS, from_hf_config, parse_model_section, to_hf_config
 from gptoss20b.hf.weight_mapping import weight_shards
 from tests.support.hf_folders import RELEASED, SMALL
 
@@ -21,59 +22,63 @@ def preset(name: str) -> ModelConfig:
     return ModelConfig(variant=name, **PRESETS[name]["model"])
 
 
-def without_problems(settings: dict[str, Any]) -> ModelConfig:
-    found: list[str] = []
-    model = from_hf_config(settings, found)
-    assert model is not None, found
-    assert found == []
+def parse(hf_config: dict[str, Any]) -> ModelConfig:
+    problems: list[str] = []
+    model = from_hf_config(hf_config, problems)
+    assert model is not None, problems
+    assert problems == []
     return model
 
 
-def refused(settings: dict[str, Any]) -> list[str]:
-    found: list[str] = []
-    assert from_hf_config(settings, found) is None
-    return found
+def parse_problems(hf_config: dict[str, Any]) -> list[str]:
+    problems: list[str] = []
+    assert from_hf_config(hf_config, problems) is None
+    return problems
 
 
 def test_the_released_models_are_our_presets() -> None:
-    assert without_problems(RELEASED) == preset("openai")
+    assert parse(RELEASED) == preset("openai")
     larger = RELEASED | {
         "num_hidden_layers": 36,
         "num_local_experts": 128,
         "layer_types": ["sliding_attention", "full_attention"] * 18,
     }
-    assert without_problems(larger) == preset("openai_120b")
+    assert parse(larger) == preset("openai_120b")
+
+
+def test_the_fixed_activation_is_the_experts_own() -> None:
+    from gptoss20b.model.experts import SWIGLU_ALPHA, SWIGLU_LIMIT
+
+    assert (_FIXED_HF_FIELDS["swiglu_alpha"], _FIXED_HF_FIELDS["swiglu_limit"]) == (SWIGLU_ALPHA, SWIGLU_LIMIT)
 
 
 @pytest.mark.parametrize(("name", "total"), [("openai", 20_914_757_184), ("openai_120b", 116_829_156_672)])
 def test_the_weights_add_up_to_the_released_models(name: str, total: int) -> None:
-    import math
-
-    weights = [weight for part in weight_shards(preset(name)) for weight in part]
+    weights = [weight for shard in weight_shards(preset(name)) for weight in shard]
     assert sum(math.prod(weight.shape) for weight in weights) == total
     assert sum(math.prod(shape) for weight in weights for shape in weight.hf_shapes.values()) == total
 
 
 def test_the_spelling_of_transformers_5_and_of_no_scaling() -> None:
-    assert (without_problems(SMALL).rotary_base, without_problems(SMALL).yarn) == (10_000, None)
-    assert without_problems(SMALL).window_left == 8  # Megatron's window does not count the query's own key
-    assert without_problems(SMALL).variant == "openai"
+    small = parse(SMALL)
+    assert (small.rotary_base, small.yarn, small.variant) == (10_000, None, "openai")
+    assert small.window_left == 8  # Megatron's window does not count the query's own key
     moved = {name: value for name, value in RELEASED.items() if not name.startswith("rope_")}
     moved["rope_parameters"] = RELEASED["rope_scaling"] | {"rope_theta": 150000.0}
-    assert without_problems(moved) == preset("openai")
+    assert parse(moved) == preset("openai")
 
 
-def test_what_yarn_leaves_out_is_what_transformers_takes() -> None:
+def test_missing_yarn_parameters_are_transformers_defaults() -> None:
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
-    assert without_problems(SMALL | {"rope_parameters": rope}).yarn == Yarn(
+    assert parse(SMALL | {"rope_parameters": rope}).yarn == Yarn(
         factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0, truncate=True
     )
 
 
-def test_an_attention_factor_may_say_what_the_paper_says() -> None:
+def test_an_attention_factor_may_equal_the_papers() -> None:
     rope = RELEASED["rope_scaling"]
-    assert without_problems(RELEASED | {"rope_scaling": rope | {"attention_factor": 1.3465735902799727}}).yarn
-    (problem,) = refused(RELEASED | {"rope_scaling": rope | {"attention_factor": 1.0}})
+    assert parse(RELEASED | {"rope_scaling": rope | {"attention_factor": 1.3465735902799727}}).yarn
+    (problem,) = parse_problems(RELEASED | {"rope_scaling": rope | {"attention_factor": 1.0}})
     assert "rope_scaling.attention_factor: got 1.0" in problem
 
 
@@ -110,16 +115,16 @@ def test_an_attention_factor_may_say_what_the_paper_says() -> None:
         ),
     ],
 )
-def test_what_is_refused(change: dict[str, Any], problem: str) -> None:
-    found = refused(SMALL | change)
-    assert len(found) == 1, found
-    assert found[0].startswith("config.json: ")
-    assert problem in found[0]
+def test_rejected(change: dict[str, Any], problem: str) -> None:
+    problems = parse_problems(SMALL | change)
+    assert len(problems) == 1, problems
+    assert problems[0].startswith("config.json: ")
+    assert problem in problems[0]
 
 
 def test_all_problems_are_named_at_once() -> None:
-    found = refused(SMALL | {"swiglu_limit": 5.0, "hidden_act": "gelu", "head_dim": None, "rope_parameters": None})
-    assert [text.split(": ")[1] for text in found] == ["hidden_act", "swiglu_limit", "head_dim", "rope_parameters"]
+    problems = parse_problems(SMALL | {"swiglu_limit": 5.0, "hidden_act": "gelu", "head_dim": None, "rope_parameters": None})
+    assert [text.split(": ")[1] for text in problems] == ["hidden_act", "swiglu_limit", "head_dim", "rope_parameters"]
 
 
 models = st.builds(
@@ -155,17 +160,17 @@ models = st.builds(
 
 @given(models)
 def test_there_and_back_is_the_same_model(model: ModelConfig) -> None:
-    found: list[str] = []
-    settings = json.loads(json.dumps(to_hf_config(model, "bfloat16", found)))
-    assert without_problems(settings) == model
-    assert parse_model_section(json.loads(model.model_dump_json()), found) == model
-    assert found == []
+    problems: list[str] = []
+    hf_config = json.loads(json.dumps(to_hf_config(model, "bfloat16", problems)))
+    assert parse(hf_config) == model
+    assert parse_model_section(json.loads(model.model_dump_json()), problems) == model
+    assert problems == []
 
 
-def test_a_model_that_is_no_gpt_oss_says_in_what() -> None:
-    found: list[str] = []
-    to_hf_config(preset("reference"), "float32", found)
-    assert [text.split(": ")[1] for text in found] == [
+def test_a_model_without_gpt_oss_features_has_a_problem_for_each() -> None:
+    problems: list[str] = []
+    to_hf_config(preset("reference"), "float32", problems)
+    assert [text.split(": ")[1] for text in problems] == [
         "model.activation",
         "model.biases",
         "model.qk_norm",

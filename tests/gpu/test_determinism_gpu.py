@@ -6,18 +6,13 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from tests.support.paths import ROOT
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU"),
-]
 # In a process of its own: the switch is for the whole process, and before its first GPU operator.
 PRINT_LOSSES = """
-from tests.gpu.test_step_gpu import losses
-print([loss.hex() for loss in losses({"DETERMINISTIC": "1"} | %r)])
+from tests.gpu.test_step_gpu import train_losses
+print([loss.hex() for loss in train_losses({"DETERMINISTIC": "1"} | %r)])
 """
 
 

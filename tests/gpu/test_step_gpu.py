@@ -1,10 +1,11 @@
-"""A whole step on a GPU: it waits for nothing, and is the same whatever makes it faster, on whichever back end."""
+"""A whole step on a GPU: the host does not wait, and faster ways train alike, on either back end."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,11 +17,8 @@ from gptoss20b.process_groups import Rank, distributed_session
 from gptoss20b.trainer import Trainer
 from tests.support.jobs import configure
 from tests.support.step_jobs import differentiated
+from tests.support.tensor_checks import forbid_gpu_sync
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU"),
-]
 SMALL = {
     "MODEL_VARIANT": "tiny",
     "SUBMISSION_DIVISION": "open",
@@ -32,8 +30,6 @@ SMALL = {
     "SEQUENCE_LENGTH": "512",
     "WARMUP_STEPS": "1",
 }
-
-
 TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not None
 needs_transformer_engine = pytest.mark.skipif(not TRANSFORMER_ENGINE, reason="needs Transformer Engine")
 each_backend = pytest.mark.parametrize(
@@ -41,8 +37,8 @@ each_backend = pytest.mark.parametrize(
 )
 
 
-def losses(settings: dict[str, str], backend: Backend = "torch", forbid_waiting: bool = False) -> list[float]:
-    """Four steps' losses and an evaluation's, in process groups of this process alone."""
+def train_losses(settings: dict[str, str], backend: Backend = "torch", forbid_sync: bool = False) -> list[float]:
+    """Return the losses of four steps and an evaluation, in process groups of this process alone."""
     config = configure(SMALL | {"BACKEND": backend} | settings)
     device = torch.device("cuda", torch.cuda.current_device())
     with distributed_session(config, Rank(0, 1, device, standalone=True)):
@@ -51,44 +47,39 @@ def losses(settings: dict[str, str], backend: Backend = "torch", forbid_waiting:
         torch_adams = [
             o.optimizer for o in optimizer_parts(trainer.optimizer) if isinstance(o.optimizer, torch.optim.Adam)
         ]
-        # Megatron-Core prefers the Adam of either, which is one kernel as it is.
+        # Megatron-Core prefers the Adam of Transformer Engine or Apex, which is one kernel already.
         assert torch_adams or TRANSFORMER_ENGINE or importlib.util.find_spec("apex")
         assert all(group["fused"] for adam in torch_adams for group in adam.param_groups)
         batches = synthetic_batches(config, device)
         results = [trainer.step(batches(2)) for _ in range(3)]
-        ready = list(batches(2))
-        torch.cuda.synchronize()
-        if forbid_waiting:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            results.append(trainer.step(iter(ready)))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        last = list(batches(2))
+        with forbid_gpu_sync() if forbid_sync else nullcontext():
+            results.append(trainer.step(iter(last)))
         return [*(result.loss() for result in results), trainer.evaluate(batches(2), 2)]
 
 
 @functools.cache
-def plain(backend: Backend) -> list[float]:
-    """The losses that other ways to compute them are compared with."""
-    return losses({}, backend)
+def default_losses(backend: Backend) -> list[float]:
+    """Return the losses without further settings, for comparison."""
+    return train_losses({}, backend)
 
 
 @each_backend
 @pytest.mark.parametrize("variant", [{}, {"like openai": "yes"}])
-def test_a_step_waits_for_nothing(variant: dict[str, str], backend: Backend) -> None:
-    # Megatron-Core's dispatcher and grouped experts read each expert's rows back to the host.
-    found = losses(variant, backend, forbid_waiting=backend == "torch")
-    assert all(0 < loss < math.inf for loss in found)
+def test_the_host_does_not_wait_in_a_step(variant: dict[str, str], backend: Backend) -> None:
+    # Megatron-Core's dispatcher and grouped experts read the tokens per expert back to the host.
+    losses = train_losses(variant, backend, forbid_sync=backend == "torch")
+    assert all(0 < loss < math.inf for loss in losses)
 
 
 @each_backend
 @pytest.mark.parametrize("level", ["moe_act", "moe", "layers"])
 def test_recomputation_trains_alike(backend: Backend, level: str) -> None:
-    assert losses({"RECOMPUTE": level}, backend) == pytest.approx(plain(backend), rel=1e-3)
+    assert train_losses({"RECOMPUTE": level}, backend) == pytest.approx(default_losses(backend), rel=1e-3)
 
 
 def test_compiled_layers_train_alike() -> None:
-    assert losses({"COMPILE": "layers"}) == pytest.approx(plain("torch"), rel=1e-2)
+    assert train_losses({"COMPILE": "layers"}) == pytest.approx(default_losses("torch"), rel=1e-2)
 
 
 @pytest.mark.parametrize("peer", [pytest.param("transformer_engine", marks=needs_transformer_engine), "megatron_local"])
@@ -96,18 +87,17 @@ def test_back_ends_have_the_same_gradients(peer: Backend) -> None:
     # As many experts as each token takes: a choice that rounding tips gives two experts another token each, and
     # gradients that differ by more than rounding. The local spec keeps S x S scores: a short sequence, past the window.
     settings = SMALL | {"SEQUENCE_LENGTH": "256", "window": "20"}
-    found = {}
+    results = {}
     for backend in ("torch", peer):
-        # The peer that runs cannot choose is configured as torch is.
+        # Runs cannot choose megatron_local: it is configured as torch is.
         chosen = "transformer_engine" if backend == "transformer_engine" else "torch"
         config = configure(settings | {"BACKEND": chosen})
-        config = config.model_copy(
-            update={"model": config.model.model_copy(update={"num_experts": config.model.router_topk})}
-        )
+        model = config.model.model_copy(update={"num_experts": config.model.router_topk})
+        config = config.model_copy(update={"model": model})
         device = torch.device("cuda", torch.cuda.current_device())
         with distributed_session(config, Rank(0, 1, device, standalone=True)):
-            found[backend] = differentiated(config, backend, device)
-    ours, theirs = found["torch"], found[peer]
+            results[backend] = differentiated(config, backend, device)
+    ours, theirs = results["torch"], results[peer]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
     assert ours["norm"] == pytest.approx(theirs["norm"], rel=2e-2)
     assert ours["gradients"].keys() == theirs["gradients"].keys()
@@ -122,6 +112,6 @@ def test_back_ends_have_the_same_gradients(peer: Backend) -> None:
     reason="needs a GPU that multiplies 8-bit numbers",
 )
 def test_steps_in_fp8_are_finite() -> None:
-    found = losses({"PRECISION": "fp8"}, "transformer_engine")
-    assert all(0 < loss < math.inf for loss in found)
-    assert found == pytest.approx(plain("transformer_engine"), rel=0.1)
+    losses = train_losses({"PRECISION": "fp8"}, "transformer_engine")
+    assert all(0 < loss < math.inf for loss in losses)
+    assert losses == pytest.approx(default_losses("transformer_engine"), rel=0.1)

@@ -151,7 +151,9 @@ TWO_RANKS: list[tuple[str, str, dict[str, int]]] = [
 ]
 
 
-def check_loaded(weights: dict[str, np.ndarray], whole: dict[str, np.ndarray], splits: dict[str, int], rank: int) -> None:
+def check_loaded(
+    weights: dict[str, np.ndarray], whole: dict[str, np.ndarray], splits: dict[str, int], rank: int
+) -> None:
     for name, weight in weights.items():
         tensor, _, expert = name.removesuffix("]").partition("[")
         expected = whole[tensor][int(expert)] if expert else whole[name]

@@ -59,7 +59,9 @@ def two_ranks(tiny: dict[str, str]) -> dict[Task, list[Any]]:
 
 
 @pytest.mark.parametrize("case", ["off", *WITH_LOSS])
-def test_gradients_include_the_auxiliary_loss_and_the_logged_loss_does_not(case: str, one_rank: dict[Task, Any]) -> None:
+def test_gradients_include_the_auxiliary_loss_and_the_logged_loss_does_not(
+    case: str, one_rank: dict[Task, Any]
+) -> None:
     outcome = one_rank["compare_gradients", case]
     worst = max(outcome["difference"], key=outcome["difference"].get)
     assert outcome["difference"][worst] < 1e-5, worst

@@ -123,7 +123,9 @@ def test_rejected(change: dict[str, Any], problem: str) -> None:
 
 
 def test_all_problems_are_named_at_once() -> None:
-    problems = parse_problems(SMALL | {"swiglu_limit": 5.0, "hidden_act": "gelu", "head_dim": None, "rope_parameters": None})
+    problems = parse_problems(
+        SMALL | {"swiglu_limit": 5.0, "hidden_act": "gelu", "head_dim": None, "rope_parameters": None}
+    )
     assert [text.split(": ")[1] for text in problems] == ["hidden_act", "swiglu_limit", "head_dim", "rope_parameters"]
 
 

@@ -93,7 +93,7 @@ def build(config: Config, device: torch.device) -> Any:
     for name in ("architectures", "model_type", "dtype"):  # of the file, not of the class
         del hf_config[name]
     with torch.device(device):
-        model: Any = GptOssForCausalLM._from_config(  # type: ignore[no-untyped-call]
+        model: Any = GptOssForCausalLM._from_config(
             GptOssConfig(**hf_config),
             attn_implementation="flex_attention" if device.type == "cuda" else "eager",
             experts_implementation="grouped_mm",

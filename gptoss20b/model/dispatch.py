@@ -140,7 +140,7 @@ class AllToAllPlan:
         splits = torch.stack([sent.sum(1), received.sum(1)]).to("cpu", non_blocking=True)
         ready = None
         if sent.is_cuda:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready = torch.cuda.Event()
             ready.record()
         return cls(received, splits, ready)
 
@@ -205,7 +205,7 @@ class SortingDispatcher(MoETokenDispatcher):
         return rows, gather_rows(topk_probs, order.row_choices, order.topk_rows.flatten())
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Send rows and probabilities to the ranks of their experts. Without expert parallelism, return them as given."""
+        """Send rows and probabilities to the ranks of their experts; without expert parallelism, return them."""
         if self._plan is None:
             return hidden_states, probs
         sent, received = self._plan.wait_for_splits()

@@ -48,7 +48,7 @@ def drawn(draw: figures.DrawFunction, result: SetResult) -> Figure:
     with style.context(["default", plot_parts.STYLE]):
         figure = Figure(layout="constrained")
         assert draw(figure, figures.drop_implausible(result))
-        FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+        FigureCanvasAgg(figure).draw()
     return figure
 
 

@@ -48,7 +48,7 @@ def test_biases_and_sinks(models: dict[str, dict[str, Any]]) -> None:
 
 
 def rope_angle(position: int, pair: int, head_dim: int = 16) -> float:
-    return position / 150_000 ** (2 * pair / head_dim)
+    return position / math.pow(150_000, 2 * pair / head_dim)
 
 
 def test_rotary_angles_of_the_reference(models: dict[str, dict[str, Any]]) -> None:

@@ -38,7 +38,8 @@ def make_experts(
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(0, 1.0 if openai else 0.5, generator=generator)
-    return module.to(device)
+    moved: GroupedExperts = module.to(device)
+    return moved
 
 
 def reference_experts(

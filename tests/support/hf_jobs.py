@@ -23,7 +23,7 @@ from gptoss20b.hf.load import load_weights
 from gptoss20b.hf.weight_mapping import weight_shards
 from gptoss20b.model import build as build_module
 from gptoss20b.model.megatron_config import build_transformer_config
-from tests.support.jobs import Variables, with_global_names, layouts, make_trainer
+from tests.support.jobs import Variables, layouts, make_trainer, with_global_names
 
 BATCH = 2
 
@@ -171,8 +171,8 @@ def load_layouts(folder: str, variables: list[Variables], backends: list[Any]) -
         By layout: "weights" as NumPy arrays by their names in the whole model, experts one by one; "held_bytes" of the
         weights; "read_bytes" of the files that came into memory.
     """
-    load_module.WeightsFolder = _OpenFolder  # type: ignore[misc]
-    build_module.build_transformer_config = _without_sequence_parallel
+    vars(load_module)["WeightsFolder"] = _OpenFolder
+    vars(build_module)["build_transformer_config"] = _without_sequence_parallel
     with layouts(variables) as configs:
         return [
             _load(configure_for(config, Path(folder), 16), folder, backend)

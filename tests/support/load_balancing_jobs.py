@@ -43,7 +43,7 @@ def record_routers(trainer: Any) -> Iterator[list[RouterCall]]:
 
 def router_logits(router: Any, hidden: Tensor) -> Tensor:
     """Return the router's logits [tokens, experts] in fp64, with their graph."""
-    logits = hidden.double().flatten(0, 1) @ router.weight.double().T
+    logits: Tensor = hidden.double().flatten(0, 1) @ router.weight.double().T
     return logits if router.bias is None else logits + router.bias.double()
 
 
@@ -53,7 +53,8 @@ def auxiliary_loss(router: Any, hidden: Tensor, counted: Tensor) -> Tensor:
     tokens, experts = probs.shape
     chosen = probs.topk(router.topk, dim=-1).indices
     fractions = torch.bincount(chosen.flatten(), minlength=experts).double() / (tokens * router.topk)
-    return experts * (fractions * probs.mean(dim=0)).sum()
+    loss: Tensor = experts * (fractions * probs.mean(dim=0)).sum()
+    return loss
 
 
 def _reference_gradients(trainer: Any, batches: list[Any]) -> tuple[list[Tensor], list[Tensor], float]:

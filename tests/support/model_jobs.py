@@ -84,12 +84,13 @@ def tensor_parallel_attributes(variables: Variables) -> dict[str, tuple[tuple[in
             }
         )
         mark_tensor_parallel_weights(modules)
+        weights: dict[str, Any] = {name: module.weight for name, module in modules.items()}
         return {
             name: (
-                tuple(module.weight.shape),
-                getattr(module.weight, "tensor_model_parallel", False),
-                getattr(module.weight, "partition_dim", -1),
-                getattr(module.weight, "partition_stride", -1),
+                tuple(weight.shape),
+                getattr(weight, "tensor_model_parallel", False),
+                getattr(weight, "partition_dim", -1),
+                getattr(weight, "partition_stride", -1),
             )
-            for name, module in modules.items()
+            for name, weight in weights.items()
         }

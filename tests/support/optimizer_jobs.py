@@ -53,7 +53,7 @@ def decayed_parameters(variables: Variables) -> dict[str, bool]:
     """Return whether AdamW decays each parameter, by name."""
     with layouts([variables]) as configs:
         trainer = make_trainer(next(configs))
-        decayed_by_id = {}
+        decayed_by_id: dict[int, bool] = {}
         for part in trainer.optimizer.chained_optimizers:
             model_groups = zip(part.model_fp32_groups, part.model_float16_groups, strict=True)
             for group, (fp32, fp16) in zip(part.optimizer.param_groups, model_groups, strict=True):
@@ -66,7 +66,7 @@ def host_reads(variables: Variables) -> dict[str, list[str]]:
 
     class RecordReads(TorchDispatchMode):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.files: list[str] = []
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

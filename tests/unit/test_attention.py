@@ -68,7 +68,8 @@ def record(
 ) -> RecordOperators:
     query, key, value = (torch.randn(1, n, length, 8, requires_grad=True) for n in (heads, groups, groups))
     sink = torch.randn(heads, requires_grad=True) if with_sink else None
-    with RecordOperators() as recorded:
+    recorded = RecordOperators()
+    with recorded:
         dot_product_attention(query, key, value, 0.25, window_left, sink).sum().backward()
     return recorded
 

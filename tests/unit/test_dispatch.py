@@ -106,7 +106,7 @@ class ForbidSync(TorchDispatchMode):
     """Raise on operators that would make the host wait for a GPU: a read value, a size from values, a copy."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

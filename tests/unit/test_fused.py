@@ -19,7 +19,7 @@ def doubled(x: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
 def test_on_a_cpu_the_function_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", None)
     assert doubled(torch.ones(3), 2.0).tolist() == [4.0, 4.0, 4.0]
-    assert (doubled.__name__, doubled.__doc__) == ("doubled", "Double.")
+    assert (vars(doubled)["__name__"], doubled.__doc__) == ("doubled", "Double.")
 
 
 @pytest.mark.parametrize("dynamic", [None, False, True])

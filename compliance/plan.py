@@ -167,25 +167,20 @@ class Plan:
     bootstrap: Bootstrap
 
 
-def make_plan(
-    gbs: int, ruleset: str, micro_batch: int | None = None, data_parallel: int | None = None, draws: int = DRAWS
-) -> Plan:
+def make_plan(gbs: int, ruleset: str, draws: int = DRAWS) -> Plan:
     """Plan a global batch size. The same arguments give the same plan.
 
     Args:
         gbs: global batch size in sequences.
         ruleset: "6.0.0" or "6.1.0".
-        micro_batch: sequences per rank and micro batch; None for several.
-        data_parallel: data-parallel ranks; None for several.
         draws: sets of ten reference runs to draw.
 
     Raises:
-        ValueError: a number is below 1, the ruleset is unknown, or the batch cannot be split as given.
+        ValueError: a number is below 1, or the ruleset is unknown.
         RcpDataError: the RCPs of mlperf-logging cannot be read.
     """
-    given = {"gbs": gbs, "micro_batch": micro_batch, "data_parallel": data_parallel, "draws": draws}
-    for name, value in given.items():
-        if value is not None and value < 1:
+    for name, value in {"gbs": gbs, "draws": draws}.items():
+        if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
     points = full_points(ruleset)
     rcp = check_convergence(gbs, None, ruleset)
@@ -195,7 +190,7 @@ def make_plan(
         ruleset=Ruleset(ruleset),
         eval_interval_samples=eval_interval_samples(gbs),
         eval_interval_steps=eval_interval_samples(gbs) // gbs,
-        accumulation=layouts(gbs, micro_batch, data_parallel),
+        accumulation=layouts(gbs),
         rcp=PlanRcp(_bounds(rcp.pruned), _bounds(rcp.full)),
         suggested=suggestions(gbs, points),
         olympic_means_that_pass=PassingMeans(
@@ -210,33 +205,22 @@ def _bounds(test: RcpTest) -> ReferenceBounds:
     return ReferenceBounds(test.mean, test.minimum, test.kind)
 
 
-def layouts(gbs: int, micro_batch: int | None, data_parallel: int | None) -> tuple[Layout, ...]:
+def layouts(gbs: int) -> tuple[Layout, ...]:
     """Return the ways to split a batch on one to eight nodes of 8 GPUs; their product is exactly GBS.
 
     Each GPU is a data-parallel rank, unless GBS has too few factors of two. Then a node forms 4, 2 or 1 ranks, of 2, 4
     or 8 GPUs that share each sequence (context parallel).
 
-    Raises:
-        ValueError: no layout has the given sizes.
-
-    >>> layouts(16, None, None)[1]
+    >>> layouts(16)[1]
     Layout(micro_batch=2, data_parallel=8, accumulation=1)
     """
-    node_ranks = math.gcd(gbs // (micro_batch or 1), NODE_GPUS)
-    ranks = [node_ranks * nodes for nodes in _NODES] if data_parallel is None else [data_parallel]
-    micro_batches = _MICRO_BATCHES if micro_batch is None else (micro_batch,)
-    splits = tuple(
-        Layout(micro, parallel, gbs // (micro * parallel))
-        for parallel in ranks
-        for micro in micro_batches
-        if gbs % (micro * parallel) == 0
+    node_ranks = math.gcd(gbs, NODE_GPUS)
+    return tuple(
+        Layout(micro_batch, node_ranks * nodes, gbs // (micro_batch * node_ranks * nodes))
+        for nodes in _NODES
+        for micro_batch in _MICRO_BATCHES
+        if gbs % (micro_batch * node_ranks * nodes) == 0
     )
-    if not splits:
-        raise ValueError(
-            f"GBS must be micro batch x data parallel x accumulation, whole numbers: got GBS {gbs}, micro batch "
-            f"{micro_batch or 'any'}, data parallel {data_parallel or 'any'}. Choose sizes whose product divides {gbs}"
-        )
-    return splits
 
 
 # Settings of submissions to round v6.0, from their public logs.

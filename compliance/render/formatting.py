@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable
+from typing import Literal
 
 NOTHING = "-"
 
 
-def number(value: float | None, digits: int = 0) -> str:
+def number(value: float | None, digits: int = 0, sign: Literal["", "+"] = "") -> str:
     """Format a number with separated thousands, and a float with ``digits`` decimals; a dash for None.
 
-    >>> number(233472), number(359.9734, 2), number(None), number(1e300)
-    ('233,472', '359.97', '-', '1e+300')
+    >>> number(233472), number(359.9734, 2), number(-4.3, 1, "+"), number(None), number(1e300)
+    ('233,472', '359.97', '-4.3', '-', '1e+300')
     """
     if value is None:
         return NOTHING
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.{digits}f}" if math.isfinite(value) and abs(value) < 1e15 else f"{value:g}"
+    if abs(value) < 1e15:
+        return f"{value:{sign},}" if isinstance(value, int) else f"{value:{sign},.{digits}f}"
+    # NaN, infinity, or a value of a broken log. An integer of a thousand digits cannot become a float.
+    return f"{value:.4g}" if isinstance(value, float) or abs(value) < 1e308 else "over 1e308"
 
 
 def count(amount: int, noun: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from ..benchmark import NAME
 from ..findings import (
@@ -21,7 +21,7 @@ from ..findings import (
     Variance,
     Verdict,
 )
-from .formatting import count
+from .formatting import count, number
 from .terminal import Block, Line, Table, draw
 
 # Entries shown of a longer list, and characters of a longer text. The JSON has all.
@@ -129,11 +129,11 @@ def _runs(runs: tuple[RunSummary, ...]) -> Iterator[Block]:
         (
             _shortened(run.file.rpartition("/")[2] if folder else run.file),
             run.status.replace("_", " "),
-            str(run.seed) if run.seed is not None and abs(run.seed) < 2**64 else _number(run.seed),
-            _number(run.global_batch_size),
-            _number(run.samples_to_target),
-            _number(run.minutes, 3),
-            _number(run.final_eval_loss, 5),
+            str(run.seed) if run.seed is not None and abs(run.seed) < 2**64 else number(run.seed),
+            number(run.global_batch_size),
+            number(run.samples_to_target),
+            number(run.minutes, 3),
+            number(run.final_eval_loss, 5),
         )
         for run in runs
     )
@@ -143,11 +143,11 @@ def _runs(runs: tuple[RunSummary, ...]) -> Iterator[Block]:
 def _score(score: Score, runs: int) -> Iterator[Block]:
     yield from _heading("Score" if score.valid else "No score: the set is not valid. For information only:")
     if score.olympic_minutes is not None:
-        yield Line(f"olympic mean: {_number(score.olympic_minutes, 3)} minutes, run_start to run_stop", 2)
+        yield Line(f"olympic mean: {number(score.olympic_minutes, 3)} minutes, run_start to run_stop", 2)
     if score.normalized_minutes is not None:
-        factor = f"{_number(score.normalized_minutes, 3)} minutes, by the RCP test's {_number(score.normalization, 6)}"
+        factor = f"{number(score.normalized_minutes, 3)} minutes, by the RCP test's {number(score.normalization, 6)}"
         yield Line(f"normalised: {factor}", 2)
-    first_pass = f"{_number(score.olympic_minutes_to_target, 3)} minutes, {_number(score.olympic_samples, 1)} samples"
+    first_pass = f"{number(score.olympic_minutes_to_target, 3)} minutes, {number(score.olympic_samples, 1)} samples"
     yield Line(f"olympic mean to the first passing evaluation: {first_pass}", 2)
     if len(score.window) == runs:
         yield Line(f"window: all {count(runs, 'run')}", 2)
@@ -170,19 +170,19 @@ def _spread(name: str, spread: Spread, digits: int, digits_of_one: int) -> tuple
     return (
         name,
         str(spread.runs),
-        _number(spread.mean, digits),
-        _number(spread.sd, digits),
-        _number(spread.cv_percent, 2),
-        _number(spread.minimum, digits_of_one),
-        _number(spread.maximum, digits_of_one),
-        _number(spread.quantum),
-        _number(spread.quantum_percent, 2),
+        number(spread.mean, digits),
+        number(spread.sd, digits),
+        number(spread.cv_percent, 2),
+        number(spread.minimum, digits_of_one),
+        number(spread.maximum, digits_of_one),
+        number(spread.quantum),
+        number(spread.quantum_percent, 2),
     )
 
 
 def _rcp(rcp: Rcp) -> Iterator[Block]:
-    yield from _heading(f"Convergence against the reference (RCP) at GBS {_number(rcp.global_batch_size)}")
-    yield Line(f"olympic mean: {_number(rcp.pruned.submission_mean, 1)} samples", 2)
+    yield from _heading(f"Convergence against the reference (RCP) at GBS {number(rcp.global_batch_size)}")
+    yield Line(f"olympic mean: {number(rcp.pruned.submission_mean, 1)} samples", 2)
     yield Table(
         ("test", "result", "point", ">RCP mean", ">minimum", ">margin", ">normalisation"),
         (_rcp_test("pruned", rcp.pruned), _rcp_test("full", rcp.full)),
@@ -195,10 +195,10 @@ def _rcp_test(name: str, test: RcpTest) -> tuple[str, ...]:
         name,
         {None: "not tested", True: "pass", False: "FAIL"}[test.passed],
         test.kind,
-        _number(test.mean, 1),
-        _number(test.minimum, 1),
-        _number(test.margin_samples, 1, "+"),
-        _number(test.normalization, 6),
+        number(test.mean, 1),
+        number(test.minimum, 1),
+        number(test.margin_samples, 1, "+"),
+        number(test.normalization, 6),
     )
 
 
@@ -264,15 +264,6 @@ def _group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> list[tuple[K
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return list(groups.items())
-
-
-def _number(value: float | None, digits: int = 0, sign: Literal["", "+"] = "") -> str:
-    if value is None:
-        return "-"
-    if abs(value) < 1e15:
-        return f"{value:{sign},.{digits}f}"
-    # NaN, infinity, or a value of a broken log. An integer of a thousand digits cannot become a float.
-    return f"{value:.4g}" if isinstance(value, float) or abs(value) < 1e308 else "over 1e308"
 
 
 def _shortened(text: str) -> str:

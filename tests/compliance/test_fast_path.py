@@ -1,4 +1,4 @@
-"""A learnt shape only saves time: what a log means does not depend on which lines came before."""
+"""Fast path: the template of one line changes no line's meaning."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def parsed(*lines: bytes) -> Log:
     return parse(io.BytesIO(b"\n".join(lines)), "x.txt")
 
 
-def same_alone_and_together(*lines: bytes) -> None:
+def assert_same_alone_and_together(*lines: bytes) -> None:
     together, alone = parsed(*lines), [parsed(line) for line in lines]
     assert columns(together) == [list(chain(*each)) for each in zip(*map(columns, alone), strict=True)]
     assert len(together.records) == sum(len(log.records) for log in alone)
-    unread = [defect.message for log in alone for defect in log.parse_errors if defect.rule == "record-corrupt"]
-    assert [defect.message for defect in together.parse_errors] == unread
+    errors = [error.message for log in alone for error in log.parse_errors if error.rule == "record-corrupt"]
+    assert [error.message for error in together.parse_errors] == errors
 
 
 @st.composite
@@ -55,7 +55,7 @@ def record(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def varied(draw: st.DrawFn | Any, value: Any, name: str = "") -> Any:
-    """The same record with other numbers and strings."""
+    """Return the same record with other numbers and strings."""
     if isinstance(value, dict):
         return {name: varied(draw, each, name) for name, each in value.items()}
     if isinstance(value, bool) or value is None or name == "key":
@@ -67,23 +67,21 @@ def varied(draw: st.DrawFn | Any, value: Any, name: str = "") -> Any:
 
 @given(st.data(), record(), st.fixed_dictionaries(FORM))
 @settings(max_examples=150, deadline=None)
-def test_a_second_line_of_the_same_form_means_what_it_means_alone(
+def test_a_second_line_of_the_same_form_keeps_its_meaning(
     data: st.DataObject, first: dict[str, Any], form: dict[str, Any]
 ) -> None:
     lines = [json.dumps(each, **form) for each in (first, varied(data.draw, first), varied(data.draw, first))]
-    same_alone_and_together(*(f":::MLLOG {line}".encode("utf-8", "surrogatepass") for line in lines))
+    assert_same_alone_and_together(*(f":::MLLOG {line}".encode("utf-8", "surrogatepass") for line in lines))
 
 
 @given(record(), st.lists(st.tuples(st.integers(0, 200), st.integers(0, 3), st.binary(max_size=3)), max_size=3))
 @settings(max_examples=300, deadline=None)
-def test_a_damaged_second_line_means_what_it_means_alone(
-    first: dict[str, Any], edits: list[tuple[int, int, bytes]]
-) -> None:
+def test_a_damaged_second_line_keeps_its_meaning(first: dict[str, Any], edits: list[tuple[int, int, bytes]]) -> None:
     line = f":::MLLOG {json.dumps(first)}".encode()
     damaged = line
     for place, deleted, inserted in edits:
         damaged = damaged[:place] + inserted.replace(b"\n", b"") + damaged[place + deleted :]
-    same_alone_and_together(line, damaged, line)
+    assert_same_alone_and_together(line, damaged, line)
 
 
 PLAIN = (
@@ -94,15 +92,8 @@ PLAIN = (
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (b"1.5", b"01.5"),
-        (b"1.5", b"1."),
-        (b"1.5", b"+1.5"),
-        (b"1.5", b"NaN"),
-        (b"1.5", b'"1.5"'),
-        (b"17", b"0"),
-        (b"17", b"-17"),
-        (b"17", b"17.5"),
-        (b"17", b"99999999999999"),
+        *((b"1.5", other) for other in (b"01.5", b"1.", b"+1.5", b"NaN", b'"1.5"')),
+        *((b"17", other) for other in (b"0", b"-17", b"17.5", b"99999999999999")),
         (b'": 1.5', b'", 1.5'),
         (b'""', b'"\\u0022"'),
         (b'"train_loss"', b'"eval_accuracy"'),
@@ -112,12 +103,12 @@ PLAIN = (
         (b"4,", b"null,"),
     ],
 )
-def test_what_a_shape_does_not_take(old: bytes, new: bytes) -> None:
-    shape = infer(PLAIN)
-    assert shape is not None
-    assert shape.pattern.fullmatch(b":::MLLOG" + PLAIN)
-    assert not shape.pattern.fullmatch(b":::MLLOG" + PLAIN.replace(old, new, 1))
-    same_alone_and_together(b":::MLLOG" + PLAIN, b":::MLLOG" + PLAIN.replace(old, new, 1))
+def test_lines_that_a_template_does_not_match(old: bytes, new: bytes) -> None:
+    template = infer(PLAIN)
+    assert template is not None
+    assert template.pattern.fullmatch(b":::MLLOG" + PLAIN)
+    assert not template.pattern.fullmatch(b":::MLLOG" + PLAIN.replace(old, new, 1))
+    assert_same_alone_and_together(b":::MLLOG" + PLAIN, b":::MLLOG" + PLAIN.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +123,7 @@ def test_what_a_shape_does_not_take(old: bytes, new: bytes) -> None:
         b"",
     ],
 )
-def test_what_is_left_to_the_decoder(record: bytes) -> None:
+def test_lines_without_a_template(record: bytes) -> None:
     assert infer(record) is None
 
 
@@ -142,7 +133,7 @@ def test_nested_values_are_literal(nested: bytes) -> None:
     template = infer(line)
     assert template is not None and template.pattern.fullmatch(b":::MLLOG" + line)
     other = PLAIN.replace(b'""', nested.replace(b"1", b"2"))
-    same_alone_and_together(b":::MLLOG" + line, b":::MLLOG" + other, b":::MLLOG" + line)
+    assert_same_alone_and_together(b":::MLLOG" + line, b":::MLLOG" + other, b":::MLLOG" + line)
 
 
 def test_a_log_that_changes_its_form_is_read_to_the_end() -> None:

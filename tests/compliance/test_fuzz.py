@@ -1,4 +1,4 @@
-"""Whatever a log holds, there is a verdict: no traceback, no internal error, no hang; and nothing of it is executed."""
+"""Any log has a verdict, without traceback, internal error or hang, and executes nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ QUICK = settings(
 
 
 def judge(folder: Path, content: bytes) -> Report:
-    """Every way that a report is shown, on a log of these bytes."""
+    """Judge a log of these bytes, and render the report in every format."""
     log = folder / "result_0.txt"
     log.write_bytes(content)
     report = check_run(log, Options(official=False))
@@ -120,7 +120,7 @@ SET = compliant_set(64, runs=3, steps_between_train_loss=192)
 def test_a_division_that_names_a_path_executes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
-    """The official checker would execute the code in the file; the official tools are asked here."""
+    """The unguarded official checker would execute the code in the file."""
     proof = tmp_path / "executed"
     planted = tmp_path / "evil_common.yaml"
     planted.write_text(f"- BEGIN:\n    CODE: \"open('{proof}', 'w').close()\"\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The ten published reference runs at GBS 32, judged: honest runs that are not a compliant result."""
+"""The ten published reference runs at GBS 32: real runs that are not a compliant result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def report(request: pytest.FixtureRequest) -> Report:
     return check_set([REFERENCE_LOGS], Options(ruleset=request.param, official=False))
 
 
-def test_what_is_wrong_with_every_one_of_them(report: Report) -> None:
+def test_the_violations_of_every_run(report: Report) -> None:
     errors = {"submission-benchmark", "eval-after-target", "eval-size"}
     if report.ruleset == "6.1.0":
         errors |= {"hyperparameter-end-rate", "record-required"}  # 4e-5, and the nine disclosures that 6.1.0 added

@@ -1,4 +1,4 @@
-"""The schedule against plain arithmetic, and which readings of a log's rates it accepts."""
+"""The schedule against plain arithmetic, and the accepted readings of logged rates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compliance import schedule as scheduling
 from compliance.schedule import TOLERANCE, Comparison, Schedule
 from tests.support.made_logs import learning_rate
 
@@ -16,7 +15,7 @@ STEPS = np.array([0, 1, 2, 60, 127, 128, 129, 130, 500, 5000, 12_000, 13_000])
 
 
 def logged(shift: int = 0, last: int = LAST, steps: NDArray[np.int64] = STEPS) -> NDArray[np.float64]:
-    """Rates as a log would have them: of the step so much later, in the C library's arithmetic."""
+    """Return the rates of steps shifted by ``shift``, in the C library's arithmetic."""
     return np.array([learning_rate(max(int(step) + shift, 0), BASE, END, WARMUP, last) for step in steps])
 
 
@@ -35,7 +34,7 @@ def test_the_rates_are_megatron_s(warmup: int, last: int) -> None:
     np.testing.assert_allclose(rates, expected, rtol=1e-14)
 
 
-def test_after_the_last_step_it_is_the_end_rate() -> None:
+def test_the_end_rate_follows_the_last_step() -> None:
     steps = np.array([1000.0, 1001.0, 1500.0, 2000.0, 3000.0])
     np.testing.assert_allclose(Schedule(BASE, END, 10, 990, 1000).rates(steps, 1000), END, rtol=1e-14)
 
@@ -61,13 +60,12 @@ def test_six_readings_explain_a_log_to_the_last_bits(shift: int, last: int) -> N
 @pytest.mark.parametrize("shift", [-2, 2])
 def test_no_reading_is_two_steps_off(shift: int) -> None:
     steps = STEPS[2:]
-    assert (
-        len(compared(logged(shift, steps=steps), steps).wrong()) >= 2
-    )  # in the warm-up a step is a large part of the rate
+    # In the warm-up one step changes the rate by much.
+    assert len(compared(logged(shift, steps=steps), steps).wrong()) >= 2
 
 
 def test_a_log_has_one_reading() -> None:
-    """The rates of steps 0, 1 and 2 are their own, those of 60 and 127 the next step's."""
+    """Steps 0, 1 and 2 have their own rates, steps 60 and 127 that of the next step."""
     rates = np.where(np.arange(len(STEPS)) < 3, logged(0), logged(1))
     assert list(compared(rates).wrong()) == [3, 4]
 
@@ -121,7 +119,7 @@ def test_either_end_of_the_cosine_explains_a_log_but_not_both_in_turn() -> None:
 
 
 def test_rates_are_numbered_over_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "_CHUNK", 5)
+    monkeypatch.setattr("compliance.schedule._CHUNK", 5)
     for wrong in ([], [0], [4, 5], [3, 9, 10, 11]):
         rates = logged()
         rates[wrong] *= 1.001

@@ -25,7 +25,7 @@ from tests.support.judging import (
     set_metadata,
     set_value,
 )  # fmt: skip
-from tests.support.made_logs import MadeLog, compliant_log, event
+from tests.support.made_logs import DISCLOSURES, MadeLog, compliant_log, event
 
 
 def cut(log: MadeLog) -> bytes:
@@ -98,11 +98,6 @@ def test_every_rule_is_tested() -> None:
     assert {rule for rule, _, _ in BREAKS} == rule_ids(files)
 
 
-DISCLOSURES = (
-    "lowest_numerical_precision_in_linear", "lowest_numerical_precision_in_attn", "lowest_numerical_precision_in_comm",
-    "tensor_parallelism", "pipeline_parallelism", "context_parallelism", "expert_parallelism", "micro_batch_size",
-    "config_filename",
-)  # fmt: skip
 OPTIONAL = ("train_loss", "tracked_stats", "eval_tokens_sha256", "target_accuracy", "block_stop")
 
 

@@ -1,4 +1,4 @@
-"""A submission tree as it is read: names, system descriptions, links; and nothing outside of it."""
+"""Submission trees: results, system descriptions, divisions, paths in messages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compliance import file_tree
-from compliance.file_tree import Link, TreeFile, has_rejected_name, is_binary, is_source, list_tree, printable
+from compliance.file_tree import Link, printable
 from compliance.records import ParseError
 from compliance.run import Machine
 from compliance.submission import MAX_DESCRIPTION_BYTES, SystemDescription, read_submission, read_system_description
@@ -39,11 +38,11 @@ def described(tmp_path: Path, **changes: Any) -> SystemDescription:
     return system
 
 
-def refused(path: Path) -> ParseError:
-    defect = read_system_description(path)
-    assert isinstance(defect, ParseError)
-    assert defect.rule == "package-system-description"
-    return defect
+def parse_error(path: Path) -> ParseError:
+    error = read_system_description(path)
+    assert isinstance(error, ParseError)
+    assert error.rule == "package-system-description"
+    return error
 
 
 def test_a_tree_is_listed(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_a_tree_is_listed(tmp_path: Path) -> None:
     assert (submission.links, submission.problems) == ((), ())
 
 
-def test_what_else_lies_beside_the_logs(tmp_path: Path) -> None:
+def test_other_files_beside_the_logs(tmp_path: Path) -> None:
     root = tree(tmp_path)
     for name in ("result_1.log", "results_1.txt", "result_a.txt", "result_٣.txt", "scaling.json"):
         (root / RESULTS / name).write_text("")
@@ -85,7 +84,7 @@ def test_other_benchmarks_and_version_control_are_not_entered(tmp_path: Path) ->
     assert len(submission.results) == 1
 
 
-def test_messages_name_files_as_the_user_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_name_files_by_the_given_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tree(tmp_path)
     (root / "systems" / "bad.json").write_text("{")
     monkeypatch.chdir(tmp_path)
@@ -95,8 +94,8 @@ def test_messages_name_files_as_the_user_did(tmp_path: Path, monkeypatch: pytest
     assert submission.results[0].logs[0] == Path("tree", RESULTS, "result_0.txt")
     assert [file for file, _ in submission.problems] == ["tree/systems/bad.json"]
     assert submission.system_names == ("bad", "sys_1x8")
-    # A tree that is to be moved is named by its later place; its logs are opened where they are.
-    moved = read_submission(Path("tree"), Path("later"))
+    # Messages can name another root. The logs are opened where they are.
+    moved = read_submission(Path("tree"), display_root=Path("later"))
     assert moved.systems["sys_1x8"].path == "later/systems/sys_1x8.json"
     assert moved.results[0].path == f"later/{RESULTS}"
     assert moved.problems[0][0] == "later/systems/bad.json"
@@ -142,7 +141,7 @@ def test_a_system_description(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "8.0", "eight", "", "٣", "9" * 5000, 0, -2, 8.0, True, None, [8], {}])
-def test_counts_that_are_none(tmp_path: Path, count: object) -> None:
+def test_counts_that_are_not_positive_whole_numbers(tmp_path: Path, count: object) -> None:
     system = described(tmp_path, number_of_nodes=count)
     assert (system.nodes, system.accelerators_per_node, system.machine) == (None, 8, None)
     system = described(tmp_path, accelerators_per_node=count)
@@ -154,7 +153,7 @@ def test_a_count_may_be_a_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 7, ["closed"], {"a": 1}, True])
-def test_texts_that_are_none(tmp_path: Path, value: object) -> None:
+def test_texts_that_are_not_strings(tmp_path: Path, value: object) -> None:
     system = described(tmp_path, division=value, submitter=value, status=value, system_name=value)
     assert (system.division, system.submitter, system.status, system.system_name) == (None,) * 4
     assert system.raw["division"] == value
@@ -176,27 +175,27 @@ def test_texts_that_are_none(tmp_path: Path, value: object) -> None:
     ],
 )
 def test_descriptions_that_cannot_be_read(tmp_path: Path, content: bytes, line: int | None, message: str) -> None:
-    defect = refused(system_file(tmp_path, content))
-    assert defect.line == line
-    assert message in defect.message
+    error = parse_error(system_file(tmp_path, content))
+    assert error.line == line
+    assert message in error.message
 
 
-def test_the_line_that_is_no_json_is_quoted(tmp_path: Path) -> None:
-    assert refused(system_file(tmp_path, b'{\n  "a": 1,\n  b: 2}')).got == "b: 2}"
-    assert len(refused(system_file(tmp_path, b"x" * 5000)).got or "") == 80
-    assert refused(system_file(tmp_path, b"{\n")).got is None
+def test_the_line_with_the_json_error_is_quoted(tmp_path: Path) -> None:
+    assert parse_error(system_file(tmp_path, b'{\n  "a": 1,\n  b: 2}')).got == "b: 2}"
+    assert len(parse_error(system_file(tmp_path, b"x" * 5000)).got or "") == 80
+    assert parse_error(system_file(tmp_path, b"{\n")).got is None
 
 
 def test_a_description_has_a_largest_size(tmp_path: Path) -> None:
     largest = json.dumps(system_description()).encode().ljust(MAX_DESCRIPTION_BYTES)
     assert isinstance(read_system_description(system_file(tmp_path, largest)), SystemDescription)
-    assert "larger than 1,048,576 bytes" in refused(system_file(tmp_path, largest + b" ")).message
+    assert "larger than 1,048,576 bytes" in parse_error(system_file(tmp_path, largest + b" ")).message
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_irregular_files_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     for name in ("pipe.json", "missing.json", "", "\0"):
-        assert "no such file, or not a regular one" in refused(tmp_path / name).message
+        assert "no such file" in parse_error(tmp_path / name).message
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +204,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     path = system_file(tmp_path, {})
     monkeypatch.setattr(Path, "open", deny)
-    assert refused(path).message == "cannot be read: Permission denied"
+    assert parse_error(path).message == "cannot be read: Permission denied"
 
 
 @given(st.binary(max_size=300) | st.from_regex(rb'\A\{("[a-z]{1,3}": ?[\[\]{}"0-9eE.+-]{1,9},?\n?){0,9}\}?\Z'))
@@ -214,7 +213,7 @@ def test_no_bytes_raise(tmp_path_factory: pytest.TempPathFactory, content: bytes
     read_system_description(system_file(folder, content))
 
 
-def test_links_out_of_the_tree_are_named_and_not_followed(tmp_path: Path) -> None:
+def test_links_out_of_the_tree_are_listed_and_not_followed(tmp_path: Path) -> None:
     root = tree(tmp_path)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -263,17 +262,16 @@ def test_a_tree_reached_by_a_link(tmp_path: Path) -> None:
     assert submission.links == ()
 
 
-def test_pipes_are_named_and_not_opened(tmp_path: Path) -> None:
+def test_pipes_are_reported_and_not_opened(tmp_path: Path) -> None:
     root = tree(tmp_path)
     os.mkfifo(root / RESULTS / "result_2.txt")
     os.mkfifo(root / "systems" / "pipe.json")
     submission = read_submission(root)
     assert [log.name for log in submission.results[0].logs] == ["result_0.txt", "result_1.txt"]
-    assert [(Path(file).name, defect.rule) for file, defect in submission.problems] == [
+    assert [(Path(file).name, error.rule) for file, error in submission.problems] == [
         ("result_2.txt", "package-structure"),
         ("pipe.json", "package-structure"),
     ]
-    assert "neither a file nor a folder" in submission.problems[0][1].message
 
 
 def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,36 +285,12 @@ def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("compliance.file_tree.os.scandir", deny)
     submission = read_submission(root)
-    ((file, defect),) = submission.problems
-    assert (file, defect.message) == (str(root / "systems"), "cannot be listed: Permission denied")
+    ((file, error),) = submission.problems
+    assert (file, error.message) == (str(root / "systems"), "cannot be listed: Permission denied")
     assert len(submission.results) == 1
 
 
-def test_a_listing_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").mkdir()
-    for name in "bcd":
-        (tmp_path / "a" / name).write_text("")
-    monkeypatch.setattr(file_tree, "MAX_ENTRIES", 4)
-    assert list_tree(tmp_path, lambda _: True).unlisted == []
-    monkeypatch.setattr(file_tree, "MAX_ENTRIES", 3)
-    found = list_tree(tmp_path, lambda _: True)
-    assert (found.folders, found.files) == (["a"], [])
-    assert [name for name, _ in found.unlisted] == ["a"]
-    assert "more than 3 files and folders" in found.unlisted[0][1]
-    (_, defect), *_ = read_submission(tmp_path).problems
-    assert defect.rule == "package-structure"
-
-
-def test_a_listing_is_sorted_and_enters_what_it_is_told_to(tmp_path: Path) -> None:
-    for name in ("b/2", "b/1", "a/x/y"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("ab")
-    found = list_tree(tmp_path, lambda folder: folder != "a/x")
-    assert found.folders == ["a", "a/x", "b"]
-    assert found.files == [TreeFile("b/1", 2), TreeFile("b/2", 2)]
-
-
-def test_names_are_shown_on_one_printable_line(tmp_path: Path) -> None:
+def test_messages_show_names_on_one_printable_line(tmp_path: Path) -> None:
     assert printable(Path("a/é b")) == "a/é b"
     assert printable("a\n\x1b[31m\udcff") == "a\\n\\x1b[31m\\udcff"
     root = tree(tmp_path)
@@ -331,29 +305,3 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     ((file, _),) = read_submission(root).problems
     assert file.endswith("\\udcff.json")
     file.encode("utf-8")
-
-
-def test_kinds_of_files_by_name() -> None:
-    binaries = [
-        "a.whl",
-        "lib.so",
-        "lib.so.1.2",
-        "x/y.tar.gz",
-        "model.bin",
-        "A.ZIP",
-        "w.safetensors",
-        "a.pyc",
-        "a\nb.so",
-    ]
-    assert [name for name in binaries if not is_binary(name)] == []
-    assert [
-        name for name in ("a.py", "so", "tar", "binary.txt", "x.so/readme", "zip.md", "a.txt") if is_binary(name)
-    ] == []
-    assert is_source("a/train.py")
-    assert is_source("K.CU")
-    assert not is_source("py")
-    assert not is_source("train.pyx.txt")
-    assert has_rejected_name("a/.env")
-    assert has_rejected_name("a b.py")
-    assert not has_rejected_name("a b/c.py")
-    assert not has_rejected_name("a.b")

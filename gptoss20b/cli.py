@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -114,10 +115,10 @@ def info(
     with single_process():
         size = compute_model_size(config)
     if as_json:
-        print(json.dumps(size.as_dict(), indent=2))
+        print(json.dumps(asdict(size), indent=2))
         return
     table = Table("figure", "value", title=f"{size.variant} at sequence length {config.fixed.sequence_length}")
-    for name, value in size.as_dict().items():
+    for name, value in asdict(size).items():
         shown = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
         table.add_row(name.replace("_", " "), shown)
     table.add_row("state GiB per GPU", f"{size.state_bytes_per_gpu / 2**30:.1f}")
@@ -284,8 +285,7 @@ def convert(
     bf16 and fp32 weights stay bit-identical; MXFP4 experts can be read. One layer is in memory at a time. All input is
     checked before anything is written, and existing folders are never overwritten.
     """
-    from .hf.convert import from_hugging_face, to_hugging_face
-    from .hf.errors import ConversionError
+    from .hf.convert import ConversionError, from_hugging_face, to_hugging_face
 
     try:
         if from_hf and to and not (source or to_hf):

@@ -45,18 +45,18 @@ _GPT_OSS_FEATURES: dict[str, Any] = {
     "attention_sinks": True,
     "router_softmax_before_topk": False,
 }
-# GptOssConfig's YaRN parameter -> field of Yarn, and its default where it is missing; None: required.
-_YARN_FIELDS: dict[str, tuple[str, Any]] = {
-    "factor": ("factor", None),
-    "original_max_position_embeddings": ("original_max_position_embeddings", None),
-    "beta_fast": ("beta_fast", 32.0),
-    "beta_slow": ("beta_slow", 1.0),
-    "truncate": ("truncate", True),
+# YaRN's parameters, which have the same names on both sides, with transformers' defaults; None: required.
+_YARN_DEFAULTS: dict[str, Any] = {
+    "factor": None,
+    "original_max_position_embeddings": None,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": True,
 }
 # ModelConfig field -> GptOssConfig's name, for messages about a GptOssConfig.
 _HF_FIELD_NAMES = (
     {ours: theirs for theirs, ours in _FIELD_NAMES.items()}
-    | {f"yarn.{ours}": f"rope_parameters.{theirs}" for theirs, (ours, _) in _YARN_FIELDS.items()}
+    | {f"yarn.{name}": f"rope_parameters.{name}" for name in _YARN_DEFAULTS}
     | {"window_left": "sliding_window - 1", "rotary_base": "rope_theta"}
 )
 
@@ -111,8 +111,7 @@ def to_hf_config(model: ModelConfig, dtype: str, problems: list[str]) -> dict[st
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(model.rotary_base)}
     length = {}
     if model.yarn:
-        rope |= {"rope_type": "yarn"}
-        rope |= {theirs: getattr(model.yarn, ours) for theirs, (ours, _) in _YARN_FIELDS.items()}
+        rope |= {"rope_type": "yarn"} | model.yarn.model_dump()
         length = {"max_position_embeddings": round(model.yarn.factor * model.yarn.original_max_position_embeddings)}
     return {
         "architectures": ["GptOssForCausalLM"],
@@ -194,10 +193,9 @@ def _rope_fields(hf_config: Mapping[str, Any], problems: list[str]) -> dict[str,
         return {}
     yarn = None
     if rope_type == "yarn":
-        given = {theirs: rope.pop(theirs, default) for theirs, (_, default) in _YARN_FIELDS.items()}
-        problems += [f"config.json: {key}.{name}: missing" for name, value in given.items() if value is None]
-        yarn = {_YARN_FIELDS[theirs][0]: value for theirs, value in given.items()}
-        if _is_paper_attention_factor(rope.get("attention_factor"), given["factor"]):
+        yarn = {name: rope.pop(name, default) for name, default in _YARN_DEFAULTS.items()}
+        problems += [f"config.json: {key}.{name}: missing" for name, value in yarn.items() if value is None]
+        if _is_paper_attention_factor(rope.get("attention_factor"), yarn["factor"]):
             del rope["attention_factor"]
     problems += [
         f"config.json: {key}.{name}: got {value!r}, expected nothing: this project's {rope_type} has no such parameter"

@@ -8,7 +8,7 @@ All headers are checked before a byte is written. Tokenizers and other files bes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..config.tree import ModelConfig
 from .architecture import from_hf_config, parse_model_section, to_hf_config
-from .errors import ConversionError
 from .folder import DTYPES, Shape, TensorInfo, WeightsFolder, atomic_folder, check_target
 from .mxfp4 import BLOCK_SIZE, dequantize
 from .weight_mapping import WeightMapping, weight_shards
@@ -27,6 +26,15 @@ _BLOCKS, _SCALES = "_blocks", "_scales"
 
 ExpectedTensors = Mapping[str, tuple[Shape, tuple[str, ...]]]
 """Shape and allowed dtypes of each required tensor, by name."""
+
+
+class ConversionError(ValueError):
+    """Weights that cannot be converted or loaded. `problems` lists everything wrong with them."""
+
+    def __init__(self, context: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{count} {context}:", *(f"  {problem}" for problem in problems)]))
 
 
 def from_hugging_face(source: Path, target: Path) -> None:

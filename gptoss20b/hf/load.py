@@ -10,8 +10,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 
 from ..config import Config, ModelConfig
 from ..model.initialize import local_parameters
-from .convert import check_folder_model
-from .errors import ConversionError
+from .convert import ConversionError, check_folder_model
 from .folder import Shape, WeightsFolder
 
 

@@ -123,13 +123,6 @@ def _prepend_sink_key(
 
     SDPA has no sinks, but a score is a dot product. One more column holds sink / scale in each query, 1 in the new key
     and 0 in all others. It adds exactly the sink to the new key's score, and the sink's gradient flows through it.
-
-    Args:
-        query: [outer, heads, ...].
-        key: [outer, groups, ...].
-        value: like key.
-        sink: [heads].
-        scale: factor of the scores.
     """
     # One column carries the sink; the others keep the head dimension a multiple of 8.
     extra = _HEAD_DIM_MULTIPLE - query.shape[-1] % _HEAD_DIM_MULTIPLE
@@ -167,11 +160,7 @@ class TorchCoreAttention(MegatronModule):
     ) -> Tensor:
         """Return the attention output [sequence, batch, heads * head_dim].
 
-        Args:
-            query: [sequence, batch, heads, head_dim].
-            key: [sequence, batch, groups, head_dim].
-            value: like key.
-            attention_mask: ignored; the configuration defines window and causality.
+        Inputs are [sequence, batch, heads or groups, head_dim]. The mask is ignored: the configuration defines it.
         """
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = dot_product_attention(q, k, v, self.scale, self.window_left, self.softmax_offset)
@@ -190,11 +179,7 @@ class TorchSelfAttention(SelfAttention):
         """Return the output [sequence, batch, hidden] and the bias that the caller adds.
 
         Training only: caches, packed sequences and additive masks, which this project never passes, are ignored.
-
-        Args:
-            hidden_states: [sequence, batch, hidden].
-            attention_mask: ignored.
-            rotary_pos_emb: angles from Megatron's rotary or YaRN module.
+        ``rotary_pos_emb`` are the angles of Megatron's rotary or YaRN module.
         """
         qkv, _ = self.linear_qkv(hidden_states)
         norm_weights = (self.q_layernorm(), self.k_layernorm()) if self.config.qk_layernorm else (None, None)

@@ -77,16 +77,7 @@ def weighted_swiglu(
 def weighted_swiglu_backward(
     grad: Tensor, gate_up: Tensor, probs: Tensor, bias: Tensor | None, expert_ids: Tensor | None, clamped: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `weighted_swiglu` with respect to ``gate_up`` and ``probs`` (fp32).
-
-    Args:
-        grad: [rows, ffn] gradient of the result.
-        gate_up: as for `weighted_swiglu`.
-        probs: as for `weighted_swiglu`.
-        bias: as for `weighted_swiglu`.
-        expert_ids: as for `weighted_swiglu`.
-        clamped: as for `weighted_swiglu`.
-    """
+    """Return `weighted_swiglu`'s gradients of ``gate_up`` and ``probs`` (fp32), given its result's gradient."""
     gate, up = _gate_and_up(gate_up, bias, expert_ids)
     # clamp has derivative 0 outside its limits.
     unclamped = (gate <= SWIGLU_LIMIT, up.abs() <= SWIGLU_LIMIT) if clamped else None
@@ -198,12 +189,7 @@ class GroupedLinear(nn.Module):
             setattr(parameter, "allreduce", False)  # noqa: B010 - an attribute torch does not declare
 
     def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Project rows [rows, in] sorted by expert to [rows, out].
-
-        Args:
-            rows: [rows, in].
-            offsets: int32 [experts], the end of each expert's rows.
-        """
+        """Project rows [rows, in] sorted by expert to [rows, out]; ``offsets`` int32 [experts] end the groups."""
         return F.grouped_mm(rows, self.weight.transpose(-2, -1), offs=offsets)
 
 
@@ -217,15 +203,7 @@ class WeightedDownProjection(GroupedLinear):
     def forward(  # type: ignore[override]
         self, gate_up: Tensor, offsets: Tensor, probs: Tensor, up_bias: Tensor | None, expert_ids: Tensor | None
     ) -> Tensor:
-        """Return the weighted output [rows, out].
-
-        Args:
-            gate_up: [rows, 2 x in] from the up projection, without bias.
-            offsets: int32 [experts], the end of each expert's rows.
-            probs: [rows] fp32 routing probabilities.
-            up_bias: [experts, 2 x in] of the up projection, or None.
-            expert_ids: [rows] the local expert of each row; needed with biases only.
-        """
+        """Return the weighted output [rows, out] of ``gate_up`` [rows, 2 x in], to which ``up_bias`` is added."""
         out: Tensor = _ActivateAndProject.apply(  # type: ignore[no-untyped-call]
             gate_up, probs, up_bias, self.weight, self.bias, offsets, expert_ids, self.clamped, self.recompute
         )
@@ -282,10 +260,7 @@ class GroupedExperts(MegatronModule):
     ) -> dict[str, ShardedTensor]:
         """Return this rank's tensors for a checkpoint, each as a slice of all experts' tensor along its first axis.
 
-        Args:
-            prefix: prepended to the names.
-            sharded_offsets: Megatron-Core's (axis, position, size) of the prepended axes: the layers'.
-            metadata: ignored.
+        ``sharded_offsets`` are Megatron-Core's (axis, position, size) of the prepended axes: the layers'.
         """
         axis = len(sharded_offsets)
         ranks = parallel_state.get_expert_model_parallel_world_size()

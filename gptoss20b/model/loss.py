@@ -148,14 +148,9 @@ class LossOutputLayer(ColumnParallelLinear):
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
     ) -> Any:
-        """Return (logits [S, b, V], None), or the fp64 masked sum of the losses given labels and mask [b, S].
+        """Return (logits [S, b, V], None) of hidden states [S, b, H], as in Megatron-Core.
 
-        Args:
-            input_: hidden states [S, b, H].
-            weight: as in Megatron-Core.
-            runtime_gather_output: as in Megatron-Core.
-            labels: [b, S] or None.
-            loss_mask: [b, S] or None.
+        With ``labels`` and ``loss_mask`` [b, S], return the masked sum of the losses, an fp64 scalar.
         """
         if labels is None or loss_mask is None:
             return super().forward(input_, weight=weight, runtime_gather_output=runtime_gather_output)

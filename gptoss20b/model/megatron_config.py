@@ -59,13 +59,7 @@ def fusion_flags(config: Config, backend: Backend) -> dict[str, bool]:
 
 
 def build_transformer_config(config: Config, on_gpu: bool, **backend_options: Any) -> TransformerConfig:
-    """Return Megatron-Core's configuration of the model. Weights are left to `initialize.initialize_weights`.
-
-    Args:
-        config: configuration of the run.
-        on_gpu: allocate parameters on the current GPU.
-        backend_options: further fields, which depend on the back end (`fusion_flags`).
-    """
+    """Return Megatron-Core's configuration of the model; ``backend_options`` are further fields (`fusion_flags`)."""
     model = config.model
     options: dict[str, Any] = {
         "num_layers": model.num_layers,

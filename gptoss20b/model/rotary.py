@@ -61,8 +61,8 @@ def rms_norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, ep
     Args:
         x: [sequence, ..., head_dim].
         weight: [head_dim] of the norm, or None for no norm.
-        cos: [sequence, ..., head_dim / 2] fp32, broadcast over x.
-        sin: like cos.
+        cos: cosines [sequence, ..., head_dim / 2] fp32, broadcast over x.
+        sin: sines of the same shape.
         eps: epsilon of the norm.
 
     Returns:
@@ -93,8 +93,8 @@ def split_qkv_rope(
         qkv: [sequence, batch, groups x (heads / groups + 2) x head_dim]: each group's queries, key and value.
         num_query_groups: key-value heads.
         norm_weights: [head_dim] of the norm of queries and of keys; None for no norm.
-        cos: from `rotary_cos_sin`.
-        sin: from `rotary_cos_sin`.
+        cos: cosines from `rotary_cos_sin`.
+        sin: sines from `rotary_cos_sin`.
         eps: epsilon of the norms.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -15,14 +15,10 @@ class ModelSize:
     """Figures printed by `python -m gptoss20b info`.
 
     Attributes:
-        variant: model preset.
-        layers: transformer layers.
-        total_parameters: all parameters.
         active_parameters: parameters that one token uses: router_topk experts per layer and the LM head, but not the
             input embedding.
         flops_per_token: forward and backward, without recomputation.
         state_bytes_per_gpu: weights, gradients, master weights and moments on one rank, without activations.
-        layout: parallel sizes and precision, for people.
     """
 
     variant: str
@@ -32,10 +28,6 @@ class ModelSize:
     flops_per_token: float
     state_bytes_per_gpu: int
     layout: str
-
-    def as_dict(self) -> dict[str, object]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
 
 def count_parameters(config: Config) -> dict[str, int]:

@@ -15,69 +15,65 @@ from tests.support.hf_jobs import make_hf_model
 from tests.support.ranks import run_ranks
 
 NO_SCALING = {"rope_type": "default", "rope_theta": 150_000.0}
-# Missing fields have transformers' defaults, the released model's: top-4, head dimension 64, window 128, YaRN.
-CASES: dict[str, dict[str, Any]] = {
-    "released in small": {
-        "sequence": 160,
-        "vocab_size": 96,
-        "num_hidden_layers": 2,
-        "hidden_size": 64,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "num_local_experts": 32,
-        "intermediate_size": 64,
-    },
-    "yarn at work": {
-        "sequence": 48,
-        "vocab_size": 64,
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 3,
-        "intermediate_size": 48,
-        "sliding_window": 8,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 10_000.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 16,
-            "beta_fast": 8.0,
-            "beta_slow": 1.0,
-            "truncate": True,
-        },
-    },
-    "no yarn": {
-        "sequence": 40,
-        "vocab_size": 56,
-        "num_hidden_layers": 4,
-        "hidden_size": 40,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 3,
-        "head_dim": 8,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "intermediate_size": 24,
-        "sliding_window": 5,
-        "rms_norm_eps": 1e-2,
-        "rope_parameters": NO_SCALING,
-    },
-    "all experts, no groups": {
-        "sequence": 90,
-        "vocab_size": 40,
-        "num_hidden_layers": 2,
-        "hidden_size": 24,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 12,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 4,
-        "intermediate_size": 32,
-        "sliding_window": 71,
-        "rope_parameters": NO_SCALING,
-    },
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 8.0,
+    "beta_slow": 1.0,
+    "truncate": True,
+}
+
+
+def architecture(
+    sequence: int,
+    vocabulary: int,
+    layers: int,
+    hidden: int,
+    heads: int,
+    groups: int,
+    experts: int,
+    ffn: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return a sequence length and arguments of GptOssConfig.
+
+    Missing arguments have transformers' defaults, the released model's: top-4, head dimension 64, window 128, YaRN.
+    """
+    return {
+        "sequence": sequence,
+        "vocab_size": vocabulary,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "num_local_experts": experts,
+        "intermediate_size": ffn,
+        **more,
+    }
+
+
+CASES = {
+    "released in small": architecture(160, 96, 2, 64, 8, 1, 32, 64),
+    "yarn at work": architecture(
+        48, 64, 2, 32, 4, 2, 8, 48, num_experts_per_tok=3, head_dim=16, sliding_window=8, rope_parameters=YARN
+    ),
+    "no yarn": architecture(
+        *(40, 56, 4, 40, 6, 3, 4, 24),
+        num_experts_per_tok=2,
+        head_dim=8,
+        sliding_window=5,
+        rms_norm_eps=1e-2,
+        rope_parameters=NO_SCALING,
+    ),
+    "all experts, no groups": architecture(
+        *(90, 40, 2, 24, 4, 4, 4, 32),
+        num_experts_per_tok=4,
+        head_dim=12,
+        sliding_window=71,
+        rope_parameters=NO_SCALING,
+    ),
 }
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from gptoss20b.batches import DeviceBatch
 from gptoss20b.config import Config, ModelConfig
 from gptoss20b.hf import load as load_module
-from gptoss20b.hf.convert import from_hugging_face
-from gptoss20b.hf.errors import ConversionError
+from gptoss20b.hf.convert import ConversionError, from_hugging_face
 from gptoss20b.hf.folder import WeightsFolder
 from gptoss20b.hf.load import load_weights
 from gptoss20b.hf.weight_mapping import weight_shards

@@ -19,8 +19,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from gptoss20b.cli import app
-from gptoss20b.hf.convert import from_hugging_face, to_hugging_face
-from gptoss20b.hf.errors import ConversionError
+from gptoss20b.hf.convert import ConversionError, from_hugging_face, to_hugging_face
 from gptoss20b.hf.mxfp4 import dequantize
 from tests.support.hf_folders import (
     EXPERTS,

@@ -1,1 +1,1 @@
-"""Commands that download, verify, make and inspect the data sets a run reads."""
+"""Commands that download, verify, make and inspect the datasets a run reads."""

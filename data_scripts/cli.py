@@ -7,7 +7,7 @@ import typer
 from . import download, inspection, make_sample_data, preprocess, verify
 
 app = typer.Typer(
-    help="Download, verify, make and inspect the data sets that a run reads.",
+    help="Download, verify, make and inspect the datasets that a run reads.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

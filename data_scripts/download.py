@@ -1,4 +1,4 @@
-"""Download the published data set: `python -m data_scripts download [DIR]`.
+"""Download the published dataset: `python -m data_scripts download [DIR]`.
 
 Everything unfinished is in `DIR/.download/`. A file gets its final name only after its MD5 was verified.
 """
@@ -220,7 +220,7 @@ def _summary(directory: Path, outcome: Outcome, seconds: float) -> str:
 
 
 def main(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")] = Path("data/c4"),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset.")] = Path("data/c4"),
     source: Annotated[
         str, typer.Option(metavar="URL", help="Metadata file of a mirror; only its host is contacted.")
     ] = SOURCE,
@@ -233,7 +233,9 @@ def main(
     ] = 6,
     retry_wait: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0, max=3600, help="Wait before the first retry; doubled up to 60."),
+        typer.Option(
+            metavar="SECONDS", min=0, max=3600, help="Wait before the first retry; doubled each time, up to 60."
+        ),
     ] = 1.0,
     timeout: Annotated[
         float,
@@ -243,9 +245,10 @@ def main(
         bool, typer.Option("--replace", help="Fetch files again whose content differs from the list.")
     ] = False,
 ) -> None:
-    """Download the published data set, or resume an interrupted download.
+    """Download the published dataset, and verify every file.
 
-    Files get their final names only after their MD5 was verified. Files that are there already are verified and kept.
+    Run the command again to resume an interrupted download. A file gets its final name only after its MD5 was verified.
+    Files that are there already are verified and kept.
     """
     with cli_errors():
         if offline:

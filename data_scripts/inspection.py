@@ -1,4 +1,4 @@
-"""Inspect a data set: `python -m data_scripts inspect PATH` prints its counts, or the text of one sequence."""
+"""Inspect a dataset: `python -m data_scripts inspect PATH` prints its counts, or the text of one sequence."""
 
 from __future__ import annotations
 
@@ -253,9 +253,9 @@ def main(
         typer.Option(metavar="FILE", help="tokenizer.model, tokenizer.json or 'bytes'; default: print ids."),
     ] = None,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = SEQUENCE_LENGTH,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables and text.")] = False,
 ) -> None:
-    """Print the counts of a data set and the lengths of its documents, or the text of one sequence."""
+    """Print the size of a dataset and the lengths of its documents, or one sequence as text."""
     with cli_errors():
         _inspect(path, sample, tokenizer, sequence_length, as_json)
 

@@ -1,4 +1,4 @@
-"""Make a small data set of real English text without a network: `python -m data_scripts.make_sample_data [DIR]`.
+"""Make a small dataset of real English text without a network: `python -m data_scripts.make_sample_data [DIR]`.
 
 The text is the documentation in Python's standard library: the topics of `help()` and the docstrings of every module's
 source, which is parsed and never imported. Tokens are UTF-8 bytes (vocabulary 256). Names and format are those of the
@@ -202,7 +202,7 @@ def main(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")] = Path("data/sample"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files, whatever they hold.")] = False,
 ) -> None:
-    """Make a small data set of real English text, without a network.
+    """Make a small dataset of real English text, without a network.
 
     The text is the documentation of Python's standard library, as UTF-8 bytes (vocabulary 256). Documents are split
     into training and validation. Names and format are those of the published C4 set.

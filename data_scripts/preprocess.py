@@ -251,10 +251,12 @@ def main(
     ] = False,
     key: Annotated[str, typer.Option("--key", metavar="NAME", help="Key of the text in a line's object.")] = "text",
 ) -> None:
-    """Tokenize shards of JSON lines (.json.gz, or plain), one document per line, into an indexed dataset.
+    """Tokenize shards of JSON lines into an indexed dataset.
 
-    To resume after an interruption, run the same command: completed shards are kept in PREFIX.partial. Existing files
-    are never overwritten. Exit status: 0 made, 1 failed, 2 usage, 130 interrupted, 143 terminated.
+    Shards are .json.gz or plain files with one document per line. Existing files are never overwritten. To resume after
+    an interruption, run the same command: completed shards are kept in PREFIX.partial.
+
+    Exit status: 0 made, 1 failed, 2 usage, 130 interrupted, 143 terminated.
     """
     with cli_errors():
         if out.name in {"", ".."} or out.is_dir():

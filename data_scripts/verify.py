@@ -1,4 +1,4 @@
-"""Verify a data set: `python -m data_scripts verify [DIR]`."""
+"""Verify a dataset: `python -m data_scripts verify [DIR]`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _THREADS = min(16, len(os.sched_getaffinity(0)))
 
 
 def main(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")] = Path("data/c4"),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset.")] = Path("data/c4"),
     quick: Annotated[
         bool, typer.Option("--quick", help="Check structure and evaluation sequences only, no checksums.")
     ] = False,
@@ -36,13 +36,22 @@ def main(
     vocab_size: Annotated[
         int | None,
         typer.Option(
-            "--vocab-size", metavar="N", min=1, max=1 << 31, show_default="128256", help="Token ids must be below it."
+            "--vocab-size",
+            metavar="N",
+            min=1,
+            max=1 << 31,
+            show_default="128256",
+            help="Vocabulary; token ids must be below it.",
         ),
     ] = None,
     validation_documents: Annotated[
         int | None,
         typer.Option(
-            "--validation-documents", metavar="N", min=0, show_default="91205", help="Expected number; 0 accepts any."
+            "--validation-documents",
+            metavar="N",
+            min=0,
+            show_default="91205",
+            help="Documents of the validation set; 0 accepts any.",
         ),
     ] = None,
     sequences: Annotated[
@@ -57,11 +66,11 @@ def main(
     ] = None,
     report_file: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FILE", show_default="DIR/verified.json", help="Write the report here."),
+        typer.Option("--report", metavar="FILE", show_default="DIR/verified.json", help="File of the JSON report."),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Reading threads.")] = _THREADS,
 ) -> None:
-    """Verify a data set: structure, checksums and every token.
+    """Verify a dataset: structure, checksums and every token.
 
     Sample data is checked against its own manifest, sample.json; options override it. The report is the same for the
     same data and versions on any machine.
@@ -73,7 +82,7 @@ def main(
             _check_report_path(report_file)
         if not directory.is_dir():
             fix = "run data_scripts/download_dataset.sh, or name the folder of the data"
-            raise CommandError(f"{directory}: got no folder; expected one with the data set. To fix: {fix}.")
+            raise CommandError(f"{directory}: got no folder; expected one with the dataset. To fix: {fix}.")
         expected = _expectations(directory, vocab_size, validation_documents, sequences, sequence_length)
         scope = Scope(checksums=not (quick or no_md5), tokens=not quick, threads=threads)
         started = time.monotonic()

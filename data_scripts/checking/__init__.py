@@ -1,1 +1,1 @@
-"""Check a data set on disk: its structure, its checksums and its tokens."""
+"""Check a dataset on disk: its structure, its checksums and its tokens."""

@@ -1,4 +1,4 @@
-"""Run all checks of a data set and collect their findings. Writes and prints nothing."""
+"""Run all checks of a dataset and collect their findings. Writes and prints nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OTHER_TOKENS = "use the file made with this model's tokenizer, set --vocab-size
 
 
 def verify(directory: Path, expected: Expectations, scope: Scope, progress: ByteProgress) -> Verification:
-    """Check the data set in `directory`; damage of any kind ends in a finding, never in an error.
+    """Check the dataset in `directory`; damage of any kind ends in a finding, never in an error.
 
     Memory is bounded by scope.threads pieces of `reading.PIECE` and a few blocks of the tables.
     """
@@ -184,7 +184,7 @@ class _Check:
         name = self._actual_name(f"{prefix}.idx")
         got = self.result.datasets[name.removesuffix(".idx")].documents
         if expected and got is not None and got != expected:
-            fix = f"{DOWNLOAD_AGAIN}; for another data set, pass --validation-documents"
+            fix = f"{DOWNLOAD_AGAIN}; for another dataset, pass --validation-documents"
             self.result.findings.append(Finding.about(name, f"{got:,} documents", f"{expected:,}", fix))
 
     def _check_windows(self, prefix: str) -> None:

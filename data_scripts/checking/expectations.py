@@ -1,4 +1,4 @@
-"""Expected properties of a data set: the published ones, or those of the manifest beside sample data."""
+"""Expected properties of a dataset: the published ones, or those of the manifest beside sample data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EVAL_SAMPLES_OF_SAMPLE_DATA = 16
 
 @dataclass(frozen=True)
 class Expectations:
-    """Properties that a data set must have.
+    """Properties that a dataset must have.
 
     Attributes:
         source: where they come from: "published", or the name of the manifest.
@@ -76,7 +76,7 @@ def load_expectations(directory: Path) -> Expectations:
     if set(manifest.files) != set(FILES) or set(manifest.splits) != set(PREFIXES):
         raise CommandError(
             f"{path}: got {', '.join([*manifest.files, *manifest.splits])[:200]}; "
-            f"expected the four files and two splits of a data set. To fix: {fix}."
+            f"expected the four files and two splits of a dataset. To fix: {fix}."
         )
     # Fixes go into reports, which must not depend on the folder's name.
     make_again = "make it again: python -m data_scripts.make_sample_data DIR --force"

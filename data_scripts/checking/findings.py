@@ -14,7 +14,7 @@ MAX_LISTED = 5
 
 
 class Finding(NamedTuple):
-    """One thing wrong with a data set.
+    """One thing wrong with a dataset.
 
     Attributes:
         file: path relative to the verified folder, so that reports of two machines compare.

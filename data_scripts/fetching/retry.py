@@ -47,7 +47,7 @@ class RetryPolicy:
     timeout: float
 
     def backoff(self, failures: int, retry_after: float) -> float:
-        """Return the seconds to wait after so many consecutive failures."""
+        """Return the seconds to wait after a number of consecutive failures."""
         doubled: float = min(self.first_wait * 2 ** min(failures - 1, 30), _MAX_WAIT)
         # Jitter keeps the streams from retrying all at the same moment.
         return max(doubled * random.uniform(0.5, 1.0), min(retry_after, _MAX_WAIT))

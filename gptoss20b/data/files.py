@@ -24,7 +24,7 @@ def open_binary(path: Path) -> BinaryIO:
     Raises:
         DataError: the file is missing or cannot be opened.
     """
-    fix = "check the data directory, or download the data set"
+    fix = "check the data directory, or download the dataset"
     if path.stem.endswith((".bin", ".idx")):
         fix = "give the prefix without .bin or .idx"
     try:

@@ -14,7 +14,7 @@ from tests.support.small_sets import write_set
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write a small data set."""
+    """Write a small dataset."""
     write_set(tmp_path / "set")
     return tmp_path / "set"
 

@@ -1,4 +1,4 @@
-"""What `inspect` prints of a data set is what is in it."""
+"""What `inspect` prints of a dataset is what is in it."""
 
 from __future__ import annotations
 

@@ -157,8 +157,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 def test_tokenizer_ids_tell_tokenizers_apart(tmp_path: Path) -> None:
     # sha256sum's own answer for the file that llama-models ships
-    told = subprocess.run(["sha256sum", model_file()], capture_output=True, text=True, check=True).stdout
-    assert tokenizer_id(model_file()) == told.split()[0]
+    printed = subprocess.run(["sha256sum", model_file()], capture_output=True, text=True, check=True).stdout
+    assert tokenizer_id(model_file()) == printed.split()[0]
     assert tokenizer_id(Path("bytes")) == "bytes"
 
 

@@ -1,4 +1,4 @@
-"""Small data sets under the published names, and ways to damage them."""
+"""Small datasets under the published names, and ways to damage them."""
 
 from __future__ import annotations
 

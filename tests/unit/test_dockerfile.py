@@ -20,7 +20,7 @@ DOCKERIGNORE = DockerIgnore((ROOT / ".dockerignore").read_text())
 PINS = (ROOT / "requirements" / "container.txt").read_text()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # Torch and its dependencies come from the base image, and so does NumPy, which torch was built against.
-BASE_PACKAGES = {"torch", "numpy", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy"}
+BASE_PACKAGES = {"torch", "numpy", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy"}
 # All files of these in git must reach the image.
 CODE = ("gptoss20b/", "compliance/", "data_scripts/", "system_info/", "launch/", "docker/", "config_")
 

@@ -36,7 +36,6 @@ class Options:
     """Options of a check.
 
     Attributes:
-        ruleset: "6.0.0" or "6.1.0".
         runs: runs of a result.
         cv_limit: largest coefficient of variation without a warning, in percent.
         strict: let warnings fail the check.
@@ -76,15 +75,10 @@ def check_run(log: Path, options: Options = DEFAULTS) -> Report:
 
 
 def check_set(paths: Sequence[Path], options: Options = DEFAULTS) -> Report:
-    """Check a set of runs: every log, plus cross-run rules (seeds, copies, variance, RCP).
-
-    Args:
-        paths: logs, or folders of logs.
-        options: options of the check.
+    """Check a set of runs, logs or folders of logs: every log, plus cross-run rules (seeds, copies, variance, RCP).
 
     Raises:
-        InputError: a log cannot be read, or there is none.
-        OfficialToolsError: the official tools are requested and not installed.
+        InputError, OfficialToolsError: as `check_run`. InputError also if there is no log.
     """
     logs = {str(path): path for path in find_logs(paths)}
     machine = _machine(options.system)
@@ -103,8 +97,7 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
     """Check a submission tree: its results, system descriptions and code, and their agreement.
 
     Raises:
-        InputError: the root is no folder, or a log in it cannot be read.
-        OfficialToolsError: the official tools are requested and not installed.
+        InputError, OfficialToolsError: as `check_run`. InputError also if the root is no folder.
     """
     try:
         tree = read_submission(root)

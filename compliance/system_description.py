@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from .file_tree import printable
-from .submission import DIVISIONS, STATUSES
-from .system_fields import DEFAULTS, EXPECTED, Description, check_values, describe
+from .submission import DIVISIONS, FIELD_HELP, STATUSES
+from .system_fields import DEFAULTS, Description, check_values, describe
 
 # typer needs an enumeration for a choice.
 Division = StrEnum("Division", {name.upper(): name for name in DIVISIONS})  # type: ignore[misc]
@@ -52,7 +52,7 @@ def list_open_fields(description: Description) -> list[str]:
     unknown, assumed = description.unknown, description.assumed
     return [
         *(f"TODO {name}: {expected}" for name, expected in unknown.items()),
-        *(f"confirm {name}: {DEFAULTS[name]!r} unless given; {EXPECTED[name]}" for name in assumed),
+        *(f"confirm {name}: {DEFAULTS[name]!r} unless given; {FIELD_HELP[name]}" for name in assumed),
         f"{len(unknown)} of {len(description.fields)} fields to write (--set FIELD=VALUE), {len(assumed)} to confirm",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compliance.findings import Divergence, Finding, OfficialResult, Severity
+from compliance.findings import Divergence, Finding, OfficialResult, OfficialTool, OfficialVerdict, Severity
 from compliance.official import OwnVerdict, find_divergences
 
 
@@ -12,7 +12,9 @@ def finding(rule: str, severity: Severity = Severity.ERROR, file: str | None = "
     return Finding(rule, severity, "message", file, 1, None, None, "citation")
 
 
-def said(verdict: str, *messages: str, tool: str = "compliance_checker", subject: str = "a.txt") -> OfficialResult:
+def said(
+    verdict: OfficialVerdict, *messages: str, tool: OfficialTool = "compliance_checker", subject: str = "a.txt"
+) -> OfficialResult:
     return OfficialResult(tool, subject, verdict, messages, 0.1)
 
 

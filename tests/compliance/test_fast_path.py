@@ -19,7 +19,9 @@ from compliance.records import Log
 NUMBER = (
     st.floats(allow_nan=False, allow_infinity=False) | st.integers(-10, 10**12) | st.sampled_from([0, 1e-300, 1e300])
 )
-OTHER = NUMBER | st.none() | st.booleans() | st.text(max_size=4) | st.just({"deep": [1]}) | st.just({})
+OTHER: st.SearchStrategy[Any] = (
+    NUMBER | st.none() | st.booleans() | st.text(max_size=4) | st.just({"deep": [1]}) | st.just({})
+)
 NAMES = st.sampled_from(["step", "file", "lineno", "value", "key", "time_ms", "é", "a b", "metadata"])
 FORM = {"separators": st.sampled_from([(", ", ": "), (",", ":")]), "ensure_ascii": st.booleans()}
 

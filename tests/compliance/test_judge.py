@@ -91,8 +91,8 @@ def test_without_a_schedule_no_rates_are_expected(change: Change) -> None:
 
 def test_curves_hold_finite_values_only() -> None:
     log = compliant_log(64)
-    for n, changes in enumerate(({"value": math.inf}, {"value": None}, {"value": "x"})):
-        log.find("train_loss", n).update(changes)
+    for n, value in enumerate((math.inf, None, "x")):
+        log.set("train_loss", value, n)
     log.find("train_loss", 3)["metadata"].pop("lr")
     log.find("train_loss", 4)["metadata"]["lr"] = "x"
     log.find("train_loss", 5)["metadata"].pop("samples_count")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mlperf_logging
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

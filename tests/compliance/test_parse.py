@@ -7,6 +7,7 @@ import json
 import math
 import random
 import tracemalloc
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
@@ -48,7 +49,7 @@ def noise(log: MadeLog) -> bytes:
     return b"\n".join(out)
 
 
-HARMLESS = {
+HARMLESS: dict[str, Callable[[MadeLog], str | bytes]] = {
     "CRLF": lambda log: log.text().replace("\n", "\r\n"),
     "rank prefix": lambda log: "".join(f"0: {text}\n" for text in lines_of(log)),
     "rank in brackets": lambda log: "".join(f"[rank3]: {text}\n" for text in lines_of(log)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_findings_name_the_file_and_determine_the_status() -> None:
 @pytest.mark.parametrize("ruleset", ["6.0.0", "6.1.0"])
 @pytest.mark.parametrize("gbs", [16, 24, 32, 48, 64])
 @pytest.mark.parametrize("options", [{}, {"convention": "before"}, {"division": "open"}], ids=str)
-def test_a_compliant_log_breaks_no_rule(ruleset: str, gbs: int, options: dict[str, str]) -> None:
+def test_a_compliant_log_breaks_no_rule(ruleset: str, gbs: int, options: dict[str, Any]) -> None:
     found = judged(compliant_log(gbs, ruleset=ruleset, **options), ruleset=ruleset, in_set=False)
     assert found.findings == ()
     assert found.summary.status is Status.CONVERGED

@@ -75,7 +75,9 @@ FormatOption = Annotated[ReportFormat, typer.Option("--format", help="Format of 
 RunsOption = Annotated[int, typer.Option("--runs", min=3, help="Runs required for a result.")]
 LimitOption = Annotated[
     float,
-    typer.Option("--cv-limit", min=0.0, help="Warn if the CV of samples or of minutes is above this, in percent."),
+    typer.Option(
+        "--cv-limit", min=0.0, help="Warn if the variation (CV) of samples or minutes is above this, in percent."
+    ),
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")]
 OfficialOption = Annotated[
@@ -120,7 +122,7 @@ def check_set_command(
     official_timeout: TimeoutOption = DEFAULTS.official_timeout,
     system: SystemOption = None,
 ) -> None:
-    """Check the runs of one result: every log, and the rules across runs (seeds, copies, variance, RCP)."""
+    """Check the runs of one result: every log, and the rules across runs (seeds, copies, variance, convergence)."""
     options = Options(ruleset, runs, cv_limit, strict, official, official_timeout, system)
     _report_and_exit("check-set", options, output_format, lambda: check_set(logs, options))
 
@@ -147,7 +149,7 @@ def plan_command(
     ruleset: RulesetOption = LATEST,
     output_format: Annotated[TextOrJson, typer.Option("--format", help="Format of the plan.")] = TextOrJson.JSON,
 ) -> None:
-    """Plan a global batch size: evaluation interval, layouts, RCP bounds, learning rates, risk of failing."""
+    """Plan a global batch size: evaluation interval, layouts, convergence bounds, learning rates, risk of failing."""
     from .plan import make_plan
 
     plan = make_plan(gbs, ruleset)
@@ -283,9 +285,9 @@ def rules_command(
 
 @app.command("schema")
 def schema_command(
-    document: Annotated[DocumentName, typer.Argument(help="JSON document of a check, of plan, or of compare.")],
+    document: Annotated[DocumentName, typer.Argument(help="Name of the document.")],
 ) -> None:
-    """Print the JSON schema of what --format json prints."""
+    """Print the JSON schema of a report, a plan or a comparison, as printed with --format json."""
     import json
 
     from .documents import DOCUMENTS, json_schema

@@ -173,10 +173,13 @@ def test_another_key_is_shown_if_it_has_one_value_per_set() -> None:
     assert 'attention_kernel: "v2" in A, "v3" in B' in comparison_text(found)
 
 
-def test_a_set_of_several_values_shows_them_all() -> None:
-    a = [*runs_of([16, 17]), *runs_of([16], first=2, warmup_steps=64)]
-    settings = {each.key: (each.a, each.b) for each in compared(a, runs_of([16, 17], first=20)).settings}
-    assert settings["opt_learning_rate_warmup_steps"] == (("128", "64"), ("128",))
+def test_a_set_of_several_values_shows_up_to_four_in_the_text() -> None:
+    steps = [64 + number for number in range(6)]
+    a = [log for number, each in enumerate(steps) for log in runs_of([16], first=number, warmup_steps=each)]
+    found = compared(a, runs_of([16, 17], first=20))
+    settings = {each.key: (each.a, each.b) for each in found.settings}
+    assert settings["opt_learning_rate_warmup_steps"] == (tuple(map(str, steps)), ("128",))
+    assert "opt_learning_rate_warmup_steps: 64, 65, 66, 67, and 2 more in A, 128 in B" in comparison_text(found)
 
 
 def test_equal_settings_are_stated() -> None:

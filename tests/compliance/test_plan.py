@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from compliance import rcp
 from compliance.documents import to_json
 from compliance.plan import Layout, PassingMeans, Plan, draw_runs, layouts, lowest_passing, make_plan
+from compliance.render.plan_text import plan_text
 
 POINTS = {point.gbs: point for point in rcp.full_points("6.1.0")}
 
@@ -219,6 +220,23 @@ def test_the_json_document() -> None:
     assert printed["rcp"]["pruned"]["min"] == pytest.approx(256614.131389, abs=1e-6)
     assert printed["rcp"]["full"]["mean"] == pytest.approx(267946.666667, abs=1e-6)
     assert printed["probability_of_failing"] == printed["bootstrap"]["pruned"]["probability"]
+
+
+def test_the_text_has_the_numbers_of_the_plan() -> None:
+    plan = make_plan(24, "6.1.0", draws=1000)
+    text = " ".join(plan_text(plan).split())
+    assert plan.probability_of_failing is not None
+    facts = [
+        "Global batch size 24, ruleset 6.1.0",
+        "every 512 steps = 12,288 samples",
+        *(f"{each.micro_batch} {each.data_parallel} {each.accumulation}" for each in plan.accumulation),
+        *(f"interpolated {test.mean:,.1f} {test.min:,.1f}" for test in (plan.rcp.pruned, plan.rcp.full)),
+        *(f"GBS {each.gbs}: {each.learning_rate:g}, warm-up {each.warmup_steps} steps" for each in plan.suggested),
+        f"{100 * plan.probability_of_failing:.3g} %",
+    ]
+    for fact in facts:
+        assert fact in text
+    assert "not known" in plan_text(make_plan(72, "6.1.0", draws=1))
 
 
 @pytest.mark.parametrize("name", ["gbs", "draws"])

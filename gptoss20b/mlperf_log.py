@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from filelock import FileLock, Timeout
 from mlperf_logging.mllog import constants
@@ -106,7 +106,7 @@ class RunLog:
         self._file_lock = _lock(path)
         sink = logging.Logger("gptoss20b.mllog")  # unregistered: other code's handlers and levels do not apply
         sink.addHandler(_LineHandler(self._write, echo))
-        # A stack offset of 3 makes records name the line that called this class, past its method and _event. mllog
+        # A stack offset of 3 makes records name the line that called this class, past its method and _record. mllog
         # treats root_dir, which it removes from file names, as a regular expression.
         self._mllog = MLLogger(logger=sink, default_stack_offset=3, root_dir=re.escape(str(_PACKAGE_PARENT)))
 
@@ -124,26 +124,26 @@ class RunLog:
 
     def init_start(self, config: Config) -> None:
         """Log `cache_clear`, as the launcher reports it, and `init_start`."""
-        self._event(constants.CACHE_CLEAR, config.submission.cache_cleared)
-        self._start(constants.INIT_START)
+        self._record("event", constants.CACHE_CLEAR, config.submission.cache_cleared)
+        self._record("start", constants.INIT_START)
 
     def caches_not_cleared(self) -> None:
         """Log `cache_clear` false, after a true one: another node's caches were not cleared."""
-        self._event(constants.CACHE_CLEAR, False)
+        self._record("event", constants.CACHE_CLEAR, False)
 
     def describe(self, config: Config, seed: int) -> None:
         """Log the submission, the hyperparameters and the layout, as the rules require."""
         for key, value in hyperparameters(config, seed).items():
-            self._event(key, value)
+            self._record("event", key, value)
 
     def code(self, git_commit: str) -> None:
         """Log the commit of the running code; "unknown" if neither git nor the image has it."""
-        self._event("git_commit", git_commit)
+        self._record("event", "git_commit", git_commit)
 
     def run_start(self) -> RunClock:
         """Log `init_stop` and `run_start`. Afterwards the data may be opened."""
-        self._end(constants.INIT_STOP)
-        self._start(constants.RUN_START)
+        self._record("end", constants.INIT_STOP)
+        self._record("start", constants.RUN_START)
         self.started = True
         return RunClock(self)
 
@@ -176,37 +176,37 @@ class RunLog:
             _save_removed_records(self.path, text[log_bytes:])
             self._file.truncate(log_bytes)
             self._awaits_resumed = False
-        self._event("resumed", samples, {constants.SAMPLES_COUNT: samples})
+        self._record("event", "resumed", samples, samples_count=samples)
         return RunClock(self)
 
     def data_opened(self, eval_tokens_sha256: str) -> None:
         """Log the SHA-256 of the evaluated tokens. It is the same for every seed, batch size, layout and machine."""
-        self._event("eval_tokens_sha256", eval_tokens_sha256)
+        self._record("event", "eval_tokens_sha256", eval_tokens_sha256)
 
     def block_start(self, samples: int) -> None:
         """Log `block_start`: training starts, or continues after an evaluation."""
         self.samples = samples
-        self._start(constants.BLOCK_START, {constants.SAMPLES_COUNT: samples})
+        self._record("start", constants.BLOCK_START, samples_count=samples)
 
     def train_loss(self, samples: int, loss: float, learning_rate: float) -> None:
         """Log the loss and the learning rate of the step that ended at ``samples`` training sequences."""
         self.samples = samples
-        self._event("train_loss", loss, {constants.SAMPLES_COUNT: samples, "lr": learning_rate})
+        self._record("event", "train_loss", loss, samples_count=samples, lr=learning_rate)
 
     def block_stop(self, samples: int, samples_per_second: float) -> None:
         """Log the throughput since `block_start`, and `block_stop`: training pauses for an evaluation."""
         self.samples = samples
-        self._event("tracked_stats", {"throughput": samples_per_second}, {"step": samples})
-        self._end(constants.BLOCK_STOP, {constants.SAMPLES_COUNT: samples})
+        self._record("event", "tracked_stats", {"throughput": samples_per_second}, step=samples)
+        self._record("end", constants.BLOCK_STOP, samples_count=samples)
 
     def eval_start(self, samples: int) -> None:
         """Log `eval_start`."""
-        self._start(constants.EVAL_START, {constants.SAMPLES_COUNT: samples})
+        self._record("start", constants.EVAL_START, samples_count=samples)
 
     def eval_stop(self, samples: int, loss: float) -> None:
         """Log the evaluation's loss in nats per token, and `eval_stop`."""
-        self._event(constants.EVAL_ACCURACY, loss, {constants.SAMPLES_COUNT: samples})
-        self._end(constants.EVAL_STOP, {constants.SAMPLES_COUNT: samples})
+        self._record("event", constants.EVAL_ACCURACY, loss, samples_count=samples)
+        self._record("end", constants.EVAL_STOP, samples_count=samples)
 
     def run_stop(self, success: bool, reason: str | None = None) -> None:
         """Log `run_stop` once. A later call, e.g. of a signal, waits for the first and does nothing."""
@@ -216,28 +216,16 @@ class RunLog:
             self.stopped = True
             status = constants.SUCCESS if success else constants.ABORTED
             detail = {} if reason is None else {"reason": reason}
-            self._end(constants.RUN_STOP, {constants.SAMPLES_COUNT: self.samples, constants.STATUS: status, **detail})
+            self._record("end", constants.RUN_STOP, samples_count=self.samples, status=status, **detail)
 
     def _write(self, line: str) -> None:
         assert self._file is not None
         self._file.write(line + "\n")
         self._file.flush()
 
-    @property
-    def _is_writable(self) -> bool:
-        return self._file is not None and not self._awaits_resumed
-
-    def _event(self, key: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
-        if self._is_writable:
-            self._mllog.event(key=key, value=value, metadata=metadata)
-
-    def _start(self, key: str, metadata: dict[str, Any] | None = None) -> None:
-        if self._is_writable:
-            self._mllog.start(key=key, metadata=metadata)
-
-    def _end(self, key: str, metadata: dict[str, Any] | None = None) -> None:
-        if self._is_writable:
-            self._mllog.end(key=key, metadata=metadata)
+    def _record(self, kind: Literal["event", "start", "end"], key: str, value: Any = None, **metadata: Any) -> None:
+        if self._file is not None and not self._awaits_resumed:
+            getattr(self._mllog, kind)(key=key, value=value, metadata=metadata or None)
 
 
 def _lock(log: Path) -> FileLock | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 import torch
@@ -13,31 +13,19 @@ from torch._C._distributed_c10d import HashStore
 
 from . import determinism, megatron_cpu
 from .config import Config
-from .config.environment import LaunchError, read_launch
+from .config.environment import Launch, LaunchError, read_launch
 
 
-@dataclass(frozen=True)
-class Rank:
-    """This process in the run.
+@dataclass(frozen=True, kw_only=True)
+class Rank(Launch):
+    """This process in the run, with its device: a GPU, or the CPU."""
 
-    Attributes:
-        number: its rank, from 0.
-        world_size: number of processes.
-        device: the GPU of this rank, or the CPU.
-        standalone: started without a launcher, as the only process.
-        under_torchrun: torchrun is the parent process.
-    """
-
-    number: int
-    world_size: int
     device: torch.device
-    standalone: bool
-    under_torchrun: bool = False
 
     @property
     def is_rank_zero(self) -> bool:
         """True on the rank that writes the log."""
-        return self.number == 0
+        return self.rank == 0
 
 
 def read_rank(config: Config) -> Rank:
@@ -54,7 +42,7 @@ def read_rank(config: Config) -> Rank:
             f"torchrun --nproc_per_node={config.parallel.gpus_per_node} -m gptoss20b train, or use run_and_time.sh."
         )
     device = torch.device("cuda", launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return Rank(launch.rank, launch.world_size, device, launch.standalone, launch.under_torchrun)
+    return Rank(**asdict(launch), device=device)
 
 
 @contextmanager
@@ -77,7 +65,7 @@ def distributed_session(config: Config, rank: Rank) -> Iterator[None]:
     # A single process without a launcher has no rendezvous address, and needs none.
     store = HashStore() if rank.standalone else None
     try:
-        dist.init_process_group(backend, timeout=timeout, rank=rank.number, world_size=rank.world_size, store=store)
+        dist.init_process_group(backend, timeout=timeout, rank=rank.rank, world_size=rank.world_size, store=store)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise LaunchError(
             f"MASTER_ADDR, MASTER_PORT: the rendezvous failed: {str(error).splitlines()[0]}. End the process that uses "

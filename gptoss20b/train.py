@@ -262,4 +262,4 @@ def _abort(context: RunContext, reason: str) -> None:
     except OSError as error:
         reason += f" (and the log could not be written: {error})"
     context.progress.close()
-    print(f"rank {context.rank.number} aborted: {reason}", file=sys.stderr, flush=True)
+    print(f"rank {context.rank.rank} aborted: {reason}", file=sys.stderr, flush=True)

@@ -146,11 +146,7 @@ def _gib(size: int) -> str:
 
 
 def release_reserved_space(part: Path) -> None:
-    """Free the disk space that `prepare_save` reserved for the last files of this checkpoint.
-
-    Raises:
-        OSError: the reserve cannot be removed.
-    """
+    """Free the disk space that `prepare_save` reserved for the last files of this checkpoint."""
     _reserve_file(part).unlink()
 
 
@@ -160,11 +156,7 @@ def _reserve_file(part: Path) -> Path:
 
 
 def size_and_crc(path: Path) -> tuple[int, int]:
-    """Return the length in bytes and the CRC-32 of a file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the length in bytes and the CRC-32 of a file."""
     size = crc = 0
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -173,11 +165,7 @@ def size_and_crc(path: Path) -> tuple[int, int]:
 
 
 def file_checksums(part: Path, known: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """Return (bytes, CRC-32) of every file in a folder by name. Read only those that are not in ``known``.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
+    """Return (bytes, CRC-32) of every file in a folder by name. Read only those that are not in ``known``."""
     return known | {path.name: size_and_crc(path) for path in part.iterdir() if path.name not in known}
 
 
@@ -201,11 +189,7 @@ def commit(part: Path, checkpoint: CheckpointMetadata) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` complete checkpoints.
-
-    Raises:
-        OSError: a checkpoint could not be removed.
-    """
+    """Remove all but the newest ``keep`` complete checkpoints."""
     for old in list_checkpoints(folder)[keep:]:
         # A half-removed checkpoint must not keep the name of a complete one.
         removed = folder / f".{old.name}.old"
@@ -214,11 +198,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def quarantine(damaged: Path) -> None:
-    """Rename a damaged checkpoint to ``damaged_*``, for a person to inspect or remove.
-
-    Raises:
-        OSError: the folder cannot be renamed.
-    """
+    """Rename a damaged checkpoint to ``damaged_*``, for a person to inspect or remove."""
     candidates = (damaged.with_name(f"damaged_{damaged.name}" + (f"_{k}" if k else "")) for k in itertools.count())
     damaged.rename(next(path for path in candidates if not path.exists()))
 

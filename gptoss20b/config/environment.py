@@ -75,7 +75,7 @@ def read_settings() -> dict[str, str]:
     return {name.upper(): value for name, value in given.items() if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """This process's place in the run, as torchrun or another launcher gives it.
 
@@ -91,7 +91,7 @@ class Launch:
     local_rank: int
     world_size: int
     standalone: bool
-    under_torchrun: bool
+    under_torchrun: bool = False
 
 
 class LaunchError(RuntimeError):

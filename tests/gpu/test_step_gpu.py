@@ -41,7 +41,7 @@ def train_losses(settings: dict[str, str], backend: Backend = "torch", forbid_sy
     """Return the losses of four steps and an evaluation, in process groups of this process alone."""
     config = configure(SMALL | {"BACKEND": backend} | settings)
     device = torch.device("cuda", torch.cuda.current_device())
-    with distributed_session(config, Rank(0, 1, device, standalone=True)):
+    with distributed_session(config, Rank(rank=0, local_rank=0, world_size=1, standalone=True, device=device)):
         trainer = Trainer(config, backend, device, seed=1)
         assert trainer.overlap_param_gather == (config.execution.compile_mode == "kernels")
         torch_adams = [
@@ -95,7 +95,7 @@ def test_back_ends_have_the_same_gradients(peer: Backend) -> None:
         model = config.model.model_copy(update={"num_experts": config.model.router_topk})
         config = config.model_copy(update={"model": model})
         device = torch.device("cuda", torch.cuda.current_device())
-        with distributed_session(config, Rank(0, 1, device, standalone=True)):
+        with distributed_session(config, Rank(rank=0, local_rank=0, world_size=1, standalone=True, device=device)):
             results[backend] = differentiated(config, backend, device)
     ours, theirs = results["torch"], results[peer]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)

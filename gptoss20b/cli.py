@@ -35,6 +35,9 @@ app = typer.Typer(
 )
 
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Add one option per setting to a command, named after its environment variable.
 
@@ -99,7 +102,7 @@ def train(
 def info(
     given: dict[str, str | None],
     variant: Annotated[str | None, typer.Option(help="Short for --model-variant.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the model's parameters, FLOPs and memory, counted from its modules. Needs no GPU."""
     if variant is not None:
@@ -135,7 +138,7 @@ def list_settings() -> None:
 @with_settings
 def doctor(
     given: dict[str, str | None],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check this node before a run: hardware, software, network, data and disks. Print a fix for every problem.
 
@@ -180,7 +183,7 @@ def estimate(
     link_gbs: Annotated[float | None, typer.Option(help="Override GB/s per GPU on NVLink or xGMI, one way.")] = None,
     network_gbs: Annotated[float | None, typer.Option(help="Override GB/s per GPU on the network, one way.")] = None,
     domain: Annotated[int | None, typer.Option(help="Override the GPUs per NVLink or xGMI domain.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Estimate step time, time to train and memory of a layout on a system. Prints every assumption; runs no model."""
     from .tools.estimate import EstimateError, EstimateRequest, run
@@ -199,9 +202,7 @@ def estimate(
         parts = run(request, as_json)
     except (ConfigError, EstimateError) as error:
         _exit_with_error(str(error))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = _console()
     for part in parts:
         print(part) if as_json else console.print(part)
 
@@ -246,7 +247,7 @@ def bench(
         raise typer.Exit(ExitCode.FAILED) from error
     if out:
         out.write_text(to_json(measured), encoding="utf-8")
-    Console(width=None if sys.stdout.isatty() else 120).print(as_table(measured))
+    _console().print(as_table(measured))
 
 
 @app.command()
@@ -258,15 +259,18 @@ def result(
 ) -> None:
     """Print the outcome of a run, or of all trials of a set, from the logs. Exit with the run's or the set's status."""
     from .result import read_result
+    from .trials import build_table, exit_code_of_set, read_trials
 
     try:
-        if trials is not None:
-            _print_trials(path, trials)
-        outcome = read_result(path)
+        if trials is None:
+            outcome = read_result(path)
+            print(outcome)
+            raise typer.Exit(outcome.exit_code)
+        outcomes = read_trials(path, trials)
     except (OSError, ValueError) as error:
         _exit_with_error(str(error))
-    print(outcome)
-    raise typer.Exit(outcome.exit_code)
+    _console().print(build_table(path, outcomes))
+    raise typer.Exit(exit_code_of_set(outcomes))
 
 
 @app.command()
@@ -299,14 +303,6 @@ def convert(
     except OSError as error:
         print(f"error: {error}; the new folder has been removed", file=sys.stderr)
         raise typer.Exit(ExitCode.FAILED) from error
-
-
-def _print_trials(folder: Path, count: int) -> NoReturn:
-    from .trials import build_table, exit_code_of_set, read_trials
-
-    trials = read_trials(folder, count)
-    _console().print(build_table(folder, trials))
-    raise typer.Exit(exit_code_of_set(trials))
 
 
 def _resolve_or_exit(given: dict[str, str | None]) -> Config:

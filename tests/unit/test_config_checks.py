@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gptoss20b.config import ConfigError, fixed_hyperparameter_overrides, mismatched_settings, resolve, settings
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import FixedHyperparameters
-from tests.support.config_cases import ONE_RANK, OPEN, refused
+from tests.support.config_cases import OPEN, refused
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 
@@ -274,25 +274,6 @@ def test_tensor_parallel_must_divide_the_vocabulary() -> None:
     layout = {"TENSOR_PARALLEL": "2", "EXPERT_PARALLEL": "1", **OPEN}
     resolve(layout)
     assert "TENSOR_PARALLEL" in first_variables(VOCAB_SIZE="128257", **layout)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"EXPERT_PARALLEL": "1"},
-        {"EXPERT_PARALLEL": "4"},
-        {"CONTEXT_PARALLEL": "2"},
-        {"CONTEXT_PARALLEL": "4"},
-        {"TENSOR_PARALLEL": "2", "EXPERT_PARALLEL": "1"},
-        {"PIPELINE_PARALLEL": "2", "EXPERT_PARALLEL": "4"},
-        {"GLOBAL_BATCH_SIZE": "24", "MICRO_BATCH_SIZE": "3", "LEARNING_RATE": "5e-4", "WARMUP_STEPS": "256"},
-        {"DGXNNODES": "64", "CONTEXT_PARALLEL": "4", "MICRO_BATCH_SIZE": "1", "GLOBAL_BATCH_SIZE": "128"},
-        ONE_RANK,
-    ],
-)
-def test_layouts_of_real_submissions_are_accepted(options: dict[str, str]) -> None:
-    resolve(options)
 
 
 @st.composite

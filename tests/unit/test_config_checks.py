@@ -48,6 +48,8 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_an_invalid_value_causes_no_further_problems() -> None:
     # DGXNGPU=0 would divide nothing; only the value itself is reported.
     assert first_variables(DGXNGPU="0") == ["DGXNGPU"]
+    # The default of 16 takes the invalid value's place, and 3 sequences on 8 ranks do not divide it.
+    assert first_variables(GLOBAL_BATCH_SIZE="x", MICRO_BATCH_SIZE="3") == ["GLOBAL_BATCH_SIZE"]
     assert first_variables(MODEL_VARIANT="tinny", DGXNGPU="2", GLOBAL_BATCH_SIZE="6") == ["MODEL_VARIANT"]
 
 

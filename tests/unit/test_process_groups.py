@@ -1,0 +1,29 @@
+"""This process's rank, and the check that the launcher started as many processes as configured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gptoss20b.config import resolve
+from gptoss20b.config.environment import LaunchError
+from gptoss20b.process_groups import read_rank
+from tests.support.config_cases import ONE_RANK
+
+pytestmark = pytest.mark.usefixtures("no_settings")
+
+
+def test_a_process_without_a_launcher_is_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rank = read_rank(resolve(ONE_RANK))
+    assert (rank.rank, rank.world_size, rank.device.type, rank.standalone) == (0, 1, "cpu", True)
+    assert rank.is_rank_zero
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert not read_rank(resolve(ONE_RANK | {"DGXNGPU": "2"})).is_rank_zero
+
+
+def test_another_number_of_processes_than_configured_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(LaunchError, match=r"^WORLD_SIZE: .* 3 processes, but DGXNNODES 1 x DGXNGPU 1 = 1\."):
+        read_rank(resolve(ONE_RANK))

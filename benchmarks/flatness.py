@@ -70,12 +70,7 @@ class Verdict:
 
 
 def check_flatness(samples: Sequence[Sample], progress: Sequence[Progress], settle_seconds: float) -> list[Verdict]:
-    """Return the verdicts on a run.
-
-    Args:
-        samples: of all processes, by time.
-        progress: of the training, by time.
-        settle_seconds: start of the run to leave out.
+    """Return the verdicts on a run, without its first ``settle_seconds``.
 
     Raises:
         ValueError: the run was too short.

@@ -15,10 +15,10 @@ from itertools import permutations
 from gptoss20b.config import Config, ModelConfig
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Execution, FixedHyperparameters, FreeHyperparameters, Parallel
-from gptoss20b.hardware import SYSTEMS, System
+from gptoss20b.hardware import SYSTEMS
 from gptoss20b.tools.estimate import EstimateError
 from gptoss20b.tools.estimate.assumptions import Assumptions
-from gptoss20b.tools.estimate.scaling import evaluation_time, step_time
+from gptoss20b.tools.estimate.scaling import ScalingModel
 
 # Parameters of the reference model, as `info` counts them; those of the submissions differ by 0.03 %.
 COUNTS: Mapping[str, int] = {
@@ -74,6 +74,11 @@ class PublishedRun:
         )
 
     @property
+    def model(self) -> ScalingModel:
+        """The scaling model of the run."""
+        return ScalingModel(self.config, COUNTS, SYSTEMS[self.system], self.assumptions)
+
+    @property
     def splits_sequences(self) -> bool:
         """Whether a GPU has less than a whole sequence."""
         return self.layout[3] > 1
@@ -127,30 +132,19 @@ class Prediction:
         return self.seconds / self.predicted.step_seconds - 1
 
     @property
-    def same_generation(self) -> bool:
-        """Whether both runs are on one generation of GPUs."""
-        return self.calibrated.generation == self.predicted.generation
-
-    @property
-    def same_split(self) -> bool:
-        """Whether both runs, or neither, split sequences and experts over GPUs."""
-        return self.calibrated.splits_sequences == self.predicted.splits_sequences
-
-    @property
     def is_like(self) -> bool:
-        """Whether GPUs and layouts are similar enough for the model to hold."""
-        return self.same_generation and self.same_split
+        """Whether GPU generation and layout are similar enough for the model to hold."""
+        pair = (self.calibrated, self.predicted)
+        return len({(run.generation, run.splits_sequences) for run in pair}) == 1
 
 
 @cache
 def fit_efficiency(run: PublishedRun) -> float:
     """Return the efficiency at which the model's step takes as long as the published one."""
-    return efficiency_from_step(run.step_seconds, run.config, COUNTS, SYSTEMS[run.system], run.assumptions)
+    return efficiency_from_step(run.step_seconds, run.model)
 
 
-def efficiency_from_step(
-    seconds: float, config: Config, counts: Mapping[str, int], system: System, assumptions: Assumptions
-) -> float:
+def efficiency_from_step(seconds: float, model: ScalingModel) -> float:
     """Return the lowest efficiency at which the model's step takes ``seconds``, by bisection.
 
     Where communication outlasts the work that hides it, higher efficiencies give the same step.
@@ -159,11 +153,11 @@ def efficiency_from_step(
         EstimateError: a step shorter than its communication and memory traffic.
     """
     low, high, longest = 1e-4, 1e2, seconds * (1 + 1e-12)  # sums of floats differ in the last digits
-    if step_time(config, counts, system, high, assumptions).seconds > longest:
+    if model.step_time(high).seconds > longest:
         raise EstimateError(f"a step of {seconds} s is shorter than its communication and memory traffic alone")
     for _ in range(100):
         middle = (low + high) / 2
-        if step_time(config, counts, system, middle, assumptions).seconds > longest:
+        if model.step_time(middle).seconds > longest:
             low = middle
         else:
             high = middle
@@ -172,14 +166,12 @@ def efficiency_from_step(
 
 def predict(calibrated: PublishedRun, predicted: PublishedRun) -> Prediction:
     """Predict one run's step with another's efficiency."""
-    efficiency = fit_efficiency(calibrated)
-    step = step_time(predicted.config, COUNTS, SYSTEMS[predicted.system], efficiency, predicted.assumptions)
-    return Prediction(calibrated, predicted, step.seconds)
+    return Prediction(calibrated, predicted, predicted.model.step_time(fit_efficiency(calibrated)).seconds)
 
 
 def predict_evaluation(run: PublishedRun) -> float:
     """Return the seconds of one evaluation, predicted with the efficiency of the run's own training step."""
-    return evaluation_time(run.config, SYSTEMS[run.system], fit_efficiency(run), run.assumptions)
+    return run.model.evaluation_time(fit_efficiency(run))
 
 
 def predictions() -> Iterator[Prediction]:

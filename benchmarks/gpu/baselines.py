@@ -60,13 +60,7 @@ def attempts(baseline: Baseline, scenario: ScenarioName, sequences: int, memory_
     """Return the attempts to fit a baseline into memory, the fastest first.
 
     Recomputing an activation costs less than smaller micro batches, so it comes first. Recomputing whole layers, the
-    last resort of the local spec, costs more.
-
-    Args:
-        baseline: what to run.
-        scenario: the model.
-        sequences: of a step.
-        memory_bytes: of the device; attempts that cannot fit by arithmetic are left out. None keeps all.
+    last resort of the local spec, costs more. Attempts that cannot fit into ``memory_bytes`` are left out.
     """
     sizes = sorted({sequences, 1}, reverse=True)
     if baseline.backend != "megatron_local":

@@ -1,20 +1,15 @@
-"""Identity of a comparison, which all its trials share: `python -m benchmarks.gpu.identity SCENARIO` prints JSON.
-
-It runs in a process of its own: asking torch for the device's name creates a context that holds device memory.
-"""
+"""Identity of a comparison, which all its trials share: device, versions, commit and settings."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
+import multiprocessing
 import os
 import platform
-import subprocess
-import sys
-from pathlib import Path
-from typing import cast
+from concurrent.futures import ProcessPoolExecutor
 
-_ROOT = Path(__file__).resolve().parents[2]
+from gptoss20b.tools.bench.scenarios import ScenarioName
+
 # In addition to those of `run_metadata.versions`.
 _PACKAGES = ("triton", "transformer-engine-torch", "transformers")
 
@@ -23,23 +18,19 @@ class IdentityError(RuntimeError):
     """The identity cannot be read."""
 
 
-def identity(scenario: str) -> dict[str, str]:
+def identity(scenario: ScenarioName) -> dict[str, str]:
     """Return device, versions, commit and the environment's settings, by name.
+
+    A process of its own reads them: asking torch for the device's name creates a context that holds device memory.
 
     Raises:
         IdentityError: unsuitable settings, or torch does not start.
     """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu.identity", scenario],
-            cwd=_ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except subprocess.CalledProcessError as error:
-        raise IdentityError((error.stderr.strip().splitlines() or ["its process ended without output"])[-1]) from error
-    return cast("dict[str, str]", json.loads(done.stdout.splitlines()[-1]))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_read_identity, scenario).result()
+        except Exception as error:
+            raise IdentityError(str(error)) from error
 
 
 def why_not_resumable(commit: str) -> str:
@@ -49,14 +40,18 @@ def why_not_resumable(commit: str) -> str:
     return "the working tree differs from its commit" if commit.endswith("-dirty") else ""
 
 
-def _read_identity(scenario: str) -> dict[str, str]:
+def _read_identity(scenario: ScenarioName) -> dict[str, str]:
     import torch
 
+    from gptoss20b.config import ConfigError
     from gptoss20b.run_metadata import git_commit, versions
     from gptoss20b.tools.bench.scenarios import configure
 
     on_gpu = torch.cuda.is_available()
-    execution = configure(scenario, "reference", "torch", on_gpu).execution  # type: ignore[arg-type]
+    try:
+        execution = configure(scenario, "reference", "torch", on_gpu).execution
+    except ConfigError as error:
+        raise IdentityError(str(error)) from None  # ConfigError cannot be pickled
     found = {
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})",
         "commit": git_commit() or os.environ.get("GIT_COMMIT") or "unknown",
@@ -70,7 +65,3 @@ def _read_identity(scenario: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "none"
     return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(_read_identity(sys.argv[1])))

@@ -17,7 +17,7 @@ from benchmarks.gpu.baselines import BASELINES, Attempt, attempts, attention_sco
 from benchmarks.gpu.compare import README, Session
 from benchmarks.gpu.identity import IdentityError, identity
 from benchmarks.gpu.records import Expected, Request, Status, Trial
-from benchmarks.gpu.results import Comparison, read_results, write_results
+from benchmarks.gpu.results import Comparison, read_results
 from benchmarks.gpu.table import BEGIN, END, markdown, rewrite
 from benchmarks.gpu.trial import GateError, gate, is_out_of_memory, run_trial
 from gptoss20b.model.size import flops_per_token
@@ -190,12 +190,16 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
+@pytest.fixture
+def session(machine: Machine, tmp_path: Path) -> Session:
+    return Session(tmp_path, EMPTY, 600)
+
+
 def trials_of(session: Session) -> list[tuple[str, int]]:
     return [(trial.baseline, trial.number) for trial in session.comparison.trials]
 
 
-def test_the_best_baseline_and_ours_are_timed_abba(machine: Machine, tmp_path: Path) -> None:
-    session = Session(tmp_path, EMPTY, 600)
+def test_the_best_baseline_and_ours_are_timed_abba(session: Session, machine: Machine, tmp_path: Path) -> None:
     session.first_trials(list(BASELINES))
     session.second_trials()
     assert trials_of(session) == [
@@ -204,14 +208,15 @@ def test_the_best_baseline_and_ours_are_timed_abba(machine: Machine, tmp_path: P
         ("ours_openai", 2),
     ]
     assert read_results(tmp_path) == session.comparison
-    # Ours has nothing to be compared with; every peer, and every second trial, has to compute what ours did.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "results.json"]
+    assert (tmp_path / "logs" / "ours-1.log").exists()
+    # Ours has nothing to be compared with. Every baseline and every second trial has to reproduce it.
     asked = {request.baseline: request.expected for request in machine.requests[:6]}
     assert asked == {name: None if each.is_ours else EXPECTED for name, each in BASELINES.items()}
     assert all(request.expected == EXPECTED for request in machine.requests[6:])
 
 
-def test_baselines_are_compared_with_ours_of_their_architecture(tmp_path: Path, machine: Machine) -> None:
-    session = Session(tmp_path, EMPTY, 600)
+def test_baselines_are_compared_with_ours_of_their_architecture(session: Session, machine: Machine) -> None:
     session.first_trials(list(BASELINES))
     found = session.comparison
     assert found.times_ours("megatron_local") == pytest.approx(4.0)
@@ -225,9 +230,8 @@ def test_baselines_are_compared_with_ours_of_their_architecture(tmp_path: Path, 
     assert session.comparison.best_baseline() == "hugging_face_compiled"
 
 
-def test_finished_trials_are_kept_and_not_run_again(machine: Machine, tmp_path: Path) -> None:
+def test_finished_trials_are_kept_and_not_run_again(session: Session, machine: Machine, tmp_path: Path) -> None:
     machine.hangs = {"ours_openai"}
-    session = Session(tmp_path, EMPTY, 600)
     with pytest.raises(compare.OutOfTimeError, match="ours_openai"):
         session.first_trials(list(BASELINES))
     kept = read_results(tmp_path)
@@ -253,17 +257,11 @@ def test_only_final_trials_are_not_tried_again(machine: Machine, tmp_path: Path,
     assert [trial.status for trial in session.comparison.trials] == ["measured" if again else status]
 
 
-def test_the_limit_of_timed_steps_leaves_hugging_face_twenty(machine: Machine, tmp_path: Path) -> None:
-    Session(tmp_path, EMPTY, 600).run_trial("ours", 1)
+def test_the_limit_of_timed_steps_leaves_hugging_face_twenty(session: Session, machine: Machine) -> None:
+    session.run_trial("ours", 1)
     (request,) = machine.requests
     slowest = 1.5 * sum(float(row[4]) for row in PREDICTIONS) / 1000  # predicted of Hugging Face, not compiled
     assert request.limit // slowest >= request.steps == 20
-
-
-def test_the_result_folder_holds_its_results_and_a_folder_of_logs(machine: Machine, tmp_path: Path) -> None:
-    Session(tmp_path, EMPTY, 600).run_trial("ours", 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "results.json"]
-    assert (tmp_path / "logs" / "ours-1.log").exists()
 
 
 def test_no_trial_starts_when_the_time_is_over(machine: Machine, tmp_path: Path) -> None:
@@ -272,16 +270,14 @@ def test_no_trial_starts_when_the_time_is_over(machine: Machine, tmp_path: Path)
     assert not machine.requests
 
 
-def test_baselines_without_ours_are_not_run(machine: Machine, tmp_path: Path) -> None:
+def test_baselines_without_ours_are_not_run(session: Session, machine: Machine) -> None:
     del machine.seconds["ours"]
-    session = Session(tmp_path, EMPTY, 600)
     session.first_trials(["ours", "megatron_local"])
     assert trials_of(session) == [("ours", 1)]
 
 
-def test_the_attempt_that_fits_is_used_for_the_second_trial(machine: Machine, tmp_path: Path) -> None:
+def test_the_attempt_that_fits_is_used_for_the_second_trial(session: Session, machine: Machine) -> None:
     machine.too_large = {("hugging_face", 2, "none"), ("ours_openai", 2, None)}
-    session = Session(tmp_path, EMPTY, 600)
     session.first_trials(["ours_openai", "hugging_face"])
     session.second_trials()
     tried = [
@@ -296,11 +292,8 @@ def test_the_attempt_that_fits_is_used_for_the_second_trial(machine: Machine, tm
     assert all(request.sequences == 2 for request in machine.requests)
 
 
-def test_a_process_that_ends_without_an_outcome_has_failed(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_ends_without_an_outcome_has_failed(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.gpu.compare.subprocess.run", lambda *_, **__: None)
-    session = Session(tmp_path, EMPTY, 600)
     session.first_trials(["ours"])
     (trial,) = session.comparison.trials
     assert trial.status == "failed"
@@ -310,15 +303,9 @@ def test_a_process_that_ends_without_an_outcome_has_failed(
 # --- the table
 
 
-def filled(tmp_path: Path) -> Comparison:
-    session = Session(tmp_path, EMPTY, 600)
+def test_the_table_has_every_baseline_and_the_targets(session: Session) -> None:
     session.first_trials(list(BASELINES))
-    return session.comparison
-
-
-@pytest.mark.usefixtures("machine")
-def test_the_table_has_every_baseline_and_the_targets(tmp_path: Path) -> None:
-    text = markdown(filled(tmp_path))
+    text = markdown(session.comparison)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     table = {row[0]: row for row in rows}
     assert {each.title for each in BASELINES.values()} <= table.keys()
@@ -338,24 +325,16 @@ def test_the_table_has_every_baseline_and_the_targets(tmp_path: Path) -> None:
         assert fact in text
 
 
-@pytest.mark.usefixtures("machine")
-def test_a_missed_target_is_marked(tmp_path: Path, machine: Machine) -> None:
-    machine.seconds["megatron_local"] = 1.9
-    assert "| times Megatron-Core's local spec | at least 2.5 | 2.37 | missed |" in markdown(filled(tmp_path))
-
-
-@pytest.mark.usefixtures("machine")
-def test_mfu_and_ratios_are_of_the_same_turns_and_name_the_recomputation(tmp_path: Path, machine: Machine) -> None:
+def test_mfu_and_ratios_are_of_the_same_trials_and_name_the_recomputation(session: Session, machine: Machine) -> None:
     machine.too_large = {("ours", 2, None)}
-    session = Session(tmp_path, EMPTY, 600)
     session.first_trials(["ours", "megatron_local"])
     machine.seconds |= {"ours": 1.0, "megatron_local": 3.6}
     session.second_trials()
     text = markdown(session.comparison)
     # By hand: 374.6 TFLOP in (0.8 + 1.0) / 2 s, and in 0.05 s less, of 990 TFLOP/s; (3.2 + 3.6) / (0.8 + 1.0).
-    how = "ours at micro batch 2, RECOMPUTE=moe_act"
-    assert f"| MFU without the optimizer step, {how} | at least 0.45 | 0.445 | missed |" in text
-    assert f"| MFU with it, {how} | at least 0.42 | 0.42 | met |" in text
+    attempt = "ours at micro batch 2, RECOMPUTE=moe_act"
+    assert f"| MFU without the optimizer step, {attempt} | at least 0.45 | 0.445 | missed |" in text
+    assert f"| MFU with it, {attempt} | at least 0.42 | 0.42 | met |" in text
     assert "| times Megatron-Core's local spec | at least 2.5 | 3.78 | met |" in text
 
 
@@ -379,15 +358,18 @@ def command(*arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "1000", "TERM": "dumb"}).invoke(app, list(arguments))
 
 
-def test_one_command_runs_and_then_writes_the_readme(here: Path, machine: Machine) -> None:
-    out = here / "out"
-    done = command("--out", str(out), "--readme")
-    assert done.exit_code == 0, done.output
-    assert len(machine.requests) == 8
-    assert compare.README.read_text().split(BEGIN)[1].split(END)[0] == "\n" + markdown(read_results(out))
-    # The same again: nothing is run, the same is written.
-    assert command("--out", str(out), "--readme").exit_code == 0
-    assert len(machine.requests) == 8
+def test_one_command_runs_and_then_writes_the_readme_between_its_markers(here: Path, machine: Machine) -> None:
+    out = str(here / "out")
+    before = compare.README.read_text()
+    # The second time all trials are final, and nothing runs.
+    for option in ("--readme", "--readme", "--only-readme"):
+        done = command("--out", out, option)
+        assert done.exit_code == 0, done.output
+        assert len(machine.requests) == 8
+        after = compare.README.read_text()
+        assert after.split(BEGIN)[0] == before.split(BEGIN)[0]
+        assert after.split(END)[1] == before.split(END)[1]
+        assert after.split(BEGIN)[1].split(END)[0] == "\n" + markdown(read_results(here / "out"))
 
 
 def test_a_stopped_comparison_does_not_write_the_readme(here: Path, machine: Machine) -> None:
@@ -452,21 +434,6 @@ def test_identity_names_everything_that_decides_a_step(monkeypatch: pytest.Monke
     monkeypatch.setenv("RECOMPUTE", "everything")
     with pytest.raises(IdentityError, match="RECOMPUTE"):
         identity("tiny")
-
-
-@pytest.mark.usefixtures("machine")
-def test_the_readme_is_rewritten_between_its_markers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = tmp_path / "README.md"
-    before = README.read_text()
-    copy.write_text(before)
-    write_results(tmp_path, filled(tmp_path))
-    monkeypatch.setattr(compare, "README", copy)
-    for _ in range(2):
-        compare.main(out=tmp_path, only_readme=True)
-        after = copy.read_text()
-        assert after.split(BEGIN)[0] == before.split(BEGIN)[0]
-        assert after.split(END)[1] == before.split(END)[1]
-        assert after.split(BEGIN)[1].split(END)[0] == "\n" + markdown(read_results(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])

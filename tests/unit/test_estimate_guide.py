@@ -27,7 +27,7 @@ from gptoss20b.config import resolve
 from gptoss20b.hardware import SYSTEMS
 from gptoss20b.tools.estimate.assumptions import Assumptions
 from gptoss20b.tools.estimate.efficiency import assumed_efficiency
-from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, make_estimate, step_time
+from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, ScalingModel, make_estimate
 from tests.support.guides import read_guide, table_rows
 from tests.support.paths import ROOT
 
@@ -40,9 +40,8 @@ ERRORS = tuple(predictions())
 def on_h200(nodes: int, expert: int, gbs: int, micro_batch: int, imbalance: float = 1.6) -> Estimate:
     named = {"DGXNNODES": nodes, "EXPERT_PARALLEL": expert, "GLOBAL_BATCH_SIZE": gbs, "MICRO_BATCH_SIZE": micro_batch}
     config = resolve({name: str(value) for name, value in named.items()})
-    system, assumptions = SYSTEMS["H200"], Assumptions(imbalance=imbalance)
-    efficiency = assumed_efficiency(config, COUNTS, system, assumptions).value
-    return make_estimate(config, COUNTS, system, efficiency, assumptions)
+    model = ScalingModel(config, COUNTS, SYSTEMS["H200"], Assumptions(imbalance=imbalance))
+    return make_estimate(model, assumed_efficiency(model).value)
 
 
 def error_range(errors: Iterable[float]) -> str:
@@ -81,15 +80,17 @@ def test_published_runs() -> None:
 
 
 def group_of(each: Prediction) -> str:
+    calibrated, predicted = each.calibrated, each.predicted
+    same_split = calibrated.splits_sequences == predicted.splits_sequences
     if each.is_like:
         return "like GPUs and layouts: 4 to 32 GPUs, GBS 16 to 64"
-    if each.same_generation:
-        if each.calibrated.splits_sequences:
-            return "like GPUs, half sequences to whole ones"
-        return "like GPUs, whole sequences to half ones on 72 GPUs"
-    if not each.same_split:
+    if not same_split and calibrated.generation != predicted.generation:
         return "GPUs and layouts both differ"
-    if each.calibrated.system in ("B200", "GB200"):
+    if not same_split and calibrated.splits_sequences:
+        return "like GPUs, half sequences to whole ones"
+    if not same_split:
+        return "like GPUs, whole sequences to half ones on 72 GPUs"
+    if calibrated.system in ("B200", "GB200"):
         return "older GPUs to newer (B200, GB200 to B300, GB300), like layouts"
     return "newer GPUs to older, like layouts"
 
@@ -108,8 +109,8 @@ def test_errors() -> None:
 
 def test_single_errors() -> None:
     calibrated, fitted = (RUNS[name] for name in IMBALANCE_FIT)
-    balanced = replace(fitted.assumptions, imbalance=1)
-    step = step_time(fitted.config, COUNTS, SYSTEMS[fitted.system], fit_efficiency(calibrated), balanced)
+    balanced = replace(fitted, assumptions=replace(fitted.assumptions, imbalance=1))
+    step = balanced.model.step_time(fit_efficiency(calibrated))
     evaluations = {
         run.name: predict_evaluation(run) / run.evaluation_seconds - 1 for run in PUBLISHED if run.evaluation_seconds
     }
@@ -125,9 +126,7 @@ def test_single_errors() -> None:
 @pytest.mark.parametrize("row", table_rows(GUIDE, "minutes"), ids=lambda row: row[1])
 def test_minutes_to_train(row: list[str]) -> None:
     """With the efficiency of another run, and the reference's mean samples, which are not the submission's."""
-    calibrated, run = RUNS[row[0]], RUNS[row[1]]
-    system = SYSTEMS[run.system]
-    found = make_estimate(run.config, COUNTS, system, fit_efficiency(calibrated), run.assumptions)
+    found = make_estimate(RUNS[row[1]].model, fit_efficiency(RUNS[row[0]]))
     assert found.seconds_to_target is not None
     assert row[2] == f"{found.seconds_to_target / 60:.0f}"
     assert float(row[2]) == pytest.approx(float(row[3]), rel=0.1)

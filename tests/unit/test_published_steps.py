@@ -24,13 +24,11 @@ from benchmarks.published_steps import (
 from gptoss20b.config import resolve
 from gptoss20b.config.checks import check_config
 from gptoss20b.config.tree import Parallel
-from gptoss20b.hardware import SYSTEMS
 from gptoss20b.model.size import count_parameters
 from gptoss20b.process_groups import single_process
 from gptoss20b.tools.estimate import EstimateError
 from gptoss20b.tools.estimate.assumptions import Assumptions
 from gptoss20b.tools.estimate.report import BACKTEST_ERRORS
-from gptoss20b.tools.estimate.scaling import step_time
 from tests.support.paths import REFERENCE_LOGS
 
 RUNS = {run.name: run for run in PUBLISHED}
@@ -67,18 +65,17 @@ def test_a_run_calibrated_on_itself_is_exact() -> None:
 @pytest.mark.parametrize("run", PUBLISHED, ids=lambda run: run.name)
 def test_a_step_gives_an_efficiency_that_gives_the_step(run: PublishedRun, efficiency: float) -> None:
     """Not always the same one: where communication outlasts the work, faster work exposes more of it."""
-    config, system = run.config, SYSTEMS[run.system]
-    seconds = step_time(config, COUNTS, system, efficiency, Assumptions()).seconds
-    found = efficiency_from_step(seconds, config, COUNTS, system, Assumptions())
+    seconds = run.model.step_time(efficiency).seconds
+    found = efficiency_from_step(seconds, run.model)
     assert found < efficiency * (1 + 1e-6)
-    assert step_time(config, COUNTS, system, found, Assumptions()).seconds == pytest.approx(seconds)
-    if config.parallel.expert == 8:  # little to reduce
+    assert run.model.step_time(found).seconds == pytest.approx(seconds)
+    if run.config.parallel.expert == 8:  # little to reduce
         assert found == pytest.approx(efficiency)
 
 
 def test_a_step_that_is_too_short() -> None:
     with pytest.raises(EstimateError, match=r"0\.01"):
-        efficiency_from_step(0.01, resolve({}), COUNTS, SYSTEMS["H200"], Assumptions())
+        efficiency_from_step(0.01, PUBLISHED[0].model)
 
 
 def test_the_default_imbalance_is_what_the_fit_gives() -> None:
@@ -86,8 +83,8 @@ def test_the_default_imbalance_is_what_the_fit_gives() -> None:
     calibrated, fitted = (RUNS[name] for name in IMBALANCE_FIT)
 
     def seconds(imbalance: float) -> float:
-        given = replace(fitted.assumptions, imbalance=imbalance)
-        return step_time(fitted.config, COUNTS, SYSTEMS[fitted.system], fit_efficiency(calibrated), given).seconds
+        run = replace(fitted, assumptions=replace(fitted.assumptions, imbalance=imbalance))
+        return run.model.step_time(fit_efficiency(calibrated)).seconds
 
     assert seconds(1.55) < fitted.step_seconds < seconds(1.65)
     assert Assumptions().imbalance == 1.6

@@ -50,14 +50,8 @@ def time_scenario(
 ) -> BenchResult:
     """Time a scenario on one of this project's back ends, in this process, on its first GPU or on the CPU.
 
-    Args:
-        scenario: what to time.
-        backend: layer back end.
-        variant: architecture.
-        timing: number of steps.
-        micro_batch_size: as `scenarios.configure` takes it.
-        sequences: as `scenarios.configure` takes it.
-        gate: called with the first step's outcome before anything is timed; raises to stop.
+    `scenarios.configure` explains ``micro_batch_size`` and ``sequences``. ``gate`` gets the first step's outcome before
+    anything is timed, and raises to stop.
 
     Raises:
         ConfigError: settings that do not fit one process.

@@ -48,11 +48,6 @@ def to_hf_names(
     """Yield a Megatron-Core model's gradients under transformers' names.
 
     Memory layouts stay Megatron-Core's where one tensor maps to one: norms do not depend on them.
-
-    Args:
-        gpt: the model.
-        config: its sizes.
-        gradient_of: returns the gradient of a parameter; None without one.
     """
     mappings = {weight.name: weight for shard in weight_shards(config.model) for weight in shard}
     for name, _, parameter in local_parameters(gpt, config):

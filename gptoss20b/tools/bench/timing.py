@@ -45,14 +45,9 @@ def _time_on_host(call: Callable[[], object]) -> float:
 def time_steps(
     call: Callable[[], object], warmup: int, steps: int, device: torch.device, limit: float | None = None
 ) -> Spread:
-    """Return the spread of ``steps`` timed calls after ``warmup`` calls that are not timed.
+    """Return the spread of ``steps`` timed calls after ``warmup`` calls (at least one) that are not timed.
 
-    Args:
-        call: one step.
-        warmup: at least one call is made.
-        steps: calls to time.
-        device: whose clock counts.
-        limit: seconds for all timed calls. Fewer are timed if the last warm-up call was too slow for ``steps``.
+    ``limit`` is in seconds, for all timed calls. Fewer are timed if the last warm-up call was too slow for ``steps``.
     """
     warmup_seconds = time_calls(call, max(warmup, 1), device)
     if limit is not None:

@@ -16,7 +16,7 @@ from .assumptions import Assumptions
 from .efficiency import Efficiency, assumed_efficiency, efficiency_from_mfu, efficiency_from_s1
 from .errors import EstimateError
 from .report import as_document, as_tables
-from .scaling import check_supported, make_estimate
+from .scaling import ScalingModel, check_supported, make_estimate
 from .systems import find_system
 
 
@@ -55,9 +55,9 @@ def run(request: EstimateRequest, as_json: bool) -> Sequence[Table | str]:
         raise EstimateError("--mfu, --s1-json: got both, expected one. Leave one out.")
     config = resolve(_all_settings(request, system))
     check_supported(config)
-    counts = _count_parameters(config)
-    efficiency = _choose_efficiency(request, config, counts, system, assumptions)
-    estimate = make_estimate(config, counts, system, efficiency.value, assumptions)
+    model = ScalingModel(config, _count_parameters(config), system, assumptions)
+    efficiency = _choose_efficiency(request, model)
+    estimate = make_estimate(model, efficiency.value)
     return [json.dumps(as_document(estimate, efficiency), indent=2)] if as_json else as_tables(estimate, efficiency)
 
 
@@ -79,11 +79,9 @@ def _count_parameters(config: Config) -> dict[str, int]:
         return count_parameters(config)
 
 
-def _choose_efficiency(
-    request: EstimateRequest, config: Config, counts: Mapping[str, int], system: System, assumptions: Assumptions
-) -> Efficiency:
+def _choose_efficiency(request: EstimateRequest, model: ScalingModel) -> Efficiency:
     if request.s1_json is not None:
-        return efficiency_from_s1(request.s1_json, config, counts, system, assumptions)
+        return efficiency_from_s1(request.s1_json, model)
     if request.mfu is not None:
-        return efficiency_from_mfu(request.mfu, config, counts, system, assumptions)
-    return assumed_efficiency(config, counts, system, assumptions)
+        return efficiency_from_mfu(request.mfu, model)
+    return assumed_efficiency(model)

@@ -31,9 +31,9 @@ STATED = (
 
 def as_document(estimate: Estimate, efficiency: Efficiency) -> dict[str, Any]:
     """Return the estimate as plain values: seconds, bytes, fractions."""
-    config, parallel = estimate.config, estimate.config.parallel
+    config, parallel = estimate.model.config, estimate.model.config.parallel
     return {
-        "system": vars(estimate.system),
+        "system": vars(estimate.model.system),
         "layout": {
             "nodes": parallel.nodes,
             "gpus": parallel.world_size,
@@ -55,7 +55,7 @@ def as_document(estimate: Estimate, efficiency: Efficiency) -> dict[str, Any]:
         "memory": {
             "state_bytes": estimate.state_bytes,
             "activation_bytes": estimate.activation_bytes,
-            "gpu_bytes": estimate.system.memory_gb * 1e9,
+            "gpu_bytes": estimate.model.system.memory_gb * 1e9,
             "fits": _free_bytes(estimate) >= 0,
         },
         "efficiency_given": efficiency.given,
@@ -86,16 +86,16 @@ def as_tables(estimate: Estimate, efficiency: Efficiency) -> Sequence[Table | st
 
 def _free_bytes(estimate: Estimate) -> float:
     """Return the GPU memory left by state and activations; below 0 if they do not fit."""
-    return estimate.system.memory_gb * 1e9 - estimate.state_bytes - estimate.activation_bytes
+    return estimate.model.system.memory_gb * 1e9 - estimate.state_bytes - estimate.activation_bytes
 
 
 def _assumption_rows(estimate: Estimate, efficiency: Efficiency) -> list[tuple[str, float | None, str, str]]:
     """Return name, value, unit and source of every input: system, efficiency, factors, convergence, activations."""
     points = ", ".join(f"GBS {size}: {mean:,.0f}" for size, mean in CONVERGENCE.items())
     return [
-        *_system_rows(estimate.system),
+        *_system_rows(estimate.model.system),
         ("efficiency", efficiency.value, "of the peak, in matrix products", efficiency.source),
-        *estimate.assumptions.rows(),
+        *estimate.model.assumptions.rows(),
         (
             "samples_to_target",
             estimate.samples,
@@ -124,9 +124,9 @@ def _system_rows(system: System) -> list[tuple[str, float | None, str, str]]:
 
 
 def _result_table(estimate: Estimate, efficiency: Efficiency) -> Table:
-    config, parallel = estimate.config, estimate.config.parallel
+    config, parallel = estimate.model.config, estimate.model.config.parallel
     kind = "" if efficiency.given else " (efficiency ASSUMED)"
-    table = Table("figure", "value", title=f"{parallel.world_size} x {estimate.system.name}{kind}")
+    table = Table("figure", "value", title=f"{parallel.world_size} x {estimate.model.system.name}{kind}")
     seconds, free = estimate.seconds_to_target, _free_bytes(estimate) / _GIB
     room = f"fits, {free:.1f} left for unbalanced experts" if free >= 0 else f"{-free:.1f} TOO MUCH"
     rows = {
@@ -140,7 +140,7 @@ def _result_table(estimate: Estimate, efficiency: Efficiency) -> Table:
         "samples to target": "no reference point" if estimate.samples is None else f"{estimate.samples:,.0f}",
         "time to train": "unknown" if seconds is None else f"{seconds / 60:.1f} min",
         "memory": f"{estimate.state_bytes / _GIB:.1f} GiB of state + {estimate.activation_bytes / _GIB:.1f} of "
-        f"activations of {estimate.system.memory_gb * 1e9 / _GIB:.1f}: {room}",
+        f"activations of {estimate.model.system.memory_gb * 1e9 / _GIB:.1f}: {room}",
     }
     for name, value in rows.items():
         table.add_row(name, value)

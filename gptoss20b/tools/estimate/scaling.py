@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...config import Config
 from ...hardware import System
@@ -54,12 +54,113 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class ScalingModel:
+    """Times of one configuration on one system.
+
+    Attributes:
+        config: as `train` takes it.
+        counts: parameters by kind, as `model.size.count_parameters` gives them.
+        system: the GPUs.
+        assumptions: everything that neither of them says.
+    """
+
+    config: Config
+    counts: Mapping[str, int]
+    system: System
+    assumptions: Assumptions
+
+    def step_time(self, efficiency: float) -> StepTime:
+        """Return the seconds of one optimizer step, by part.
+
+        Args:
+            efficiency: of the matrix products, a fraction of the dense bf16 peak.
+        """
+        passes, groups = self.config.accumulation_steps, replica_groups(self.config, self.counts)
+        products = self.matrix_time(efficiency)
+        reduction = sum(self._collective_time(group, self.assumptions.gradient_bytes) for group in groups)
+        gathering = sum(self._collective_time(group, self.assumptions.weight_bytes) for group in groups)
+        overlap = self.assumptions.overlap
+        return StepTime(
+            matrix_products=passes * products,
+            gradient_traffic=passes * self.gradient_traffic_time(params_per_gpu(self.config, self.counts)),
+            all_to_all=passes * self.all_to_all_time(),
+            ring_attention=passes * ring_attention_bytes(self.config) / self._link_rate,
+            # Megatron-Core reduces gradients in the last backward pass and gathers weights in the first forward.
+            reduce_scatter=_exposed_time(reduction, products * (1 - _FORWARD), overlap),
+            all_gather=_exposed_time(gathering, products * _FORWARD, overlap),
+            optimizer=self._optimizer_time(groups),
+        )
+
+    def matrix_time(self, efficiency: float) -> float:
+        """Return the seconds of one micro batch's matrix products, forward and backward, on the busiest rank."""
+        imbalance = self.assumptions.imbalance if self.config.parallel.expert > 1 else 1.0
+        work = tokens_per_micro_batch(self.config) * work_per_token(self.config, imbalance)
+        return work / (self.system.peak_tflops * 1e12 * efficiency)
+
+    def gradient_traffic_time(self, parameters: float) -> float:
+        """Return the seconds of a micro batch's memory traffic that grows with the parameters, not the tokens."""
+        return parameters * self.assumptions.traffic_bytes / self._memory_rate
+
+    def grad_zero_time(self, parameters: float) -> float:
+        """Return the seconds of zeroing the gradients of the parameters on a GPU, once a step."""
+        return parameters * self.assumptions.gradient_bytes / self._memory_rate
+
+    def all_to_all_time(self) -> float:
+        """Return the seconds of one micro batch's all-to-alls: the busiest rank's bytes and latencies; 0 with EP 1."""
+        config, system, expert = self.config, self.system, self.config.parallel.expert
+        if expert == 1:
+            return 0.0
+        busiest = all_to_all_bytes(config) * self.assumptions.imbalance
+        # Peers inside the NVLink domain and outside it are served at the same time; the slower part decides.
+        inside = min(expert, system.nvlink_domain_size(config.parallel.gpus_per_node))
+        outside = (expert - inside) / (expert - 1)
+        slower = max((1 - outside) / system.link_gbs, outside / system.network_gbs)
+        latency = all_to_alls_per_layer(config) * config.model.num_layers * self.assumptions.latency_us * 1e-6
+        return busiest * slower / (1e9 * self.assumptions.link_fraction) + latency
+
+    def evaluation_time(self, efficiency: float) -> float:
+        """Return the seconds of one evaluation: forward passes over the busiest rank's whole micro batches."""
+        config = self.config
+        rounds = math.ceil(config.fixed.eval_samples / (config.execution.micro_batch_size * config.parallel.data))
+        config = config.model_copy(update={"execution": config.execution.model_copy(update={"recompute": "none"})})
+        plain = replace(self, config=config)
+        forward = plain.matrix_time(efficiency) * _FORWARD
+        ring = ring_attention_bytes(config) * _FORWARD / self._link_rate
+        return rounds * (forward + plain.all_to_all_time() / 2 + ring)
+
+    @property
+    def _memory_rate(self) -> float:
+        return self.system.memory_tbs * 1e12 * self.assumptions.memory_fraction
+
+    @property
+    def _link_rate(self) -> float:
+        return self.system.link_gbs * 1e9 * self.assumptions.link_fraction
+
+    def _collective_time(self, group: ReplicaGroup, element_bytes: float) -> float:
+        """Return the seconds of one reduce-scatter or all-gather in a replica group.
+
+        Bytes that leave an NVLink domain share the networks of the group's members in that domain.
+        """
+        system = self.system
+        members = max(1, system.nvlink_domain_size(self.config.parallel.gpus_per_node) // group.stride)
+        rate = system.link_gbs if group.size <= members else min(system.link_gbs, members * system.network_gbs)
+        return group.sent * element_bytes / (rate * 1e9 * self.assumptions.link_fraction)
+
+    def _optimizer_time(self, groups: tuple[ReplicaGroup, ...]) -> float:
+        """Return the seconds of the memory traffic of gradient norm, AdamW and zeroing gradients. Nothing overlaps."""
+        owned = sum(group.owned for group in groups)
+        parameters = sum(group.parameters for group in groups)
+        # Gradients are read twice: for the norm and for the update.
+        update = _STATE_TRAFFIC + 2 * self.assumptions.gradient_bytes + self.assumptions.weight_bytes
+        return owned * update / self._memory_rate + self.grad_zero_time(parameters)
+
+
+@dataclass(frozen=True)
 class Estimate:
     """The estimate of one configuration on one system.
 
     Attributes:
-        config, system, assumptions: its inputs.
-        efficiency: of the matrix products, as a fraction of the dense bf16 peak.
+        model, efficiency: its inputs.
         step: seconds by part.
         bytes_per_step: that one GPU sends, by collective, with balanced routing.
         tokens_per_second: per GPU, without evaluations.
@@ -70,9 +171,7 @@ class Estimate:
         state_bytes, activation_bytes: of one GPU; the activations are an estimate from above.
     """
 
-    config: Config
-    system: System
-    assumptions: Assumptions
+    model: ScalingModel
     efficiency: float
     step: StepTime
     bytes_per_step: dict[str, float]
@@ -85,85 +184,46 @@ class Estimate:
     activation_bytes: int
 
 
-def make_estimate(
-    config: Config, counts: Mapping[str, int], system: System, efficiency: float, assumptions: Assumptions
-) -> Estimate:
-    """Estimate one configuration.
-
-    Args:
-        config: as `train` takes it.
-        counts: parameters by kind, as `model.size.count_parameters` gives them.
-        system: the GPUs.
-        efficiency: of the matrix products, a fraction of the dense bf16 peak.
-        assumptions: everything else.
+def make_estimate(model: ScalingModel, efficiency: float) -> Estimate:
+    """Estimate one configuration. The efficiency is a fraction of the dense bf16 peak.
 
     Raises:
         EstimateError: tensor or pipeline parallelism, or fp32.
     """
+    config = model.config
     check_supported(config)
-    step = step_time(config, counts, system, efficiency, assumptions)
-    rate = config.free.global_batch_size * config.fixed.sequence_length / config.parallel.world_size / step.seconds
-    evaluation = evaluation_time(config, system, efficiency, assumptions)
+    gbs, passes = config.free.global_batch_size, config.accumulation_steps
+    step, evaluation = model.step_time(efficiency), model.evaluation_time(efficiency)
+    rate = gbs * config.fixed.sequence_length / config.parallel.world_size / step.seconds
     samples = samples_to_target(config)
-    sent = sum(group.sent for group in replica_groups(config, counts))
+    seconds = None
+    if samples is not None:
+        seconds = samples / gbs * step.seconds + samples / (config.eval_interval_steps * gbs) * evaluation
+    sent = sum(group.sent for group in replica_groups(config, model.counts))
     return Estimate(
-        config=config,
-        system=system,
-        assumptions=assumptions,
+        model=model,
         efficiency=efficiency,
         step=step,
         bytes_per_step={
-            "all_to_all": config.accumulation_steps * all_to_all_bytes(config),
-            "ring_attention": config.accumulation_steps * ring_attention_bytes(config),
-            "reduce_scatter": sent * assumptions.gradient_bytes,
-            "all_gather": sent * assumptions.weight_bytes,
+            "all_to_all": passes * all_to_all_bytes(config),
+            "ring_attention": passes * ring_attention_bytes(config),
+            "reduce_scatter": sent * model.assumptions.gradient_bytes,
+            "all_gather": sent * model.assumptions.weight_bytes,
         },
         tokens_per_second=rate,
-        mfu=rate * flops_per_token(config) / (system.peak_tflops * 1e12),
+        mfu=rate * flops_per_token(config) / (model.system.peak_tflops * 1e12),
         evaluation_seconds=evaluation,
         samples=samples,
-        seconds_to_target=None if samples is None else run_time(config, step.seconds, evaluation, samples),
-        state_bytes=state_bytes_per_gpu(config, dict(counts)),
+        seconds_to_target=seconds,
+        state_bytes=state_bytes_per_gpu(config, dict(model.counts)),
         activation_bytes=activation_bytes(config),
     )
-
-
-def step_time(
-    config: Config, counts: Mapping[str, int], system: System, efficiency: float, assumptions: Assumptions
-) -> StepTime:
-    """Return the seconds of one optimizer step, by part. Arguments as of `make_estimate`."""
-    passes = config.accumulation_steps
-    products = matrix_time(config, system, efficiency, assumptions)
-    groups = replica_groups(config, counts)
-    reduction = sum(
-        _collective_time(group, assumptions.gradient_bytes, config, system, assumptions) for group in groups
-    )
-    gathering = sum(_collective_time(group, assumptions.weight_bytes, config, system, assumptions) for group in groups)
-    return StepTime(
-        matrix_products=passes * products,
-        gradient_traffic=passes * gradient_traffic_time(params_per_gpu(config, counts), system, assumptions),
-        all_to_all=passes * all_to_all_time(config, system, assumptions),
-        ring_attention=passes * ring_attention_bytes(config) / (system.link_gbs * 1e9 * assumptions.link_fraction),
-        # Megatron-Core reduces gradients during the last backward pass and gathers weights during the first forward.
-        reduce_scatter=_exposed_time(reduction, products * (1 - _FORWARD), assumptions.overlap),
-        all_gather=_exposed_time(gathering, products * _FORWARD, assumptions.overlap),
-        optimizer=_optimizer_time(groups, system, assumptions),
-    )
-
-
-def matrix_time(config: Config, system: System, efficiency: float, assumptions: Assumptions) -> float:
-    """Return the seconds of one micro batch's matrix products, forward and backward, on the busiest rank."""
-    imbalance = assumptions.imbalance if config.parallel.expert > 1 else 1.0
-    work = tokens_per_micro_batch(config) * work_per_token(config, imbalance)
-    return work / (system.peak_tflops * 1e12 * efficiency)
 
 
 def work_per_token(config: Config, imbalance: float = 1.0) -> float:
     """Return the FLOPs that a GPU does per token: the model's, the recomputed ones, and the busiest rank's surplus.
 
-    Args:
-        config: sizes of the model, and RECOMPUTE.
-        imbalance: rows of the busiest rank over the mean.
+    Imbalance is the number of rows of the busiest rank over the mean.
     """
     model = config.model
     forward = flops_per_token(config) / 3
@@ -172,45 +232,6 @@ def work_per_token(config: Config, imbalance: float = 1.0) -> float:
     recomputed = {"moe": experts, "layers": forward - logits}.get(config.execution.recompute, 0)
     expert_work = experts * (4 if recomputes_experts(config) else 3)
     return 3 * forward + recomputed + expert_work * (imbalance - 1)
-
-
-def gradient_traffic_time(parameters: float, system: System, assumptions: Assumptions) -> float:
-    """Return the seconds of a micro batch's memory traffic that grows with the parameters of a GPU, not its tokens."""
-    return parameters * assumptions.traffic_bytes / _memory_rate(system, assumptions)
-
-
-def grad_zero_time(parameters: float, system: System, assumptions: Assumptions) -> float:
-    """Return the seconds of zeroing the gradients of the parameters on a GPU, once a step."""
-    return parameters * assumptions.gradient_bytes / _memory_rate(system, assumptions)
-
-
-def all_to_all_time(config: Config, system: System, assumptions: Assumptions) -> float:
-    """Return the seconds of one micro batch's all-to-alls: the busiest rank's bytes and latencies; 0 with EP 1."""
-    expert = config.parallel.expert
-    if expert == 1:
-        return 0.0
-    busiest = all_to_all_bytes(config) * assumptions.imbalance
-    # Peers inside the NVLink domain and outside it are served at the same time; the slower part decides.
-    inside = min(expert, system.nvlink_domain_size(config.parallel.gpus_per_node))
-    outside = (expert - inside) / (expert - 1)
-    slower = max((1 - outside) / system.link_gbs, outside / system.network_gbs)
-    latency = all_to_alls_per_layer(config) * config.model.num_layers * assumptions.latency_us * 1e-6
-    return busiest * slower / (1e9 * assumptions.link_fraction) + latency
-
-
-def evaluation_time(config: Config, system: System, efficiency: float, assumptions: Assumptions) -> float:
-    """Return the seconds of one evaluation: forward passes over as many whole micro batches as the busiest rank has."""
-    rounds = math.ceil(config.fixed.eval_samples / (config.execution.micro_batch_size * config.parallel.data))
-    config = config.model_copy(update={"execution": config.execution.model_copy(update={"recompute": "none"})})
-    forward = matrix_time(config, system, efficiency, assumptions) * _FORWARD
-    ring = ring_attention_bytes(config) * _FORWARD / (system.link_gbs * 1e9 * assumptions.link_fraction)
-    return rounds * (forward + all_to_all_time(config, system, assumptions) / 2 + ring)
-
-
-def run_time(config: Config, step: float, evaluation: float, samples: float) -> float:
-    """Return the seconds from run_start to the target: training on the samples, and an evaluation per interval."""
-    interval = config.eval_interval_steps * config.free.global_batch_size
-    return samples / config.free.global_batch_size * step + samples / interval * evaluation
 
 
 def samples_to_target(config: Config) -> float | None:
@@ -231,11 +252,7 @@ def samples_to_target(config: Config) -> float | None:
 
 
 def check_supported(config: Config) -> None:
-    """Check that the scaling model covers a configuration.
-
-    Raises:
-        EstimateError: tensor or pipeline parallelism, or fp32.
-    """
+    """Raise EstimateError for a configuration that the scaling model does not cover."""
     parallel = config.parallel
     if parallel.tensor > 1 or parallel.pipeline > 1:
         raise EstimateError(
@@ -246,38 +263,9 @@ def check_supported(config: Config) -> None:
         raise EstimateError("PRECISION: got fp32; the scaling model counts bf16 bytes and the bf16 peak. Set bf16.")
 
 
-def _memory_rate(system: System, assumptions: Assumptions) -> float:
-    return system.memory_tbs * 1e12 * assumptions.memory_fraction
-
-
-def _collective_time(
-    group: ReplicaGroup, element_bytes: float, config: Config, system: System, assumptions: Assumptions
-) -> float:
-    """Return the seconds of one reduce-scatter or all-gather in a replica group.
-
-    Bytes that leave an NVLink domain share the networks of the group's members in that domain.
-    """
-    domain = system.nvlink_domain_size(config.parallel.gpus_per_node)
-    members = max(1, domain // group.stride)
-    rate = system.link_gbs if group.size <= members else min(system.link_gbs, members * system.network_gbs)
-    return group.sent * element_bytes / (rate * 1e9 * assumptions.link_fraction)
-
-
 def _exposed_time(communication: float, window: float, overlap: float) -> float:
     """Return the exposed (not overlapped) communication time.
 
-    Args:
-        communication: seconds it takes.
-        window: seconds of work that can hide it.
-        overlap: largest fraction of it that can be hidden.
+    A window of work hides it, up to the fraction ``overlap`` of the communication.
     """
     return max(communication * (1 - overlap), communication - window)
-
-
-def _optimizer_time(groups: tuple[ReplicaGroup, ...], system: System, assumptions: Assumptions) -> float:
-    """Return the seconds of the memory traffic of gradient norm, AdamW and zeroing gradients. Nothing overlaps."""
-    owned = sum(group.owned for group in groups)
-    parameters = sum(group.parameters for group in groups)
-    # Gradients are read twice: for the norm and for the update.
-    update = _STATE_TRAFFIC + 2 * assumptions.gradient_bytes + assumptions.weight_bytes
-    return owned * update / _memory_rate(system, assumptions) + grad_zero_time(parameters, system, assumptions)

@@ -74,12 +74,7 @@ def ring_attention_bytes(config: Config) -> float:
 
 
 def replica_groups(config: Config, counts: Mapping[str, int]) -> tuple[ReplicaGroup, ReplicaGroup]:
-    """Return the replica groups of the expert parameters and of all others.
-
-    Args:
-        config: the layout.
-        counts: parameters by kind, as `model.size.count_parameters` gives them.
-    """
+    """Return the replica groups of the expert parameters and of all others."""
     parallel = config.parallel
     experts = ReplicaGroup(counts["experts"] / parallel.expert, parallel.expert_data, parallel.expert)
     others = ReplicaGroup(counts["embedding"] + counts["other"], parallel.world_size, 1)

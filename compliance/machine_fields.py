@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import psutil
 
 from system_info.accelerators import read_gpus, read_interconnect
 from system_info.cpu import Processors
 from system_info.devices import has_accelerator, read_disks, read_machine_model, read_network_ports
 from system_info.gpu_report import Gpu, GpuReport, Interconnect
-from system_info.memory import read_memory, read_memory_modules
-from system_info.software import read_cuda_version, read_package_versions, read_rocm_version
+from system_info.memory import read_memory_modules
+from system_info.software import (
+    read_cuda_version,
+    read_operating_system,
+    read_package_versions,
+    read_rocm_version,
+)
 
 _FRAMEWORK = {"torch": "PyTorch", "megatron-core": "Megatron-Core"}
 # The CUDA libraries carry CUDA's major version in their names.
@@ -63,27 +70,24 @@ def memory_fields(limit_s: float) -> dict[str, str]:
     """
     if modules := read_memory_modules(limit_s):
         return {
-            "host_memory_capacity": f"{sum(each.size_gib for each in modules)} GB",
-            "host_memory_configuration": _count(f"{each.size_gib} GB {each.kind}".strip() for each in modules),
+            "host_memory_capacity": f"{sum(each.size_gib for each in modules):g} GB",
+            "host_memory_configuration": _count(f"{each.size_gib:g} GB {each.kind}".strip() for each in modules),
         }
-    memory = read_memory()
-    return {} if memory is None else {"host_memory_capacity": f"{memory.total / 2**30:.1f} GiB usable (MemTotal)"}
+    return {"host_memory_capacity": f"{psutil.virtual_memory().total / 2**30:.1f} GiB usable (MemTotal)"}
 
 
-def storage_fields(root: Path = Path("/")) -> dict[str, str]:
-    """Return kind and capacity of the local disks, in decimal units as disks are sold.
+def device_fields(root: Path = Path("/")) -> dict[str, str]:
+    """Return the fields of the local disks, in decimal units as disks are sold, and of the network ports.
 
     File systems are not read: one may be a network's.
     """
     disks = read_disks(root)
     sizes = (f"{_decimal_size(disk.size)} {disk.kind}" for disk in disks)
     kinds = dict.fromkeys(disk.kind for disk in disks)
-    return _known({"host_storage_type": " + ".join(kinds), "host_storage_capacity": _count(sizes)})
-
-
-def network_fields(root: Path = Path("/")) -> dict[str, str]:
-    """Return host_networking: the ports with their rates."""
-    return _known({"host_networking": _count(read_network_ports(root))})
+    ports = _count(read_network_ports(root))
+    return _known(
+        {"host_storage_type": " + ".join(kinds), "host_storage_capacity": _count(sizes), "host_networking": ports}
+    )
 
 
 def hardware_notes(processors: Processors, root: Path = Path("/")) -> str:
@@ -101,10 +105,6 @@ def accelerator_fields(root: Path, limit_s: float) -> dict[str, str]:
     """Return the fields ``accelerator*``, and ``driver`` for other_software_stack.
 
     Without an accelerator on the PCI bus the fields say so. With one that no tool describes, all are unknown.
-
-    Args:
-        root: folder that holds ``sys``.
-        limit_s: time limit in seconds of each tool.
     """
     report = read_gpus(limit_s)
     if report is not None and report.gpus:
@@ -116,59 +116,49 @@ def gpu_fields(report: GpuReport, interconnect: Interconnect) -> dict[str, str]:
     """Return the fields that a report of at least one GPU gives. What differs between GPUs is left out."""
     gpus = report.gpus
     names = [gpu.name for gpu in gpus if gpu.name]
+    model = names[0] if len(set(names)) == 1 else _count(names)
     driver = _common(gpu.driver_version for gpu in gpus)
-    fields = {
-        "accelerators_per_node": str(len(gpus)),
-        "accelerator_model_name": _name_or_count(names) if len(names) == len(gpus) else None,
-        "accelerator_memory_capacity": _common(
-            f"{gpu.memory_mib / 1024:.1f} GiB" if gpu.memory_mib else None for gpu in gpus
-        ),
-        "accelerator_memory_configuration": _common(map(_memory_kind, gpus)),
-        "accelerator_frequency": _common(f"{gpu.max_clock_mhz} MHz max" if gpu.max_clock_mhz else None for gpu in gpus),
-        "accelerator_host_interconnect": None if _GRACE.search(" ".join(names)) else _common(map(_pcie_link, gpus)),
-        "driver": driver and f"{'NVIDIA' if report.vendor == 'NVIDIA' else 'amdgpu'} driver {driver}",
-    }
-    return _known(dict(fields) | _interconnect_fields(len(gpus), interconnect))
-
-
-def software_fields(
-    root: Path = Path("/"), site: Sequence[str] | None = None, driver: str | None = None
-) -> dict[str, str]:
-    """Return the framework and other_software_stack.
-
-    Args:
-        root: folder that holds ``usr/local/cuda`` and ``opt/rocm``.
-        site: folders of installed packages; None: those of this Python.
-        driver: driver of the accelerators with its version.
-
-    Returns:
-        No framework unless torch is installed: it may be in another environment or image.
-    """
-    versions = read_package_versions([*_FRAMEWORK, *_LIBRARIES], site)
-    framework = [f"{name} {versions[key]}" for key, name in _FRAMEWORK.items() if key in versions]
-    libraries = [f"{name} {versions[key]}" for key, name in _LIBRARIES.items() if key in versions]
-    cuda, rocm = read_cuda_version(root), read_rocm_version(root)
-    platform = [driver, f"CUDA toolkit {cuda}" if cuda else None, f"ROCm {rocm}" if rocm else None]
+    maker = "amdgpu" if report.source in ("amdsmi", "amd-smi") else "NVIDIA"
+    links = dict.fromkeys(_INTERCONNECT, "N/A (one accelerator)")
     return _known(
         {
-            "framework": " + ".join(framework) if "torch" in versions else None,
-            "other_software_stack": ", ".join([*libraries, *filter(None, platform)]),
+            "accelerators_per_node": str(len(gpus)),
+            "accelerator_model_name": model if len(names) == len(gpus) else None,
+            "accelerator_memory_capacity": _common(
+                f"{gpu.memory_mib / 1024:.1f} GiB" if gpu.memory_mib else None for gpu in gpus
+            ),
+            "accelerator_memory_configuration": _common(map(_memory_kind, gpus)),
+            "accelerator_frequency": _common(
+                f"{gpu.max_clock_mhz} MHz max" if gpu.max_clock_mhz else None for gpu in gpus
+            ),
+            "accelerator_host_interconnect": None if _GRACE.search(model) else _common(map(_pcie_link, gpus)),
+            "accelerator_interconnect": interconnect.link,
+            "accelerator_interconnect_topology": interconnect.topology,
+            "driver": driver and f"{maker} driver {driver}",
+            **(links if len(gpus) == 1 else {}),
         }
     )
 
 
-def _interconnect_fields(gpus: int, interconnect: Interconnect) -> dict[str, str | None]:
-    if gpus == 1:
-        return dict.fromkeys(_INTERCONNECT, "N/A (one accelerator)")
-    link: str | None = None
-    if interconnect.nvlinks:
-        links = f"{interconnect.nvlinks} links of {interconnect.nvlink_speed}"
-        link = f"NVLink, {links} per accelerator (nvidia-smi nvlink -s)"
-    elif "nvidia-smi" not in interconnect.pair_source:
-        link = " + ".join(interconnect.pair_types)
-    pairs = " or ".join(interconnect.pair_types)
-    topology = f"every pair: {pairs} ({interconnect.pair_source})" if pairs else None
-    return dict(zip(_INTERCONNECT, (link, topology), strict=True))
+def software_fields(root: Path = Path("/"), driver: str | None = None) -> dict[str, str]:
+    """Return operating system, framework and other_software_stack, to which the driver of the accelerators belongs.
+
+    There is no framework unless torch is installed: it may be in another environment or image.
+    """
+    versions = read_package_versions([*_FRAMEWORK, *_LIBRARIES])
+    framework, libraries = (
+        [f"{name} {versions[key]}" for key, name in packages.items() if key in versions]
+        for packages in (_FRAMEWORK, _LIBRARIES)
+    )
+    cuda, rocm = read_cuda_version(root), read_rocm_version(root)
+    platform = [driver, cuda and f"CUDA toolkit {cuda}", rocm and f"ROCm {rocm}"]
+    return _known(
+        {
+            "operating_system": read_operating_system(root),
+            "framework": " + ".join(framework) if "torch" in versions else None,
+            "other_software_stack": ", ".join([*libraries, *filter(None, platform)]),
+        }
+    )
 
 
 def _memory_kind(gpu: Gpu) -> str | None:
@@ -197,10 +187,6 @@ def _count(names: Iterable[str]) -> str:
     '2 x A + 1 x B'
     """
     return " + ".join(f"{count} x {name}" for name, count in Counter(names).items())
-
-
-def _name_or_count(names: Sequence[str]) -> str:
-    return names[0] if len(set(names)) == 1 else _count(names)
 
 
 def _common(values: Iterable[str | None]) -> str | None:

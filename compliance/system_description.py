@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,21 +13,17 @@ from .file_tree import printable
 from .submission import DIVISIONS, FIELD_HELP, STATUSES
 from .system_fields import DEFAULTS, Description, check_values, describe
 
-# typer needs an enumeration for a choice.
-Division = StrEnum("Division", {name.upper(): name for name in DIVISIONS})  # type: ignore[misc]
-Status = StrEnum("Status", {f"S{number}": name for number, name in enumerate(STATUSES)})  # type: ignore[misc]
-
 
 def main(
-    submitter: Annotated[str | None, typer.Option("--submitter", metavar="ORG", help="Organisation.")] = None,
-    division: Annotated[Division | None, typer.Option("--division", help="Default: closed.")] = None,
-    status: Annotated[Status | None, typer.Option("--status", help="Default: Available on-premise.")] = None,
-    system_name: Annotated[str | None, typer.Option("--system-name", metavar="NAME", help="The system's name.")] = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes that one run uses. Default: 1.")] = None,
+    submitter: Annotated[str | None, typer.Option(metavar="ORG", help="Organisation.")] = None,
+    division: Annotated[str | None, typer.Option(help=f"{' or '.join(DIVISIONS)}. Default: {DIVISIONS[0]}.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"{' | '.join(STATUSES)}. Default: {STATUSES[0]}.")] = None,
+    system_name: Annotated[str | None, typer.Option(metavar="NAME", help="The system's name.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that one run uses. Default: 1.")] = None,
     values: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Give any field; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="New file to write, instead of stdout.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New file to write, instead of stdout.")] = None,
 ) -> None:
     """Describe this machine: systems/NAME.json on stdout, and on stderr the fields to write or to confirm."""
     options = {
@@ -36,14 +31,19 @@ def main(
         "number_of_nodes": nodes,
     }  # fmt: skip
     given = _collect_values({name: str(value) for name, value in options.items() if value is not None}, values or [])
-    if out is not None:
-        _check_new_file(out)
+    # Before the machine is read, which may take a while.
+    if out is not None and (out.exists() or out.is_symlink() or not out.parent.is_dir()):
+        raise typer.BadParameter(f"{printable(out)}: name a new file in a folder that exists", param_hint="--out")
     description = describe(given)
     text = json.dumps(description.fields, indent=2) + "\n"  # ASCII, which every encoding of stdout can write
     if out is None:
         sys.stdout.write(text)
     else:
-        _write_new_file(out, text)
+        try:
+            with out.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise typer.BadParameter(f"{printable(out)}: {error.strerror}", param_hint="--out") from error
     print("\n".join(list_open_fields(description)), file=sys.stderr)
 
 
@@ -75,19 +75,3 @@ def _collect_values(options: dict[str, str], values: list[str]) -> dict[str, str
     if problems := problems + check_values(given):
         raise typer.BadParameter("; ".join(problems), param_hint="--set" if values else None)
     return given
-
-
-def _check_new_file(out: Path) -> None:
-    """Reject a file that cannot be made. This comes before the machine is read, which may take a while."""
-    if out.exists() or out.is_symlink():
-        raise typer.BadParameter(f"{printable(out)} exists; name a new file", param_hint="--out")
-    if not out.parent.is_dir():
-        raise typer.BadParameter(f"{printable(out.parent)}: no such folder; make it first", param_hint="--out")
-
-
-def _write_new_file(out: Path, text: str) -> None:
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise typer.BadParameter(f"{printable(out)}: {error.strerror}", param_hint="--out") from error

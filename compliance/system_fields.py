@@ -7,21 +7,19 @@ division, submitter, status, framework, cooling and topology in a configuration 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from system_info.cpu import read_processors
-from system_info.software import read_operating_system
 
 from .machine_fields import (
     accelerator_fields,
+    device_fields,
     hardware_notes,
     memory_fields,
-    network_fields,
     processor_fields,
     software_fields,
-    storage_fields,
 )
 from .submission import DIVISIONS, FIELD_HELP, REQUIRED_FIELDS, STATUSES
 
@@ -54,16 +52,8 @@ class Description:
         }
 
 
-def describe(
-    given: Mapping[str, str], root: Path = Path("/"), site: Sequence[str] | None = None, limit_s: float = _TOOL_LIMIT_S
-) -> Description:
-    """Describe this machine.
-
-    Args:
-        given: values that replace the machine's, by field.
-        root: folder that holds ``proc``, ``sys`` and ``etc``.
-        site: folders of installed Python packages; None: those of this Python.
-        limit_s: time limit in seconds of each tool.
+def describe(given: Mapping[str, str], root: Path = Path("/"), limit_s: float = _TOOL_LIMIT_S) -> Description:
+    """Describe this machine. Values that are ``given``, by field, replace the machine's.
 
     Raises:
         ValueError: ``given`` has unknown fields, or values that the rules do not allow. The message names all of them.
@@ -72,22 +62,18 @@ def describe(
         raise ValueError("; ".join(problems))
     processors = read_processors(root, limit_s)
     accelerators = accelerator_fields(root, limit_s)
-    read = {
+    known = {
         **DEFAULTS,
         **processor_fields(processors),
         **memory_fields(limit_s),
-        **storage_fields(root),
-        **network_fields(root),
-        **software_fields(root, site, accelerators.pop("driver", None)),
+        **device_fields(root),
+        **software_fields(root, accelerators.pop("driver", None)),
         **accelerators,
         "hw_notes": hardware_notes(processors, root),
         "sw_notes": "",
+        **({"host_networking_topology": "N/A (one node)"} if given.get("number_of_nodes") == "1" else {}),
+        **given,
     }
-    if system := read_operating_system(root):
-        read["operating_system"] = system
-    if given.get("number_of_nodes") == "1":
-        read["host_networking_topology"] = "N/A (one node)"
-    known = {**read, **given}
     fields = {name: known.get(name, TODO_MARK + FIELD_HELP[name]) for name in REQUIRED_FIELDS}
     return Description(fields, tuple(name for name in DEFAULTS if name not in given))
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import list_folder, one_line, parse_int, read_int, read_line, read_text
+from .files import one_line, parse_int, read_int, read_line, read_text
 from .tools import run_tool
 
+_CPUS = "sys/devices/system/cpu"
 _CACHE_KINDS = {"Data": "d", "Instruction": "i", "Unified": ""}
-_KIB = {"K": 1, "M": 1024, "G": 1024**2}
 
 
 @dataclass(frozen=True)
@@ -29,42 +29,35 @@ class Processors:
         is_virtual: a hypervisor shows these processors.
     """
 
-    models: tuple[str, ...]
-    cores: tuple[int, ...]
-    threads: tuple[int, ...]
-    base_ghz: float | None
-    max_ghz: float | None
-    caches: dict[str, tuple[int, ...]]
-    offline: str | None
-    is_virtual: bool
+    models: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+    threads: tuple[int, ...] = ()
+    base_ghz: float | None = None
+    max_ghz: float | None = None
+    caches: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    offline: str | None = None
+    is_virtual: bool = False
 
 
 def read_processors(root: Path = Path("/"), limit_s: float | None = None) -> Processors:
-    """Return the processors.
-
-    Args:
-        root: folder that holds ``proc`` and ``sys``.
-        limit_s: time limit in seconds of lscpu, which names processors that the kernel does not name (ARM).
-    """
-    folders = list_folder(root / "sys/devices/system/cpu")
-    cpus = [each for each in folders if re.fullmatch(r"cpu\d+", each.name, re.ASCII)]
+    """Return the processors. lscpu names those that the kernel does not name (ARM)."""
+    cpus = sorted((root / _CPUS).glob("cpu[0-9]*"))
     info = read_text(root / "proc/cpuinfo")
     names = re.findall(r"^model name\s*:(.*)$", info, re.MULTILINE)
     if not names:
         names = re.findall(r"^Model name:(.*)$", run_tool("lscpu", limit_s=limit_s).answer, re.MULTILINE)
     models = dict.fromkeys(name for each in names if (name := one_line(each)) not in ("", "-"))  # lscpu's unknown is -
-    cores, threads = _count_cores(cpus)
-    base_ghz = _highest_ghz(cpus, "base_frequency")
+    cores = _count_threads(cpus)
     # Intel writes the base frequency into the name. /proc/cpuinfo's `cpu MHz` is the current one, which says nothing.
     named = re.search(r"@ (\d+(?:\.\d+)?)\s*GHz", " ".join(models), re.ASCII)
     return Processors(
         models=tuple(models),
-        cores=cores,
-        threads=threads,
-        base_ghz=float(named[1]) if base_ghz is None and named else base_ghz,
+        cores=tuple(len(each) for each in cores),
+        threads=tuple(sum(each.values()) for each in cores),
+        base_ghz=_highest_ghz(cpus, "base_frequency") or (float(named[1]) if named else None),
         max_ghz=_highest_ghz(cpus, "cpuinfo_max_freq"),
         caches=_read_caches(cpus),
-        offline=read_line(root / "sys/devices/system/cpu/offline"),
+        offline=read_line(root / _CPUS / "offline"),
         is_virtual=re.search(r"^flags\s*:.*\bhypervisor\b", info, re.MULTILINE) is not None,
     )
 
@@ -77,46 +70,34 @@ def read_cpu_quota(root: Path = Path("/")) -> float | None:
 
 def count_governors(root: Path = Path("/")) -> Counter[str]:
     """Return the number of logical processors by their frequency governor; empty if the system shows none."""
-    files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
+    files = (root / _CPUS).glob("cpu[0-9]*/cpufreq/scaling_governor")
     return Counter(governor for file in files if (governor := read_line(file)))
 
 
-def _count_cores(cpus: list[Path]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Count cores and threads of each processor. Return nothing if the firmware does not report the processor."""
-    threads: Counter[int] = Counter()
-    cores: dict[int, set[str]] = {}
+def _count_threads(cpus: list[Path]) -> list[Counter[str]]:
+    """Return the threads of each core of each processor. Return nothing if the firmware does not report processors."""
+    sockets: dict[int, Counter[str]] = {}
     for cpu in cpus:
-        topology = cpu / "topology"
-        if not topology.is_dir():
-            continue  # offline
-        package = read_int(topology / "physical_package_id")
-        core = read_line(topology / "core_cpus_list") or read_line(topology / "thread_siblings_list")
-        if package is None or package < 0 or core is None:
-            return (), ()
-        threads[package] += 1
-        cores.setdefault(package, set()).add(core)
-    return tuple(map(len, cores.values())), tuple(threads.values())
+        socket, core = read_int(cpu / "topology/physical_package_id"), read_line(cpu / "topology/thread_siblings_list")
+        if socket is not None and core is not None:  # an offline one has no topology
+            sockets.setdefault(socket, Counter())[core] += 1
+    return [] if -1 in sockets else list(sockets.values())
 
 
 def _highest_ghz(cpus: list[Path], name: str) -> float | None:
     """Return the highest of a frequency that cpufreq reports in kHz for each logical processor."""
-    khz = [read_int(cpu / "cpufreq" / name) or 0 for cpu in cpus]
-    return max(khz) / 1e6 if max(khz, default=0) > 0 else None
+    khz = max((read_int(cpu / "cpufreq" / name) or 0 for cpu in cpus), default=0)
+    return khz / 1e6 if khz > 0 else None
 
 
 def _read_caches(cpus: list[Path]) -> dict[str, tuple[int, ...]]:
     """Return each cache once. Processors that share a cache list the same processors in it."""
     sizes: dict[str, dict[str, int]] = {}
     for cpu in cpus:
-        for index in list_folder(cpu / "cache"):
+        for index in (cpu / "cache").glob("index*"):
             level, kind = read_int(index / "level"), _CACHE_KINDS.get(read_line(index / "type") or "")
-            size, sharing = _parse_size(read_line(index / "size")), read_line(index / "shared_cpu_list")
-            if level is not None and kind is not None and size is not None and sharing:
-                sizes.setdefault(f"L{level}{kind}", {})[sharing] = size
+            kib = parse_int((read_line(index / "size") or "").removesuffix("K"))  # the kernel writes no other unit
+            sharing = read_line(index / "shared_cpu_list")
+            if level is not None and kind is not None and kib is not None and sharing:
+                sizes.setdefault(f"L{level}{kind}", {})[sharing] = kib
     return {name: tuple(each.values()) for name, each in sorted(sizes.items())}
-
-
-def _parse_size(size: str | None) -> int | None:
-    """Return a cache's size in KiB."""
-    number, unit = parse_int((size or "")[:-1]), _KIB.get((size or "")[-1:])
-    return None if number is None or unit is None else number * unit

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import list_folder, read_int, read_line
+from .files import read_int, read_line
 
 _SECTOR = 512  # bytes; /sys/block/*/size is in these units for every disk
 _ETHERNET = 1  # ARPHRD_ETHER of <linux/if_arp.h>
@@ -27,7 +27,7 @@ class Disk:
 
 def read_disks(root: Path = Path("/")) -> list[Disk]:
     """Return the local disks, without removable ones and those of other machines (NVMe over Fabrics)."""
-    disks = filter(_is_local_disk, list_folder(root / "sys/block"))
+    disks = filter(_is_local_disk, sorted((root / "sys/block").glob("*")))
     return [Disk(_disk_kind(disk), (read_int(disk / "size") or 0) * _SECTOR) for disk in disks]
 
 
@@ -37,11 +37,10 @@ def read_network_ports(root: Path = Path("/")) -> list[str]:
     Virtual functions and interfaces are left out. The driver reports no rate for a port that is down or virtual.
     """
     ports = []
-    for device in list_folder(root / "sys/class/infiniband"):
-        for port in list_folder(device / "ports"):
-            if read_line(port / "link_layer") == "InfiniBand" and not (device / "device/physfn").exists():
-                ports.append(f"InfiniBand {read_line(port / 'rate') or _NO_RATE}")
-    for interface in list_folder(root / "sys/class/net"):
+    for port in sorted((root / "sys/class/infiniband").glob("*/ports/*")):
+        if read_line(port / "link_layer") == "InfiniBand" and not (port.parents[1] / "device/physfn").exists():
+            ports.append(f"InfiniBand {read_line(port / 'rate') or _NO_RATE}")
+    for interface in sorted((root / "sys/class/net").glob("*")):
         device = interface / "device"
         if read_int(interface / "type") != _ETHERNET or not device.exists() or (device / "physfn").exists():
             continue
@@ -53,15 +52,15 @@ def read_network_ports(root: Path = Path("/")) -> list[str]:
 
 def list_infiniband_devices(root: Path = Path("/")) -> list[str]:
     """Return the names of the RDMA devices, such as mlx5_0."""
-    return [device.name for device in list_folder(root / "sys/class/infiniband")]
+    return sorted(device.name for device in (root / "sys/class/infiniband").glob("*"))
 
 
 def has_accelerator(root: Path = Path("/")) -> bool | None:
     """Check for a PCI device that is, or may be, an accelerator. Return None if PCI devices are not listed."""
-    devices = list_folder(root / "sys/bus/pci/devices")
-    if not devices:
-        return None
+    devices = (root / "sys/bus/pci/devices").glob("*")
     kinds = [(read_line(device / "class") or "", read_line(device / "vendor")) for device in devices]
+    if not kinds:
+        return None
     return any(
         kind.startswith(_ACCELERATORS) or (kind.startswith(_VGA) and maker in _GPU_MAKERS) for kind, maker in kinds
     )

@@ -34,20 +34,11 @@ def parse_int(text: str | None) -> int | None:
     return int(text) if text is not None and re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else None
 
 
-def one_line(text: str | None, max_length: int = 500) -> str:
-    r"""Return text as one line of printable characters with single spaces, cut at ``max_length``.
+def one_line(text: str | None) -> str:
+    r"""Return text as one line of printable characters with single spaces, cut at 500 characters.
 
     >>> one_line(" a\n\x1b b ")
     'a b'
     """
     printable = "".join(letter if letter.isprintable() else " " for letter in text or "")
-    line = " ".join(printable.split())
-    return line if len(line) <= max_length else f"{line[: max_length - 3]}..."
-
-
-def list_folder(folder: Path) -> list[Path]:
-    """Return a folder's entries by name, or an empty list if it cannot be read."""
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
+    return " ".join(printable.split())[:500]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from .child import ChildCall
+from .files import one_line
 
 
 @dataclass(frozen=True)
@@ -10,9 +14,6 @@ class Gpu:
     """One GPU. A value that its source does not report is None or empty.
 
     Attributes:
-        name: model name.
-        driver_version: version of the kernel driver.
-        memory_mib: memory in MiB.
         memory_type: kind of memory, such as HBM3E.
         memory_bus_width: width of the memory interface in bits.
         max_clock_mhz: highest clock of the compute units in MHz.
@@ -44,40 +45,29 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuReport:
-    """Answer of one source.
+    """Answer of one source: GPUs in its order, or the reason why it failed.
 
     Attributes:
-        vendor: NVIDIA or AMD.
-        source: NVML, nvidia-smi, amdsmi, amd-smi or rocm-smi.
-        gpus: GPUs in the source's order.
-        error: reason why the source failed; None if it answered.
-        timed_out: the source did not answer within its time limit.
+        source: NVML, nvidia-smi, amdsmi or amd-smi.
     """
 
-    vendor: str
     source: str
     gpus: tuple[Gpu, ...] = ()
     error: str | None = None
-    timed_out: bool = False
-
-    @property
-    def driver_version(self) -> str | None:
-        """Version of the kernel driver, as the first GPU that reports one has it."""
-        return next((gpu.driver_version for gpu in self.gpus if gpu.driver_version), None)
 
 
 @dataclass(frozen=True)
 class Interconnect:
-    """Links between the GPUs of this machine.
+    """Links between GPUs and kinds of connection over all pairs, each with the command that shows it, or None."""
 
-    Attributes:
-        pair_types: kinds of connection between two GPUs, over all pairs; empty unless every pair is known.
-        pair_source: command that reported them.
-        nvlinks: active NVLinks of each GPU; None unless all GPUs have the same.
-        nvlink_speed: speed of one link, such as ``53.125 GB/s``.
-    """
+    link: str | None = None
+    topology: str | None = None
 
-    pair_types: tuple[str, ...] = ()
-    pair_source: str = ""
-    nvlinks: int | None = None
-    nvlink_speed: str | None = None
+
+def read_library(source: str, read: Callable[[], Sequence[Gpu] | None], limit_s: float | None) -> GpuReport | None:
+    """Call a vendor's library by a function that returns None if it is not installed. Then there is no report."""
+    try:
+        gpus = read() if limit_s is None else ChildCall(read, limit_s).result()
+    except Exception as error:  # each library has its own exception class
+        return GpuReport(source, error=one_line(str(error)) or type(error).__name__)
+    return None if gpus is None else GpuReport(source, tuple(gpus))

@@ -1,115 +1,134 @@
-"""NVIDIA GPUs, as NVML reports them or, where NVML is not available, nvidia-smi.
-
-nvidia-smi is asked for XML: a field that its version does not know is absent there, while ``--query-gpu`` rejects the
-whole list of fields.
-"""
+"""NVIDIA GPUs, as NVML reports them or, where NVML is not available, nvidia-smi."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from xml.etree import ElementTree
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .files import one_line, parse_int
-from .gpu_report import Gpu, GpuReport, Interconnect
-from .library import read_library
+from .gpu_report import Gpu, GpuReport, Interconnect, read_library
 from .tools import run_tool
 
-_UNKNOWN = re.compile(r"|\[?(N/A|Not Supported|Unknown Error|Insufficient Permissions)\]?|ERR!", re.IGNORECASE)
+# Bits of nvmlClocksEventReasons, with the names that nvidia-smi gives them. The other reasons are normal operation.
+_THROTTLE_REASONS = {
+    0x08: "hw_slowdown", 0x20: "sw_thermal_slowdown", 0x40: "hw_thermal_slowdown", 0x80: "hw_power_brake_slowdown",
+}  # fmt: skip
+# NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, from driver 560 on; older nvidia-ml-py has no name for it.
+_RECOVERY_ACTION_FIELD = 230
+# nvmlDeviceGpuRecoveryAction_t, in nvidia-smi's words.
+_RECOVERY_ACTIONS = {0: None, 1: "Reset", 2: "Reboot", 3: "Drain P2P", 4: "Drain and Reset"}
+# nvidia-smi rejects the whole query for a field that it does not know. It has known these since PCIe 3.
+_QUERY = ("name", "driver_version", "memory.total", "clocks.max.sm", "pcie.link.gen.max", "pcie.link.width.max")
 
 
-def read_gpus(limit_s: float | None = None) -> GpuReport | None:
-    """Return the report of NVML or nvidia-smi, or None if this machine has neither."""
-    library = read_library("NVIDIA", "NVML", "nvml", limit_s)
-    # Where the library does not return, the tool would not either: it calls the library.
-    if library is not None and (library.error is None or library.timed_out):
-        return library
-    return _read_nvidia_smi(limit_s) or library
+def read_nvml(limit_s: float | None = None) -> GpuReport | None:
+    """Return the report of the driver's library, or None without it or without nvidia-ml-py."""
+    return read_library("NVML", _list_nvml_gpus, limit_s)
 
 
-def read_interconnect(report: GpuReport, limit_s: float | None = None) -> Interconnect:
-    """Return NVLinks and topology, each only where nvidia-smi reports it for all GPUs of the report."""
-    count = len(report.gpus)
-    links, speed = _parse_nvlinks(run_tool("nvidia-smi", "nvlink", "-s", limit_s=limit_s).answer, count)
-    pair_types = _parse_topology(run_tool("nvidia-smi", "topo", "-m", limit_s=limit_s).answer, count)
-    return Interconnect(pair_types, "nvidia-smi topo -m", links, speed)
-
-
-def _read_nvidia_smi(limit_s: float | None) -> GpuReport | None:
-    output = run_tool("nvidia-smi", "-q", "-x", limit_s=limit_s)
+def read_nvidia_smi(limit_s: float | None = None) -> GpuReport | None:
+    """Return what nvidia-smi reports for a description, without health and processes. None if it is not installed."""
+    query = f"--query-gpu={','.join(_QUERY)}"
+    output = run_tool("nvidia-smi", query, "--format=csv,noheader,nounits", limit_s=limit_s)
     if output.is_missing:
         return None
-    gpus: tuple[Gpu, ...] = ()
-    error = output.failure
-    if error is None:
-        try:
-            log = ElementTree.fromstring(output.stdout)
-            driver = _text(log, "driver_version")
-            gpus = tuple(_parse_gpu(gpu, driver) for gpu in log.iterfind("gpu"))
-        except ElementTree.ParseError as parse_error:
-            error = f"its XML cannot be read ({parse_error})"
-    return GpuReport("NVIDIA", "nvidia-smi", gpus, error, output.timed_out)
+    rows = [[one_line(cell) for cell in line.split(",")] for line in output.answer.splitlines()]
+    if output.failure or any(len(row) != len(_QUERY) for row in rows):
+        return GpuReport("nvidia-smi", error=output.failure or one_line(output.answer))
+    return GpuReport("nvidia-smi", tuple(map(_parse_gpu, rows)))
 
 
-def _parse_gpu(gpu: ElementTree.Element, driver: str | None) -> Gpu:
-    link = "pci/pci_gpu_link_info"
-    errors = [parse_int(each.text) for each in gpu.iterfind("ecc_errors/volatile/*") if "uncorrectable" in each.tag]
-    action = _text(gpu, "gpu_recovery_action")
-    return Gpu(
-        name=_text(gpu, "product_name"),
-        driver_version=driver,
-        memory_mib=_number(gpu, "fb_memory_usage/total", " MiB"),
-        max_clock_mhz=_number(gpu, "max_clocks/sm_clock", " MHz"),
-        pcie_generation=_number(gpu, f"{link}/pcie_gen/max_link_gen"),
-        pcie_width=_number(gpu, f"{link}/link_widths/max_link_width", "x"),
-        uncorrectable_errors=sum(filter(None, errors)),
-        row_remap_pending=_text(gpu, "remapped_rows/remapped_row_pending") == "Yes",
-        row_remap_failed=_text(gpu, "remapped_rows/remapped_row_failure") == "Yes",
-        recovery_action=None if action == "None" else action,
-        throttle_reasons=tuple(_throttle_reasons(gpu)),
-        processes=tuple(_compute_processes(gpu)),
+def read_interconnect(count: int, limit_s: float | None = None) -> Interconnect:
+    """Return NVLinks and topology, each only where nvidia-smi reports it for ``count`` GPUs."""
+    links = _parse_nvlinks(run_tool("nvidia-smi", "nvlink", "-s", limit_s=limit_s).answer, count)
+    pair_types = _parse_topology(run_tool("nvidia-smi", "topo", "-m", limit_s=limit_s).answer, count)
+    return Interconnect(
+        links and f"NVLink, {links} per accelerator (nvidia-smi nvlink -s)",
+        f"every pair: {' or '.join(sorted(pair_types))} (nvidia-smi topo -m)" if pair_types else None,
     )
 
 
-def _text(element: ElementTree.Element, path: str) -> str | None:
-    text = one_line(element.findtext(path))
-    return None if _UNKNOWN.fullmatch(text) else text
+def _list_nvml_gpus() -> list[Gpu] | None:
+    """Return the GPUs in NVML's order, which is nvidia-smi's."""
+    try:
+        import pynvml  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        return None
+    driver = pynvml.nvmlSystemGetDriverVersion()
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    return [_read_nvml_gpu(pynvml, handle, driver) for handle in handles]
 
 
-def _number(element: ElementTree.Element, path: str, unit: str = "") -> int | None:
-    return parse_int((_text(element, path) or "").removesuffix(unit))
+def _read_nvml_gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
+    def query(function: str, *arguments: Any) -> Any:
+        """Call a function of NVML. Return None where this GPU or this version of the library does not support it."""
+        try:
+            return getattr(nvml, function)(handle, *arguments)
+        except (nvml.NVMLError, AttributeError):
+            return None
+
+    memory = query("nvmlDeviceGetMemoryInfo")
+    errors = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
+    remapped = query("nvmlDeviceGetRemappedRows") or (0, 0, 0, 0)  # correctable, uncorrectable, pending, failed
+    reasons = query("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+    processes = query("nvmlDeviceGetComputeRunningProcesses") or ()
+    return Gpu(
+        name=query("nvmlDeviceGetName"),
+        driver_version=driver,
+        memory_mib=memory and memory.total // 2**20,
+        max_clock_mhz=query("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM),
+        pcie_generation=query("nvmlDeviceGetMaxPcieLinkGeneration"),
+        pcie_width=query("nvmlDeviceGetMaxPcieLinkWidth"),
+        uncorrectable_errors=query("nvmlDeviceGetTotalEccErrors", *errors),
+        row_remap_pending=bool(remapped[2]),
+        row_remap_failed=bool(remapped[3]),
+        recovery_action=_recovery_action(nvml, query),
+        throttle_reasons=tuple(name for bit, name in _THROTTLE_REASONS.items() if reasons & bit),
+        processes=tuple(_describe_process(nvml, each.pid) for each in processes),
+    )
 
 
-def _throttle_reasons(gpu: ElementTree.Element) -> Iterator[str]:
-    # The element is called clocks_throttle_reasons before driver 535.
-    for name in ("clocks_event_reason", "clocks_throttle_reason"):
-        for reason in gpu.iterfind(f"{name}s/*"):
-            if reason.text == "Active" and re.search("hw_slowdown|thermal|power_brake", reason.tag):
-                yield reason.tag.removeprefix(f"{name}_")
+def _recovery_action(nvml: Any, query: Callable[..., Any]) -> str | None:
+    values = query("nvmlDeviceGetFieldValues", [_RECOVERY_ACTION_FIELD])
+    if not values or values[0].nvmlReturn != nvml.NVML_SUCCESS:
+        return None
+    action = values[0].value.uiVal
+    return _RECOVERY_ACTIONS.get(action, f"action {action}")
 
 
-def _compute_processes(gpu: ElementTree.Element) -> Iterator[str]:
-    for process in gpu.iterfind("processes/process_info"):
-        if "C" in (process.findtext("type") or ""):  # C computes, G draws
-            yield f"{_text(process, 'process_name') or 'a process'} ({_text(process, 'pid') or '?'})"
+def _describe_process(nvml: Any, pid: int) -> str:
+    try:
+        name = nvml.nvmlSystemGetProcessName(pid)
+    except nvml.NVMLError:
+        name = "a process"  # of another container
+    return f"{name} ({pid})"
 
 
-def _parse_nvlinks(printed: str, count: int) -> tuple[int, str] | tuple[None, None]:
-    """Parse the active links of each GPU and their speed, from ``nvidia-smi nvlink -s``."""
+def _parse_gpu(row: Sequence[str]) -> Gpu:
+    name, driver = (None if re.fullmatch(r"\[.*\]|N/A|", cell) else cell for cell in row[:2])
+    memory, clock, generation, width = map(parse_int, row[2:])
+    return Gpu(name, driver, memory, max_clock_mhz=clock, pcie_generation=generation, pcie_width=width)
+
+
+def _parse_nvlinks(printed: str, count: int) -> str | None:
+    """Return number and speed of each GPU's active links, if all are equal, from ``nvidia-smi nvlink -s``."""
     blocks = re.split(r"^GPU \d+:", printed, flags=re.MULTILINE)[1:]
     links = [re.findall(r"^\s+Link \d+: (\d[\d.]* GB/s)\s*$", block, re.MULTILINE) for block in blocks]
-    speeds = {speed for each in links for speed in each}
-    if len(links) != count or len(speeds) != 1 or len(set(map(len, links))) != 1:
-        return None, None
-    return len(links[0]), speeds.pop()
+    if len(links) != count or not links[0] or any(each != [links[0][0]] * len(links[0]) for each in links):
+        return None
+    return f"{len(links[0])} links of {links[0][0]}"
 
 
-def _parse_topology(printed: str, count: int) -> tuple[str, ...]:
-    """Parse the connection types (NV18, PIX, SYS) between all pairs, from the matrix of ``nvidia-smi topo -m``."""
+def _parse_topology(printed: str, count: int) -> set[str]:
+    """Return the connection types (NV18, PIX, SYS) between all pairs, from the matrix of ``nvidia-smi topo -m``."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", printed)  # the header is underlined
-    rows = re.findall(r"^GPU\d+\s+(\S.*)$", plain, re.ASCII | re.MULTILINE)
-    cells = [row.split()[:count] for row in rows if len(row.split()) >= count and "X" in row.split()]
-    if len(cells) != count or any(row[index] != "X" for index, row in enumerate(cells)):
-        return ()
-    types = {cell for index, row in enumerate(cells) for column, cell in enumerate(row) if column != index}
-    return tuple(sorted(types)) if all(re.fullmatch(r"[A-Z]{2,4}\d*", each, re.ASCII) for each in types) else ()
+    rows = [row.split()[:count] for row in re.findall(r"^GPU\d+\s+(.*X.*)$", plain, re.ASCII | re.MULTILINE)]
+    if len(rows) != count or any(len(row) < count or row[index] != "X" for index, row in enumerate(rows)):
+        return set()
+    types = {cell for index, row in enumerate(rows) for column, cell in enumerate(row) if column != index}
+    return types if all(re.fullmatch(r"[A-Z]{2,4}\d*", each, re.ASCII) for each in types) else set()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -17,35 +17,27 @@ def read_operating_system(root: Path = Path("/")) -> str | None:
 
     In a container the distribution is the container's.
     """
-    release = read_text(root / "etc/os-release") or read_text(root / "usr/lib/os-release")
+    release = read_text(root / "etc/os-release")
     name = re.search(r"""^PRETTY_NAME=(["']?)([^"'\n]+)\1\s*$""", release, re.MULTILINE)
     kernel = read_line(root / "proc/sys/kernel/osrelease")
     return f"{one_line(name[2])}, Linux {kernel}" if name and kernel else None
 
 
-def read_package_versions(names: Iterable[str], site: Sequence[str] | None = None) -> dict[str, str]:
-    """Return the versions of installed packages, each from the first folder that has it, as an import takes it.
-
-    Args:
-        names: names of packages.
-        site: folders of installed packages; None: those of this Python.
-    """
-    path = list(sys.path if site is None else site)
-    versions: dict[str, str] = {}
+def read_package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of the packages that this Python has."""
+    versions = {}
     for name in names:
-        for distribution in metadata.distributions(name=name, path=path):
-            if version := one_line(distribution.metadata["Version"]):
-                versions.setdefault(name, version)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return versions
 
 
 def read_cuda_version(root: Path = Path("/")) -> str | None:
     """Return the version of the CUDA toolkit, or None if there is none."""
     try:
-        version = json.loads(read_text(root / "usr/local/cuda/version.json"))["cuda"]["version"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        return one_line(json.loads(read_text(root / "usr/local/cuda/version.json"))["cuda"]["version"]) or None
+    except (ValueError, LookupError, TypeError):
         return None
-    return one_line(version) if isinstance(version, str) else None
 
 
 def read_rocm_version(root: Path = Path("/")) -> str | None:

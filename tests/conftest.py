@@ -22,10 +22,12 @@ settings.load_profile("shared machine")
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Replace PATH by one empty folder, which the test fills."""
+    """Replace PATH by one empty folder, which the test fills. There is no driver of a GPU, either."""
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
+    for library in ("nvidia.read_nvml", "amd.read_amdsmi"):
+        monkeypatch.setattr(f"system_info.{library}", lambda limit_s=None: None)
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -12,29 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from gptoss20b.tools.doctor.finding import Finding, Verdict
+from gptoss20b.tools.doctor.finding import Verdict
 from gptoss20b.tools.doctor.network import check_collectives
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU
 
 
-def doctor(variables: dict[str, str], *options: str, limit_s: float = 150.0) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(ROOT)}
+def doctor(variables: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in LOGDIR, without this process's settings."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
         [sys.executable, "-m", "gptoss20b", "doctor", *options],
-        cwd=variables.get("LOGDIR", ROOT),
-        env=environment | variables,
+        cwd=variables["LOGDIR"],
+        env=environment | {"PYTHONPATH": str(ROOT)} | variables,
         capture_output=True,
         text=True,
         check=False,
-        timeout=limit_s,
+        timeout=150,
     )
-
-
-def by_name(done: subprocess.CompletedProcess[str]) -> dict[str, Finding]:
-    document = json.loads(done.stdout)
-    assert set(document) == {"verdict", "checks"}
-    return {check["name"]: Finding(**{**check, "verdict": Verdict(check["verdict"])}) for check in document["checks"]}
 
 
 @pytest.mark.slow
@@ -45,18 +39,19 @@ def test_a_healthy_node_passes_and_is_left_as_it_was(tiny: dict[str, str], data:
     done = doctor(settings, "--json")
     assert time.monotonic() - began < 60
     assert done.returncode == 0, done.stdout + done.stderr
-    found = by_name(done)
-    assert json.loads(done.stdout)["verdict"] == "pass"
+    document = json.loads(done.stdout)
+    assert document["verdict"] == "pass"
+    found = {check["name"]: check for check in document["checks"]}
     assert list(found) == [
         "configuration", "processors", "back end", "host memory", "swap", "shared memory", "open files",
         "locked memory", "processor frequency", "data", "data verified", "data speed", "LOGDIR", "free space",
         "checkpoints", "clock", "packages", "Transformer Engine", "code", "page cache", "rendezvous", "collectives",
     ]  # fmt: skip
     for name in ("configuration", "back end", "host memory", "data", "LOGDIR", "free space", "collectives"):
-        assert found[name].verdict is Verdict.PASS, found[name]
-    assert found["data verified"].verdict is Verdict.WARN
-    assert "2 ranks over gloo summed a tensor" in found["collectives"].found
-    assert "tiny on 1 x 2, EP 2" in found["configuration"].found
+        assert found[name]["verdict"] == "pass", found[name]
+    assert found["data verified"]["verdict"] == "warn"
+    assert "2 ranks over gloo" in found["collectives"]["found"]
+    assert "tiny on 1 x 2, EP 2" in found["configuration"]["found"]
     assert done.stderr == ""
     assert sorted(data.iterdir()) == before
     assert list(tmp_path.iterdir()) == []
@@ -92,7 +87,7 @@ def test_a_hanging_rank_is_killed_at_the_limit_and_named() -> None:
     found = check_collectives(2, "gloo", 6)
     assert time.monotonic() - began < 25
     assert found.verdict is Verdict.FAIL
-    assert re.search(r"no end within \d+ s; rank 1 never started$", found.found)
+    assert found.found.endswith("rank 1 never started")
     assert "GLOO_SOCKET_IFNAME" in found.fix
 
 
@@ -103,7 +98,7 @@ def test_a_rank_that_fails_is_named_with_its_error(monkeypatch: pytest.MonkeyPat
     found = check_collectives(2, "gloo", 60)
     assert time.monotonic() - began < 40
     assert found.verdict is Verdict.FAIL
-    assert "failed after" in found.found
+    assert "rank 0 failed" in found.found
     assert "no-such-interface" in found.found
 
 
@@ -124,4 +119,4 @@ def test_a_sum_that_is_wrong_is_an_error(tmp_path: Path) -> None:
     done = subprocess.run(command, env=os.environ | NO_GPU | one_rank, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.split() == ["started", "joined"]
-    assert "the sum is wrong in 2 of 1048576 elements: got 2.0, expected 1.0" in done.stderr
+    assert "wrong sum in 2 of 1048576 elements: got 2.0, expected 1.0" in done.stderr

@@ -1,15 +1,26 @@
-"""Made-up machines: trees of /proc and /sys as the kernel lays them out, and tools that print given answers."""
+"""Made-up machines: trees of /proc and /sys as the kernel lays them out, tools, and vendors' libraries."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-GPU_CLASS = "0x030200"
+from system_info.gpu_report import Gpu
+
+# GPUs of the made-up nodes, as their libraries report them.
+B200 = Gpu("NVIDIA B200", "570.124.06", 183359, None, None, 1965, 5, 16, uncorrectable_errors=0)
+MI355X = Gpu("AMD Instinct MI355X", "6.14.14", 294896, "HBM3E", 8192, 2400, 5, 16, uncorrectable_errors=0)
+
+
+def made_script(folder: Path, name: str, script: str) -> None:
+    """Make an executable of shell commands in a folder, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (folder / name).chmod(0o755)
 
 
 def made_tool(folder: Path, name: str, answers: dict[str, str] | str, status: int = 0) -> None:
@@ -21,26 +32,12 @@ def made_tool(folder: Path, name: str, answers: dict[str, str] | str, status: in
         answers: texts by words of the arguments. A single text answers everything.
         status: exit status; 9 without an answer.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     by_word = {"": answers} if isinstance(answers, str) else answers
-    lines = ["#!/bin/sh"]
-    for number, (key, printed) in enumerate(by_word.items()):
-        text = folder / f".{name}.{number}"
-        text.write_text(printed, encoding="utf-8")
-        lines.append(f'case "$*" in *{shlex.quote(key)}*) while IFS= read -r line || [ -n "$line" ]; do')
-        lines.append(f'printf "%s\\n" "$line"; done < {shlex.quote(str(text))}; exit {status};; esac')
-    _executable(folder / name, "\n".join([*lines, "exit 9"]))
-
-
-def hanging_tool(folder: Path, name: str) -> None:
-    """Make an executable with a child that holds its output for a minute."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _executable(folder / name, f"#!/bin/sh\n{sys.executable} -c 'import time; time.sleep(60)'\necho late\n")
-
-
-def _executable(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8")
-    path.chmod(0o755)
+    cases = [
+        f'case "$*" in *{shlex.quote(key)}*) printf "%s\\n" {shlex.quote(printed)}; exit {status};; esac'
+        for key, printed in by_word.items()
+    ]
+    made_script(folder, name, "\n".join([*cases, "exit 9"]))
 
 
 def write_files(root: Path, files: Mapping[str, object]) -> Path:
@@ -52,30 +49,11 @@ def write_files(root: Path, files: Mapping[str, object]) -> Path:
     return root
 
 
-def meminfo(total_kb: int, available_kb: int = 1024, swap_kb: int = 0) -> str:
-    """Return /proc/meminfo with the fields that psutil reads, of a node with 4 GiB of swap."""
-    sizes = {"MemTotal": total_kb, "MemFree": 1024, "MemAvailable": available_kb, "Buffers": 0, "Cached": 0}
-    sizes |= {"Shmem": 0, "Active": 0, "Inactive": 0, "SwapTotal": 4 * 2**20, "SwapFree": 4 * 2**20 - swap_kb}
-    return "\n".join(f"{name + ':':<16}{kb:>8} kB" for name, kb in sizes.items())
-
-
 def made_host(
-    root: Path,
-    *,
-    sockets: int = 2,
-    cores: int = 4,
-    threads_per_core: int = 2,
-    model: str | None = "INTEL(R) XEON(R) PLATINUM 8570",
-    caches: bool = True,
-    cores_per_l3: int | None = None,
-    flags: str = "fpu sse2",
-    memory_kb: int = 2_113_408_000,
+    root: Path, *, sockets: int = 2, cores: int = 4, model: str | None = "INTEL(R) XEON(R) PLATINUM 8570"
 ) -> Path:
-    """Write a node's processors, caches, memory and system. Counts are per socket and per core. Return the root."""
-    per_socket = cores * threads_per_core
+    """Write processors with two threads a core, caches, PCI devices and system of a node. Return the root."""
     files: dict[str, object] = {
-        "proc/meminfo": meminfo(memory_kb),
-        "proc/vmstat": "pswpin 0\npswpout 0",
         "proc/sys/kernel/osrelease": "6.8.0-60-generic",
         "etc/os-release": 'NAME="Ubuntu"\nPRETTY_NAME="Ubuntu 24.04.2 LTS"\nID=ubuntu',
         "sys/bus/pci/devices/0000:00:1f.0/class": "0x060100",
@@ -83,55 +61,39 @@ def made_host(
         "sys/bus/pci/devices/0000:02:00.0/class": "0x030000",  # the board's own display, no accelerator
         "sys/bus/pci/devices/0000:02:00.0/vendor": "0x1a03",
     }
+    total = sockets * cores
     blocks = []
-    for cpu in range(sockets * per_socket):
-        # As Linux numbers them: all first threads, then all second ones.
-        core = cpu % (sockets * cores)
-        socket = core // cores
-        siblings = ",".join(str(core + each * sockets * cores) for each in range(threads_per_core))
-        home = f"sys/devices/system/cpu/cpu{cpu}"
-        files |= {f"{home}/topology/physical_package_id": socket, f"{home}/topology/core_cpus_list": siblings}
-        group = core // (cores_per_l3 or cores)
-        if caches:
-            for index, (level, kind, size, sharing) in enumerate(
-                [(1, "Data", "48K", siblings), (1, "Instruction", "32K", siblings), (2, "Unified", "2048K", siblings),
-                 (3, "Unified", "30720K", f"group {group}")]
-            ):  # fmt: skip
-                cache = {"level": level, "type": kind, "size": size, "shared_cpu_list": sharing}
-                files |= {f"{home}/cache/index{index}/{name}": value for name, value in cache.items()}
+    for cpu in range(total * 2):
+        core = cpu % total  # Linux numbers all first threads, then all second ones
+        socket, siblings, home = core // cores, f"{core},{core + total}", f"sys/devices/system/cpu/cpu{cpu}"
+        files |= {f"{home}/topology/physical_package_id": socket, f"{home}/topology/thread_siblings_list": siblings}
+        for index, (level, kind, size, sharing) in enumerate(
+            [(1, "Data", "48K", siblings), (1, "Instruction", "32K", siblings), (2, "Unified", "2048K", siblings),
+             (3, "Unified", "30720K", f"socket {socket}")]
+        ):  # fmt: skip
+            cache = {"level": level, "type": kind, "size": size, "shared_cpu_list": sharing}
+            files |= {f"{home}/cache/index{index}/{name}": value for name, value in cache.items()}
         name = f"model name\t: {model}\n" if model else ""
-        blocks.append(f"processor\t: {cpu}\n{name}cpu MHz\t\t: 1234.5\nflags\t\t: {flags}\n")
+        blocks.append(f"processor\t: {cpu}\n{name}cpu MHz\t\t: 1234.5\nflags\t\t: fpu sse2\n")
     return write_files(root, {**files, "proc/cpuinfo": "\n".join(blocks)})
 
 
-def add_accelerators(root: Path, vendor: str, count: int = 8, kind: str = GPU_CLASS) -> None:
-    """Write PCI devices of a vendor (``0x10de``) and class (six hexadecimal digits)."""
-    for number in range(count):
-        device = f"sys/bus/pci/devices/0000:{number + 16:02x}:00.0"
-        write_files(root, {f"{device}/class": kind, f"{device}/vendor": vendor})
+def add_accelerator(root: Path, vendor: str = "0x10de", kind: str = "0x030200") -> None:
+    """Write a PCI device of a vendor (``0x10de``) and class (six hexadecimal digits)."""
+    device = "sys/bus/pci/devices/0000:16:00.0"
+    write_files(root, {f"{device}/class": kind, f"{device}/vendor": vendor})
 
 
 def add_disk(root: Path, name: str, size: int, rotational: int = 0, **more: object) -> None:
     """Write a disk of ``size`` bytes, and files beside its size. ``device__transport`` stands for device/transport."""
-    disk = f"sys/block/{name}"
-    files = {f"{disk}/{each.replace('__', '/')}": value for each, value in more.items()}
-    write_files(
-        root, {f"{disk}/size": size // 512, f"{disk}/queue/rotational": rotational, f"{disk}/device/state": "live"}
-    )
-    write_files(root, files)
+    files = {"size": size // 512, "queue/rotational": rotational, "device/state": "live"}
+    files |= {each.replace("__", "/"): value for each, value in more.items()}
+    write_files(root, {f"sys/block/{name}/{each}": value for each, value in files.items()})
 
 
-def nvidia_smi(name: str = "NVIDIA B200", count: int = 8, *, speed: str = "53.125", **of_last: str) -> dict[str, str]:
-    """Return answers of nvidia-smi on a node whose GPUs have 18 NVLinks each, by the words of its options.
-
-    Args:
-        name: model of all GPUs.
-        count: number of GPUs.
-        speed: of one link in GB/s.
-        of_last: values of the last GPU, by the names in `_HEALTHY`.
-    """
-    gpus = [_HEALTHY | {"name": name} | (of_last if number == count - 1 else {}) for number in range(count)]
-    links = "".join(f"\t Link {link}: {speed} GB/s\n" for link in range(18))
+def nvidia_smi(count: int = 8) -> dict[str, str]:
+    """Return answers of nvidia-smi on a node whose GPUs have 18 NVLinks each, by the words of its options."""
+    links = "".join(f"\t Link {link}: 53.125 GB/s\n" for link in range(18))
     header = "\t".join(["\x1b[4m\t", *(f"GPU{n}" for n in range(count)), "NIC0", "CPU Affinity\tNUMA Affinity\x1b[0m"])
     rows = [
         "\t".join([f"GPU{row}", *("X" if row == n else "NV18" for n in range(count)), "PIX", "0-55,112-167\t0"])
@@ -140,98 +102,97 @@ def nvidia_smi(name: str = "NVIDIA B200", count: int = 8, *, speed: str = "53.12
     nic = "\t".join(["NIC0", *["SYS"] * count, "X"])
     legend = "Legend:\n\n  X    = Self\n  SYS  = Connection traversing PCIe as well as the SMP interconnect"
     return {
-        "-q -x": f"{_XML_HEAD}{''.join(_GPU_XML.format(**gpu) for gpu in gpus)}</nvidia_smi_log>",
-        "nvlink -s": "".join(f"GPU {n}: {name} (UUID: GPU-{n:08x})\n{links}" for n in range(count)),
+        "--query-gpu": "\n".join(["NVIDIA B200, 570.124.06, 183359, 1965, 5, 16"] * count),
+        "nvlink -s": "".join(f"GPU {n}: NVIDIA B200 (UUID: GPU-{n:08x})\n{links}" for n in range(count)),
         "topo -m": "\n".join([header, *rows, nic, "", legend]),
     }
 
 
-_HEALTHY = {
-    "memory": "183359 MiB", "clock": "1965 MHz", "generation": "5", "pending": "No", "failure": "No", "processes": "",
-    "ecc": "<sram_correctable>7</sram_correctable><dram_uncorrectable>0</dram_uncorrectable>",
-    "action": "<gpu_recovery_action>None</gpu_recovery_action>",
-    "reasons": "<clocks_event_reasons><clocks_event_reason_hw_slowdown>Not Active</clocks_event_reason_hw_slowdown>"
-    "<clocks_event_reason_sw_power_cap>Active</clocks_event_reason_sw_power_cap></clocks_event_reasons>",
-}  # fmt: skip
-_XML_HEAD = (
-    '<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">\n<nvidia_smi_log>'
-    "<driver_version>570.124.06</driver_version>"
-)
-_GPU_XML = """<gpu id="00000000:1B:00.0"><product_name>{name}</product_name>{action}
-<pci><pci_gpu_link_info><pcie_gen><max_link_gen>{generation}</max_link_gen><current_link_gen>1</current_link_gen></pcie_gen>
-<link_widths><max_link_width>16x</max_link_width></link_widths></pci_gpu_link_info></pci>
-{reasons}<fb_memory_usage><total>{memory}</total></fb_memory_usage>
-<ecc_errors><volatile>{ecc}</volatile><aggregate><dram_uncorrectable>9</dram_uncorrectable></aggregate></ecc_errors>
-<remapped_rows><remapped_row_pending>{pending}</remapped_row_pending>
-<remapped_row_failure>{failure}</remapped_row_failure></remapped_rows>
-<clocks><sm_clock>345 MHz</sm_clock></clocks><max_clocks><sm_clock>{clock}</sm_clock></max_clocks>
-<processes>{processes}</processes></gpu>
-"""
-
-
-def nvidia_process(kind: str, name: str, pid: int) -> str:
-    """Return a process in nvidia-smi's XML. Its kind is C (compute), G (graphics) or C+G."""
-    return (
-        f"<process_info><pid>{pid}</pid><type>{kind}</type><process_name>{name}</process_name>"
-        "<used_memory>502 MiB</used_memory></process_info>"
-    )
-
-
 def amd_smi(
-    name: str = "AMD Instinct MI355X",
-    count: int = 8,
-    *,
-    wrapped: bool = True,
-    uncorrectable: Any = 0,
-    process: Any = "No running processes detected",
+    count: int = 8, *, uncorrectable: Any = 0, process: Any = "No running processes detected"
 ) -> dict[str, str]:
-    """Return answers of amd-smi, by its subcommands.
-
-    Args:
-        name: model of all GPUs.
-        count: number of GPUs.
-        wrapped: in an object with the key gpu_data, as since ROCm 7.
-        uncorrectable: number of uncorrectable errors of the last GPU.
-        process: the last GPU's process.
-    """
+    """Return answers of amd-smi since ROCm 7, by its subcommands. Errors and process are the last GPU's."""
     static: list[dict[str, Any]] = [
         {
             "gpu": n,
-            "asic": {"market_name": name, "vendor_id": "0x1002", "num_compute_units": 256, "oam_id": n},
-            "bus": {
-                "bdf": f"0000:{n + 16:02x}:00.0", "max_pcie_width": 16, "max_pcie_speed": {"value": 32, "unit": "GT/s"},
-                "pcie_interface_version": "Gen 5", "slot_type": "OAM",
-            },
+            "asic": {"market_name": "AMD Instinct MI355X", "vendor_id": "0x1002", "num_compute_units": 256},
+            "bus": {"max_pcie_width": 16, "pcie_interface_version": "Gen 5", "slot_type": "OAM"},
             "driver": {"name": "amdgpu", "version": "6.14.14"},
             "vram": {"type": "HBM3E", "vendor": "N/A", "size": {"value": 294896, "unit": "MB"}, "bit_width": 8192},
             "clock": {"sys": {"current_level": 1, "frequency_levels": {"Level 0": "143 MHz", "Level 1": "2400 MHz"}}},
         }
         for n in range(count)
-    ]  # fmt: skip
+    ]
     topology = [
-        {
-            "gpu": own,
-            "links": [{"gpu": n, "link_type": "SELF" if n == own else "XGMI", "num_hops": 1} for n in range(count)],
-        }
-        for own in range(count)
+        {"gpu": row, "links": [{"gpu": n, "link_type": "SELF" if n == row else "XGMI"} for n in range(count)]}
+        for row in range(count)
     ]
-    metric: list[dict[str, Any]] = [
-        {"gpu": n, "ecc": {"total_correctable_count": 3, "total_uncorrectable_count": 0, "total_deferred_count": "N/A"}}
-        for n in range(count)
-    ]
-    metric[-1]["ecc"]["total_uncorrectable_count"] = uncorrectable
+    metric = [{"gpu": n, "ecc": {"total_uncorrectable_count": 0, "total_deferred_count": "N/A"}} for n in range(count)]
+    metric[-1] = {"gpu": count - 1, "ecc": {"total_uncorrectable_count": uncorrectable}}
     processes = [{"gpu": count - 1, "process_list": [{"process_info": process}]}]
     rows = {"static": static, "metric --ecc": metric, "process": processes}
-    answers = {name: json.dumps({"gpu_data": each} if wrapped else each) for name, each in rows.items()}
+    answers = {name: json.dumps({"gpu_data": each}) for name, each in rows.items()}
     return answers | {"topology": json.dumps(topology)}
 
 
-def rocm_smi(name: str = "AMD Instinct MI355X", count: int = 8) -> dict[str, dict[str, str]]:
-    """Return the answer of rocm-smi, as the object that it prints as JSON."""
-    card = {"Card Series": name, "Card Model": "0x75a3", "VRAM Total Memory (B)": "309220868096"}
-    pairs = [(left, right) for left in range(count) for right in range(left + 1, count)]
-    links = {f"(Topology) Link type between DRM devices {left} and {right}": "XGMI" for left, right in pairs}
-    return {**{f"card{n}": dict(card) for n in range(count)}, "system": {"Driver version": "6.14.14", **links}}
+class LibraryError(Exception):
+    """Error of a made-up library."""
+
+
+class LibraryNotFoundError(LibraryError):
+    """Error of a made-up pynvml without the driver's library."""
+
+
+def unsupported(*arguments: object) -> None:
+    """Raise the error of a library that does not support a function here."""
+    raise LibraryError("Not Supported")
+
+
+def made_pynvml(**changes: Any) -> SimpleNamespace:
+    """Return a module like nvidia-ml-py on a node with two healthy B200. A change to None removes a member."""
+    members = {
+        "NVMLError": LibraryError, "NVMLError_LibraryNotFound": LibraryNotFoundError, "NVML_SUCCESS": 0,
+        "NVML_CLOCK_SM": 1, "NVML_MEMORY_ERROR_TYPE_UNCORRECTED": 1, "NVML_VOLATILE_ECC": 0,
+        "nvmlInit": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: "570.124.06",
+        "nvmlSystemGetProcessName": lambda pid: unsupported() if pid == 1 else "python",
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetName": lambda gpu: "NVIDIA B200",
+        "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(total=183359 * 2**20),
+        "nvmlDeviceGetMaxClockInfo": lambda gpu, clock: {1: 1965}[clock],
+        "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: 5,
+        "nvmlDeviceGetMaxPcieLinkWidth": lambda gpu: 16,
+        "nvmlDeviceGetTotalEccErrors": lambda gpu, kind, counter: {(1, 0): 0}[kind, counter],
+        "nvmlDeviceGetRemappedRows": lambda gpu: (7, 0, 0, 0),
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda gpu: 0x01 | 0x04,  # idle, power cap
+        "nvmlDeviceGetComputeRunningProcesses": lambda gpu: [],
+        "nvmlDeviceGetFieldValues": lambda gpu, fields: field_values(0),
+    }  # fmt: skip
+    return SimpleNamespace(**{name: each for name, each in (members | changes).items() if each is not None})
+
+
+def field_values(value: int) -> list[SimpleNamespace]:
+    """Return what pynvml answers for the value of one field."""
+    return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=value))]
+
+
+def made_amdsmi(**changes: Any) -> SimpleNamespace:
+    """Return a module like amdsmi on a node with two MI355X, the second with errors and a process."""
+    members = {
+        "AmdSmiException": LibraryError, "AmdSmiClkType": SimpleNamespace(SYS=0),
+        "amdsmi_wrapper": SimpleNamespace(amdsmi_vram_type_t__enumvalues={5: "AMDSMI_VRAM_TYPE_HBM3E"}),
+        "amdsmi_init": lambda: None,
+        "amdsmi_get_processor_handles": lambda: [0, 1],
+        "amdsmi_get_gpu_asic_info": lambda gpu: {"market_name": "AMD Instinct MI355X"},
+        "amdsmi_get_gpu_driver_info": lambda gpu: {"driver_version": "6.14.14"},
+        "amdsmi_get_gpu_vram_info": lambda gpu: {"vram_type": 5, "vram_size": 294896, "vram_bit_width": 8192},
+        "amdsmi_get_pcie_info": lambda gpu: {"pcie_static": {"pcie_interface_version": 5, "max_pcie_width": 16}},
+        "amdsmi_get_clk_freq": lambda gpu, clock: {"frequency": [143_000_000, 2_400_000_000]},
+        "amdsmi_get_gpu_total_ecc_count": lambda gpu: {"uncorrectable_count": 2 * gpu, "deferred_count": gpu},
+        "amdsmi_get_gpu_process_list": lambda gpu: [{"name": "python3", "pid": 77}] if gpu else [],
+    }  # fmt: skip
+    return SimpleNamespace(**(members | changes))
 
 
 # dmidecode -t 17, shortened: two modules and an empty slot.

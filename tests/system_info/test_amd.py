@@ -1,122 +1,97 @@
-"""AMD GPUs: answers of amd-smi and rocm-smi from real subprocesses."""
+"""AMD GPUs: made-up answers of amdsmi, and of amd-smi from real subprocesses."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from system_info.amd import read_gpus, read_interconnect
+from system_info.amd import read_amd_smi, read_amdsmi, read_interconnect
 from system_info.gpu_report import Gpu, GpuReport, Interconnect
-from tests.support.made_machines import amd_smi, made_tool, rocm_smi
-
-BY_ROCM_SMI = Gpu(name="AMD Instinct MI355X", driver_version="6.14.14", memory_mib=294896)
-BY_AMD_SMI = replace(
-    BY_ROCM_SMI,
-    memory_type="HBM3E",
-    memory_bus_width=8192,
-    max_clock_mhz=2400,
-    pcie_generation=5,
-    pcie_width=16,
-    uncorrectable_errors=0,
-)
-WARNING = "WARNING: AMD GPU device(s) is/are in a low-power state\n"
+from tests.support.made_machines import MI355X, amd_smi, made_amdsmi, made_tool, unsupported
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_amd_smi(tools: Path, wrapped: bool) -> None:
-    made_tool(tools, "amd-smi", amd_smi(wrapped=wrapped))
-    made_tool(tools, "rocm-smi", json.dumps(rocm_smi(count=3)))  # not used
-    report = GpuReport("AMD", "amd-smi", (BY_AMD_SMI,) * 8)
-    assert read_gpus() == report
-    assert read_interconnect(report) == Interconnect(("XGMI",), "amd-smi topology")
+def test_amdsmi(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "amdsmi", made_amdsmi())
+    last = replace(MI355X, uncorrectable_errors=3, processes=("python3 (77)",))
+    assert read_amdsmi() == GpuReport("amdsmi", (MI355X, last))
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-@pytest.mark.parametrize(("reported", "errors"), [(2, 2), ("N/A", 0)])
-def test_errors_and_processes_belong_to_their_gpu(tools: Path, wrapped: bool, reported: Any, errors: int) -> None:
-    process = {"name": "python3", "pid": 77}
-    made_tool(tools, "amd-smi", amd_smi(count=2, wrapped=wrapped, uncorrectable=reported, process=process))
-    last = replace(BY_AMD_SMI, uncorrectable_errors=errors, processes=("python3 (77)",))
-    assert read_gpus() == GpuReport("AMD", "amd-smi", (BY_AMD_SMI, last))
+def test_a_value_that_amdsmi_does_not_support_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = made_amdsmi(
+        amdsmi_get_clk_freq=unsupported,
+        amdsmi_get_gpu_vram_info=unsupported,
+        amdsmi_get_pcie_info=lambda gpu: {"pcie_static": {"max_pcie_width": "N/A"}},
+        amdsmi_get_gpu_process_list=unsupported,
+        amdsmi_wrapper=SimpleNamespace(),
+    )
+    del lacking.amdsmi_get_gpu_total_ecc_count
+    monkeypatch.setitem(sys.modules, "amdsmi", lacking)
+    known = Gpu("AMD Instinct MI355X", "6.14.14", uncorrectable_errors=0)
+    assert read_amdsmi() == GpuReport("amdsmi", (known, known))
+
+
+def test_amdsmi_without_its_shared_library_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "amdsmi.py").write_text("raise KeyError('libamd_smi.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read_amdsmi() is None
+
+
+@pytest.mark.parametrize(("reported", "errors"), [(0, 0), (2, 2), ("N/A", 0)])
+def test_amd_smi(tools: Path, reported: Any, errors: int) -> None:
+    answers = amd_smi(uncorrectable=reported, process={"name": "python3", "pid": 77})
+    last = replace(MI355X, uncorrectable_errors=errors, processes=("python3 (77)",))
+    lists = {key: json.dumps(json.loads(text)["gpu_data"]) for key, text in answers.items() if key != "topology"}
+    warning = "WARNING: AMD GPU device(s) is/are in a low-power state\n"
+    for printed in (answers, lists, {key: warning + text for key, text in answers.items()}):
+        made_tool(tools, "amd-smi", printed)
+        assert read_amd_smi() == GpuReport("amd-smi", (*[MI355X] * 7, last))
 
 
 @pytest.mark.parametrize(
     ("path", "field"),
     [
-        ("asic", "name"),
+        ("asic.market_name", "name"),
         ("vram.size.unit", "memory_mib"),
         ("vram.type", "memory_type"),
         ("bus.max_pcie_width", "pcie_width"),
-        ("clock", "max_clock_mhz"),
+        ("clock.sys", "max_clock_mhz"),
         ("driver.version", "driver_version"),
     ],
 )
 def test_a_value_that_amd_smi_does_not_report_is_none(tools: Path, path: str, field: str) -> None:
     answers = amd_smi(count=1)
-    for absent in (True, False):
-        static = json.loads(answers["static"])
-        *above, last = path.split(".")
-        parent = static["gpu_data"][0]
-        for key in above:
-            parent = parent[key]
-        if absent:
-            del parent[last]
-        else:
-            parent[last] = "N/A"
+    static = json.loads(answers["static"])
+    parent, last = path.split(".", 1)
+    for value in ("N/A", None):
+        gpu = static["gpu_data"][0][parent]
+        *above, key = last.split(".")
+        for each in above:
+            gpu = gpu[each]
+        gpu[key] = value
         made_tool(tools, "amd-smi", answers | {"static": json.dumps(static)})
         unknown: dict[str, Any] = {field: None}
-        assert read_gpus() == GpuReport("AMD", "amd-smi", (replace(BY_AMD_SMI, **unknown),))
+        assert read_amd_smi() == GpuReport("amd-smi", (replace(MI355X, **unknown),))
 
 
-def test_rocm_smi_answers_where_amd_smi_fails(tools: Path) -> None:
-    made_tool(tools, "amd-smi", "AMDSMI_STATUS_NOT_INIT", status=1)
-    assert read_gpus() == GpuReport("AMD", "amd-smi", error="AMDSMI_STATUS_NOT_INIT")
-    made_tool(tools, "rocm-smi", {"--json": WARNING + json.dumps(rocm_smi())})
-    report = GpuReport("AMD", "rocm-smi", (BY_ROCM_SMI,) * 8)
-    assert read_gpus() == report
-    assert read_interconnect(report) == Interconnect(("XGMI",), "rocm-smi --showtopotype")
-
-
-@pytest.mark.parametrize(
-    ("key", "field"),
-    [("Card Series", "name"), ("VRAM Total Memory (B)", "memory_mib")],
-)
-def test_a_key_that_one_card_lacks(tools: Path, key: str, field: str) -> None:
-    answer = rocm_smi(count=2)
-    del answer["card1"][key]
-    made_tool(tools, "rocm-smi", json.dumps(answer))
-    unknown: dict[str, Any] = {field: None}
-    assert read_gpus() == GpuReport("AMD", "rocm-smi", (BY_ROCM_SMI, replace(BY_ROCM_SMI, **unknown)))
-
-
-def test_older_answers_of_rocm_smi(tools: Path) -> None:
-    made_tool(tools, "rocm-smi", json.dumps({"card0": {"Card series": "AMD Instinct MI250X"}}))
-    assert read_gpus() == GpuReport("AMD", "rocm-smi", (Gpu(name="AMD Instinct MI250X"),))
-
-
-@pytest.mark.parametrize("lost", ["(Topology) Link type between DRM devices 0 and 1", None])
-def test_a_pair_without_a_link_leaves_the_links_unknown(tools: Path, lost: str | None) -> None:
-    answer = rocm_smi()
-    if lost is None:
-        del answer["system"]
-    else:
-        del answer["system"][lost]
-    made_tool(tools, "rocm-smi", json.dumps(answer))
-    assert read_interconnect(GpuReport("AMD", "rocm-smi", (BY_ROCM_SMI,) * 8)) == Interconnect()
-
-
-@pytest.mark.parametrize("printed", ["", "[]", "{", "[" * 100_000, '{"gpu_data": 3}', "[1, 2]"])
+@pytest.mark.parametrize("printed", ["", "[]", "{", '{"gpu_data": 3}', "[1, 2]"])
 def test_an_answer_without_gpus_is_an_error(tools: Path, printed: str) -> None:
-    assert read_gpus() is None
+    assert read_amd_smi() is None
     made_tool(tools, "amd-smi", printed)
-    report = read_gpus()
+    report = read_amd_smi()
     assert report is not None
-    assert report.error
-    (tools / "amd-smi").rename(tools / "rocm-smi")
-    report = read_gpus()
-    assert report is not None
-    assert report.gpus == ()
+    assert (report.gpus, bool(report.error)) == ((), True)
+    made_tool(tools, "amd-smi", "AMDSMI_STATUS_NOT_INIT", status=1)
+    assert read_amd_smi() == GpuReport("amd-smi", error="AMDSMI_STATUS_NOT_INIT")
+
+
+def test_links_are_unknown_unless_each_pair_has_one(tools: Path) -> None:
+    made_tool(tools, "amd-smi", amd_smi())
+    assert read_interconnect(8) == Interconnect("XGMI", "every pair: XGMI (amd-smi topology)")
+    made_tool(tools, "amd-smi", {"topology": amd_smi()["topology"].replace("XGMI", "N/A", 1)})
+    assert read_interconnect(8) == Interconnect()

@@ -14,7 +14,7 @@ from system_info.devices import (
     read_machine_model,
     read_network_ports,
 )
-from tests.support.made_machines import add_accelerators, add_disk, made_host, write_files
+from tests.support.made_machines import add_accelerator, add_disk, made_host, write_files
 
 
 def test_disks_of_this_machine_alone(tmp_path: Path) -> None:
@@ -38,25 +38,25 @@ def test_disks_of_this_machine_alone(tmp_path: Path) -> None:
 
 def test_network_ports(tmp_path: Path) -> None:
     files: dict[str, object] = {}
-    for number in range(2):
-        port = f"sys/class/infiniband/mlx5_{number}/ports/1"
-        files |= {f"{port}/link_layer": "InfiniBand", f"{port}/rate": "400 Gb/sec (4X NDR)"}
-        files |= {f"sys/class/net/ib{number}/type": 32, f"sys/class/net/ib{number}/device/vendor": "0x15b3"}
-    roce = "sys/class/infiniband/mlx5_8/ports/1"
-    files |= {f"{roce}/link_layer": "Ethernet", f"{roce}/rate": "100 Gb/sec (4X EDR)"}
-    for name, speed in (("eth0", 100_000), ("eth1", -1), ("eth2", 2_500)):
-        files |= {f"sys/class/net/{name}/{key}": value for key, value in (("type", 1), ("speed", speed))}
-        files[f"sys/class/net/{name}/device/vendor"] = "0x15b3"
+    for name, layer, rate in (("mlx5_0", "InfiniBand", "400 Gb/sec (4X NDR)"), ("mlx5_8", "Ethernet", "100 Gb/sec")):
+        port = f"sys/class/infiniband/{name}/ports/1"
+        files |= {f"{port}/link_layer": layer, f"{port}/rate": rate}
+    for name, kind, speed in (("ib0", 32, -1), ("eth0", 1, 100_000), ("eth1", 1, -1), ("eth2", 1, 2_500)):
+        interface = f"sys/class/net/{name}"
+        files |= {f"{interface}/type": kind, f"{interface}/speed": speed, f"{interface}/device/vendor": "0x15b3"}
     files["sys/class/net/eth0/device/infiniband/mlx5_8/node_type"] = "1: CA"
+    # A bridge, the loop, and virtual functions.
     files |= {"sys/class/net/docker0/type": 1, "sys/class/net/docker0/speed": 10_000, "sys/class/net/lo/type": 772}
     files |= {"sys/class/net/vf0/type": 1, "sys/class/net/vf0/speed": 1_000, "sys/class/net/vf0/device/physfn/a": 1}
+    virtual = "sys/class/infiniband/mlx5_9"
+    files |= {f"{virtual}/ports/1/link_layer": "InfiniBand", f"{virtual}/device/physfn/a": 1}
     assert read_network_ports(write_files(tmp_path, files)) == [
-        *["InfiniBand 400 Gb/sec (4X NDR)"] * 2,
+        "InfiniBand 400 Gb/sec (4X NDR)",
         "Ethernet 100 Gb/s RDMA",
         "Ethernet (rate not reported)",
         "Ethernet 2.5 Gb/s",
     ]
-    assert list_infiniband_devices(tmp_path) == ["mlx5_0", "mlx5_1", "mlx5_8"]
+    assert list_infiniband_devices(tmp_path) == ["mlx5_0", "mlx5_8", "mlx5_9"]
     assert read_network_ports(tmp_path / "nothing") == list_infiniband_devices(tmp_path / "nothing") == []
 
 
@@ -71,7 +71,7 @@ def test_network_ports(tmp_path: Path) -> None:
     ],
 )
 def test_which_pci_devices_may_be_accelerators(tmp_path: Path, vendor: str, kind: str, expected: bool) -> None:
-    add_accelerators(made_host(tmp_path), vendor, 1, kind)
+    add_accelerator(made_host(tmp_path), vendor, kind)
     assert has_accelerator(tmp_path) is expected
     assert has_accelerator(tmp_path / "nothing") is None
 

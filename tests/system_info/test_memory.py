@@ -1,4 +1,4 @@
-"""Memory: the kernel's figures, control groups, and modules."""
+"""Memory: control groups, and modules."""
 
 from __future__ import annotations
 
@@ -6,36 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from system_info.memory import Memory, MemoryModule, read_cgroup_memory_left, read_memory, read_memory_modules
-from tests.support.made_machines import MODULES, made_tool, meminfo, write_files
+from system_info.memory import MemoryModule, read_cgroup_memory_left, read_memory_modules
+from tests.support.made_machines import MODULES, made_tool, write_files
 
 GIB = 2**30
 
 
-def test_the_kernels_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    this_machine = read_memory()
-    assert this_machine is not None
-    assert 0 < this_machine.available <= this_machine.total
-    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path / "proc"))
-    assert read_memory() is None
-    write_files(tmp_path, {"proc/meminfo": meminfo(2**26, 2**25, swap_kb=1024), "proc/vmstat": "pswpin 0\npswpout 0"})
-    assert read_memory() == Memory(64 * GIB, 32 * GIB, 2**20)
-    for damaged in ("", "MemTotal: x kB", "MemTotal:"):
-        write_files(tmp_path, {"proc/meminfo": damaged})
-        assert read_memory() is None
-
-
-def test_a_containers_limit_counts_without_pages_that_can_be_dropped(tmp_path: Path) -> None:
-    group = "sys/fs/cgroup/memory"
-    assert read_cgroup_memory_left(tmp_path) is None
-    write_files(tmp_path, {f"{group}.max": 16 * GIB, f"{group}.current": 12 * GIB})
-    assert read_cgroup_memory_left(tmp_path) == 4 * GIB
-    write_files(tmp_path, {f"{group}.stat": f"anon 5\ninactive_file {3 * GIB}"})
-    assert read_cgroup_memory_left(tmp_path) == 7 * GIB
-    write_files(tmp_path, {f"{group}.current": 20 * GIB})
-    assert read_cgroup_memory_left(tmp_path) == 0
-    write_files(tmp_path, {f"{group}.max": "max"})
-    assert read_cgroup_memory_left(tmp_path) is None
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"max": 16 * GIB, "current": 12 * GIB}, 4 * GIB),
+        # Pages that can be dropped do not count.
+        ({"max": 16 * GIB, "current": 12 * GIB, "stat": f"anon 5\ninactive_file {3 * GIB}"}, 7 * GIB),
+        ({"max": 16 * GIB, "current": 20 * GIB}, 0),
+        ({"max": "max", "current": 12 * GIB}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_containers_limit_leaves(tmp_path: Path, files: dict[str, object], left: int | None) -> None:
+    write_files(tmp_path, {f"sys/fs/cgroup/memory.{name}": value for name, value in files.items()})
+    assert read_cgroup_memory_left(tmp_path) == left
 
 
 def test_modules_as_dmidecode_lists_them(tools: Path) -> None:

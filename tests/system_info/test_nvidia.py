@@ -1,118 +1,86 @@
-"""NVIDIA GPUs: answers of nvidia-smi from real subprocesses."""
+"""NVIDIA GPUs: made-up answers of NVML, and of nvidia-smi from real subprocesses."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from system_info.gpu_report import Gpu, GpuReport, Interconnect
-from system_info.nvidia import read_gpus, read_interconnect
-from tests.support.made_machines import made_tool, nvidia_process, nvidia_smi
+from system_info.nvidia import read_interconnect, read_nvidia_smi, read_nvml
+from tests.support.made_machines import B200, field_values, made_pynvml, made_tool, nvidia_smi, unsupported
 
-B200 = Gpu(
-    name="NVIDIA B200",
-    driver_version="570.124.06",
-    memory_mib=183359,
-    max_clock_mhz=1965,
-    pcie_generation=5,
-    pcie_width=16,
-    uncorrectable_errors=0,
+NODE = Interconnect(
+    "NVLink, 18 links of 53.125 GB/s per accelerator (nvidia-smi nvlink -s)",
+    "every pair: NV18 (nvidia-smi topo -m)",
 )
-NODE = Interconnect(("NV18",), "nvidia-smi topo -m", nvlinks=18, nvlink_speed="53.125 GB/s")
-
-
-def report(tools: Path, answers: dict[str, str]) -> GpuReport:
-    made_tool(tools, "nvidia-smi", answers)
-    found = read_gpus()
-    assert found is not None
-    return found
-
-
-def last_gpu(tools: Path, **of_last: str) -> Gpu:
-    """Return the second of two GPUs, of which the first is healthy."""
-    first, last = report(tools, nvidia_smi(count=2, **of_last)).gpus
-    assert first == B200
-    return last
-
-
-def test_eight_healthy_gpus(tools: Path) -> None:
-    assert report(tools, nvidia_smi()) == GpuReport("NVIDIA", "nvidia-smi", (B200,) * 8)
-    assert report(tools, nvidia_smi()).driver_version == "570.124.06"
-    assert report(tools, nvidia_smi(count=0)).gpus == ()
-    assert report(tools, nvidia_smi("[N/A]", 1)).gpus[0].name is None
 
 
 @pytest.mark.parametrize(
-    ("printed", "expected"),
+    ("function", "answer", "expected"),
     [
-        ({"memory": "[Unknown Error]"}, {"memory_mib": None}),
-        ({"clock": "[N/A]"}, {"max_clock_mhz": None}),
-        ({"generation": "N/A"}, {"pcie_generation": None}),
-        ({"ecc": "<dram_uncorrectable>2</dram_uncorrectable>"}, {"uncorrectable_errors": 2}),
+        ("TotalEccErrors", 2, {"uncorrectable_errors": 2}),
+        ("RemappedRows", (0, 0, 1, 0), {"row_remap_pending": True}),
+        ("RemappedRows", (0, 0, 0, 1), {"row_remap_failed": True}),
+        ("FieldValues", field_values(4), {"recovery_action": "Drain and Reset"}),
+        ("FieldValues", field_values(99), {"recovery_action": "action 99"}),
+        ("FieldValues", [SimpleNamespace(nvmlReturn=3)], {}),
+        ("CurrentClocksThrottleReasons", 0x45, {"throttle_reasons": ("hw_thermal_slowdown",)}),
         (
-            {
-                "ecc": "<dram_uncorrectable>N/A</dram_uncorrectable>"
-                "<sram_uncorrectable_parity>1</sram_uncorrectable_parity>"
-            },
-            {"uncorrectable_errors": 1},
+            "CurrentClocksThrottleReasons",
+            0xA8,
+            {"throttle_reasons": ("hw_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")},
         ),
-        ({"pending": "Yes"}, {"row_remap_pending": True}),
-        ({"failure": "Yes"}, {"row_remap_failed": True}),
         (
-            {"action": "<gpu_recovery_action>Drain and Reset</gpu_recovery_action>"},
-            {"recovery_action": "Drain and Reset"},
+            "ComputeRunningProcesses",
+            [SimpleNamespace(pid=4242), SimpleNamespace(pid=1)],
+            {"processes": ("python (4242)", "a process (1)")},
         ),
-        ({"processes": nvidia_process("G", "Xorg", 812)}, {}),
-        (
-            {"processes": nvidia_process("C", "python", 4242) + nvidia_process("C+G", "vlc", 5)},
-            {"processes": ("python (4242)", "vlc (5)")},
-        ),
-        # An older driver does not have all elements.
-        ({"action": "", "ecc": "", "reasons": "", "pending": "N/A"}, {}),
     ],
 )
-def test_one_value_of_one_gpu(tools: Path, printed: dict[str, str], expected: dict[str, Any]) -> None:
-    assert last_gpu(tools, **printed) == replace(B200, **expected)
+def test_an_answer_of_nvml(
+    monkeypatch: pytest.MonkeyPatch, function: str, answer: Any, expected: dict[str, Any]
+) -> None:
+    healthy = made_pynvml()
+    name = f"nvmlDeviceGet{function}"
+    second = made_pynvml(**{name: lambda gpu, *asked: answer if gpu == 1 else getattr(healthy, name)(gpu, *asked)})
+    monkeypatch.setitem(sys.modules, "pynvml", second)
+    assert read_nvml() == GpuReport("NVML", (B200, replace(B200, **expected)))
 
 
-@pytest.mark.parametrize("family", ["event", "throttle"])
-@pytest.mark.parametrize("reason", ["hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake"])
-def test_a_gpu_that_lowers_its_clocks(tools: Path, family: str, reason: str) -> None:
-    name = f"clocks_{family}_reason"
-    printed = f"<{name}s><{name}_gpu_idle>Active</{name}_gpu_idle><{name}_{reason}>Active</{name}_{reason}></{name}s>"
-    assert last_gpu(tools, reasons=printed).throttle_reasons == (reason,)
+@pytest.mark.parametrize("function", [None, unsupported])  # of another version, and not of this GPU
+def test_a_value_that_nvml_does_not_report_is_none(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
+    unknown: dict[str, Any] = {"name": None, "memory_mib": None, "uncorrectable_errors": None}
+    functions = ("Name", "MemoryInfo", "TotalEccErrors", "RemappedRows", "FieldValues", "ComputeRunningProcesses")
+    lacking = made_pynvml(**{f"nvmlDeviceGet{each}": function for each in functions})
+    monkeypatch.setitem(sys.modules, "pynvml", lacking)
+    assert read_nvml() == GpuReport("NVML", (replace(B200, **unknown),) * 2)
 
 
 @pytest.mark.parametrize(
-    ("printed", "status", "error"),
+    ("printed", "gpus"),
     [
-        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9, "couldn't communicate"),
-        ("Unable to determine the device handle for GPU0: Unknown Error", 0, "XML"),
-        ("", 0, "XML"),
+        (nvidia_smi()["--query-gpu"], (replace(B200, uncorrectable_errors=None),) * 8),
+        ("[N/A], 570.124.06, [Unknown Error], N/A, [N/A], 16", (Gpu(driver_version="570.124.06", pcie_width=16),)),
     ],
 )
-def test_a_driver_that_does_not_answer(tools: Path, printed: str, status: int, error: str) -> None:
-    assert read_gpus() is None
+def test_nvidia_smi(tools: Path, printed: str, gpus: tuple[Any, ...]) -> None:
+    assert read_nvidia_smi() is None
+    made_tool(tools, "nvidia-smi", {"--query-gpu": printed})
+    assert read_nvidia_smi() == GpuReport("nvidia-smi", gpus)
+
+
+@pytest.mark.parametrize(
+    ("printed", "status"),
+    [("couldn't communicate with the NVIDIA driver.", 9), ("Unable to determine the device handle for GPU0", 0)],
+)
+def test_a_driver_that_does_not_answer(tools: Path, printed: str, status: int) -> None:
     made_tool(tools, "nvidia-smi", printed, status)
-    found = read_gpus()
-    assert found is not None
-    assert found.gpus == ()
-    assert found.error is not None
-    assert error in found.error
-
-
-def interconnect(tools: Path, count: int, **changed: str) -> Interconnect:
-    made_tool(tools, "nvidia-smi", nvidia_smi(count=count) | {key.replace("_", " -"): changed[key] for key in changed})
-    return read_interconnect(GpuReport("NVIDIA", "NVML", (B200,) * count))
-
-
-def test_links_and_topology(tools: Path) -> None:
-    assert interconnect(tools, 8) == NODE
-    mixed = interconnect(tools, 2, topo_m="\tGPU0\tGPU1\nGPU0\t X \tSYS\nGPU1\tPIX\t X \n")
-    assert mixed.pair_types == ("PIX", "SYS")
+    assert read_nvidia_smi() == GpuReport("nvidia-smi", error=printed)
 
 
 @pytest.mark.parametrize(
@@ -128,24 +96,15 @@ def test_links_and_topology(tools: Path) -> None:
 )
 def test_an_unclear_answer_leaves_that_part_unknown(tools: Path, question: str, old: str, new: str) -> None:
     answers = nvidia_smi()
+    made_tool(tools, "nvidia-smi", answers)
+    assert read_interconnect(8) == NODE
     assert old in answers[question]
     made_tool(tools, "nvidia-smi", answers | {question: answers[question].replace(old, new, 1)})
-    unknown: dict[str, Any] = {"pair_types": ()}
-    if question == "nvlink -s":
-        unknown = {"nvlinks": None, "nvlink_speed": None}
-    assert read_interconnect(GpuReport("NVIDIA", "NVML", (B200,) * 8)) == replace(NODE, **unknown)
+    unknown = replace(NODE, link=None) if question == "nvlink -s" else replace(NODE, topology=None)
+    assert read_interconnect(8) == unknown
+    assert read_interconnect(9) == Interconnect()  # more GPUs than the answer has
 
 
-def test_links_of_fewer_gpus_than_there_are(tools: Path) -> None:
-    assert interconnect(tools, 8, nvlink_s=nvidia_smi(count=7)["nvlink -s"]).nvlinks is None
-
-
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        "\tGPU0\tGPU1\nGPU0\tNV18\t X \nGPU1\t X \tNV18\n",  # in another order
-        "\tGPU0\tGPU1\tNIC0\nGPU0\tNV18\tNV18\tX\nGPU1\tNV18\tNV18\tX\n",
-    ],
-)
-def test_a_matrix_without_its_diagonal_is_unclear(tools: Path, matrix: str) -> None:
-    assert interconnect(tools, 2, topo_m=matrix).pair_types == ()
+def test_pairs_with_different_connections(tools: Path) -> None:
+    made_tool(tools, "nvidia-smi", {"topo -m": "\tGPU0\tGPU1\nGPU0\t X \tSYS\nGPU1\tPIX\t X \n"})
+    assert read_interconnect(2) == Interconnect(None, "every pair: PIX or SYS (nvidia-smi topo -m)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,87 +15,68 @@ from gptoss20b.tools.doctor.gpus import (
     check_gpu_count,
     check_gpu_health,
     check_gpu_memory,
+    check_gpus,
     list_visible_gpus,
 )
-from system_info.gpu_report import Gpu, GpuReport
+from system_info.gpu_report import GpuReport
 from tests.support.findings import assert_finding
+from tests.support.made_machines import B200
 
 GIB = 2**30
-B200, H200 = VisibleGpu("NVIDIA B200", 180 * GIB, 178 * GIB), VisibleGpu("NVIDIA H200", GIB, GIB)
-HEALTHY = Gpu(name="NVIDIA B200", driver_version="570.124.06", uncorrectable_errors=0)
-
-
-def health(last: Gpu = HEALTHY, source: str = "NVML") -> list[Finding]:
-    """Return the findings on two GPUs, of which the first is healthy."""
-    found = check_gpu_health(GpuReport("NVIDIA", source, (HEALTHY, last)))
-    assert [finding.name for finding in found] == ["GPU driver", "GPU processes", "GPU health"]
-    return found
+VISIBLE_B200, H200 = VisibleGpu("NVIDIA B200", 180 * GIB, 178 * GIB), VisibleGpu("NVIDIA H200", GIB, GIB)
 
 
 def verdicts(found: Sequence[Finding]) -> list[str]:
     return [str(finding.verdict) for finding in found]
 
 
-def test_healthy_gpus() -> None:
-    found = health()
-    assert verdicts(found) == ["pass"] * 3
-    assert found[0].found == "570.124.06 (NVML)"
-
-
 @pytest.mark.parametrize(
-    ("fault", "key"),
+    ("changes", "expected", "texts"),
     [
-        (replace(HEALTHY, uncorrectable_errors=2), "2 uncorrectable"),
-        (replace(HEALTHY, row_remap_pending=True), "remapped"),
-        (replace(HEALTHY, row_remap_failed=True), "remapping"),
-        (replace(HEALTHY, recovery_action="Drain and Reset"), "Drain and Reset"),
+        ({}, ["pass", "pass", "pass"], ["570.124.06 (NVML)"]),
+        ({"uncorrectable_errors": 2}, ["pass", "pass", "fail"], ["GPU 1: 2 uncorrectable"]),
+        ({"row_remap_pending": True}, ["pass", "pass", "fail"], ["GPU 1: ", "remapped"]),
+        ({"row_remap_failed": True}, ["pass", "pass", "fail"], ["GPU 1: ", "remapping"]),
+        ({"recovery_action": "Drain and Reset"}, ["pass", "pass", "fail"], ["GPU 1: ", "Drain and Reset"]),
+        ({"throttle_reasons": ("hw_thermal_slowdown",)}, ["pass", "pass", "warn"], ["GPU 1: hw_thermal_slowdown"]),
+        (
+            {"processes": ("python (4242)", "vlc (5)")},
+            ["pass", "warn", "pass"],
+            ["GPU 1: python (4242); GPU 1: vlc (5)"],
+        ),
     ],
 )
-def test_a_broken_gpu_fails(fault: Gpu, key: str) -> None:
-    found = health(fault)
-    assert verdicts(found) == ["pass", "pass", "fail"]
-    assert found[2].found.startswith("GPU 1: ")
-    assert key in found[2].found
-    assert "GPU 0" not in found[2].found
-
-
-def test_a_gpu_that_slows_itself_down_is_a_warning() -> None:
-    found = health(replace(HEALTHY, throttle_reasons=("hw_thermal_slowdown",)))
-    assert verdicts(found) == ["pass", "pass", "warn"]
-    assert "GPU 1: hw_thermal_slowdown" in found[2].found
-
-
-def test_other_processes_are_a_warning_and_many_are_counted() -> None:
-    found = health(replace(HEALTHY, processes=("python (4242)", "vlc (5)")))
-    assert verdicts(found) == ["pass", "warn", "pass"]
-    assert found[1].found == "GPU 1: python (4242); GPU 1: vlc (5)"
-    many = health(replace(HEALTHY, processes=tuple(f"p ({pid})" for pid in range(20))))
-    assert many[1].found.endswith("GPU 1: p (5); and 14 more")
+def test_driver_processes_and_health(changes: dict[str, Any], expected: list[str], texts: list[str]) -> None:
+    found = check_gpu_health(GpuReport("NVML", (B200, replace(B200, **changes))))
+    assert [finding.name for finding in found] == ["GPU driver", "GPU processes", "GPU health"]
+    assert verdicts(found) == expected
+    shown = "; ".join(finding.found for finding in found)
+    assert not [text for text in texts if text not in shown], shown
+    assert "GPU 0" not in shown
 
 
 def test_without_a_source_or_with_one_that_reports_less() -> None:
     assert verdicts(check_gpu_health(None)) == ["skipped"] * 3
-    assert verdicts(health(source="rocm-smi")) == ["pass", "skipped", "skipped"]
-    failure = check_gpu_health(GpuReport("NVIDIA", "nvidia-smi", error="no communication with the driver"))
+    assert verdicts(check_gpu_health(GpuReport("nvidia-smi", (B200,)))) == ["pass", "skipped", "skipped"]
+    failure = check_gpu_health(GpuReport("NVML", error="no communication with the driver"))
     assert verdicts(failure) == ["fail", "skipped", "skipped"]
-    assert failure[0].found == "nvidia-smi: no communication with the driver"
+    assert failure[0].found == "NVML: no communication with the driver"
 
 
 def count(gpus: Sequence[VisibleGpu], listed: int | None = None) -> Finding:
-    report = None if listed is None else GpuReport("NVIDIA", "NVML", (HEALTHY,) * listed)
-    return check_gpu_count(resolve({}), gpus, report)
+    return check_gpu_count(8, gpus, None if listed is None else GpuReport("NVML", (B200,) * listed))
 
 
 def test_there_is_a_gpu_for_each_rank() -> None:
-    assert (count([B200] * 8).verdict, count([B200] * 8).found) == (Verdict.PASS, "8 x NVIDIA B200")
-    few = count([B200] * 7, listed=8)
+    assert (count([VISIBLE_B200] * 8).verdict, count([VISIBLE_B200] * 8).found) == (Verdict.PASS, "8 x NVIDIA B200")
+    few = count([VISIBLE_B200] * 7, listed=8)
     assert_finding(few, Verdict.FAIL, "7 x NVIDIA B200 (NVML lists 8)", "DGXNGPU", fix="CUDA_VISIBLE_DEVICES")
     assert_finding(count([], listed=8), Verdict.FAIL, "NVML lists 8", fix="CUDA_VISIBLE_DEVICES=-1")
 
 
 def test_more_gpus_than_ranks_are_idle_and_other_models_a_warning() -> None:
-    assert_finding(count([B200] * 8 + [H200]), Verdict.PASS, "9, of which the run uses 8 x NVIDIA B200")
-    assert_finding(count([B200] * 7 + [H200]), Verdict.WARN, "7 x NVIDIA B200 + 1 x NVIDIA H200")
+    assert_finding(count([VISIBLE_B200] * 8 + [H200]), Verdict.PASS, "9, of which the run uses 8 x NVIDIA B200")
+    assert_finding(count([VISIBLE_B200] * 7 + [H200]), Verdict.WARN, "7 x NVIDIA B200 + 1 x NVIDIA H200")
 
 
 @pytest.mark.parametrize(
@@ -103,8 +85,28 @@ def test_more_gpus_than_ranks_are_idle_and_other_models_a_warning() -> None:
 )
 def test_the_fullest_gpu_holds_the_state_and_should_hold_the_activations(free: float, verdict: Verdict) -> None:
     fullest = VisibleGpu("NVIDIA B200", 180 * GIB, round(free * GIB))
-    found = check_gpu_memory([B200] * 5 + [fullest, B200], 50 * GIB, 78 * GIB)
+    found = check_gpu_memory([VISIBLE_B200] * 5 + [fullest, VISIBLE_B200], 50 * GIB, 78 * GIB)
     assert_finding(found, verdict, f"{free:.1f} GiB of 180.0 GiB free on GPU 5", "50.0 GiB", "78.0 GiB")
+
+
+def test_all_checks_of_the_run_s_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = "gptoss20b.tools.doctor.gpus"
+    monkeypatch.setattr(f"{gpus}.read_gpus", lambda: None)
+    monkeypatch.setattr(f"{gpus}.state_bytes", lambda config: 50 * GIB)
+    monkeypatch.setattr(f"{gpus}.activation_bytes", lambda config: 78 * GIB)
+    # The ninth GPU is full, and no rank's.
+    monkeypatch.setattr(f"{gpus}.list_visible_gpus", lambda: [VISIBLE_B200] * 8 + [H200])
+    found = check_gpus(resolve({}))
+    assert verdicts(found) == ["pass", "skipped", "skipped", "skipped", "pass"]
+    assert [found[0].name, found[-1].name] == ["GPUs", "GPU memory"]
+
+    def fail() -> list[VisibleGpu]:
+        raise RuntimeError("CUDA error: unknown error\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(f"{gpus}.list_visible_gpus", fail)
+    count, *_, memory = check_gpus(resolve({}))
+    assert_finding(count, Verdict.FAIL, "CUDA error: unknown error Compile", fix="driver")
+    assert memory.verdict is Verdict.SKIPPED
 
 
 def test_torch_lists_what_this_machine_has() -> None:

@@ -1,47 +1,42 @@
-"""The doctor's findings on the node's memory and processors."""
+"""The doctor's findings on memory, processors and limits: real limits of this process, made-up trees of /sys."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import partial
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from gptoss20b.config import resolve
-from gptoss20b.tools.doctor import checks
 from gptoss20b.tools.doctor.finding import Finding, Verdict
-from gptoss20b.tools.doctor.host import check_host_memory, check_processors
-from system_info.memory import Memory
-from tests.support.findings import assert_finding
-from tests.support.made_machines import write_files
+from gptoss20b.tools.doctor.host import check_host_memory, check_limits, check_processors
+from tests.support.findings import assert_finding, mounted_tmpfs
+from tests.support.made_machines import made_host, write_files
 
 GIB = 2**30
-DOCTOR = "gptoss20b.tools.doctor"
 TINY = {"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open"}
 SAVING, TWO_RANKS = {"SAVE_INTERVAL": "1000"}, {"DGXNGPU": "2", "EXPERT_PARALLEL": "2"}
+TWO_NODES = {"DGXNNODES": "2", "GLOBAL_BATCH_SIZE": "32"}
 SetMemory = Callable[..., None]
 
 
 @pytest.fixture
 def set_memory(monkeypatch: pytest.MonkeyPatch) -> SetMemory:
-    """Set the node's available memory and used swap."""
+    """Set the node's available memory and used swap, with a model of 2^30 parameters."""
+    # 14 bytes each (16 in fp32): gathered on the host for a save, and the copy that is being written.
+    size = SimpleNamespace(total_parameters=2**30, state_bytes_per_gpu=3 * GIB)
+    monkeypatch.setattr("gptoss20b.memory._measure_size", lambda config: size)
+    monkeypatch.setattr("gptoss20b.tools.doctor.host.activation_bytes", lambda config: 5 * GIB)
 
     def set_to(available: int, swap: int = 0) -> None:
-        memory = Memory(total=64 * GIB, available=available, swap_used=swap)
-        monkeypatch.setattr(f"{DOCTOR}.host.read_memory", lambda: memory)
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
+        monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(used=swap))
 
     return set_to
-
-
-def test_host_memory_holds_the_ranks(tmp_path: Path, set_memory: SetMemory) -> None:
-    set_memory(40 * GIB)
-    enough = check_host_memory(40 * GIB, "8 ranks", 0, tmp_path)[0]
-    assert_finding(enough, Verdict.PASS, "40.0 GiB available, about 40.0 GiB needed (8 ranks)")
-    set_memory(40 * GIB - 1)
-    assert_finding(check_host_memory(40 * GIB, "8 ranks", 0, tmp_path)[0], Verdict.FAIL)
 
 
 @pytest.mark.parametrize(
@@ -49,33 +44,18 @@ def test_host_memory_holds_the_ranks(tmp_path: Path, set_memory: SetMemory) -> N
     [
         (True, {}, 64, 0),
         (True, SAVING, 64, 28),
-        (True, SAVING | {"DGXNNODES": "2", "GLOBAL_BATCH_SIZE": "32"}, 64, 14),
+        (True, SAVING | TWO_NODES, 64, 14),
         (True, {"SAVE_INTERVAL": "30min", "PRECISION": "fp32"}, 64, 32),
         (False, SAVING | TWO_RANKS, 2 * (3 + 5 + 1), 28),
         (False, TWO_RANKS, 2 * (3 + 5 + 1), 0),
     ],
 )
-def test_a_save_needs_host_memory_beside_the_ranks(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    set_memory: SetMemory,
-    on_gpu: bool,
-    settings: dict[str, str],
-    ranks: int,
-    saving: int,
+def test_host_memory_holds_the_ranks_and_a_save(
+    tmp_path: Path, set_memory: SetMemory, on_gpu: bool, settings: dict[str, str], ranks: int, saving: int
 ) -> None:
-    # 2^30 parameters of 14 bytes (16 in fp32): gathered on the host, and the copy that is being written.
-    size = SimpleNamespace(total_parameters=2**30, state_bytes_per_gpu=3 * GIB)
-    monkeypatch.setattr("gptoss20b.memory._measure_size", lambda config: size)
-    monkeypatch.setattr(f"{DOCTOR}.checks.activation_bytes", lambda config: 5 * GIB)
-    monkeypatch.setattr(f"{DOCTOR}.checks.list_visible_gpus", list)
-    monkeypatch.setattr(f"{DOCTOR}.checks.read_gpus", lambda: None)
-    monkeypatch.setattr(f"{DOCTOR}.checks.check_host_memory", partial(check_host_memory, root=tmp_path))
-    check = checks._check_gpus if on_gpu else checks._check_cpus
-
     def host_memory(available: int) -> Finding:
         set_memory(available)
-        return next(finding for finding in check(resolve(settings)) if finding.name == "host memory")
+        return check_host_memory(resolve(settings), on_gpu, tmp_path)[0]
 
     enough = host_memory((ranks + saving) * GIB)
     texts = [f"{saving:.1f} GiB for a save"] if saving else []
@@ -86,25 +66,18 @@ def test_a_save_needs_host_memory_beside_the_ranks(
 
 
 def test_a_containers_limit_is_its_room(tmp_path: Path, set_memory: SetMemory) -> None:
-    set_memory(60 * GIB)
+    set_memory(80 * GIB)
     group = "sys/fs/cgroup/memory"
-    write_files(tmp_path, {f"{group}.max": 16 * GIB, f"{group}.current": 9 * GIB})
-    assert_finding(check_host_memory(7 * GIB, "ranks", 0, tmp_path)[0], Verdict.PASS)
-    assert_finding(check_host_memory(8 * GIB, "ranks", 0, tmp_path)[0], Verdict.FAIL, "7.0 GiB", "container's limit")
+    for limit, verdict in ((73, Verdict.PASS), (72, Verdict.FAIL)):
+        write_files(tmp_path, {f"{group}.max": limit * GIB, f"{group}.current": 9 * GIB})
+        found = check_host_memory(resolve({}), True, tmp_path)[0]
+        assert_finding(found, verdict, f"{limit - 9:.1f} GiB", "container's limit")
 
 
 @pytest.mark.parametrize(("swap", "verdict"), [(0, Verdict.PASS), (2**20, Verdict.PASS), (GIB, Verdict.WARN)])
 def test_swap_in_use_is_a_warning(tmp_path: Path, set_memory: SetMemory, swap: int, verdict: Verdict) -> None:
-    set_memory(8 * GIB, swap)
-    found = check_host_memory(GIB, "ranks", 0, tmp_path)[1]
-    assert_finding(found, verdict, "1.0 GiB in use" if swap == GIB else "")
-
-
-def test_memory_of_this_machine_and_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _ = check_host_memory(1, "nothing", 0)
-    assert (found.name, found.verdict) == ("host memory", Verdict.PASS)
-    monkeypatch.setattr(f"{DOCTOR}.host.read_memory", lambda: None)
-    assert [finding.verdict for finding in check_host_memory(1, "nothing", 0)] == [Verdict.SKIPPED]
+    set_memory(80 * GIB, swap)
+    assert_finding(check_host_memory(resolve({}), True, tmp_path)[1], verdict, f"{swap / GIB:.1f} GiB in use")
 
 
 def test_each_rank_without_a_gpu_has_a_processor(tmp_path: Path) -> None:
@@ -117,3 +90,71 @@ def test_each_rank_without_a_gpu_has_a_processor(tmp_path: Path) -> None:
     found = check_processors(enough, tmp_path)
     assert found.verdict is Verdict.WARN
     assert "1.5 for 2 ranks" in found.found or cores == 1
+
+
+def limits(root: Path, name: str, on_gpu: bool = True, settings: dict[str, str] | None = None) -> Finding:
+    found = {finding.name: finding for finding in check_limits(resolve(settings or {}), on_gpu, root)}
+    assert list(found) == ["shared memory", "open files", "locked memory", "processor frequency"]
+    return found[name]
+
+
+def test_shared_memory_is_for_gpus(tmp_path: Path) -> None:
+    assert_finding(limits(tmp_path, "shared memory", on_gpu=False), Verdict.SKIPPED)
+    assert_finding(limits(tmp_path, "shared memory"), Verdict.FAIL, fix="--ipc=host")
+
+
+def test_dockers_64_megabytes_of_shared_memory_are_a_warning(tmp_path: Path) -> None:
+    with mounted_tmpfs(tmp_path / "dev/shm", "size=64m") as folder:
+        found = limits(tmp_path, "shared memory")
+        subprocess.run(["mount", "-o", "remount,size=2g", str(folder)], check=True)
+        assert_finding(limits(tmp_path, "shared memory"), Verdict.PASS)
+    assert_finding(found, Verdict.WARN, "0.1 GiB free in /dev/shm, expected 1.0 GiB", fix="--shm-size")
+
+
+@pytest.fixture
+def hard_limit() -> Iterator[int]:
+    """Return this process's hard limit of open files, and restore the soft one afterwards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("soft", "settings", "verdict"),
+    [
+        (200, {}, Verdict.FAIL),
+        (767, {}, Verdict.WARN),
+        (768, {}, Verdict.PASS),  # 256 + 64 a rank
+        (1024, TWO_NODES, Verdict.WARN),
+        (1280, TWO_NODES, Verdict.PASS),
+    ],
+)
+def test_open_files(tmp_path: Path, hard_limit: int, soft: int, settings: dict[str, str], verdict: Verdict) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard_limit))
+    fix = "" if verdict is Verdict.PASS else "ulimit -n"
+    assert_finding(limits(tmp_path, "open files", settings=settings), verdict, f"{soft:,} allowed", fix=fix)
+
+
+def test_locked_memory_matters_for_infiniband_between_nodes(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    write_files(tmp_path, {"proc/self/status": "Name:\tpython\nCapEff:\t0000000000000000"})
+    assert limits(tmp_path, "locked memory", settings=TWO_NODES).verdict is Verdict.SKIPPED
+    (tmp_path / "sys/class/infiniband/mlx5_0").mkdir(parents=True)
+    assert limits(tmp_path, "locked memory").verdict is Verdict.SKIPPED
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * 2**10, hard))
+        found = limits(tmp_path, "locked memory", settings=TWO_NODES)
+        write_files(tmp_path, {"proc/self/status": f"CapEff:\t{1 << 14:016x}"})  # CAP_IPC_LOCK
+        exempt = limits(tmp_path, "locked memory", settings=TWO_NODES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+    assert_finding(found, Verdict.FAIL, "64 KiB", "InfiniBand (mlx5_0)", fix="--ulimit memlock=-1")
+    assert_finding(exempt, Verdict.PASS)
+
+
+def test_a_governor_that_saves_power_is_a_warning(tmp_path: Path) -> None:
+    governors = {f"sys/devices/system/cpu/cpu{n}/cpufreq/scaling_governor": "performance" for n in range(4)}
+    assert limits(made_host(tmp_path / "hidden"), "processor frequency").verdict is Verdict.SKIPPED
+    assert limits(write_files(tmp_path, governors), "processor frequency").verdict is Verdict.PASS
+    write_files(tmp_path, {"sys/devices/system/cpu/cpu3/cpufreq/scaling_governor": "powersave"})
+    assert_finding(limits(tmp_path, "processor frequency"), Verdict.WARN, "performance on 3, powersave on 1")

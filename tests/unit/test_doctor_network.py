@@ -47,11 +47,11 @@ def test_one_node_needs_no_rendezvous() -> None:
 @pytest.mark.parametrize(
     ("rank", "address", "port", "key"),
     [
-        (None, "localhost", 29500, "NODE_RANK is not set, expected 0 to 1"),
+        (None, "localhost", 29500, "NODE_RANK is not set"),
         ("2", "localhost", 29500, "NODE_RANK is 2, expected 0 to 1"),
         ("x", "localhost", 29500, "NODE_RANK is x"),
         ("0", None, 29500, "MASTER_ADDR is not set"),
-        ("0", "localhost", "http", "MASTER_PORT is 'http', expected 1 to 65535"),
+        ("0", "localhost", "http", "MASTER_PORT is 'http'"),
         ("0", "localhost", 65536, "MASTER_PORT is '65536'"),
         ("0", "no-such-host.invalid", 29500, "'no-such-host.invalid' cannot be resolved"),
         ("1", "127.0.0.1", 29500, "expected the first node"),

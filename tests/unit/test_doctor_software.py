@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from gptoss20b.tools.doctor.software import check_code, check_packages, check_pa
 from tests.support.findings import assert_finding
 from tests.support.made_machines import made_tool, write_files
 from tests.support.paths import ROOT
+
+SOFTWARE = "gptoss20b.tools.doctor.software"
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def project(tmp_path: Path) -> Path:
         "megatron-core==0.19.2 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nmlperf-logging==4.1.68"
     )
     files = {"pyproject.toml": about, "requirements/cpu.txt": pins, "requirements/container.txt": hashed}
-    return write_files(tmp_path, files)
+    return write_files(tmp_path / "project", files)
 
 
 INSTALLED = {
@@ -37,52 +41,65 @@ INSTALLED = {
     "mlperf-logging": "4.1.68",
     "transformer-engine": None,
 }
+Packages = Callable[..., list[Finding]]
 
 
-def packages(project: Path, on_gpu: bool = False, **changed: str | None) -> list[Finding]:
-    have = INSTALLED | {name.replace("_", "-"): version for name, version in changed.items()}
-    *found, engine = check_packages(resolve({}), on_gpu, have, project)
-    assert engine.name == "Transformer Engine"
-    assert {finding.name for finding in found} == {"packages"}
-    return found
+@pytest.fixture
+def packages(project: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
+    """Return a function that checks the packages of the project, of which some have other versions."""
+    monkeypatch.setattr(f"{SOFTWARE}._ROOT", project)
+
+    def check(on_gpu: bool = False, backend: str = "auto", **changed: str | None) -> list[Finding]:
+        have = INSTALLED | {name.replace("_", "-"): version for name, version in changed.items()}
+        monkeypatch.setattr(f"{SOFTWARE}.versions", lambda: have)
+        found = check_packages(resolve({"BACKEND": backend}), on_gpu)
+        assert [finding.name for finding in found] == ["packages"] * (len(found) - 1) + ["Transformer Engine"]
+        return found
+
+    return check
 
 
-def test_pinned_packages_pass(project: Path) -> None:
-    assert_finding(packages(project)[0], Verdict.PASS, "torch 2.13.0+cpu, megatron-core 0.16.1")
+def test_pinned_packages_pass(packages: Packages) -> None:
+    found = packages()
+    assert len(found) == 2
+    assert_finding(found[0], Verdict.PASS, "torch 2.13.0+cpu, megatron-core 0.16.1")
 
 
-def test_in_an_image_the_base_brings_torch_and_the_pins_are_the_containers(project: Path) -> None:
+def test_in_an_image_the_base_brings_torch_and_the_pins_are_the_containers(packages: Packages) -> None:
     vendors = {"torch": "2.12.0a0+5aff3928d8.nv26.05", "numpy": "2.1.0"}
-    assert_finding(packages(project, on_gpu=True, megatron_core="0.19.2", **vendors)[0], Verdict.PASS)
-    (found,) = packages(project, on_gpu=True, **vendors)
-    assert_finding(found, Verdict.WARN, "megatron-core 0.16.1, expected ==0.19.2 (container.txt)")
+    assert_finding(packages(on_gpu=True, megatron_core="0.19.2", **vendors)[0], Verdict.PASS)
+    found, _ = packages(on_gpu=True, **vendors)
+    assert_finding(found, Verdict.WARN, "megatron-core 0.16.1, expected ==0.19.2")
 
 
-def test_other_versions_are_warnings_and_unfit_ones_fail_all_named(project: Path) -> None:
-    found = packages(project, torch="2.12.0", numpy="2.3.0")
+def test_other_versions_are_warnings_and_unfit_ones_fail_all_named(packages: Packages) -> None:
+    *found, _ = packages(torch="2.12.0", numpy="2.3.0")
     assert [finding.verdict for finding in found] == [Verdict.WARN] * 2
-    assert found[0].found == "torch 2.12.0, expected ==2.13.0 (cpu.txt)"
+    assert "torch 2.12.0, expected ==2.13.0" in found[0].found
     assert "pip install 'numpy==2.4.6'" in found[1].fix
-    found = packages(project, torch="2.10.1", mlperf_logging=None, python="3.10.2", megatron_core="0.20.0")
+    *found, _ = packages(torch="2.10.1", mlperf_logging=None, python="3.10.2", megatron_core="0.20.0")
     assert [finding.verdict for finding in found] == [Verdict.FAIL] * 4
-    said = " ".join(finding.found for finding in found)
+    named = " ".join(finding.found for finding in found)
     for word in ("python 3.10.2, expected >=3.11", "torch 2.10.1, expected >=2.11", "0.20.0", "mlperf-logging is not"):
-        assert word in said
+        assert word in named
 
 
-def test_without_the_files_beside_the_package_what_is_installed_passes(tmp_path: Path) -> None:
-    assert_finding(packages(tmp_path, torch="2.12.0")[0], Verdict.PASS)
-    assert_finding(packages(tmp_path, torch=None)[0], Verdict.FAIL, "torch")
+def test_without_the_files_beside_the_package_what_is_installed_passes(packages: Packages, project: Path) -> None:
+    shutil.rmtree(project)
+    assert_finding(packages(torch="2.12.0")[0], Verdict.PASS)
+    assert_finding(packages(torch=None)[0], Verdict.FAIL, "torch")
 
 
-def test_the_real_pins_can_be_read() -> None:
+def test_the_real_pins_can_be_read(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is installed here is what the project says that it runs with.
+    monkeypatch.undo()
+    assert check_packages(resolve({}), False)[0].verdict is not Verdict.FAIL
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements/cpu.txt").read_text(), re.MULTILINE))
     have = INSTALLED | {name: pins[name] for name in INSTALLED if name in pins}
-    assert check_packages(resolve({}), False, have)[0].verdict is Verdict.PASS
-    image = check_packages(resolve({}), True, have | {"mlperf-logging": "4.1.69"})
-    assert "mlperf-logging 4.1.69, expected ==4.1.68 (container.txt)" in [finding.found for finding in image]
-    # What is installed here is what the project says that it runs with.
-    assert check_packages(resolve({}), False)[0].verdict is not Verdict.FAIL
+    monkeypatch.setattr(f"{SOFTWARE}.versions", lambda: have | {"mlperf-logging": "4.1.69"})
+    for on_gpu in (False, True):
+        found = [finding.found for finding in check_packages(resolve({}), on_gpu) if "mlperf" in finding.found]
+        assert "mlperf-logging 4.1.69, expected ==4.1.68" in found[0]
 
 
 @pytest.mark.parametrize(
@@ -95,21 +112,21 @@ def test_the_real_pins_can_be_read() -> None:
         ("auto", False, None, Verdict.SKIPPED),
     ],
 )
-def test_transformer_engine(project: Path, backend: str, on_gpu: bool, version: str | None, verdict: Verdict) -> None:
-    have = INSTALLED | {"transformer-engine": version}
-    found = check_packages(resolve({"BACKEND": backend}), on_gpu, have, project)[-1]
-    assert found.verdict is verdict
+def test_transformer_engine(
+    packages: Packages, backend: str, on_gpu: bool, version: str | None, verdict: Verdict
+) -> None:
+    assert packages(on_gpu, backend, transformer_engine=version)[-1].verdict is verdict
 
 
-def test_the_code_has_a_commit() -> None:
-    commit = "3763616" * 5
-    assert_finding(check_code(resolve({}), commit), Verdict.PASS, commit)
-    assert_finding(check_code(resolve({}), f"{commit}-dirty"), Verdict.WARN, commit)
-
-
-def test_an_image_without_git_names_its_commit(tools: Path) -> None:
-    assert_finding(check_code(resolve({"GIT_COMMIT": "abc"})), Verdict.PASS, "abc")
-    assert_finding(check_code(resolve({})), Verdict.WARN, fix="GIT_COMMIT")
+def test_the_code_has_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for commit, settings, verdict in (
+        ("3763616", {}, Verdict.PASS),
+        ("3763616-dirty", {}, Verdict.WARN),
+        (None, {"GIT_COMMIT": "abc"}, Verdict.PASS),  # of an image without git
+        (None, {}, Verdict.WARN),
+    ):
+        monkeypatch.setattr(f"{SOFTWARE}.git_commit", lambda commit=commit: commit)
+        assert_finding(check_code(resolve(settings)), verdict, commit or settings.get("GIT_COMMIT", ""))
 
 
 def test_caches_can_be_dropped_by_root_or_by_sudo_without_a_password(tools: Path, tmp_path: Path) -> None:

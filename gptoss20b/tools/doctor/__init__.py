@@ -4,18 +4,10 @@ Every check uses the real thing, has a time limit, and changes nothing. `checks`
 subject each.
 """
 
-from .checks import check_node
-from .finding import Finding, Verdict
-from .node_context import read_node_context
-from .report import as_document, as_table, overall_verdict, summary_line
-
-__all__ = [
-    "Finding",
-    "Verdict",
-    "as_document",
-    "as_table",
-    "check_node",
-    "overall_verdict",
-    "read_node_context",
-    "summary_line",
-]
+from .checks import check_node as check_node
+from .finding import Verdict as Verdict
+from .finding import as_document as as_document
+from .finding import as_table as as_table
+from .finding import overall_verdict as overall_verdict
+from .finding import summary_line as summary_line
+from .node_context import read_node_context as read_node_context

@@ -1,49 +1,56 @@
-"""All checks of one node, in the order in which a person reads them."""
+"""All checks of one node, in the order in which a person reads them. Each has a time limit, and cannot hang doctor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from system_info.accelerators import read_gpus
-from system_info.files import one_line
+from system_info.child import ChildCall, ChildError
 
 from ...config import Config, fixed_hyperparameter_overrides
-from ...memory import activation_bytes, save_bytes, state_bytes
+from ...stopping import die_with_parent
 from .clock import check_clock
 from .dataset import check_dataset
 from .finding import Finding, Verdict, failed, passed, skipped
-from .gpus import VisibleGpu, check_gpu_count, check_gpu_health, check_gpu_memory, list_visible_gpus
-from .host import HOST_BYTES_PER_GPU_RANK, check_host_memory, check_processors
-from .limits import check_limits
+from .gpus import check_gpus
+from .host import check_host_memory, check_limits, check_processors
 from .network import check_collectives, check_rendezvous
 from .node_context import NodeContext, should_use_gpus
-from .runner import Check, run_checks
-from .software import check_code, check_packages, check_page_cache
+from .software import check_backend, check_code, check_packages, check_page_cache
 from .storage import check_checkpoints, check_results
 
 # Eight GPUs without a persistence daemon take long to answer. Together with the ranks' limit: 70 s.
 _LIMIT_S, _DRIVER_LIMIT_S, _RANKS_LIMIT_S = 20.0, 30.0, 40.0
-# Memory of a CPU rank besides the model: interpreter, torch and Megatron-Core take 0.4 GiB, as measured.
-_RANK_BYTES = 2**30
 _STORAGE_FIX = "look at the file system (df, dmesg): a server that does not answer would hang the run"
 _SYSTEM_FIX = "run doctor again; if it hangs again, look at the load of the node and at dmesg"
 _DRIVER_FIX = "a driver that hangs (try nvidia-smi or amd-smi yourself): restart the node"
+_CRASH_FIX = "this is an error of the check itself: look at what it names, and report it if nothing is wrong there"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check to run.
+
+    Attributes:
+        name: name of the finding if the check crashes or does not end.
+        run: the check. Its process writes stdout and stderr to /dev/null.
+        limit_s: seconds after which that process and all that it started are killed.
+        timeout_fix: advice in that case.
+    """
+
+    name: str
+    run: Callable[[], Sequence[Finding]]
+    limit_s: float
+    timeout_fix: str
 
 
 def check_node(config: Config, node: NodeContext) -> list[Finding]:
-    """Check this node. It takes seconds on a healthy node, and 70 s at most.
-
-    Args:
-        config: configuration of the run that will start here.
-        node: this node's place in that run.
-    """
+    """Check this node for a run. It takes seconds on a healthy node, and 70 s at most."""
     on_gpu = should_use_gpus(config, node)
-    compute = Check("processors", partial(_check_cpus, config), _DRIVER_LIMIT_S, _SYSTEM_FIX)
-    if on_gpu:
-        compute = Check("GPUs", partial(_check_gpus, config), _DRIVER_LIMIT_S, _DRIVER_FIX)
+    devices, device_fix = ("GPUs", _DRIVER_FIX) if on_gpu else ("processors", _SYSTEM_FIX)
     first = [
-        compute,
+        Check(devices, partial(_check_compute, config, on_gpu), _DRIVER_LIMIT_S, device_fix),
         Check("limits", partial(check_limits, config, on_gpu), _LIMIT_S, _SYSTEM_FIX),
         Check("data", partial(check_dataset, config), _LIMIT_S, _STORAGE_FIX),
         Check("LOGDIR", partial(check_results, config), _LIMIT_S, _STORAGE_FIX),
@@ -55,15 +62,24 @@ def check_node(config: Config, node: NodeContext) -> list[Finding]:
     # Afterwards, because ranks on GPUs would be reported as processes that use them.
     ranks, backend = config.parallel.gpus_per_node, "nccl" if on_gpu else "gloo"
     collectives = Check(
-        "collectives",
-        lambda: [check_collectives(ranks, backend, _RANKS_LIMIT_S - 5)],
-        _RANKS_LIMIT_S,
-        _DRIVER_FIX if on_gpu else _SYSTEM_FIX,
+        "collectives", lambda: [check_collectives(ranks, backend, _RANKS_LIMIT_S - 5)], _RANKS_LIMIT_S, device_fix
     )
     findings = [_describe_configuration(config), *run_checks(first)]
     if any(finding.name == "GPUs" and finding.verdict is Verdict.FAIL for finding in findings):
         return [*findings, skipped("collectives", "each rank needs its GPU first")]
     return [*findings, *run_checks([collectives])]
+
+
+def run_checks(checks: Sequence[Check]) -> list[Finding]:
+    """Run all checks at the same time. Return their findings in the order of the checks."""
+    calls: list[ChildCall[Sequence[Finding]]] = []
+    try:
+        for check in checks:
+            calls.append(ChildCall(partial(_run_in_child, check), check.limit_s))
+        return [finding for check, call in zip(checks, calls, strict=True) for finding in _wait(check, call)]
+    finally:
+        for call in calls:
+            call.kill()
 
 
 def _describe_configuration(config: Config) -> Finding:
@@ -73,47 +89,24 @@ def _describe_configuration(config: Config) -> Finding:
     return passed("configuration", f"{layout}, GBS {config.free.global_batch_size}; {rules}")
 
 
-def _check_gpus(config: Config) -> Sequence[Finding]:
-    report = read_gpus()  # before torch, whose contexts would be listed among the processes
-    ranks, per_rank = config.parallel.gpus_per_node, HOST_BYTES_PER_GPU_RANK
-    gpus: list[VisibleGpu] = []
-    try:
-        gpus = list_visible_gpus()
-        count = check_gpu_count(config, gpus, report)
-    except RuntimeError as error:  # torch's for every error of the driver
-        count = failed("GPUs", one_line(str(error)), _DRIVER_FIX)
-    memory = skipped("GPU memory", "torch sees no GPU")
-    if gpus:
-        memory = check_gpu_memory(gpus[:ranks], state_bytes(config), activation_bytes(config))
-    purpose = f"{ranks} ranks of {per_rank >> 30} GiB"
-    return [
-        count,
-        *check_gpu_health(report),
-        memory,
-        _check_backend(config),
-        *check_host_memory(ranks * per_rank, purpose, save_bytes(config)),
-    ]
+def _check_compute(config: Config, on_gpu: bool) -> list[Finding]:
+    devices = check_gpus(config) if on_gpu else [check_processors(config)]
+    return [*devices, check_backend(config), *check_host_memory(config, on_gpu)]
 
 
-def _check_cpus(config: Config) -> Sequence[Finding]:
-    ranks, per_rank = config.parallel.gpus_per_node, state_bytes(config) + activation_bytes(config) + _RANK_BYTES
-    purpose = f"{ranks} ranks with their state and activations"
-    return [
-        check_processors(config),
-        _check_backend(config),
-        *check_host_memory(ranks * per_rank, purpose, save_bytes(config)),
-    ]
-
-
-def _check_backend(config: Config) -> Finding:
-    """Report the layer back end that the run will choose."""
-    from ...model.backend import BackendError, choose_backend
-
-    try:
-        return passed("back end", f"{choose_backend(config)} (BACKEND={config.execution.backend})")
-    except BackendError as error:
-        return failed("back end", str(error), "change what the message names")
-
-
-def _check_software(config: Config, node: NodeContext, on_gpu: bool) -> Sequence[Finding]:
+def _check_software(config: Config, node: NodeContext, on_gpu: bool) -> list[Finding]:
     return [*check_packages(config, on_gpu), check_code(config), check_page_cache(node.clear_caches)]
+
+
+def _run_in_child(check: Check) -> Sequence[Finding]:
+    die_with_parent()
+    return check.run()
+
+
+def _wait(check: Check, call: ChildCall[Sequence[Finding]]) -> Sequence[Finding]:
+    try:
+        return call.result()
+    except TimeoutError as error:
+        return [failed(check.name, str(error), check.timeout_fix)]
+    except ChildError as error:
+        return [failed(check.name, str(error), _CRASH_FIX)]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from system_info.tools import run_tool
 
-from .finding import Finding, failed, passed, warned
+from .finding import Finding, failed, judged, warned
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-_STA_UNSYNC = 0x40  # <linux/timex.h>
+_TIME_ERROR = 5  # adjtimex's answer if no time server disciplines the clock, <linux/timex.h>
 _SAMPLE_S = 0.2
 # NTP slews by 0.05 %, and chronyd by 8 % at most, which is 17 ms in the sample. Larger differences are steps.
 _MAX_DEVIATION_S = 0.02
@@ -22,43 +22,19 @@ _MAX_DEVIATION_S = 0.02
 _SLACK_S = 60.0
 
 
-class _Timex(ctypes.Structure):
-    """The head of struct timex of <linux/timex.h>. ``room`` is larger than the rest, which the kernel writes."""
-
-    _fields_ = [
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("freq", ctypes.c_long),
-        ("maxerror", ctypes.c_long),
-        ("esterror", ctypes.c_long),
-        ("status", ctypes.c_int),
-        ("room", ctypes.c_byte * 512),
-    ]
+def is_synchronised() -> bool:
+    """Check whether the clock follows a time server, by the kernel or by chronyd."""
+    state = ctypes.create_string_buffer(1024)  # more than struct timex; modes = 0, so that the call only reads
+    if 0 <= ctypes.CDLL(None).adjtimex(state) < _TIME_ERROR:
+        return True
+    # Without its option `rtcsync`, chronyd disciplines the clock and the kernel does not know.
+    tracking = run_tool("chronyc", "-n", "tracking").answer
+    return re.search(r"^Leap status\s*: Normal\s*$", tracking, re.MULTILINE) is not None
 
 
-def is_kernel_synchronised() -> bool | None:
-    """Ask the kernel whether a time server disciplines its clock. Return None where it does not answer."""
-    state = _Timex()
-    try:
-        answered = ctypes.CDLL(None).adjtimex(ctypes.byref(state)) >= 0  # with modes = 0 the call only reads
-    except (OSError, AttributeError):
-        return None
-    return not state.status & _STA_UNSYNC if answered else None
-
-
-def check_clock(
-    code_time: float | None = None,
-    kernel_synchronised: Callable[[], bool | None] = is_kernel_synchronised,
-    wall_clock: Callable[[], float] = time.time,
-) -> list[Finding]:
-    """Check the system clock. Its time zone does not matter.
-
-    Args:
-        code_time: time of the code's commit in seconds since 1970; None: looked up.
-        kernel_synchronised: asks the kernel.
-        wall_clock: the clock, in seconds since 1970.
-    """
-    now, earliest = wall_clock(), code_time if code_time is not None else read_code_time()
+def check_clock(wall_clock: Callable[[], float] = time.time) -> list[Finding]:
+    """Check the system clock, which returns seconds since 1970. Its time zone does not matter."""
+    now, earliest = wall_clock(), read_code_time()
     shown = _format(now)
     if now + _SLACK_S < earliest:
         found = f"got {shown}, expected {_format(earliest)}, when this code was made, or later"
@@ -68,35 +44,20 @@ def check_clock(
         found = f"{shown}; in {_SAMPLE_S:g} s it deviated {deviation * 1000:.0f} ms from the monotonic clock"
         fix = "let a single time service slew the clock; on a virtual machine, check the host"
         return [warned("clock", found, fix)]
-    source = _find_time_source(kernel_synchronised)
-    if source is None:
-        found = f"{shown}; neither the kernel, timedatectl nor chronyc reports a time server"
-        fix = "start chronyd or systemd-timesyncd: a clock that is set during the run spoils its time"
-        return [warned("clock", found, fix)]
-    return [passed("clock", f"{shown}, synchronised ({source})")]
+    synchronised = is_synchronised()
+    found = f"{shown}, {'synchronised' if synchronised else 'and neither the kernel nor chronyc reports a time server'}"
+    fix = "start chronyd or systemd-timesyncd: a clock that is set during the run spoils its time"
+    return [judged("clock", found, fix, warns=not synchronised)]
 
 
 def read_code_time() -> float:
     """Return when the code was made, in seconds since 1970: its commit's date, or its newest file's without git."""
     printed = run_tool("git", "-C", str(_PACKAGE), "show", "--no-patch", "--format=%ct", "HEAD").answer
-    if printed.strip().isdecimal():
-        return float(printed)
-    return max(path.stat().st_mtime for path in _PACKAGE.rglob("*.py"))
+    return float(printed) if printed else max(path.stat().st_mtime for path in _PACKAGE.rglob("*.py"))
 
 
 def _format(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _find_time_source(kernel_synchronised: Callable[[], bool | None]) -> str | None:
-    """Return who reports that the clock follows a time server."""
-    if kernel_synchronised():
-        return "kernel"
-    if run_tool("timedatectl", "show", "--property=NTPSynchronized", "--value").answer.strip() == "yes":
-        return "timedatectl"
-    # Without its option `rtcsync`, chronyd disciplines the clock and the kernel does not know.
-    tracking = run_tool("chronyc", "-n", "tracking").answer
-    return "chronyc" if re.search(r"^Leap status\s*: Normal\s*$", tracking, re.MULTILINE) else None
 
 
 def _measure_deviation(wall_clock: Callable[[], float]) -> float:

@@ -40,9 +40,7 @@ def main(backend: str, store_file: str, limit_s: float) -> None:
     expected = launch.world_size * (launch.world_size + 1) / 2
     wrong = int((tensor != expected).sum())
     if wrong:
-        raise ValueError(
-            f"the sum is wrong in {wrong} of {_ELEMENTS} elements: got {tensor.max()}, expected {expected}"
-        )
+        raise ValueError(f"wrong sum in {wrong} of {_ELEMENTS} elements: got {tensor.max()}, expected {expected}")
     print(PROGRESS[2], flush=True)
 
 

@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from system_info.accelerators import read_gpus
+from system_info.files import one_line
 from system_info.gpu_report import Gpu, GpuReport
 
 from ...config import Config
-from .finding import Finding, failed, gib, passed, skipped, warned
+from ...memory import activation_bytes, state_bytes
+from .finding import Finding, failed, gib, judged, passed, skipped, warned
 
 # Estimate for contexts, NCCL's buffers and fragmentation of the allocator on each GPU.
 _RESERVE = 2 * 2**30
-_MAX_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,22 @@ class VisibleGpu:
     model: str
     total: int
     free: int
+
+
+def check_gpus(config: Config) -> list[Finding]:
+    """Check number, driver, processes, health and free memory of the GPUs."""
+    report = read_gpus()  # before torch, whose contexts would be listed among the processes
+    try:
+        gpus = list_visible_gpus()
+    except RuntimeError as error:  # torch's for every error of the driver
+        gpus, count = [], failed("GPUs", one_line(str(error)), "load the driver or restart the node")
+    else:
+        count = check_gpu_count(config.parallel.gpus_per_node, gpus, report)
+    memory = skipped("GPU memory", "torch sees no GPU")
+    if gpus:
+        used = gpus[: config.parallel.gpus_per_node]
+        memory = check_gpu_memory(used, state_bytes(config), activation_bytes(config))
+    return [count, *check_gpu_health(report), memory]
 
 
 def list_visible_gpus() -> list[VisibleGpu]:
@@ -42,15 +60,8 @@ def list_visible_gpus() -> list[VisibleGpu]:
     return gpus
 
 
-def check_gpu_count(config: Config, gpus: Sequence[VisibleGpu], report: GpuReport | None) -> Finding:
-    """Check that there is a GPU for each rank, all of one model.
-
-    Args:
-        config: configuration of the run.
-        gpus: GPUs that torch sees.
-        report: report of the vendor's library or tool; None without one.
-    """
-    name, needed = "GPUs", config.parallel.gpus_per_node
+def check_gpu_count(needed: int, gpus: Sequence[VisibleGpu], report: GpuReport | None) -> Finding:
+    """Check that torch sees a GPU for each rank, all of one model."""
     models = Counter(gpu.model for gpu in gpus[:needed])
     found = " + ".join(f"{count} x {model}" for model, count in models.items()) or "torch sees none"
     if len(gpus) > needed:
@@ -58,72 +69,49 @@ def check_gpu_count(config: Config, gpus: Sequence[VisibleGpu], report: GpuRepor
     if report is not None and report.error is None and len(report.gpus) != len(gpus):
         found += f" ({report.source} lists {len(report.gpus)})"
     if len(gpus) < needed:
-        import torch
-
-        fix = (
-            f"set DGXNGPU, or see what CUDA_VISIBLE_DEVICES hides and whether torch {torch.__version__} fits the driver"
-        )
+        fix = "set DGXNGPU, or see what CUDA_VISIBLE_DEVICES hides and whether this torch fits the driver"
         if not gpus:
             fix += "; for a run without GPUs, CUDA_VISIBLE_DEVICES=-1"
-        return failed(name, f"{found}, expected {needed} (DGXNGPU)", fix)
-    if len(models) > 1:
-        fix = "choose equal ones by CUDA_VISIBLE_DEVICES: the slowest sets the pace"
-        return warned(name, f"{found}, expected one model", fix)
-    return passed(name, found)
+        return failed("GPUs", f"{found}, expected {needed} (DGXNGPU)", fix)
+    fix = "choose equal ones by CUDA_VISIBLE_DEVICES: the slowest sets the pace"
+    return judged("GPUs", found, fix, warns=len(models) > 1)
 
 
 def check_gpu_memory(gpus: Sequence[VisibleGpu], state: int, activations: int) -> Finding:
-    """Check that the free memory holds the state, which is exact, and the activations, which are an estimate.
-
-    Args:
-        gpus: GPUs of the run, one or more.
-        state: bytes of weights, gradients and optimizer on each.
-        activations: bytes on each.
-    """
-    name = "GPU memory"
+    """Check that each GPU's free bytes hold its state, which is exact, and its activations, which are an estimate."""
     fullest = min(gpus, key=lambda gpu: gpu.free)
-    need = f"{gib(state)} of state, about {gib(activations)} of activations and {gib(_RESERVE)} of contexts"
+    need = f"{gib(state)} of state, at most {gib(activations)} of activations and {gib(_RESERVE)} of contexts"
     free = f"{gib(fullest.free)} of {gib(fullest.total)} free on GPU {gpus.index(fullest)}, the fullest"
     fix = "end what else is on it, raise EXPERT_PARALLEL, or lower MICRO_BATCH_SIZE"
-    if fullest.free < state + _RESERVE:
-        return failed(name, f"{free}; needed: {need}", fix)
-    if fullest.free < state + activations + _RESERVE:
-        return warned(name, f"{free}; needed: {need}, which is an upper estimate", fix)
-    return passed(name, f"{free}; needed: {need}")
+    spare = fullest.free - state - _RESERVE
+    return judged("GPU memory", f"{free}; needed: {need}", fix, fails=spare < 0, warns=spare < activations)
 
 
 def check_gpu_health(report: GpuReport | None) -> list[Finding]:
-    """Check driver, processes and errors.
-
-    Args:
-        report: report of the vendor's library or tool; None without one.
-    """
+    """Check driver, processes and errors, as the vendor's library or tool reports them."""
     names = ("GPU driver", "GPU processes", "GPU health")
     if report is None:
-        return [skipped(name, "no NVML, nvidia-smi, amd-smi or rocm-smi is installed") for name in names]
+        return [skipped(name, "neither NVML, nvidia-smi, amdsmi nor amd-smi is installed") for name in names]
     if report.error is not None:
         fix = "load the driver or restart the node; in a container, start it with its GPUs"
         unread = [skipped(name, f"{report.source} fails") for name in names[1:]]
         return [failed(names[0], f"{report.source}: {report.error}", fix), *unread]
-    driver = passed(names[0], f"{report.driver_version or 'version not reported'} ({report.source})")
-    if report.source == "rocm-smi":
-        return [driver, *(skipped(name, "rocm-smi does not report them; amd-smi does") for name in names[1:])]
-    processes = passed(names[1], "none")
-    if users := [f"GPU {index}: {process}" for index, gpu in enumerate(report.gpus) for process in gpu.processes]:
-        fix = "end them if they are yours: they take memory and time from the run"
-        processes = warned(names[1], _join_first(users), fix)
-    return [driver, processes, _judge_health(names[2], report)]
-
-
-def _judge_health(name: str, report: GpuReport) -> Finding:
-    faults = [f"GPU {index}: {fault}" for index, gpu in enumerate(report.gpus) for fault in _list_faults(gpu)]
+    version = next((gpu.driver_version for gpu in report.gpus if gpu.driver_version), "version not reported")
+    driver = passed(names[0], f"{version} ({report.source})")
+    if report.source == "nvidia-smi":
+        return [driver, *(skipped(name, "nvidia-smi is not asked for it; NVML is") for name in names[1:])]
+    users, faults, slowed = (
+        "; ".join(f"GPU {index}: {text}" for index, gpu in enumerate(report.gpus) for text in texts(gpu))
+        for texts in (lambda gpu: gpu.processes, _list_faults, lambda gpu: gpu.throttle_reasons)
+    )
+    health = passed(names[2], f"no uncorrectable error ({report.source})")
     if faults:
         fix = "drain the node, reset the GPU or restart, and have it replaced if that comes back"
-        return failed(name, _join_first(faults), fix)
-    slowed = [f"GPU {index}: {reason}" for index, gpu in enumerate(report.gpus) for reason in gpu.throttle_reasons]
-    if slowed:
-        return warned(name, f"slowed down: {_join_first(slowed)}", "look at cooling and power")
-    return passed(name, f"no uncorrectable error ({report.source})")
+        health = failed(names[2], faults, fix)
+    elif slowed:
+        health = warned(names[2], f"slowed down: {slowed}", "look at cooling and power")
+    users_fix = "end them if they are yours: they take memory and time from the run"
+    return [driver, judged(names[1], users or "none", users_fix, warns=bool(users)), health]
 
 
 def _list_faults(gpu: Gpu) -> Iterator[str]:
@@ -136,8 +124,3 @@ def _list_faults(gpu: Gpu) -> Iterator[str]:
         yield "remapping of a memory row failed"
     if gpu.recovery_action:
         yield f"the driver asks for: {gpu.recovery_action}"
-
-
-def _join_first(items: Sequence[str]) -> str:
-    more = [f"and {len(items) - _MAX_SHOWN} more"] if len(items) > _MAX_SHOWN else []
-    return "; ".join([*items[:_MAX_SHOWN], *more])

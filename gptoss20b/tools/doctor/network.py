@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -23,21 +22,15 @@ PROGRESS = ("started", "joined", "summed")
 
 _ROOT = Path(__file__).resolve().parents[3]
 _CONNECT_S = 5.0
-_POLL_S = 0.05
 _RENDEZVOUS = "rendezvous"
 
 
 def check_collectives(ranks: int, backend: str, limit_s: float) -> Finding:
-    """Start the node's ranks, have them sum a tensor, and check the sum.
-
-    Args:
-        ranks: number of processes to start, one for each GPU.
-        backend: nccl (RCCL on AMD) or gloo.
-        limit_s: seconds after which the processes are killed.
-    """
-    with tempfile.TemporaryDirectory(prefix="gptoss20b-doctor-") as name:
-        folder, began = Path(name), time.monotonic()
-        processes = [_start_rank(rank, ranks, backend, folder, limit_s) for rank in range(ranks)]
+    """Start the node's ranks, have them sum a tensor over nccl (RCCL on AMD) or gloo, and check the sum."""
+    with tempfile.TemporaryDirectory(prefix="gptoss20b-doctor-") as folder:
+        began, outputs = time.monotonic(), [Path(folder, f"rank{rank}") for rank in range(ranks)]
+        command = [sys.executable, "-m", "gptoss20b.tools.doctor.collective", backend, f"{folder}/store", str(limit_s)]
+        processes = [_start_rank(rank, ranks, command, output) for rank, output in enumerate(outputs)]
         try:
             _wait_for_ranks(processes, began + limit_s)
             codes = [process.poll() for process in processes]
@@ -45,58 +38,54 @@ def check_collectives(ranks: int, backend: str, limit_s: float) -> Finding:
             for process in processes:
                 process.kill()
                 process.wait()
-        return _judge_ranks(codes, folder, f"{ranks} ranks over {backend}", time.monotonic() - began)
+        printed = [output.read_text(errors="replace").splitlines() for output in outputs]
+    what, spent_s = f"{ranks} ranks over {backend}", time.monotonic() - began
+    fix = "set NCCL_DEBUG=INFO (RCCL too) or GLOO_SOCKET_IFNAME=lo, try again, and look at driver, links and /dev/shm"
+    if reason := _failure_reason(codes, printed):
+        return failed("collectives", f"{what}, after {spent_s:.1f} s: {reason}", fix)
+    return passed("collectives", f"{what} summed a tensor, and the sum is right; {spent_s:.1f} s")
 
 
 def check_rendezvous(config: Config, node: NodeContext) -> Finding:
-    """Check that the nodes of a run can meet: on the first the port must be free, from the others within reach.
-
-    Args:
-        config: configuration of the run.
-        node: this node.
-    """
+    """Check that the nodes of a run can meet: on the first the port must be free, from the others within reach."""
     nodes, rank, address, port = config.parallel.nodes, node.node_rank, node.master_address, node.master_port
     if nodes == 1:
         return skipped(_RENDEZVOUS, "one node")
+    fix = "export this node's number, and the address and a free port of the first node, which are the same on all"
     if rank is None or not rank.isdecimal() or int(rank) >= nodes:
-        found = f"NODE_RANK is {rank or 'not set'}, expected 0 to {nodes - 1}"
-        return failed(_RENDEZVOUS, found, "export this node's number")
+        return failed(_RENDEZVOUS, f"NODE_RANK is {rank or 'not set'}, expected 0 to {nodes - 1}", fix)
     if address is None:
-        return failed(_RENDEZVOUS, "MASTER_ADDR is not set", "export the address of the first node, the same on all")
+        return failed(_RENDEZVOUS, "MASTER_ADDR is not set", fix)
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        found = f"MASTER_PORT is '{port}', expected 1 to 65535"
-        return failed(_RENDEZVOUS, found, "export a port that is free on the first node")
+        return failed(_RENDEZVOUS, f"MASTER_PORT is '{port}', expected 1 to 65535", fix)
     try:
         family, _, _, _, resolved = socket.getaddrinfo(address, int(port), type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        found = f"MASTER_ADDR '{address}' cannot be resolved ({error.strerror or error})"
-        return failed(_RENDEZVOUS, found, "correct it, or give the first node's IP address")
+        return failed(_RENDEZVOUS, f"MASTER_ADDR '{address}' cannot be resolved ({error})", fix)
     check = _check_first_node if int(rank) == 0 else _check_other_node
     return check(family, address, str(resolved[0]), int(port))
 
 
 def _check_first_node(family: int, address: str, ip: str, port: int) -> Finding:
-    error = _bind_error(family, "", port)  # on every address, as the run's own store binds
-    if error is not None:
+    try:
+        _try_bind(family, "", port)  # on every address, as the run's own store binds
+    except OSError as error:
         fix = "end what listens there (a rank of an earlier run?), or set another MASTER_PORT on all nodes"
-        return failed(_RENDEZVOUS, f"port {port} cannot be bound: {error}", fix)
-    if _bind_error(family, ip, 0) is not None:
+        return failed(_RENDEZVOUS, f"port {port} cannot be bound: {error.strerror}", fix)
+    try:
+        _try_bind(family, ip, 0)
+    except OSError:
         found = f"MASTER_ADDR {address} is {ip}, which is no address of this first node; port {port} is free"
         fix = "unless it is translated to this node's, set MASTER_ADDR to one, and NODE_RANK=0 only there"
         return warned(_RENDEZVOUS, found, fix)
     return passed(_RENDEZVOUS, f"{address} is this node, and port {port} is free")
 
 
-def _bind_error(family: int, ip: str, port: int) -> str | None:
-    """Return why a server could not listen there, or None if it could."""
+def _try_bind(family: int, ip: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # A connection that has just ended does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((ip, port))
-        except OSError as error:
-            return str(error.strerror)
-    return None
+        probe.bind((ip, port))
 
 
 def _check_other_node(family: int, address: str, ip: str, port: int) -> Finding:
@@ -111,13 +100,12 @@ def _check_other_node(family: int, address: str, ip: str, port: int) -> Finding:
         except ConnectionRefusedError:
             return passed(_RENDEZVOUS, f"{ip} answers; nothing listens on port {port} yet, as before a run")
         except OSError as error:
-            reason = f"no answer within {_CONNECT_S:g} s" if isinstance(error, TimeoutError) else str(error.strerror)
             fix = "check that the first node is up, and open the port between the nodes (firewall, routes)"
-            return failed(_RENDEZVOUS, f"{address} ({ip}) port {port}: {reason}", fix)
+            return failed(_RENDEZVOUS, f"{address} ({ip}) port {port} within {_CONNECT_S:g} s: {error}", fix)
     return passed(_RENDEZVOUS, f"{ip} port {port} can be reached, and something listens there")
 
 
-def _start_rank(rank: int, ranks: int, backend: str, folder: Path, limit_s: float) -> subprocess.Popen[bytes]:
+def _start_rank(rank: int, ranks: int, command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -125,10 +113,8 @@ def _start_rank(rank: int, ranks: int, backend: str, folder: Path, limit_s: floa
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))),
     }
-    module, store = "gptoss20b.tools.doctor.collective", str(folder / "store")
-    command = [sys.executable, "-m", module, backend, store, str(limit_s)]
-    with (folder / f"out{rank}").open("wb") as out, (folder / f"err{rank}").open("wb") as err:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+    with output.open("wb") as stream:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
 
 
 def _wait_for_ranks(processes: Sequence[subprocess.Popen[bytes]], deadline: float) -> None:
@@ -137,26 +123,19 @@ def _wait_for_ranks(processes: Sequence[subprocess.Popen[bytes]], deadline: floa
         codes = [process.poll() for process in processes]
         if any(codes) or None not in codes:
             return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            processes[codes.index(None)].wait(_POLL_S)
+        time.sleep(0.05)
 
 
-def _judge_ranks(codes: Sequence[int | None], folder: Path, what: str, spent_s: float) -> Finding:
-    """Combine the exit statuses with the progress that the ranks wrote to files."""
-    name = "collectives"
-    fix = "set NCCL_DEBUG=INFO (RCCL too) or GLOO_SOCKET_IFNAME=lo, try again, and look at driver, links and /dev/shm"
-    failures = [rank for rank, code in enumerate(codes) if code]
-    if failures:
-        rank = failures[0]
-        lines = (folder / f"err{rank}").read_text(errors="replace").strip().splitlines()
-        reason = one_line(lines[-1]) if lines else f"exit status {codes[rank]} without a message"
-        return failed(name, f"{what}: rank {rank} failed after {spent_s:.1f} s: {reason}", fix)
-    reached = [len((folder / f"out{rank}").read_text(errors="replace").split()) for rank in range(len(codes))]
-    if None in codes:
-        fewest = min(reached)
-        slowest = ", ".join(str(rank) for rank, steps in enumerate(reached) if steps == fewest)
-        late = f"never {PROGRESS[fewest]}" if fewest < len(PROGRESS) else "did not end"
-        return failed(name, f"{what}: no end within {spent_s:.0f} s; rank {slowest} {late}", fix)
-    if set(reached) != {len(PROGRESS)}:
-        return failed(name, f"{what}: a rank ended without a sum", fix)
-    return passed(name, f"{what} summed a tensor, and the sum is right; {spent_s:.1f} s")
+def _failure_reason(codes: Sequence[int | None], printed: Sequence[Sequence[str]]) -> str | None:
+    """Return the error of the first rank that failed, or the step that the slowest never reached, or None.
+
+    The code of a rank that did not end in time is None.
+    """
+    for rank, (code, lines) in enumerate(zip(codes, printed, strict=True)):
+        if code:
+            return f"rank {rank} failed: {one_line(lines[-1]) if lines else f'exit status {code} without a message'}"
+    steps = [sum(step in lines for step in PROGRESS) for lines in printed]
+    if None in codes or min(steps) < len(PROGRESS):
+        slowest = ", ".join(str(rank) for rank, done in enumerate(steps) if done == min(steps))
+        return f"no end; rank {slowest} never {[*PROGRESS, 'ended'][min(steps)]}"
+    return None

@@ -45,15 +45,7 @@ def read_node_context(environment: Mapping[str, str]) -> NodeContext:
 
 
 def should_use_gpus(config: Config, node: NodeContext, root: Path = Path("/")) -> bool:
-    """Check whether this run is meant for GPUs.
-
-    It is, unless they are hidden, or the model is the small one and no driver is loaded.
-
-    Args:
-        config: configuration of the run.
-        node: this node.
-        root: folder that holds ``proc`` and ``dev``.
-    """
+    """Return True unless GPUs are hidden, or the model is the small one and no driver is loaded."""
     if node.gpus_hidden:
         return False
     return config.model.variant != "tiny" or any((root / name).exists() for name in _DRIVER_FILES)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ...checkpoint.files import CheckpointError, list_checkpoints, should_resume
 from ...config import Config
-from ...durable import fsync_path
+from ...durable import atomic_write, fsync_path
 from ...memory import checkpoint_bytes
 from ...run_metadata import checkpoint_directory
-from .finding import Finding, failed, gib, passed, skipped
+from .finding import Finding, failed, gib, judged, passed, skipped
 
 # A train_loss record has about 250 bytes, an evaluation five records. Launchers keep the output, which repeats the log.
 _RECORD_BYTES, _RECORDS_PER_EVALUATION, _COPIES = 300, 6, 2
@@ -67,48 +67,33 @@ def _check_folder(name: str, space: str, folder: Path, needed: int, purpose: str
     """Check that files can be made in or for a folder, and that its file system has room."""
     # The folder in which the run would begin to make folders.
     existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    if failure := _try_files(existing):
-        fix = f"name a folder in {name} that this user can write, on a file system with room that keeps what is flushed"
-        return [failed(name, f"{folder}: {failure}", fix)]
+    try:
+        _try_files(existing)
+    except (OSError, NotImplementedError) as error:  # filelock raises the second for a file system without locks
+        fix = f"name a folder in {name} that this user can write, on a file system with room, durable writes and locks"
+        return [failed(name, f"{folder}: {error}", fix)]
     to_make = "" if existing == folder.absolute() else f", will be made in {existing}"
-    written = passed(name, f"{folder}{to_make}: files can be written, flushed, renamed and locked")
     free = shutil.disk_usage(existing).free
     found, fix = f"{gib(free)} free in {existing}, {purpose}", f"make room, or name a folder elsewhere in {name}"
-    return [written, failed(space, found, fix) if free < needed else passed(space, found)]
+    return [
+        passed(name, f"{folder}{to_make}: files can be written, flushed, renamed and locked"),
+        judged(space, found, fix, fails=free < needed),
+    ]
 
 
-def _try_files(folder: Path) -> str | None:
-    """Use files as a run does, in a temporary folder. Return the step that failed and its error, or None."""
-    step, content = "making a folder", b"new" * 2**16
-    try:
-        with tempfile.TemporaryDirectory(prefix=".gptoss20b-doctor-", dir=folder) as name:
-            old, new = Path(name) / "config.json", Path(name) / "config.tmp"
-            step = "writing a file"
-            old.write_bytes(b"old")
-            with new.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                step = "fsync"
-                os.fsync(stream.fileno())
-            step = "fsync of a folder"
-            fsync_path(Path(name))
-            step = "rename over a file"
-            new.replace(old)
-            if old.read_bytes() != content or new.exists():
-                raise OSError(0, "the old file is still there")
-            step = "flock"
-            _try_lock(old)
-    except OSError as error:
-        return f"{step} failed in {folder} ({error.strerror or error})"
-    return None
-
-
-def _try_lock(path: Path) -> None:
-    """Lock a file, and raise OSError unless a second lock is rejected. File systems can be mounted without locks."""
-    with path.open("rb") as first, path.open("rb") as second:
-        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-    raise OSError(0, "two locked it at the same time: mount the file system with locks")
+def _try_files(folder: Path) -> None:
+    """Write, replace, flush and lock files as a run does, in a temporary folder, or raise the error of a failure."""
+    with tempfile.TemporaryDirectory(prefix=".gptoss20b-doctor-", dir=folder) as name:
+        path, content = Path(name) / "config.json", b"new" * 2**16
+        for data in (b"old", content):
+            atomic_write(path, data)
+        fsync_path(Path(name))
+        if path.read_bytes() != content:
+            raise OSError(f"{path} holds something else than what was written")
+        first, second = (FileLock(Path(name) / "lock", blocking=False, fallback_to_soft=False) for _ in range(2))
+        with first:
+            try:
+                second.acquire()
+            except Timeout:
+                return
+            raise OSError(f"two processes can lock a file in {folder} at once: mount the file system with locks")

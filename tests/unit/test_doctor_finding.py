@@ -1,16 +1,15 @@
-"""The doctor's answer: for people, for programs, and its exit status."""
+"""The doctor's findings, for people and for programs, and the exit status of a bad configuration."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 from rich.console import Console
 
-from gptoss20b.tools.doctor import as_document, as_table, overall_verdict, summary_line
-from gptoss20b.tools.doctor.finding import Verdict, failed, passed, skipped, warned
+from gptoss20b.tools.doctor import Verdict, as_document, as_table, overall_verdict, summary_line
+from gptoss20b.tools.doctor.finding import failed, judged, passed, skipped, warned
 from tests.support.configs import BARE
 from tests.support.paths import ROOT
 
@@ -20,6 +19,12 @@ FINDINGS = [
     failed("data", "/data/[a].bin: got no file", "download it"),
     skipped("collectives", "no GPU"),
 ]
+
+
+def test_a_failure_is_worse_than_a_warning_and_only_these_have_a_fix() -> None:
+    assert judged("data", "no file", "download", fails=True, warns=True) == failed("data", "no file", "download")
+    assert judged("swap", "in use", "swapoff", warns=True) == warned("swap", "in use", "swapoff")
+    assert judged("clock", "right", "set it") == passed("clock", "right")
 
 
 def test_the_document_has_the_stable_form() -> None:
@@ -32,31 +37,28 @@ def test_the_document_has_the_stable_form() -> None:
 
 def test_warnings_pass() -> None:
     assert overall_verdict(FINDINGS[:2]) is Verdict.PASS
-    assert summary_line(FINDINGS[:2]) == "pass, 1 warning"
-    assert summary_line(FINDINGS[:1]) == "pass"
+    assert [summary_line(FINDINGS[:count]) for count in (1, 2)] == ["pass", "pass, 1 warning"]
     assert summary_line(FINDINGS) == "to fix: data, 1 warning"
     assert as_document([])["verdict"] == "pass"
 
 
 def test_the_table_shows_each_finding_with_its_fix() -> None:
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
-    console.print(as_table(FINDINGS))
-    shown = console.export_text()
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(as_table(FINDINGS))
     for finding in FINDINGS:
         # Square brackets are not taken for rich's markup.
-        assert all(text in shown for text in (finding.name, finding.verdict, finding.found, finding.fix))
+        assert all(text in shown.get() for text in (finding.name, finding.verdict, finding.found, finding.fix))
 
 
 def test_a_bad_configuration_is_an_error_as_for_a_run() -> None:
-    environment = {**BARE, "GLOBAL_BATCH_SIZE": "13", "EXPERT_PARALLEL": "7", "DGXNGPU": "none"}
-    answers = [
+    environment = BARE | {"GLOBAL_BATCH_SIZE": "13", "EXPERT_PARALLEL": "7", "DGXNGPU": "none"}
+    doctor, train = (
         subprocess.run(
-            [sys.executable, "-m", "gptoss20b", *command],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "gptoss20b", *command], env=environment, cwd=ROOT, capture_output=True, check=False
         )
         for command in (["doctor", "--json"], ["train", "--dry-run"])
-    ]  # fmt: skip
-    assert answers[0].returncode == 2
-    assert answers[0].stderr == answers[1].stderr
-    assert "DGXNGPU" in answers[0].stderr
-    assert answers[0].stdout == ""
+    )
+    assert (doctor.returncode, doctor.stdout) == (2, b"")
+    assert doctor.stderr == train.stderr
+    assert b"DGXNGPU" in doctor.stderr

@@ -14,7 +14,18 @@ from pathlib import Path
 
 from . import __version__
 from .benchmark import RULESETS, RUNS
-from .findings import Finding, Official, OfficialResult, Report, RunSummary, SetResult, Severity, Status, Verdict
+from .findings import (
+    Finding,
+    Official,
+    OfficialResult,
+    OfficialVerdict,
+    Report,
+    RunSummary,
+    SetResult,
+    Severity,
+    Status,
+    Verdict,
+)
 from .judge import JudgedRun, judge_run, judge_set, run_findings, unverifiable_findings
 from .log_files import InputError, find_logs, read_log
 from .official import TIMEOUT_S, OfficialTools, OwnVerdict, find_divergences
@@ -204,7 +215,13 @@ def _compare(tools: OfficialTools | None, own: Mapping[tuple[str, str], OwnVerdi
         return result.tool not in _CLOSED_TOOLS or (result.tool, result.subject) in own
 
     results = tuple(filter(applies, tools.collect()))
-    return Official(official_version(), results, find_divergences(own, results))
+    return Official(official_version(), _worst_verdict(results), results, find_divergences(own, results))
+
+
+def _worst_verdict(results: Iterable[OfficialResult]) -> OfficialVerdict:
+    verdicts = {result.verdict for result in results}
+    worst_first: tuple[OfficialVerdict, ...] = ("refused", "crashed", "timeout", "fail")
+    return next((verdict for verdict in worst_first if verdict in verdicts), "pass")
 
 
 def _verdicts_on_files(judged: Iterable[JudgedRun]) -> OwnVerdicts:

@@ -40,7 +40,6 @@ class BrokenRule:
     """A rule that a set breaks.
 
     Attributes:
-        rule: id of the rule.
         files: logs that break it; empty if the set as a whole does.
     """
 
@@ -54,7 +53,6 @@ class Side:
 
     Attributes:
         name: folder or log as the user named it.
-        runs: number of logs.
         converged: number of runs that met the target.
         left_out: logs of the other runs.
         broken: broken rules of severity error. RCP rules are included for a set of ten runs only.
@@ -75,7 +73,6 @@ class Setting:
     """A logged setting that differs between the sets.
 
     Attributes:
-        key: key of the log record.
         a, b: distinct values in the set, as JSON; empty if the setting is not logged.
     """
 
@@ -86,16 +83,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two sets side by side, as printed by ``compare --format json``.
+    """Set A before a change and set B after it, side by side, as printed by ``compare --format json``.
 
     Attributes:
-        schema_version: version of this schema.
-        command: name of the command.
-        ruleset: version of the rules.
         confidence: of the intervals. A p-value below 1 - confidence is a difference.
-        a: set before the change.
-        b: set after the change.
-        settings: logged settings that differ between the sets.
         samples: training samples to the target.
         minutes: minutes from run_start to the first evaluation that meets the target.
         warnings: reasons why the figures may mislead.

@@ -21,11 +21,8 @@ from pydantic_core import core_schema
 from .benchmark import Ruleset
 from .compare import Comparison
 from .findings import (
-    Divergence,
     Finding,
     Official,
-    OfficialResult,
-    OfficialVerdict,
     Rcp,
     Report,
     RunOutcome,
@@ -43,7 +40,6 @@ class SetFigures:
 
     Attributes:
         name: name of the set; empty outside a submission tree.
-        files: logs of the set.
         score: None with fewer than three runs.
         variance: None without runs.
         rcp: None in the open division, and without a batch size.
@@ -58,38 +54,15 @@ class SetFigures:
     eval_interval_samples: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class OfficialVerdicts:
-    """Verdicts of the official tools. They stand beside ours and do not change it.
-
-    Attributes:
-        version: version of mlperf-logging.
-        verdict: "pass" if every tool passed, else the worst verdict.
-        results: one entry per tool and subject.
-        divergences: differences from our verdict.
-    """
-
-    version: str
-    verdict: OfficialVerdict
-    results: tuple[OfficialResult, ...]
-    divergences: tuple[Divergence, ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportDocument:
     """Report of a check, as printed by ``--format json``.
 
     Attributes:
-        schema_version: version of this schema.
-        command: name of the command.
         verdict: pass, fail, or error if the input could not be judged.
-        ruleset: version of the rules.
         tool: versions of the packages that judged, by name.
         options: options of the command, by name.
-        findings: everything that the rules report.
-        runs: runs of all sets.
         score, variance, rcp: figures of the only set; None if there are none or several sets.
-        sets: figures of each set.
         official: None if the official tools were not asked.
     """
 
@@ -105,7 +78,7 @@ class ReportDocument:
     variance: Variance | None
     rcp: Rcp | None
     sets: tuple[SetFigures, ...]
-    official: OfficialVerdicts | None
+    official: Official | None
 
 
 Document = ReportDocument | Plan | Comparison
@@ -128,17 +101,13 @@ def report_document(report: Report) -> ReportDocument:
         variance=only_set.variance,
         rcp=only_set.rcp,
         sets=sets,
-        official=None if report.official is None else _official_verdicts(report.official),
+        official=report.official,
     )
 
 
 def _set_figures(result: SetResult) -> SetFigures:
     files = tuple(run.file for run in result.runs)
     return SetFigures(result.name, files, result.score, result.variance, result.rcp, result.eval_interval_samples)
-
-
-def _official_verdicts(official: Official) -> OfficialVerdicts:
-    return OfficialVerdicts(official.version, official.verdict, official.results, official.divergences)
 
 
 def to_json(document: Document) -> str:

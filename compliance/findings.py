@@ -47,13 +47,9 @@ class Finding:
     """One violation or note that a rule reports.
 
     Attributes:
-        rule: id of the rule.
-        severity: error, warning, info or unverifiable.
         message: problem and fix, in one sentence.
         file: file as the user named it; None if the finding concerns a whole set.
         line: line of the file, from 1; None if the finding concerns the whole file.
-        expected: value that the rule requires.
-        got: value that was found.
         citation: source of the rule.
     """
 
@@ -75,7 +71,6 @@ class Evaluation:
         samples: training samples before the evaluation.
         loss: evaluation loss in nats per token.
         time_ms: time in ms since 1970, as logged.
-        line: line of the log, from 1.
     """
 
     samples: int
@@ -107,11 +102,8 @@ class RunOutcome:
 
     Attributes:
         file: log as the user named it.
-        status: converged, not converged or invalid.
-        seed: logged seed.
         global_batch_size: sequences per step.
         learning_rate: base learning rate.
-        warmup_steps: warm-up steps.
         samples_to_target: training samples at the first evaluation that meets the target; None if none does.
         minutes: minutes from run_start to run_stop.
         minutes_to_target: minutes from run_start to the first evaluation that meets the target.
@@ -119,7 +111,6 @@ class RunOutcome:
         final_eval_loss: loss of the last evaluation, in nats per token.
         target: evaluation loss that ends the run.
         start_ms: time of run_start in ms since 1970.
-        division, organisation, platform: as logged.
         system: folder of the system in a submission tree; None elsewhere.
         evaluations: all with a readable loss and count, in file order.
     """
@@ -166,12 +157,8 @@ class Spread:
     """Mean and spread over runs.
 
     Attributes:
-        runs: number of runs.
-        mean: arithmetic mean.
         sd: standard deviation, ddof 1.
         cv_percent: coefficient of variation, 100 x sd / mean.
-        minimum: smallest value.
-        maximum: largest value.
         quantum: resolution of the values; None if there is none, or it is unknown.
         quantum_percent: resolution in percent of the mean.
     """
@@ -211,7 +198,6 @@ class Score:
         valid: true if the set has a score. The other figures of an invalid set are for information.
         olympic_minutes: mean minutes without the fastest and the slowest run; None with too few runs, or if the set is
             invalid.
-        normalized_minutes: olympic_minutes x normalization.
         normalization: factor of the RCP test, 1 or more.
         olympic_samples: olympic mean of the samples to the target.
         olympic_minutes_to_target: olympic mean of the minutes from run_start to the first passing evaluation.
@@ -257,9 +243,7 @@ class Rcp:
     """Both convergence tests of a set.
 
     Attributes:
-        global_batch_size: sequences per step.
         pruned: the test that the official package checker decides by.
-        full: the test by all published points.
     """
 
     global_batch_size: PositiveInt
@@ -269,13 +253,11 @@ class Rcp:
 
 @dataclass(frozen=True, slots=True)
 class OfficialResult:
-    """Verdict of one official tool on one file, folder or tree.
+    """Verdict and complaints of one official tool about one file, folder or tree.
 
     Attributes:
-        tool: name of the tool.
         subject: file, folder or tree as the user named it.
         verdict: "refused": not run, because that would be unsafe.
-        messages: complaints, one entry each.
         seconds: wall time.
     """
 
@@ -288,15 +270,7 @@ class OfficialResult:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A difference between the official verdict and ours.
-
-    Attributes:
-        tool: official tool.
-        subject: file, folder or tree as the user named it.
-        ours: our verdict.
-        official: verdict of the official tool.
-        reason: cause of the difference.
-    """
+    """A difference between the official verdict on a subject and ours, with its cause."""
 
     tool: OfficialTool
     subject: str
@@ -307,24 +281,16 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Official:
-    """Verdicts of the official tools. They stand beside ours and do not change it.
+    """Verdicts of the official tools (mlperf-logging). They stand beside ours and do not change it.
 
     Attributes:
-        version: version of mlperf-logging.
-        results: one entry per tool and subject.
-        divergences: differences from our verdict.
+        verdict: "pass" if every tool passed, else the worst verdict.
     """
 
     version: str
+    verdict: OfficialVerdict
     results: tuple[OfficialResult, ...]
     divergences: tuple[Divergence, ...]
-
-    @property
-    def verdict(self) -> OfficialVerdict:
-        """Return "pass" if every tool passed, else the worst verdict."""
-        verdicts = {result.verdict for result in self.results}
-        worst_first: tuple[OfficialVerdict, ...] = ("refused", "crashed", "timeout", "fail")
-        return next((verdict for verdict in worst_first if verdict in verdicts), "pass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +299,6 @@ class SetResult:
 
     Attributes:
         name: name of the set; empty outside a submission tree.
-        runs: runs as judged.
         score: None with fewer than three runs.
         variance: None without runs.
         rcp: None in the open division, and without a batch size.
@@ -354,11 +319,7 @@ class Report:
     """Result of a check, rendered as text, JSON, JUnit, HTML or Markdown.
 
     Attributes:
-        command: name of the command.
-        ruleset: version of the rules.
         verdict: pass, fail, or error if the input could not be judged.
-        findings: everything that the rules report.
-        sets: one entry per set of runs.
         official: None if the official tools were not asked.
         tool: versions of the packages that judged, by name.
         options: options of the command, by name.

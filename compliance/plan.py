@@ -34,13 +34,7 @@ Probability = Annotated[float, Interval(ge=0, le=1)]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A split of the global batch: micro_batch x data_parallel x accumulation = gbs.
-
-    Attributes:
-        micro_batch: sequences per rank and micro batch.
-        data_parallel: data-parallel ranks.
-        accumulation: micro batches per step.
-    """
+    """Sequences per micro batch x data-parallel ranks x micro batches per step: a split of the global batch."""
 
     micro_batch: Positive
     data_parallel: Positive
@@ -54,7 +48,6 @@ class ReferenceBounds:
     Attributes:
         mean: mean of the reference; None if kind is missing.
         min: smallest accepted mean; None if kind is missing.
-        kind: how the point was found.
     """
 
     mean: float | None
@@ -68,7 +61,6 @@ class PlanRcp:
 
     Attributes:
         pruned: the test that the official package checker decides by.
-        full: the test by all published points.
     """
 
     pruned: ReferenceBounds
@@ -80,8 +72,6 @@ class Suggestion:
     """A published setting.
 
     Attributes:
-        learning_rate: base learning rate.
-        warmup_steps: warm-up steps.
         source: publisher of the setting, and its distance from the planned batch size.
         gbs: batch size that the setting was published for.
     """
@@ -94,12 +84,7 @@ class Suggestion:
 
 @dataclass(frozen=True, slots=True)
 class PassingMeans:
-    """Smallest olympic means, in samples, that evaluations allow and the test accepts; None without an RCP.
-
-    Attributes:
-        pruned: by the pruned test.
-        full: by the full test.
-    """
+    """Smallest olympic means, in samples, that evaluations allow and the test accepts; None without an RCP."""
 
     pruned: float | None
     full: float | None
@@ -107,12 +92,7 @@ class PassingMeans:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A probability estimated from random draws.
-
-    Attributes:
-        probability: the estimate.
-        standard_error: standard error that is due to the number of draws.
-    """
+    """A probability estimated from random draws, and the standard error of their number."""
 
     probability: Probability
     standard_error: Annotated[float, Ge(0)]
@@ -124,8 +104,6 @@ class Bootstrap:
 
     Attributes:
         pruned, full: by the pruned and by the full points; None without an RCP.
-        draws: sets of ten runs drawn.
-        seed: seed of the random numbers.
         approximate: true if the runs drawn are not of exactly this batch size.
         note: origin of the runs, or why there are none.
     """
@@ -144,15 +122,11 @@ class Plan:
 
     Attributes:
         gbs: global batch size in sequences.
-        ruleset: version of the rules.
         eval_interval_samples: training samples between evaluations, CEIL(12288 / gbs) x gbs.
         eval_interval_steps: optimizer steps between evaluations.
         accumulation: ways to split the batch on nodes of 8 GPUs.
-        rcp: bounds of the convergence tests.
         suggested: published settings, those of this batch size first.
-        olympic_means_that_pass: smallest olympic means that pass the tests.
         probability_of_failing: of ten runs of the reference, by the pruned test; None without an RCP.
-        bootstrap: both estimates of that probability.
     """
 
     gbs: Positive

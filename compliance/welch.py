@@ -35,13 +35,11 @@ class WelchTest:
     """Welch's two-sided test of B - A.
 
     Attributes:
-        t: test statistic.
         df: degrees of freedom by Welch and Satterthwaite.
         p: probability of a difference at least as large, were the true means equal.
         low, high: confidence interval of the difference, in the unit of the values.
         low_percent, high_percent: the same in percent of A's mean, which is taken as exact.
         detectable: true difference that ten runs of each, with these spreads, would detect with a power of 0.8.
-        detectable_percent: the same in percent of A's mean.
     """
 
     t: float
@@ -65,7 +63,6 @@ class MetricComparison:
         difference, difference_percent: mean of B - mean of A; the percentage is of A's mean.
         test: Welch's test; None if neither set has a spread, or one has fewer than two values.
         outcome: what B needs, by the test. not_told: the difference may be noise. untested: there is no test.
-        verdict: the outcome as a sentence.
     """
 
     a: Spread | None

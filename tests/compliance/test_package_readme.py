@@ -58,7 +58,7 @@ def test_it_has_the_facts_of_the_report(tmp_path: Path) -> None:
 
 
 def test_it_has_the_official_verdict(tmp_path: Path) -> None:
-    text = readme(tmp_path, made_report(made_set(), official=Official("4.1.68", (), ())))
+    text = readme(tmp_path, made_report(made_set(), official=Official("4.1.68", "pass", (), ())))
     assert "(mlperf-logging 4.1.68): pass." in text
     assert "mlperf-logging 4" not in readme(tmp_path, made_report(made_set()))
 

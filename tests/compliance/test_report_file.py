@@ -62,6 +62,7 @@ Kind = Literal["html", "md"]
 KINDS: tuple[Kind, ...] = ("html", "md")
 OFFICIAL = Official(
     "4.1.68",
+    "fail",
     (OfficialResult("package_checker", "results", "fail", ("no scaling.json", "no code"), 11.3),),
     (Divergence("rcp_checker", "results", "fail", "pass", "it trusts the shipped scaling.json"),),
 )
@@ -325,7 +326,7 @@ def test_the_official_verdicts_stand_beside_ours() -> None:
     assert "mlperf-logging 4.1.68: fail." in shown.text
     assert "mlperf-logging 4.1.68: " not in page(made_report()).text
     same = tuple(OfficialResult("compliance_checker", f"logs/{n}.txt", "pass", (), 0.5) for n in range(3))
-    shown = page(made_report(official=Official("4.1.68", same, ())))
+    shown = page(made_report(official=Official("4.1.68", "pass", same, ())))
     assert ["compliance_checker", "0.txt, 1.txt, 2.txt (in logs/)", "pass", "1.5", "-"] in shown.tables[0]
 
 
@@ -371,7 +372,7 @@ def hostile_report(text: Any) -> Report:
     runs[0] = replace(runs[0], file=text)
     variance = Variance(5.0, text, None, Spread(3, 1, 1, 1, 1, 1, None, None))
     result = made_set(runs, text, variance=variance)
-    official = Official(text, (OfficialResult(text, text, text, (text, text), 1.0),), (Divergence(*[text] * 5),))
+    official = Official(text, text, (OfficialResult(text, text, text, (text, text), 1.0),), (Divergence(*[text] * 5),))
     findings = tuple(
         made_finding(text, each, message=text, file=text, expected=text, got=text, citation=text) for each in Severity
     )

@@ -144,7 +144,9 @@ def test_a_long_list_ends_after_twenty() -> None:
     places = tuple(made_finding(file=f"{number}.txt", line=None) for number in range(23))
     assert any(line.endswith("19.txt, and 3 more") for line in lines(made_report(findings=places)))
     talker = OfficialResult("compliance_checker", "x", "fail", tuple(f"complaint {n}" for n in range(22)), 1.0)
-    shown = section(made_report(official=Official("4", (talker,), ())), "Official tools (mlperf-logging 4): fail")
+    shown = section(
+        made_report(official=Official("4", "fail", (talker,), ())), "Official tools (mlperf-logging 4): fail"
+    )
     assert shown[-3] == "      complaint 19" and shown[-2].startswith("      ... and 2 more")
 
 
@@ -255,14 +257,14 @@ def test_the_official_tools() -> None:
     uneven = tuple(
         OfficialResult("compliance_checker", f"{n}.txt", "fail", ("first", f"only {n}", "last"), 1.0) for n in range(2)
     )
-    shown = section(made_report(official=Official("4", uneven, ())), "Official tools (mlperf-logging 4): fail")
+    shown = section(made_report(official=Official("4", "fail", uneven, ())), "Official tools (mlperf-logging 4): fail")
     assert [line.strip() for line in shown[1:8]] == [
         "0.txt, 1.txt", "first", "last", "0.txt", "only 0", "1.txt", "only 1",
     ]  # fmt: skip
     chatty = OfficialResult("rcp_checker", "x", "pass", ("RCP test passed",), 1.0)
-    assert "RCP test passed" not in text_report(made_report(official=Official("4", (chatty,), ())))
+    assert "RCP test passed" not in text_report(made_report(official=Official("4", "pass", (chatty,), ())))
     same = tuple(Divergence("compliance_checker", f"{n}.txt", "fail", "pass", "no such rule") for n in range(3))
-    shown = section(made_report(official=Official("4", (), same)), "Official tools (mlperf-logging 4): pass")
+    shown = section(made_report(official=Official("4", "pass", (), same)), "Official tools (mlperf-logging 4): pass")
     assert [line.strip() for line in shown] == [
         "DIVERGENCE compliance_checker: ours fail, official pass", "no such rule", "0.txt, 1.txt, 2.txt",
     ]  # fmt: skip

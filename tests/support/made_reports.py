@@ -153,7 +153,7 @@ def passing_report(**changes: Any) -> Report:
     """Return the report of ten runs that pass, official tools included."""
     result = made_set()
     results = [OfficialResult("compliance_checker", run.file, "pass", (), 1.1) for run in result.runs]
-    official = Official("4.1.68", (*results, OfficialResult("rcp_checker", FOLDER, "pass", (), 2.3)), ())
+    official = Official("4.1.68", "pass", (*results, OfficialResult("rcp_checker", FOLDER, "pass", (), 2.3)), ())
     return replace(made_report(result, findings=UNVERIFIABLE, official=official), **changes)
 
 
@@ -179,6 +179,7 @@ def failing_report() -> Report:
     unknown = ("submission_benchmark: gpt-oss-20b not known",)
     official = Official(
         "4.1.68",
+        "timeout",
         (
             *(OfficialResult("compliance_checker", file, "fail", unknown, 1.1) for file in files),
             OfficialResult("rcp_checker", FOLDER, "pass", (), 2.0),

@@ -54,7 +54,7 @@ def test_one_node_needs_no_rendezvous() -> None:
         ("0", "localhost", "http", "MASTER_PORT is 'http'"),
         ("0", "localhost", 65536, "MASTER_PORT is '65536'"),
         ("0", "no-such-host.invalid", 29500, "'no-such-host.invalid' cannot be resolved"),
-        ("1", "127.0.0.1", 29500, "expected the first node"),
+        ("1", "127.0.0.1", 29500, "expected the leader"),
     ],
 )
 def test_an_impossible_rendezvous_fails(rank: str | None, address: str | None, port: str | int, key: str) -> None:

@@ -47,11 +47,11 @@ def check_collectives(ranks: int, backend: str, limit_s: float) -> Finding:
 
 
 def check_rendezvous(config: Config, node: NodeContext) -> Finding:
-    """Check that the nodes of a run can meet: on the first the port must be free, from the others within reach."""
+    """Check that the nodes of a run can meet: on the leader the port must be free, from the workers within reach."""
     nodes, rank, address, port = config.parallel.nodes, node.node_rank, node.master_address, node.master_port
     if nodes == 1:
         return skipped(_RENDEZVOUS, "one node")
-    fix = "export this node's number, and the address and a free port of the first node, which are the same on all"
+    fix = "export this node's number, and the address and a free port of the leader (node 0), which are the same on all"
     if rank is None or not rank.isdecimal() or int(rank) >= nodes:
         return failed(_RENDEZVOUS, f"NODE_RANK is {rank or 'not set'}, expected 0 to {nodes - 1}", fix)
     if address is None:
@@ -62,11 +62,11 @@ def check_rendezvous(config: Config, node: NodeContext) -> Finding:
         family, _, _, _, resolved = socket.getaddrinfo(address, int(port), type=socket.SOCK_STREAM)[0]
     except OSError as error:
         return failed(_RENDEZVOUS, f"MASTER_ADDR '{address}' cannot be resolved ({error})", fix)
-    check = _check_first_node if int(rank) == 0 else _check_other_node
+    check = _check_leader if int(rank) == 0 else _check_worker
     return check(family, address, str(resolved[0]), int(port))
 
 
-def _check_first_node(family: int, address: str, ip: str, port: int) -> Finding:
+def _check_leader(family: int, address: str, ip: str, port: int) -> Finding:
     try:
         _try_bind(family, "", port)  # on every address, as the run's own store binds
     except OSError as error:
@@ -75,7 +75,7 @@ def _check_first_node(family: int, address: str, ip: str, port: int) -> Finding:
     try:
         _try_bind(family, ip, 0)
     except OSError:
-        found = f"MASTER_ADDR {address} is {ip}, which is no address of this first node; port {port} is free"
+        found = f"MASTER_ADDR {address} is {ip}, which is no address of this leader; port {port} is free"
         fix = "unless it is translated to this node's, set MASTER_ADDR to one, and NODE_RANK=0 only there"
         return warned(_RENDEZVOUS, found, fix)
     return passed(_RENDEZVOUS, f"{address} is this node, and port {port} is free")
@@ -88,10 +88,10 @@ def _try_bind(family: int, ip: str, port: int) -> None:
         probe.bind((ip, port))
 
 
-def _check_other_node(family: int, address: str, ip: str, port: int) -> Finding:
+def _check_worker(family: int, address: str, ip: str, port: int) -> Finding:
     if ip.startswith("127.") or ip == "::1":
-        fix = "give the first node's address in the network; /etc/hosts may map its name to the loopback interface"
-        found = f"MASTER_ADDR {address} is {ip}, this node itself, expected the first node"
+        fix = "give the leader's address in the network; /etc/hosts may map its name to the loopback interface"
+        found = f"MASTER_ADDR {address} is {ip}, this node itself, expected the leader"
         return failed(_RENDEZVOUS, found, fix)
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(_CONNECT_S)
@@ -100,7 +100,7 @@ def _check_other_node(family: int, address: str, ip: str, port: int) -> Finding:
         except ConnectionRefusedError:
             return passed(_RENDEZVOUS, f"{ip} answers; nothing listens on port {port} yet, as before a run")
         except OSError as error:
-            fix = "check that the first node is up, and open the port between the nodes (firewall, routes)"
+            fix = "check that the leader is up, and open the port between the nodes (firewall, routes)"
             return failed(_RENDEZVOUS, f"{address} ({ip}) port {port} within {_CONNECT_S:g} s: {error}", fix)
     return passed(_RENDEZVOUS, f"{ip} port {port} can be reached, and something listens there")
 

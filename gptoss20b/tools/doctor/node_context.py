@@ -20,8 +20,8 @@ class NodeContext:
 
     Attributes:
         node_rank: number of the node as given; None if no variable gives it.
-        master_address: address of the first node as given.
-        master_port: port of the first node as given.
+        master_address: address of the leader (node 0) as given.
+        master_port: port of the leader as given.
         clear_caches: 0, 1 or "done", as `run_and_time.sh` reads it.
         gpus_hidden: a variable hides every GPU from this process, which asks for a run on CPUs.
     """

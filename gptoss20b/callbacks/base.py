@@ -37,7 +37,7 @@ class Callback:
         """Training pauses for an evaluation; the device is idle."""
 
     def on_eval_stop(self, step: int, loss: float, converged: bool) -> None:
-        """Evaluation after ``step`` is over; ``loss`` in nats per token, ``converged``: it reached the target."""
+        """End an evaluation after ``step``: ``loss`` in nats per token; ``converged`` if it reached the target."""
 
     def on_step_stop(self, step: int) -> None:
         """Step ``step`` and its evaluation, if any, are over and training continues."""

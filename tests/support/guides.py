@@ -13,7 +13,7 @@ def table_rows(guide: str, mark: str) -> list[list[str]]:
 
 def table_with_header(guide: str, mark: str) -> list[list[str]]:
     """Return the cells of every line of the table below the comment ``<!-- mark -->``."""
-    lines = guide.split(f"<!-- {mark} -->\n")[1].split("\n\n")[0].splitlines()
+    lines = guide.partition(f"<!-- {mark} -->\n")[2].partition("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 

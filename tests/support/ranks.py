@@ -43,7 +43,7 @@ def run_ranks(job: str, world: int, limit_s: float = 180.0, **arguments: Any) ->
     """Call a job on ``world`` ranks and return the results by rank.
 
     Args:
-        job: function of `tests.support.jobs`, or of another module with its name, e.g. ``optimizer_jobs.compare_updates``.
+        job: function of `tests.support.jobs`, or of another module: ``optimizer_jobs.compare_updates``.
         world: number of ranks.
         limit_s: time limit in seconds.
         arguments: keyword arguments of the job.

@@ -222,7 +222,7 @@ print("[the last words]", file=sys.stderr)
 
 
 def on_a_terminal(stdout_too: bool) -> tuple[str, str]:
-    """What the script writes to a terminal, and to a pipe if its stdout is one."""
+    """Return what the script writes to a terminal, and to a pipe if its stdout is one."""
     leader, follower = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name not in {*FOR_RICH, *settings()}}
     process = subprocess.Popen(

@@ -86,7 +86,7 @@ def test_the_table_of_rules_is_the_one_that_the_command_prints() -> None:
 
 
 def test_what_judging_needs_is_pinned_like_the_rest() -> None:
-    pins = {}
+    pins: dict[str, str] = {}
     for name in ("cpu", "compliance", "data", "test"):
         for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
             if "==" in line:

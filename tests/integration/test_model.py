@@ -77,11 +77,15 @@ def test_rotary_angles_of_the_released_model(models: dict[str, dict[str, Any]]) 
 
 def test_tensor_parallel_weights_are_marked(tiny: dict[str, str]) -> None:
     # Megatron-Core counts a gradient once in the norm only where the weight is marked as split.
-    variables = tiny | {"DGXNGPU": "2", "TENSOR_PARALLEL": "2", "BACKEND": "transformer_engine"}
+    variables = tiny | {"DGXNGPU": "2", "TENSOR_PARALLEL": "2", "BACKEND": "auto"}
     for rank in run_ranks("model_jobs.tensor_parallel_attributes", 2, variables=variables):
-        assert rank == {
-            "embedding": ((8, 8), True, 0, 1),
-            "column": ((8, 8), True, 0, 1),
-            "row": ((8, 8), True, 1, 1),
-            "norm": ((8,), False, -1, -1),
+        assert rank["embedding.word_embeddings.weight"] == ((128, 64), True, 0, 1)
+        assert rank["output_layer.weight"] == ((128, 64), True, 0, 1)
+        marked = {name: attributes for name, attributes in rank.items() if attributes[1]}
+        linear = {name: attributes[2:] for name, attributes in marked.items() if "self_attention" in name}
+        assert linear == {
+            f"decoder.layers.{layer}.self_attention.{name}.weight": (dim, 1)
+            for layer in (0, 1)
+            for name, dim in (("linear_qkv", 0), ("linear_proj", 1))
         }
+        assert len(marked) == 2 + len(linear)

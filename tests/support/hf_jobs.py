@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from gptoss20b.batches import DeviceBatch
@@ -20,9 +19,9 @@ from gptoss20b.hf.convert import ConversionError, from_hugging_face
 from gptoss20b.hf.folder import WeightsFolder
 from gptoss20b.hf.load import load_weights
 from gptoss20b.hf.weight_mapping import weight_shards
-from gptoss20b.model import build as build_module
-from gptoss20b.model.megatron_config import build_transformer_config
+from gptoss20b.model.build import build_model
 from tests.support.jobs import Variables, layouts, make_trainer, with_global_names
+from tests.support.model_jobs import build_without_sequence_parallel
 
 BATCH = 2
 
@@ -171,7 +170,6 @@ def load_layouts(folder: str, variables: list[Variables], backends: list[Any]) -
         weights; "read_bytes" of the files that came into memory.
     """
     vars(load_module)["WeightsFolder"] = _OpenFolder
-    vars(build_module)["build_transformer_config"] = _without_sequence_parallel
     with layouts(variables) as configs:
         return [
             _load(configure_for(config, Path(folder), 16), folder, backend)
@@ -179,15 +177,8 @@ def load_layouts(folder: str, variables: list[Variables], backends: list[Any]) -
         ]
 
 
-def _without_sequence_parallel(config: Config, on_gpu: bool) -> TransformerConfig:
-    """Build without sequence parallelism, which torch's norms refuse; weights are split alike without it."""
-    transformer = build_transformer_config(config, on_gpu)
-    transformer.sequence_parallel = False
-    return transformer
-
-
 def _load(config: Config, folder: str, backend: Any) -> dict[str, Any]:
-    gpt = build_module.build_model(config, backend, on_gpu=False)
+    gpt = build_without_sequence_parallel(config, backend)
     with torch.no_grad():
         for parameter in gpt.parameters():
             parameter.fill_(torch.nan)
@@ -218,7 +209,7 @@ def load_into_changed_model(folder: str, variables: Variables, changes: dict[str
     with layouts([variables]) as configs:
         config = configure_for(next(configs), Path(folder), 16)
         config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
-        gpt = build_module.build_model(config, "torch", on_gpu=False)
+        gpt = build_model(config, "torch", on_gpu=False)
         with torch.no_grad():
             for parameter in gpt.parameters():
                 parameter.fill_(1.0)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
 from gptoss20b.batches import synthetic_batches
-from gptoss20b.config import resolve
-from gptoss20b.model.build import mark_tensor_parallel_weights
+from gptoss20b.config import Config
+from gptoss20b.model import build as build_module
 from gptoss20b.model.megatron_config import build_transformer_config
-from gptoss20b.process_groups import distributed_session, read_rank
 from tests.support.jobs import Variables, layouts, make_trainer
 
 
@@ -69,22 +67,25 @@ def _sinks_change_output(attention: Any) -> bool:
     return not torch.allclose(before, after, rtol=1e-2)
 
 
+def build_without_sequence_parallel(config: Config, backend: Any = "torch") -> Any:
+    """Build this rank's model shard for tests of its weights under tensor parallelism.
+
+    Sequence parallelism comes with tensor parallelism, and torch's norms refuse it. Weights are split alike without it.
+    """
+
+    def without(config: Config, on_gpu: bool) -> Any:
+        transformer = build_transformer_config(config, on_gpu)
+        transformer.sequence_parallel = False
+        return transformer
+
+    vars(build_module)["build_transformer_config"] = without
+    return build_module.build_model(config, backend, on_gpu=False)
+
+
 def tensor_parallel_attributes(variables: Variables) -> dict[str, tuple[tuple[int, ...], bool, int, int]]:
-    """Return shape on this rank, tensor_model_parallel, partition_dim and partition_stride of each kind of weight."""
-    config = resolve(variables)
-    with distributed_session(config, read_rank(config)):
-        options = {"config": build_transformer_config(config, on_gpu=False), "init_method": torch.nn.init.zeros_}
-        linear = options | {"bias": False, "skip_bias_add": False}
-        modules = torch.nn.ModuleDict(
-            {
-                "embedding": VocabParallelEmbedding(16, 8, **options),
-                "column": ColumnParallelLinear(8, 16, **linear),
-                "row": RowParallelLinear(16, 8, input_is_parallel=True, **linear),
-                "norm": torch.nn.RMSNorm(8),
-            }
-        )
-        mark_tensor_parallel_weights(modules)
-        weights: dict[str, Any] = {name: module.weight for name, module in modules.items()}
+    """Return shape on this rank, tensor_model_parallel, partition_dim and partition_stride of weights, by name."""
+    with layouts([variables]) as configs:
+        gpt = build_without_sequence_parallel(next(configs))
         return {
             name: (
                 tuple(weight.shape),
@@ -92,5 +93,5 @@ def tensor_parallel_attributes(variables: Variables) -> dict[str, tuple[tuple[in
                 getattr(weight, "partition_dim", -1),
                 getattr(weight, "partition_stride", -1),
             )
-            for name, weight in weights.items()
+            for name, weight in gpt.named_parameters()
         }

@@ -88,6 +88,7 @@ def _require_convertible(
     source: Path, target: Path, problems: list[str], model: ModelConfig | None, tensors: Mapping[str, TensorInfo]
 ) -> ModelConfig:
     """Return the model if there are no problems with the source nor with the target; else raise ConversionError."""
+    # While tensors are missing or malformed, their size is unknown and only the target itself is checked.
     problems += check_target(target, 0 if problems else sum(_converted_bytes(name, x) for name, x in tensors.items()))
     if problems or model is None:
         raise ConversionError(f"in {source}; {target} was not created", problems)
@@ -111,6 +112,7 @@ def _expected_hf_tensors(model: ModelConfig, present: Mapping[str, TensorInfo]) 
     for weight in (weight for shard in weight_shards(model) for weight in shard):
         for name, shape in weight.hf_shapes.items():
             if weight.by_expert and (name + _BLOCKS in present or name + _SCALES in present):
+                # Packed matrices are [out, in], with blocks along the input dimension.
                 experts, inputs, outputs = shape
                 blocks = (experts, outputs, inputs // BLOCK_SIZE)
                 expected[name + _BLOCKS] = ((*blocks, BLOCK_SIZE // 2), _PACKED_DTYPES)

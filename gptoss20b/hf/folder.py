@@ -140,6 +140,7 @@ class FolderWriter:
         index = {"metadata": {"total_size": self._bytes}, "weight_map": self._weight_map}
         for name, value in ((INDEX, index), (CONFIG, config)):
             (self._path / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        # Files before the folder that names them, and all before the rename of `atomic_folder`.
         for path in (*self._path.iterdir(), self._path):
             fsync_path(path)
 

@@ -41,6 +41,7 @@ def load_weights(model: GPTModel, path: Path, config: Config) -> None:
     if problems:
         raise ConversionError(f"loading {path}", problems)
     for name, experts, parameter in parameters:
+        # The folder holds all experts in one tensor; Megatron-Core's local spec has a tensor per expert.
         if isinstance(experts, int):
             part = folder.read(name, experts)
         elif experts is not None:

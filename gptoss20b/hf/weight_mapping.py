@@ -55,6 +55,7 @@ def _attention_weights(model: ModelConfig, layer: int) -> Iterator[WeightMapping
     ours, theirs = f"decoder.layers.{layer}", f"model.layers.{layer}"
     yield _unchanged(f"{ours}.input_layernorm.weight", f"{theirs}.input_layernorm.weight", (hidden,))
     for part, columns in (("weight", (hidden,)), ("bias", ())):
+        # Megatron-Core orders rows by query group, so that tensor parallelism can cut them into equal parts.
         yield WeightMapping(
             f"{ours}.self_attention.linear_qkv.{part}",
             (q_size + 2 * kv_size, *columns),
@@ -79,6 +80,7 @@ def _mlp_weights(model: ModelConfig, layer: int) -> Iterator[WeightMapping]:
     yield _unchanged(f"{ours}.pre_mlp_layernorm.weight", f"{theirs}.post_attention_layernorm.weight", (hidden,))
     for part, shape in (("weight", (experts, hidden)), ("bias", (experts,))):
         yield _unchanged(f"{ours}.mlp.router.{part}", f"{theirs}.mlp.router.{part}", shape)
+    # gate_up_proj is [in, out] with gate and up in alternating columns; linear_fc1 is [out, in], all gate rows first.
     yield WeightMapping(
         f"{ours}.mlp.experts.linear_fc1.weight",
         (experts, 2 * ffn, hidden),

@@ -96,7 +96,7 @@ def build_transformer_config(config: Config, on_gpu: bool, **backend_options: An
         **_FP8_OPTIONS.get(config.execution.precision, {}),
         **_RECOMPUTE_OPTIONS[config.execution.recompute],
         "pipeline_dtype": params_dtype(config),
-        # DDP must sum gradients: the trainer's `finalize_gradients` divides by the number of counted tokens.
+        # DDP must sum gradients: `optimizer.finalize_gradients` divides by the number of counted tokens.
         "calculate_per_token_loss": True,
         # Off for every back end: fused, matrix products add to DDP's buffers and leave .grad empty. `loss` leaves the
         # output layer's gradient in .grad, and training without DDP needs .grad of every parameter.

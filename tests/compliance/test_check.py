@@ -126,7 +126,9 @@ def test_a_tree_is_checked_with_its_own_system(tmp_path: Path) -> None:
     description = root / "systems" / "sys_1x8.json"
     description.write_text(json.dumps(system_description(accelerators_per_node="16")), encoding="utf-8")
     assert rules(check_package(root, OURS)) == {"batch-arithmetic"}
-    assert rules(check_package(root, options(cv_limit=0.01)), Severity.WARNING) == {"variance-limit"}
+    report = check_package(root, options(cv_limit=0.01))
+    assert rules(report, Severity.WARNING) == {"variance-limit"}
+    assert {each.file for each in report.findings if each.rule == "variance-limit"} == {report.sets[0].name}
     with pytest.raises(InputError, match="missing"):
         check_package(root / "missing", OURS)
 

@@ -793,6 +793,17 @@ def test_a_subprocess_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert result.messages[0].startswith("the official tool could not be started: [Errno 2] No such file")
 
 
+def test_the_time_limit_ends_children_of_a_subprocess(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Path]
+) -> None:
+    python, child = tmp_path / "python", ["sleep", "299.75"]
+    python.write_text(f"#!/bin/sh\n{' '.join(child)} &\nwait\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert check_file(runs[0], timeout_s=0.5).verdict == "timeout"
+    wait_for(lambda: not any(process.info["cmdline"] == child for process in psutil.process_iter(["cmdline"])))
+
+
 def test_results_come_in_the_order_of_the_calls(tmp_path: Path, runs: list[Path]) -> None:
     description = tmp_path / "s.json"
     description.write_text(json.dumps(system_description()))

@@ -77,6 +77,7 @@ def check_run(log: Path, options: Options = DEFAULTS) -> Report:
     if find_logs([log]) != [log]:
         raise InputError(f"{log}: a folder; check-run takes one log, check-set a folder of them")
     with _official_tools(options) as tools:
+        # The official tools run in parallel with our own judging.
         if tools:
             tools.check_files({str(log): log})
         judged = judge_run(read_log(log), options.ruleset, _machine(options.system), in_set=False)

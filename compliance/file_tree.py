@@ -59,6 +59,7 @@ def list_tree(root: Path, should_enter: Callable[[str], bool]) -> FileTree:
         root: the folder.
         should_enter: called with a folder's name below the root; False leaves its contents out.
     """
+    # Links are compared by their real targets, so the root has to be real, too.
     real_root = Path(os.path.realpath(root))
     tree = FileTree()
     pending, room = [""], MAX_ENTRIES

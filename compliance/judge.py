@@ -75,12 +75,14 @@ def judge_set(
     Returns:
         The figures of the set, and the findings of the cross-run rules.
     """
+    # Figures and convergence are those of the window. The other rules apply to every run.
     runs = [each.summary for each in judged]
     window = _window(runs, required_runs)
     batch = _most_common_batch(runs)
     samples = [_samples(run) for run in window]
     olympic_samples = score.olympic_mean(samples) if len(samples) >= 3 else None
     tested = None
+    # Reference convergence points exist for the closed division only.
     if batch is not None and all(run.division != "open" for run in runs):
         tested = rcp.check_convergence(batch, olympic_samples, ruleset)
     interval = common_eval_interval([each.run for each in judged])
@@ -148,6 +150,7 @@ def _score(window: Sequence[RunSummary], *, valid: bool, normalization: float | 
     minutes = [_minutes(run) for run in window]
     to_target = [math.inf if run.minutes_to_target is None else run.minutes_to_target for run in window]
     olympic = score.olympic_mean(minutes) if valid else None
+    # Runs without convergence are infinite, and so the slowest.
     order = sorted(range(len(window)), key=minutes.__getitem__)
     return Score(
         valid=valid and olympic is not None,

@@ -85,6 +85,7 @@ class Run:
     @cached_property
     def times_in_ms(self) -> bool:
         """Return True if all times can be milliseconds since 1970, so that clock rules apply."""
+        # Train losses by their first one: a log with a wrong unit has it throughout.
         times = [record.time_ms for record in self.log.records]
         return all(time > EARLIEST_MS for time in [*times, *self.log.train_losses.times_ms[:1]])
 

@@ -145,6 +145,7 @@ class Submission:
     @property
     def folder_division(self) -> str | None:
         """Return the division that the root, or the nearest folder above it, is named after; None without one."""
+        # normpath instead of resolve: the division is in the path as given, not in the target of a link.
         parts = [part.lower() for part in Path(os.path.normpath(self.root.absolute())).parts]
         return next((part for part in reversed(parts) if part in DIVISIONS), None)
 
@@ -208,6 +209,7 @@ def read_system_description(path: Path, display_path: str | None = None) -> Syst
     raw = _read_object(path)
     if isinstance(raw, ParseError):
         return raw
+    # Fields of other types count as absent here; package-system-description reports them from `raw`.
     text = {key: value for key, value in raw.items() if isinstance(value, str)}
     return SystemDescription(
         name=path.stem,

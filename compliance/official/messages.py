@@ -39,6 +39,7 @@ class Complaints(logging.Handler):
         if record.levelno < logging.WARNING:
             self._track_progress(text)
         elif record.module == "mlp_compliance":
+            # All complaints about one log in one message.
             self.of_files += [f"{self._file}: {part}" for part in text.split(_SEPARATOR)]
         elif record.module == "seed_checker":
             lines = text.replace("following errors: ", "following errors:\n").split("\n")

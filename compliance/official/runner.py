@@ -58,6 +58,7 @@ def _check_compliance(path: Path, ruleset: str) -> ToolVerdict:
         checker.check_loglines(records, f"training_{ruleset}/common.yaml")
     except Exception as error:  # any crash: the messages before it are still of use
         crash.append(_last_line(error))
+    # "Overwritable" messages are those that a later record of the same key could still settle.
     messages = [*crash, *checker.not_overwritable, *checker.overwritable.values()]
     messages += [f"parsing error: {error}: {line}" for line, error in errors[:MAX_MESSAGES]]
     messages += [f"warning: {warning}" for warning in checker.warnings.values()]

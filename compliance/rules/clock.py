@@ -41,6 +41,7 @@ def cache_clear(run: Run) -> Iterator[Problem]:
 @rule("clock-order", Severity.ERROR, _COMMON)
 def clock_order(run: Run) -> Iterator[Problem]:
     """Require the order init_start, init_stop, run_start."""
+    # By line and, beyond jitter, by time: either order can be wrong alone.
     milestones = [run.first(key) for key in ("init_start", "init_stop", "run_start")]
     for before, after in pairwise(record for record in milestones if record is not None):
         if after.line < before.line or after.time_ms < before.time_ms - JITTER_MS:
@@ -97,6 +98,7 @@ def clock_run_stop(run: Run) -> Iterator[Problem]:
         message = f"run_stop is earlier than the passing evaluation (line {passing.line})"
         yield Problem(message, stop.line, expected=f">= {passing.time_ms:.0f}", got=stop.time_ms)
     elif passing is None:
+        # After a pass, only the passing evaluation limits how early run_stop may be.
         before = [record for record in run.records if record.line < stop.line]
         latest = max(before, key=attrgetter("time_ms"), default=None)
         if latest is not None and stop.time_ms < latest.time_ms - JITTER_MS:

@@ -36,6 +36,7 @@ def samples_count(run: Run) -> Iterator[Problem]:
         elif last is not None and samples <= last:
             message = "samples_count of an evaluation does not grow"
             yield Problem(message, record.line, expected=f"more than {last}", got=samples)
+        # An unreadable count is skipped, so that the next one is compared with the last readable one.
         last = last if samples is None else samples
     yield from _decreasing_counts(run)
     stop = run.run_stop
@@ -72,6 +73,7 @@ def eval_cadence(run: Run) -> Iterator[Problem]:
     interval = run.eval_interval_samples
     counts = [whole_number(record.samples) for record in run.all("eval_accuracy")]
     known = [count for count in counts if count is not None]
+    # Without a growing series, the number of missing evaluations would be meaningless.
     is_growing = all(before < after for before, after in pairwise(known))
     if interval is None or len(known) < len(counts) or not is_growing:
         return  # other rules report this
@@ -82,6 +84,7 @@ def eval_cadence(run: Run) -> Iterator[Problem]:
             yield Problem(message, record.line, expected=f"a positive multiple of {interval}", got=count)
         else:
             if count > due:
+                # A gap is one finding, and the grid continues after it.
                 missing = (count - due) // interval
                 message = f"{missing} evaluation(s) missing: one is due every {interval:,} samples"
                 yield Problem(message, record.line, expected=str(due), got=count)

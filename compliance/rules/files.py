@@ -71,6 +71,7 @@ def record_conflict(run: Run) -> Iterator[Problem]:
 def record_metadata(run: Run) -> Iterator[Problem]:
     """Require `samples_count` (or `epoch_num`) in blocks, epochs and evaluations, and `status` in run_stop."""
     for key in benchmark.INTERVAL_KEYS:
+        # The official rule files accept these names, which differ by key.
         names = ("samples_count",) if key == "eval_accuracy" else ("samples_count", "epoch_num")
         if key.startswith("block"):
             names = (*names, "epoch_count", "first_epoch_num")
@@ -85,6 +86,7 @@ def record_metadata(run: Run) -> Iterator[Problem]:
 @rule("time-unit", Severity.ERROR, _PARSER)
 def time_unit(run: Run) -> Iterator[Problem]:
     """Require times in milliseconds since 1970. Times in seconds would divide every duration by 1,000."""
+    # One finding per log: a wrong unit affects every record.
     for record in run.log.records:
         if record.time_ms <= EARLIEST_MS:
             message = f"time_ms of {record.key} is not in milliseconds since 1970; is it in seconds?"

@@ -77,6 +77,7 @@ def _other_benchmarks(tree: Submission, parents: list[str]) -> Iterator[Problem]
         last = name.rpartition("/")[2]
         if last == NAME:
             continue
+        # gpt-oss-20b, GPT_OSS_20B, gptoss20b
         if re.sub(r"[\W_]", "", last).lower() == NAME.replace("_", ""):
             message = "a misspelled benchmark folder, which the official checker skips; rename it"
             yield Problem(message, file=tree.path(name), expected=NAME, got=last)
@@ -95,6 +96,7 @@ def package_result_count(context: PackageContext) -> Iterator[Problem]:
         stray = [name for name in folder.others if _OFFICIAL_LOG_NAME.fullmatch(name)]
         packed = [name for name in folder.others if name.lower().endswith(".gz")]
         unknown = [name for name in folder.others if name not in {*stray, *packed, *_KNOWN_NAMES}]
+        # Only named as a hint if logs are missing; otherwise they are unknown files.
         misnamed = [name for name in unknown if _LOOKS_LIKE_LOG.fullmatch(name)]
         if packed:
             message = f"compressed logs, which the official checker does not count: {_join(packed)}; decompress them"
@@ -148,6 +150,7 @@ def _description_problems(system: SystemDescription) -> Iterator[Problem]:
     for name, allowed in (("status", STATUSES), ("division", DIVISIONS)):
         if name in raw and raw[name] not in allowed:
             yield field_problem(name, "is not exactly one of the allowed values", " | ".join(allowed))
+    # accelerators_per_node as a number is already reported as not being text.
     counts = (("number_of_nodes", system.nodes), ("accelerators_per_node", system.accelerators_per_node))
     for name, count in counts:
         if count is None and name in raw and (isinstance(raw[name], str) or name not in TEXT_FIELDS):

@@ -60,6 +60,7 @@ def set_alike(subject: RunSet) -> Iterator[Problem]:
         if key in _MAY_DIFFER or not logged:
             continue
         values = {comparison_key(record.value): record.value for _, record in logged}
+        # The majority is right by definition, so that one differing run is one finding.
         usual = Counter(comparison_key(record.value) for _, record in logged).most_common(1)[0][0]
         for file, record in logged:
             if comparison_key(record.value) != usual:
@@ -90,9 +91,11 @@ def set_copy(subject: RunSet) -> Iterator[Problem]:
     for run in subject.runs:
         series: dict[str, object] = {
             "evaluation": tuple((each.samples, each.loss) for each in run.evaluations),
+            # As bytes: NaN losses compare equal, and a tuple of a million floats would cost memory.
             "training": run.log.train_losses.losses.tobytes(),
         }
         same = [(name, seen[name, losses]) for name, losses in series.items() if losses and (name, losses) in seen]
+        # A copy has both series in common; one finding suffices.
         for name, other in same[:1]:
             yield Problem(f"the {name} losses are those of {other}: one is a copy", file=run.log.name)
         for name, losses in series.items():
@@ -145,6 +148,7 @@ def rcp_missing(subject: RunSet) -> Iterator[Problem]:
     test, size = subject.rcp.pruned, subject.rcp.global_batch_size
     if test.kind == "missing":
         message = f"no reference convergence point for global batch size {size} or above; submit reference runs"
+        # The batch sizes of mlperf-logging's `rcps_gpt_oss_20b.json`.
         yield Problem(message, expected="16 to 64", got=size)
     elif test.kind == "smallest" and test.passed is False:
         message = f"global batch size {size} is below the smallest RCP, and the set converges faster than that"

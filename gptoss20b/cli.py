@@ -66,6 +66,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         given = {setting.variable: arguments.pop(setting.option) for setting in settings().values()}
         command(given, **arguments)
 
+    # typer builds the options from name, docstring, signature and annotations.
     wrapper.__doc__ = command.__doc__
     wrapper.__name__ = command.__name__
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters] + generated

@@ -116,9 +116,10 @@ class RunLog:
             # Closing flushes a line that could not be written; the error was raised at that time.
             with contextlib.suppress(OSError):
                 self._file.close()
-            # Remove before release: afterwards the file may be another run's lock.
             if self._file_lock is not None:
-                Path(self._file_lock.lock_file).unlink(missing_ok=True)
+                # Remove before release: afterwards the file may be another run's lock.
+                with contextlib.suppress(OSError):
+                    Path(self._file_lock.lock_file).unlink()
                 self._file_lock.release()
                 self._file_lock = None
 

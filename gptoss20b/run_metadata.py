@@ -84,6 +84,7 @@ def versions() -> dict[str, str | None]:
 def git_commit() -> str | None:
     """Return the commit of the running code, with "-dirty" if files differ; None without git or a repository."""
     try:
+        # --exclude: otherwise `git describe` names a tag instead of the commit.
         described = subprocess.run(
             ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True,

@@ -48,6 +48,7 @@ def preserve_state(trainer: Trainer) -> Iterator[None]:
         for buffer, kept in zip(trainer.model.module.buffers(), buffers, strict=True):
             buffer.copy_(kept)
     trainer.model.zero_grad_buffer()
+    # The fp32 main weights are copies: make them again from the restored weights.
     trainer.optimizer.reload_model_params()
     for optimizer, groups in zip(optimizers, group_settings, strict=True):
         optimizer.state.clear()

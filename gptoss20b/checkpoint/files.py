@@ -24,7 +24,7 @@ from ..stopping import ExitCode
 FORMAT = 2
 STATE_FILE = "state.json"
 _CHUNK_BYTES = 1 << 24
-# Disk space kept free for the files that rank 0 writes last: the index of tensors, a few MB. Rank 0 writes them inside
+# Disk space reserved for the files that rank 0 writes last: the index of tensors, a few MB. Rank 0 writes them inside
 # Megatron's collectives. If it met a full disk there, the other ranks would wait for it until they time out.
 _RESERVED_BYTES = 1 << 25
 
@@ -182,6 +182,7 @@ def commit(part: Path, checkpoint: CheckpointMetadata) -> None:
         "files": checkpoint.files,
     }
     (part / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    # The rename makes the checkpoint complete, so everything must be on disk before.
     for path in (*part.iterdir(), part):
         fsync_path(path)
     part.rename(checkpoint.folder)

@@ -73,7 +73,7 @@ def _check_division(config: Config) -> Iterator[Problem]:
         return
     preset = FixedHyperparameters(**PRESETS[config.model.variant].get("fixed", {}))
     for name, variable, value, required in fixed_hyperparameter_overrides(config):
-        # A value that comes with the variant is no problem of its own: the variant is reported below.
+        # A value that comes with the variant is not reported again: the variant is, below.
         if value != getattr(preset, name):
             yield _open_division_only(variable, value, f"the closed division fixes it at {required}")
     if config.model.variant != "reference":

@@ -64,6 +64,7 @@ def _environment_reader() -> type[BaseSettings]:
         aliases = [f"{prefix}{variable}" for prefix in _PREFIXES] if variable.startswith("SUBMISSION_") else []
         fields[variable.lower()] = (str | None, Field(None, validation_alias=AliasChoices(variable, *aliases)))
     reader = create_model("EnvironmentReader", __base__=BaseSettings, **fields)
+    # create_model takes no configuration beside a base class.
     reader.model_config = SettingsConfigDict(case_sensitive=True, env_ignore_empty=True, extra="ignore")
     reader.model_rebuild(force=True)
     return reader

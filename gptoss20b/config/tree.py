@@ -224,7 +224,8 @@ class Submission(FrozenModel):
 
     system: str = setting("DGXSYSTEM", "system name; a configuration file sets it to its own name", "unnamed")
     org: str = setting("SUBMISSION_ORG", "submitting organisation", "reference", min_length=1)
-    platform: str = setting("SUBMISSION_PLATFORM", "platform name; default: the system name", "", validate_default=True)
+    # `resolve` fills in an empty platform and file name.
+    platform: str = setting("SUBMISSION_PLATFORM", "platform name; default: the system name", "")
     division: Annotated[Literal["closed", "open"], _LOWERCASE] = setting(
         "SUBMISSION_DIVISION", "division whose rules apply: closed or open", "closed"
     )
@@ -232,7 +233,7 @@ class Submission(FrozenModel):
         "SUBMISSION_STATUS", "system availability: onprem, cloud, preview or research", "onprem"
     )
     config_filename: str = setting(
-        "CONFIG_FILENAME", "configuration file's name; default: derived from the system name", "", validate_default=True
+        "CONFIG_FILENAME", "configuration file's name; default: derived from the system name", ""
     )
     git_commit: str | None = setting("GIT_COMMIT", "commit of the code, used if there is no git repository", None)
     cache_cleared: bool = setting("CACHE_CLEARED", "whether the file-system caches were cleared before this run", False)
@@ -241,6 +242,7 @@ class Submission(FrozenModel):
 class Config(FrozenModel):
     """Complete configuration of one run."""
 
+    # torch takes signed 64-bit seeds.
     seed: int | None = setting(
         "SEED", "seed of the initial weights and the data order; default: random", None, ge=0, lt=2**63
     )

@@ -1,4 +1,4 @@
-"""Runs with a fault end in time, and say why in log, last line and exit status (docs/endurance.md)."""
+"""Runs with a fault end in time, with the reason in log, last line and exit status (docs/endurance.md)."""
 
 from __future__ import annotations
 

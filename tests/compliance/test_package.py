@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,13 +151,7 @@ def test_scaling_is_what_the_official_package_checker_writes(tmp_path: Path, fas
     assert f"Normalised by {factor:.6f}: " in workshop.readme()
 
 
-def test_scaling_is_written_only_when_asked_for(tmp_path: Path, fast: tuple[list[Path], Report]) -> None:
-    workshop = Workshop(tmp_path, fast)
-    workshop.build()
-    assert workshop.scaling() is None
-
-
-def test_scaling_is_not_written_for_a_score_that_is_not_valid(tmp_path: Path, fast: tuple[list[Path], Report]) -> None:
+def test_only_a_valid_normalized_score_has_a_scaling(tmp_path: Path, fast: tuple[list[Path], Report]) -> None:
     workshop = Workshop(tmp_path, fast)
     (result,) = workshop.report.sets
     assert result.score is not None
@@ -293,12 +288,6 @@ def test_an_empty_folder_is_filled(workshop: Workshop) -> None:
     assert len(tree_of(workshop.out)) == 14
 
 
-def test_a_missing_folder_above(workshop: Workshop) -> None:
-    with pytest.raises(InputError, match="missing: no such folder"):
-        workshop.build(out=workshop.folder / "missing" / "out")
-    assert workshop.names() == ["code", "sys_1x8.json"]
-
-
 def test_relative_paths(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop.folder)
     # The tree may be built within the code.
@@ -323,23 +312,6 @@ def test_the_systems_name_is_one_plain_name(workshop: Workshop, stem: str, syste
     assert [path.name for path in (workshop.out / "systems").iterdir()] == [f"{name}.json"]
     assert workshop.log(9, name)
     assert workshop.copied() == ["pack/train.py", "run_and_time.sh"]
-
-
-def test_a_system_without_a_name(workshop: Workshop) -> None:
-    system = workshop.folder / "...json"
-    system.write_text(json.dumps(system_description(system_name="/")))
-    with pytest.raises(InputError, match="no name for the system"):
-        workshop.build(system=system)
-
-
-def test_a_system_description_that_cannot_be_read(workshop: Workshop) -> None:
-    workshop.system.write_text('{\n"division" closed}')
-    with pytest.raises(InputError, match=r"sys_1x8\.json:2: not JSON: Expecting ':' delimiter"):
-        workshop.build(force=True)
-    workshop.system.unlink()
-    with pytest.raises(InputError, match=r"sys_1x8\.json: no such file"):
-        workshop.build(force=True)
-    assert workshop.names() == ["code"]
 
 
 def test_files_that_are_not_code_are_not_copied(workshop: Workshop) -> None:
@@ -390,19 +362,6 @@ def test_links_in_the_code(workshop: Workshop) -> None:
     assert copy.read_text() == "seed = 1\n"
 
 
-def test_a_folder_without_code(workshop: Workshop) -> None:
-    with pytest.raises(InputError, match="missing: no such folder"):
-        workshop.build(code=workshop.folder / "missing")
-    with pytest.raises(InputError, match=r"sys_1x8\.json: no such folder"):
-        workshop.build(code=workshop.system)
-    empty = workshop.folder / "empty"
-    empty.mkdir()
-    (empty / "README.md").write_text("")
-    with pytest.raises(InputError, match="empty: no source code"):
-        workshop.build(code=empty, force=True)
-    assert workshop.names() == ["code", "empty", "sys_1x8.json"]
-
-
 def test_code_has_a_largest_size(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "MAX_CODE_BYTES", 1 << 20)
     size = sum(path.stat().st_size for path in workshop.code.rglob("*.*"))
@@ -414,10 +373,40 @@ def test_code_has_a_largest_size(workshop: Workshop, monkeypatch: pytest.MonkeyP
     assert not (workshop.folder / "other").exists()
 
 
-def test_a_pipe_in_the_code(workshop: Workshop) -> None:
-    os.mkfifo(workshop.code / "pack" / "pipe.py")
-    with pytest.raises(InputError, match=r"pack/pipe\.py: "):
-        workshop.build()
+def unnamed_system(workshop: Workshop) -> Path:
+    system = workshop.folder / "...json"
+    system.write_text(json.dumps(system_description(system_name="/")))
+    return system
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+# Change of the workshop, option of `build` that it gives or None, and words of the error.
+BAD_INPUT: dict[str, tuple[Callable[[Workshop], object], str | None, str]] = {
+    "no folder above": (lambda workshop: workshop.folder / "missing/out", "out", r"missing: "),
+    "no name": (unnamed_system, "system", r"no name for the system"),
+    "broken description": (
+        lambda workshop: workshop.system.write_text('{\n"a" b}'),
+        None,
+        r"sys_1x8\.json:2: not JSON",
+    ),
+    "no description": (lambda workshop: workshop.system.unlink(), None, r"sys_1x8\.json: no such file"),
+    "no code": (lambda workshop: workshop.folder / "missing", "code", r"missing: no such folder"),
+    "code that is a file": (lambda workshop: workshop.system, "code", r"sys_1x8\.json: no such folder"),
+    "code without source": (lambda workshop: workshop.write("text/README.md").parent, "code", r"text: no source code"),
+    "a pipe": (lambda workshop: pipe(workshop.code / "pack/pipe.py"), None, r"pack/pipe\.py: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_even_by_force(workshop: Workshop, case: str) -> None:
+    change, option, words = BAD_INPUT[case]
+    value = change(workshop)
+    with pytest.raises(InputError, match=words):
+        workshop.build(force=True, **({} if option is None else {option: value}))
+    assert not workshop.out.exists() and not list(workshop.folder.glob(".out*"))
 
 
 def test_a_damaged_log_leaves_nothing(workshop: Workshop) -> None:

@@ -233,23 +233,19 @@ def main(
     ],
     tokenizer: Annotated[
         Path,
-        typer.Option(
-            "--tokenizer",
-            metavar="PATH",
-            help="tokenizer.model (the fastest), tokenizer.json, or 'bytes' for UTF-8 bytes.",
-        ),
+        typer.Option(metavar="PATH", help="tokenizer.model (the fastest), tokenizer.json, or 'bytes' for UTF-8 bytes."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="PREFIX", help="Write PREFIX.bin, PREFIX.idx, PREFIX.md5.")],
+    out: Annotated[Path, typer.Option(metavar="PREFIX", help="Write PREFIX.bin, PREFIX.idx, PREFIX.md5.")],
     append_eod: Annotated[
         bool, typer.Option("--append-eod", help="End each document with a token; the published set has none.")
     ] = False,
     workers: Annotated[
-        int, typer.Option("--workers", metavar="N", min=1, show_default="all cores", help="Processes that tokenize.")
+        int, typer.Option(metavar="N", min=1, show_default="all cores", help="Processes that tokenize.")
     ] = len(os.sched_getaffinity(0)),
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip and count bad lines; default: stop at the first.")
     ] = False,
-    key: Annotated[str, typer.Option("--key", metavar="NAME", help="Key of the text in a line's object.")] = "text",
+    key: Annotated[str, typer.Option(metavar="NAME", help="Key of the text in a line's object.")] = "text",
 ) -> None:
     """Tokenize shards of JSON lines into an indexed dataset.
 

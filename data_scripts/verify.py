@@ -35,40 +35,24 @@ def main(
     no_md5: Annotated[bool, typer.Option("--no-md5", help="Skip the checksums.")] = False,
     vocab_size: Annotated[
         int | None,
-        typer.Option(
-            "--vocab-size",
-            metavar="N",
-            min=1,
-            max=1 << 31,
-            show_default="128256",
-            help="Vocabulary; token ids must be below it.",
-        ),
+        typer.Option(metavar="N", min=1, max=1 << 31, show_default="128256", help="Token ids must be below it."),
     ] = None,
     validation_documents: Annotated[
         int | None,
-        typer.Option(
-            "--validation-documents",
-            metavar="N",
-            min=0,
-            show_default="91205",
-            help="Documents of the validation set; 0 accepts any.",
-        ),
+        typer.Option(metavar="N", min=0, show_default="91205", help="Expected number of documents; 0 accepts any."),
     ] = None,
     sequences: Annotated[
         int | None,
-        typer.Option(
-            "--sequences", metavar="N", min=1, show_default="1024", help="Validation sequences that a run evaluates."
-        ),
+        typer.Option(metavar="N", min=1, show_default="1024", help="Validation sequences that a run evaluates."),
     ] = None,
     sequence_length: Annotated[
-        int | None,
-        typer.Option("--sequence-length", metavar="N", min=1, show_default="8192", help="Tokens per sequence."),
+        int | None, typer.Option(metavar="N", min=1, show_default="8192", help="Tokens per sequence.")
     ] = None,
     report_file: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", show_default="DIR/verified.json", help="File of the JSON report."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Reading threads.")] = _THREADS,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Reading threads.")] = _THREADS,
 ) -> None:
     """Verify a dataset: structure, checksums and every token.
 

@@ -83,7 +83,8 @@ def test_the_tokens_of_metas_tokenizer(tmp_path: Path, texts: list[str], two_sha
     check_md5(out)
     assert f"{len(texts)} documents, {sum(map(len, expected)):,} tokens" in result.stdout
     assert "2 workers" in result.stdout and "bad lines skipped: 0" in result.stdout
-    assert result.stderr.endswith(": c4.1.json.gz, c4.0.json.gz\n") and result.stderr.count("\n") == 1
+    # On a busy machine, lines of progress follow.
+    assert result.stderr.splitlines()[0].endswith(": c4.1.json.gz, c4.0.json.gz")
 
 
 def test_the_bytes_depend_on_neither_workers_nor_blocks_nor_the_file(tmp_path: Path, two_shards: list[Path]) -> None:

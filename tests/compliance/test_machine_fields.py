@@ -40,6 +40,8 @@ from tests.support.made_machines import (
 )
 
 LIMIT_S = 20.0
+ALONE = "N/A (one accelerator)"
+H200 = replace(B200, name="NVIDIA H200", memory_mib=143771)
 B200_FIELDS = {
     "accelerators_per_node": "8",
     "accelerator_model_name": "NVIDIA B200",
@@ -125,11 +127,6 @@ def gpus(*models: Gpu) -> dict[str, str]:
     return gpu_fields(GpuReport("NVML", models), Interconnect())
 
 
-def test_one_accelerator_is_connected_to_none() -> None:
-    found = gpus(B200)
-    assert found["accelerator_interconnect"] == found["accelerator_interconnect_topology"] == "N/A (one accelerator)"
-
-
 @pytest.mark.parametrize(
     ("unknown", "field"),
     [
@@ -148,15 +145,20 @@ def test_a_value_that_one_gpu_lacks_leaves_only_its_field_unknown(unknown: str, 
     assert gpus(B200, replace(B200, **changes)) == {key: whole[key] for key in whole if key != field}
 
 
-def test_different_accelerators_are_counted_and_share_what_is_common() -> None:
-    found = gpus(B200, B200, replace(B200, name="NVIDIA H200", memory_mib=143771))
-    assert found["accelerator_model_name"] == "2 x NVIDIA B200 + 1 x NVIDIA H200"
-    assert "accelerator_memory_capacity" not in found
-    assert found["accelerator_frequency"] == "1965 MHz max"
-
-
-def test_the_pcie_link_of_a_grace_system_is_not_its_host_interconnect() -> None:
-    assert "accelerator_host_interconnect" not in gpus(replace(B200, name="NVIDIA GB200"))
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        ((B200,), {"accelerator_interconnect": ALONE, "accelerator_interconnect_topology": ALONE}),
+        # Fields of what all share.
+        ((B200, B200, H200), {"accelerator_model_name": "2 x NVIDIA B200 + 1 x NVIDIA H200"}),
+        ((B200, B200, H200), {"accelerator_memory_capacity": None, "accelerator_frequency": "1965 MHz max"}),
+        # On a Grace system the PCIe link is not the host interconnect.
+        ((replace(B200, name="NVIDIA GB200"),), {"accelerator_host_interconnect": None}),
+    ],
+)
+def test_accelerators_that_are_one_or_different(models: tuple[Gpu, ...], expected: dict[str, str | None]) -> None:
+    found = gpus(*models)
+    assert {name: found.get(name) for name in expected} == expected
 
 
 def test_no_accelerator_on_the_bus_is_said_but_not_counted(tmp_path: Path, tools: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,8 +99,7 @@ def nvidia_smi(count: int = 8) -> dict[str, str]:
         "\t".join([f"GPU{row}", *("X" if row == n else "NV18" for n in range(count)), "PIX", "0-55,112-167\t0"])
         for row in range(count)
     ]
-    nic = "\t".join(["NIC0", *["SYS"] * count, "X"])
-    legend = "Legend:\n\n  X    = Self\n  SYS  = Connection traversing PCIe as well as the SMP interconnect"
+    nic, legend = "\t".join(["NIC0", *["SYS"] * count, "X"]), "Legend:\n\n  X    = Self"
     return {
         "--query-gpu": "\n".join(["NVIDIA B200, 570.124.06, 183359, 1965, 5, 16"] * count),
         "nvlink -s": "".join(f"GPU {n}: NVIDIA B200 (UUID: GPU-{n:08x})\n{links}" for n in range(count)),
@@ -108,11 +107,9 @@ def nvidia_smi(count: int = 8) -> dict[str, str]:
     }
 
 
-def amd_smi(
-    count: int = 8, *, uncorrectable: Any = 0, process: Any = "No running processes detected"
-) -> dict[str, str]:
-    """Return answers of amd-smi since ROCm 7, by its subcommands. Errors and process are the last GPU's."""
-    static: list[dict[str, Any]] = [
+def amd_smi(count: int = 8) -> dict[str, str]:
+    """Return answers of amd-smi since ROCm 7, by its subcommands. The last GPU has two errors and a process."""
+    static = [
         {
             "gpu": n,
             "asic": {"market_name": "AMD Instinct MI355X", "vendor_id": "0x1002", "num_compute_units": 256},
@@ -123,16 +120,16 @@ def amd_smi(
         }
         for n in range(count)
     ]
-    topology = [
-        {"gpu": row, "links": [{"gpu": n, "link_type": "SELF" if n == row else "XGMI"} for n in range(count)]}
-        for row in range(count)
-    ]
-    metric = [{"gpu": n, "ecc": {"total_uncorrectable_count": 0, "total_deferred_count": "N/A"}} for n in range(count)]
-    metric[-1] = {"gpu": count - 1, "ecc": {"total_uncorrectable_count": uncorrectable}}
-    processes = [{"gpu": count - 1, "process_list": [{"process_info": process}]}]
-    rows = {"static": static, "metric --ecc": metric, "process": processes}
+    links = [{"links": [{"link_type": "SELF" if n == gpu else "XGMI"} for n in range(count)]} for gpu in range(count)]
+    errors = [{"total_uncorrectable_count": 2 * (n == count - 1), "total_deferred_count": "N/A"} for n in range(count)]
+    process: list[Any] = ["No running processes detected"] * (count - 1) + [{"name": "python3", "pid": 77}]
+    rows = {
+        "static": static,
+        "metric --ecc": [{"gpu": n, "ecc": each} for n, each in enumerate(errors)],
+        "process": [{"gpu": n, "process_list": [{"process_info": each}]} for n, each in enumerate(process)],
+    }
     answers = {name: json.dumps({"gpu_data": each}) for name, each in rows.items()}
-    return answers | {"topology": json.dumps(topology)}
+    return answers | {"topology": json.dumps(links)}
 
 
 class LibraryError(Exception):
@@ -143,9 +140,16 @@ class LibraryNotFoundError(LibraryError):
     """Error of a made-up pynvml without the driver's library."""
 
 
-def unsupported(*arguments: object) -> None:
-    """Raise the error of a library that does not support a function here."""
-    raise LibraryError("Not Supported")
+def raising(error: Exception) -> Callable[..., None]:
+    """Return a function that raises an error, whatever its arguments."""
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    return fail
+
+
+unsupported = raising(LibraryError("Not Supported"))
 
 
 def made_pynvml(**changes: Any) -> SimpleNamespace:
@@ -197,29 +201,19 @@ def made_amdsmi(**changes: Any) -> SimpleNamespace:
 
 # dmidecode -t 17, shortened: two modules and an empty slot.
 MODULES = """# dmidecode 3.5
-Getting SMBIOS data from sysfs.
-SMBIOS 3.5.0 present.
 
-Handle 0x0030, DMI type 17, 92 bytes
 Memory Device
-\tTotal Width: 80 bits
 \tSize: 96 GB
-\tLocator: DIMM_A1
 \tType: DDR5
 \tSpeed: 6400 MT/s
 \tConfigured Memory Speed: 5600 MT/s
 
-Handle 0x0031, DMI type 17, 92 bytes
 Memory Device
-\tTotal Width: 80 bits
 \tSize: 98304 MB
-\tLocator: DIMM_B1
 \tType: DDR5
 \tConfigured Memory Speed: 5600 MT/s
 
-Handle 0x0032, DMI type 17, 92 bytes
 Memory Device
-\tTotal Width: Unknown
 \tSize: No Module Installed
 \tType: Unknown
 """

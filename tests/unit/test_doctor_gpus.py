@@ -63,20 +63,20 @@ def test_without_a_source_or_with_one_that_reports_less() -> None:
     assert failure[0].found == "NVML: no communication with the driver"
 
 
-def count(gpus: Sequence[VisibleGpu], listed: int | None = None) -> Finding:
-    return check_gpu_count(8, gpus, None if listed is None else GpuReport("NVML", (B200,) * listed))
-
-
-def test_there_is_a_gpu_for_each_rank() -> None:
-    assert (count([VISIBLE_B200] * 8).verdict, count([VISIBLE_B200] * 8).found) == (Verdict.PASS, "8 x NVIDIA B200")
-    few = count([VISIBLE_B200] * 7, listed=8)
-    assert_finding(few, Verdict.FAIL, "7 x NVIDIA B200 (NVML lists 8)", "DGXNGPU", fix="CUDA_VISIBLE_DEVICES")
-    assert_finding(count([], listed=8), Verdict.FAIL, "NVML lists 8", fix="CUDA_VISIBLE_DEVICES=-1")
-
-
-def test_more_gpus_than_ranks_are_idle_and_other_models_a_warning() -> None:
-    assert_finding(count([VISIBLE_B200] * 8 + [H200]), Verdict.PASS, "9, of which the run uses 8 x NVIDIA B200")
-    assert_finding(count([VISIBLE_B200] * 7 + [H200]), Verdict.WARN, "7 x NVIDIA B200 + 1 x NVIDIA H200")
+@pytest.mark.parametrize(
+    ("gpus", "listed", "verdict", "found", "fix"),
+    [
+        ([VISIBLE_B200] * 8, 8, Verdict.PASS, "8 x NVIDIA B200", ""),
+        ([VISIBLE_B200] * 7, 8, Verdict.FAIL, "7 x NVIDIA B200 (NVML lists 8), expected 8", "CUDA_VISIBLE_DEVICES"),
+        ([], 8, Verdict.FAIL, "NVML lists 8", "CUDA_VISIBLE_DEVICES=-1"),
+        ([VISIBLE_B200] * 8 + [H200], 9, Verdict.PASS, "9, of which the run uses 8 x NVIDIA B200", ""),
+        ([VISIBLE_B200] * 7 + [H200], 8, Verdict.WARN, "7 x NVIDIA B200 + 1 x NVIDIA H200", "CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_there_is_a_gpu_of_one_model_for_each_rank(
+    gpus: list[VisibleGpu], listed: int, verdict: Verdict, found: str, fix: str
+) -> None:
+    assert_finding(check_gpu_count(8, gpus, GpuReport("NVML", (B200,) * listed)), verdict, found, fix=fix)
 
 
 @pytest.mark.parametrize(

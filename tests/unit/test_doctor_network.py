@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -40,10 +41,6 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
-def test_one_node_needs_no_rendezvous() -> None:
-    assert rendezvous(None, None, nodes=1).verdict is Verdict.SKIPPED
-
-
 @pytest.mark.parametrize(
     ("rank", "address", "port", "key"),
     [
@@ -61,21 +58,16 @@ def test_an_impossible_rendezvous_fails(rank: str | None, address: str | None, p
     assert_finding(rendezvous(rank, address, port), Verdict.FAIL, key)
 
 
-def test_on_the_first_node_the_port_is_free() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.2", 0))  # one of this node's addresses is enough: a run's store listens on all
-        listener.listen()
-        port = listener.getsockname()[1]
+def test_on_the_first_node_the_port_is_free_and_the_address_its_own() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", 0))  # one of this node's addresses is enough: a run's store listens on all
+        other.listen()
+        port = other.getsockname()[1]
         taken = rendezvous("0", "127.0.0.1", port)
     assert_finding(taken, Verdict.FAIL, f"port {port}", "Address already in use", fix="MASTER_PORT")
     assert_finding(rendezvous("0", "127.0.0.1", port), Verdict.PASS, f"port {port} is free")
-
-
-def test_another_machines_address_on_the_first_node_is_a_warning() -> None:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
     assert_finding(rendezvous("0", NOWHERE, port), Verdict.WARN, NOWHERE, fix="MASTER_ADDR")
+    assert rendezvous(None, None, nodes=1).verdict is Verdict.SKIPPED
 
 
 def test_from_another_node_it_is_reached_or_not_yet_listening(own_address: str, listener: socket.socket) -> None:
@@ -90,13 +82,10 @@ def test_a_first_node_that_does_not_answer_fails(
 ) -> None:
     monkeypatch.setattr("gptoss20b.tools.doctor.network._CONNECT_S", 0.5)
     port = listener.getsockname()[1]
-    waiting = [socket.socket() for _ in range(4)]
-    try:
-        for client in waiting:  # a queue that nobody empties: further connections are dropped, as a firewall does
+    with ExitStack() as stack:
+        for client in [stack.enter_context(socket.socket()) for _ in range(4)]:
+            # A queue that nobody empties: further connections are dropped, as a firewall does.
             client.setblocking(False)
             client.connect_ex((own_address, port))
         found = rendezvous("1", own_address, port)
-    finally:
-        for client in waiting:
-            client.close()
     assert_finding(found, Verdict.FAIL, "0.5 s", fix="firewall")

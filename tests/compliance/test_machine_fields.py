@@ -29,7 +29,6 @@ from system_info.gpu_report import Gpu, GpuReport, Interconnect
 from tests.support.made_machines import (
     B200,
     MODULES,
-    add_accelerator,
     add_disk,
     amd_smi,
     made_host,
@@ -85,8 +84,9 @@ def test_notes_on_the_hardware(tmp_path: Path) -> None:
     virtual, offline = hardware_notes(Processors(offline="2-3", is_virtual=True), tmp_path).split("; ")
     assert virtual.startswith("virtual machine")
     assert "2-3" in offline
-    write_files(tmp_path, {"sys/class/dmi/id/sys_vendor": "Dell Inc."})
-    assert hardware_notes(Processors(), tmp_path) == "Dell Inc."
+    assert hardware_notes(Processors(), tmp_path) == ""
+    dmi = {"sys/class/dmi/id/sys_vendor": "Dell Inc.", "sys/class/dmi/id/product_name": "PowerEdge XE9680"}
+    assert hardware_notes(Processors(), write_files(tmp_path, dmi)) == "Dell Inc. PowerEdge XE9680"
 
 
 def test_memory_is_installed_or_usable(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_no_accelerator_on_the_bus_is_said_but_not_counted(tmp_path: Path, tools
     found = accelerator_fields(made_host(tmp_path / "root"), LIMIT_S)
     assert set(found.values()) == {"N/A (no accelerator)"}
     assert "accelerators_per_node" not in found
-    add_accelerator(tmp_path / "root")  # which no tool describes
+    write_files(tmp_path / "root", {"sys/bus/pci/devices/0000:16:00.0/class": "0x030200"})  # which no tool describes
     assert accelerator_fields(tmp_path / "root", LIMIT_S) == accelerator_fields(tmp_path / "nothing", LIMIT_S) == {}
 
 

@@ -20,36 +20,29 @@ NODE = Interconnect(
 )
 
 
+REASONS, PROCESSES = "CurrentClocksThrottleReasons", "ComputeRunningProcesses"
+PIDS = [SimpleNamespace(pid=4242), SimpleNamespace(pid=1)]
+
+
 @pytest.mark.parametrize(
-    ("function", "answer", "expected"),
+    ("field", "value", "function", "answer"),
     [
-        ("TotalEccErrors", 2, {"uncorrectable_errors": 2}),
-        ("RemappedRows", (0, 0, 1, 0), {"row_remap_pending": True}),
-        ("RemappedRows", (0, 0, 0, 1), {"row_remap_failed": True}),
-        ("FieldValues", field_values(4), {"recovery_action": "Drain and Reset"}),
-        ("FieldValues", field_values(99), {"recovery_action": "action 99"}),
-        ("FieldValues", [SimpleNamespace(nvmlReturn=3)], {}),
-        ("CurrentClocksThrottleReasons", 0x45, {"throttle_reasons": ("hw_thermal_slowdown",)}),
-        (
-            "CurrentClocksThrottleReasons",
-            0xA8,
-            {"throttle_reasons": ("hw_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")},
-        ),
-        (
-            "ComputeRunningProcesses",
-            [SimpleNamespace(pid=4242), SimpleNamespace(pid=1)],
-            {"processes": ("python (4242)", "a process (1)")},
-        ),
+        ("uncorrectable_errors", 2, "TotalEccErrors", 2),
+        ("row_remap_pending", True, "RemappedRows", (0, 0, 1, 0)),
+        ("row_remap_failed", True, "RemappedRows", (0, 0, 0, 1)),
+        ("recovery_action", "Drain and Reset", "FieldValues", field_values(4)),
+        ("recovery_action", "action 99", "FieldValues", field_values(99)),
+        ("recovery_action", None, "FieldValues", [SimpleNamespace(nvmlReturn=3)]),
+        ("throttle_reasons", ("hw_thermal_slowdown",), REASONS, 0x45),
+        ("throttle_reasons", ("hw_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown"), REASONS, 0xA8),
+        ("processes", ("python (4242)", "a process (1)"), PROCESSES, PIDS),
     ],
 )
-def test_an_answer_of_nvml(
-    monkeypatch: pytest.MonkeyPatch, function: str, answer: Any, expected: dict[str, Any]
-) -> None:
-    healthy = made_pynvml()
-    name = f"nvmlDeviceGet{function}"
+def test_an_answer_of_nvml(monkeypatch: pytest.MonkeyPatch, field: str, value: Any, function: str, answer: Any) -> None:
+    healthy, name = made_pynvml(), f"nvmlDeviceGet{function}"
     second = made_pynvml(**{name: lambda gpu, *asked: answer if gpu == 1 else getattr(healthy, name)(gpu, *asked)})
     monkeypatch.setitem(sys.modules, "pynvml", second)
-    assert read_nvml() == GpuReport("NVML", (B200, replace(B200, **expected)))
+    assert read_nvml() == GpuReport("NVML", (B200, replace(B200, **{field: value})))
 
 
 @pytest.mark.parametrize("function", [None, unsupported])  # of another version, and not of this GPU

@@ -12,7 +12,7 @@ import pytest
 
 import gptoss20b
 from gptoss20b.tools.doctor.clock import check_clock, read_code_time
-from gptoss20b.tools.doctor.finding import Finding, Verdict
+from gptoss20b.tools.doctor.finding import Verdict
 from tests.support.findings import assert_finding
 from tests.support.made_machines import made_tool
 
@@ -33,25 +33,20 @@ def kernel(tools: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
     return set_answer
 
 
-def clock(wall_clock: Callable[[], float] = time.time) -> Finding:
-    (found,) = check_clock(wall_clock)
-    return found
-
-
 @pytest.mark.parametrize("answer", [TIME_ERROR, NOT_ALLOWED])
 def test_the_kernel_or_chronyd_synchronises_the_clock(tools: Path, kernel: Callable[[int], None], answer: int) -> None:
-    assert_finding(clock(), Verdict.PASS, "synchronised")
+    assert_finding(check_clock()[0], Verdict.PASS, "synchronised")
     kernel(answer)
-    assert_finding(clock(), Verdict.WARN, fix="chronyd")
+    assert_finding(check_clock()[0], Verdict.WARN, fix="chronyd")
     for status, verdict in (("Not synchronised", Verdict.WARN), ("Normal", Verdict.PASS)):
         made_tool(tools, "chronyc", f"Reference ID    : A29FC801\nLeap status     : {status}")
-        assert clock().verdict is verdict
+        assert check_clock()[0].verdict is verdict
 
 
 @pytest.mark.usefixtures("kernel")
 def test_a_clock_before_the_code_was_made_is_wrong() -> None:
     offset = 1.7e9 - time.time() - 3600
-    found = clock(lambda: time.time() + offset)
+    (found,) = check_clock(lambda: time.time() + offset)
     assert_finding(found, Verdict.FAIL, "got 2023-11-14 21:13", "expected 2023-11-14 22:13:20 UTC")
 
 
@@ -59,7 +54,7 @@ def test_a_clock_before_the_code_was_made_is_wrong() -> None:
 @pytest.mark.parametrize("step", [-0.5, 0.5])
 def test_a_clock_that_is_set_during_the_check_is_a_warning(step: float) -> None:
     began = time.monotonic()
-    found = clock(lambda: time.time() + (step if time.monotonic() > began + 0.1 else 0))
+    (found,) = check_clock(lambda: time.time() + (step if time.monotonic() > began + 0.1 else 0))
     assert found.verdict is Verdict.WARN
     assert 450 <= int(found.found.split(" ms")[0].rsplit(" ", 1)[1]) <= 500
 

@@ -31,28 +31,23 @@ def verdicts(found: Sequence[Finding]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected", "texts"),
+    ("field", "value", "finding", "verdict", "text"),
     [
-        ({}, ["pass", "pass", "pass"], ["570.124.06 (NVML)"]),
-        ({"uncorrectable_errors": 2}, ["pass", "pass", "fail"], ["GPU 1: 2 uncorrectable"]),
-        ({"row_remap_pending": True}, ["pass", "pass", "fail"], ["GPU 1: ", "remapped"]),
-        ({"row_remap_failed": True}, ["pass", "pass", "fail"], ["GPU 1: ", "remapping"]),
-        ({"recovery_action": "Drain and Reset"}, ["pass", "pass", "fail"], ["GPU 1: ", "Drain and Reset"]),
-        ({"throttle_reasons": ("hw_thermal_slowdown",)}, ["pass", "pass", "warn"], ["GPU 1: hw_thermal_slowdown"]),
-        (
-            {"processes": ("python (4242)", "vlc (5)")},
-            ["pass", "warn", "pass"],
-            ["GPU 1: python (4242); GPU 1: vlc (5)"],
-        ),
+        ("driver_version", "570.124.06", 0, "pass", "570.124.06 (NVML)"),
+        ("processes", ("python (4242)", "vlc (5)"), 1, "warn", "GPU 1: python (4242); GPU 1: vlc (5)"),
+        ("uncorrectable_errors", 2, 2, "fail", "GPU 1: 2 uncorrectable"),
+        ("row_remap_pending", True, 2, "fail", "remapped"),
+        ("row_remap_failed", True, 2, "fail", "remapping"),
+        ("recovery_action", "Drain and Reset", 2, "fail", "Drain and Reset"),
+        ("throttle_reasons", ("hw_thermal_slowdown",), 2, "warn", "GPU 1: hw_thermal_slowdown"),
     ],
 )
-def test_driver_processes_and_health(changes: dict[str, Any], expected: list[str], texts: list[str]) -> None:
-    found = check_gpu_health(GpuReport("NVML", (B200, replace(B200, **changes))))
-    assert [finding.name for finding in found] == ["GPU driver", "GPU processes", "GPU health"]
-    assert verdicts(found) == expected
-    shown = "; ".join(finding.found for finding in found)
-    assert not [text for text in texts if text not in shown], shown
-    assert "GPU 0" not in shown
+def test_driver_processes_and_health(field: str, value: Any, finding: int, verdict: str, text: str) -> None:
+    found = check_gpu_health(GpuReport("NVML", (B200, replace(B200, **{field: value}))))
+    assert [each.name for each in found] == ["GPU driver", "GPU processes", "GPU health"]
+    assert verdicts(found) == [verdict if index == finding else "pass" for index in range(3)]
+    assert text in found[finding].found
+    assert "GPU 0" not in found[finding].found
 
 
 def test_without_a_source_or_with_one_that_reports_less() -> None:

@@ -16,8 +16,8 @@ SOFTWARE = "gptoss20b.tools.doctor.software"
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Make a project with its pins."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the project by one with few bounds and pins."""
     needs = '["torch>=2.11", "megatron-core>=0.16.1,<0.20", "numpy>=2.0"]'
     about = f'[project]\nrequires-python = ">=3.11"\ndependencies = {needs}'
     pins = "# pinned\ntorch==2.13.0\nmegatron-core==0.16.1\nnumpy==2.4.6\nmlperf-logging==4.1.68"
@@ -26,7 +26,7 @@ def project(tmp_path: Path) -> Path:
         "megatron-core==0.19.2 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nmlperf-logging==4.1.68"
     )
     files = {"pyproject.toml": about, "requirements/cpu.txt": pins, "requirements/container.txt": hashed}
-    return write_files(tmp_path, files)
+    monkeypatch.setattr(f"{SOFTWARE}._ROOT", write_files(tmp_path, files))
 
 
 INSTALLED = {
@@ -48,15 +48,10 @@ UNFIT = {"torch": "2.10.1", "mlperf-logging": None, "python": "3.10.2", "megatro
         (True, VENDORS, Verdict.WARN, ["megatron-core 0.16.1, expected ==0.19.2"]),
     ],
 )
+@pytest.mark.usefixtures("project")
 def test_packages(
-    project: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    on_gpu: bool,
-    changes: dict[str, str | None],
-    verdict: Verdict,
-    findings: list[str],
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool, changes: dict[str, str], verdict: Verdict, findings: list[str]
 ) -> None:
-    monkeypatch.setattr(f"{SOFTWARE}._ROOT", project)
     monkeypatch.setattr(f"{SOFTWARE}.versions", lambda: INSTALLED | changes)
     *found, engine = check_packages(resolve({}), on_gpu)
     for finding, text in zip(found, findings, strict=True):

@@ -55,12 +55,12 @@ def checkpoints(folder: Path, **options: str) -> list[Finding]:
     return check_checkpoints(resolve(TINY | {"SAVE_DIR": str(folder), "SAVE_INTERVAL": "1000"} | options))
 
 
-def test_the_folder_of_checkpoints_is_checked_if_there_will_be_some(tmp_path: Path) -> None:
-    (none,) = checkpoints(tmp_path, SAVE_INTERVAL="0")
-    assert (none.name, none.verdict) == ("checkpoints", Verdict.SKIPPED)
+def test_a_file_instead_of_a_folder_fails_if_something_will_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    (found,) = checkpoints(tmp_path / "file")
-    assert_finding(found, FAIL, fix="SAVE_DIR")
+    for folder in (tmp_path / "file", tmp_path / "file/set"):
+        assert_finding(results(folder)[0], FAIL, "Not a directory", fix="LOGDIR")
+        assert_finding(checkpoints(folder)[0], FAIL, "Not a directory", fix="SAVE_DIR")
+        assert_finding(checkpoints(folder, SAVE_INTERVAL="0")[0], Verdict.SKIPPED)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,6 @@ def test_checkpoints_have_room_for_those_kept_and_the_next(
         assert (folder.name, folder.verdict) == ("SAVE_DIR", PASS)
         assert (space.name, space.verdict) == ("space for checkpoints", verdict)
         assert f"{to_come} more of 1.0 GiB needed ({keep} + 1 at a time, {there} there)" in space.found
-
-
-def test_a_file_instead_of_the_folder_fails(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for logdir in (tmp_path / "file", tmp_path / "file/set"):
-        assert_finding(results(logdir)[0], FAIL, "Not a directory")
 
 
 @pytest.mark.parametrize(

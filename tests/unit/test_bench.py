@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 
 from gptoss20b.config import ConfigError, resolve
 from gptoss20b.model.size import flops_per_token

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from benchmarks.gpu import compare
 from benchmarks.gpu.baselines import BASELINES, Attempt, attempts, attention_score_bytes

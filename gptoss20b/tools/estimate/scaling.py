@@ -61,7 +61,7 @@ class ScalingModel:
         config: as `train` takes it.
         counts: parameters by kind, as `model.size.count_parameters` gives them.
         system: the GPUs.
-        assumptions: everything that neither of them says.
+        assumptions: factors that no data sheet gives.
     """
 
     config: Config

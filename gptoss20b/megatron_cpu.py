@@ -18,36 +18,20 @@ _CPU = torch.device("cpu")
 _mode: _CudaMeansCpu | None = None
 
 
-class _Stream:
-    """Stream of a device that runs everything in order, so waiting does nothing."""
+class _Synchronous:
+    """Stream or event of a device that runs everything in order: waiting does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def wait_stream(self, _: Any) -> None: ...
+    def _do_nothing(self, *_: Any) -> None: ...
 
-    def wait_event(self, _: Any) -> None: ...
+    record = wait = wait_event = wait_stream = synchronize = __exit__ = _do_nothing
 
-    def synchronize(self) -> None: ...
-
-    def record_event(self, event: _Event | None = None) -> _Event:
-        return event or _Event()
-
-    def __enter__(self) -> _Stream:
+    def __enter__(self) -> _Synchronous:
         return self
 
-    def __exit__(self, *_: Any) -> None: ...
-
-
-class _Event:
-    """Event that has always happened already."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def record(self, *_: Any) -> None: ...
-
-    def wait(self, *_: Any) -> None: ...
-
-    def synchronize(self) -> None: ...
+    def record_event(self, event: _Synchronous | None = None) -> _Synchronous:
+        return event or self
 
     def query(self) -> bool:
         return True
@@ -72,14 +56,6 @@ class _CudaMeansCpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _get_rng_state(device: Any = None) -> torch.Tensor:
-    return torch.get_rng_state()
-
-
-def _set_rng_state(state: torch.Tensor, device: Any = None) -> None:
-    torch.set_rng_state(state)
-
-
 def enable() -> None:
     """Let Megatron-Core run on the CPU in this process. Idempotent.
 
@@ -92,17 +68,23 @@ def enable() -> None:
     if torch.cuda.is_available():
         raise RuntimeError("a GPU is present: the stand-ins for the CPU would hide it")
 
+    def get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+        torch.set_rng_state(state)
+
     stand_ins: dict[str, Any] = {
         "current_device": lambda: _CPU,  # used as device=torch.cuda.current_device() throughout Megatron-Core
         "set_device": lambda device: None,
-        "current_stream": lambda device=None: _Stream(),
-        "default_stream": lambda device=None: _Stream(),
-        "Stream": _Stream,  # the all-to-all dispatcher's copy stream, DDP's communication stream
-        "Event": _Event,
+        "current_stream": _Synchronous,
+        "default_stream": _Synchronous,
+        "Stream": _Synchronous,  # the all-to-all dispatcher's copy stream, DDP's communication stream
+        "Event": _Synchronous,
         "stream": lambda stream: contextlib.nullcontext(),
         "synchronize": lambda device=None: None,
-        "get_rng_state": _get_rng_state,  # the tracker of random states, used around dropout and initialization
-        "set_rng_state": _set_rng_state,
+        "get_rng_state": get_rng_state,  # the tracker of random states, used around dropout and initialization
+        "set_rng_state": set_rng_state,
         "manual_seed": torch.manual_seed,
     }
     for name, stand_in in stand_ins.items():
@@ -112,8 +94,7 @@ def enable() -> None:
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     # The tracker's own get and set read torch.cuda.default_generators, which is empty without a GPU.
-    vars(megatron_random)["_get_cuda_rng_state"] = lambda *_, **__: torch.get_rng_state()
-    vars(megatron_random)["_set_cuda_rng_state"] = lambda state, *_, **__: torch.set_rng_state(state)
+    vars(megatron_random).update(_get_cuda_rng_state=get_rng_state, _set_cuda_rng_state=set_rng_state)
 
     # The all-to-all takes its split sizes as NumPy arrays, but Megatron converts only tensors on a GPU.
     def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

@@ -11,8 +11,8 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -38,12 +38,7 @@ class RunClock:
 
     def __init__(self, proof: object) -> None:
         if not (isinstance(proof, RunLog) and proof.started):
-            raise TypeError("only RunLog.run_start starts the clock")
-        self._started = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Return the seconds since run_start, or since the run resumed. The clock never pauses."""
-        return time.perf_counter() - self._started
+            raise TypeError("only a RunLog starts the clock")
 
 
 class _LineHandler(logging.Handler):
@@ -72,9 +67,7 @@ class _LineHandler(logging.Handler):
             raise self._error
 
 
-def print_line(line: str) -> None:
-    """Print a line on stdout and flush it."""
-    print(line, flush=True)
+print_line = partial(print, flush=True)
 
 
 class RunLog:
@@ -82,7 +75,7 @@ class RunLog:
 
     Args:
         path: the result file. It must exist if ``resuming``, and must not otherwise.
-        echo: prints each line on stdout. A display with a live line brings its own.
+        echo: prints a line on stdout. A display with a live line brings its own.
         resuming: continue the log of an interrupted run. Nothing is written before `resumed`.
 
     Raises:

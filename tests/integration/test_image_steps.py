@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 import torch
-from packaging.requirements import Requirement
 
 from tests.support import fake_pip
 from tests.support.dockerfile import DockerIgnore, parse_assignments, parse_dockerfile, substitute
@@ -209,15 +208,8 @@ def test_every_run_step_is_executed_or_needs_a_container(image: Image) -> None:
 
 
 def test_the_pinned_packages_are_installed_on_top_of_the_bases_torch(image: Image) -> None:
-    versions = dict(re.findall(r"^(\S+) (\S+) \((?:base|pinned)\)$", image.output, re.MULTILINE))
-    assert f"torch {importlib.metadata.version('torch')} (base)\n" in image.output
-    assert f"numpy {importlib.metadata.version('numpy')} (base)\n" in image.output
-    text = (ROOT / "requirements" / "container.txt").read_text()
-    pinned = [Requirement(line.rstrip(" \\")) for line in text.splitlines() if re.match(r"\w\S*==", line)]
-    for pin in pinned:
-        if pin.marker is None or pin.marker.evaluate():
-            assert f"{pin.name} {versions[pin.name]} (pinned)\n" in image.output
-            assert versions[pin.name] in pin.specifier
+    for name in ("torch", "numpy"):
+        assert f"{name} {importlib.metadata.version(name)} (base)\n" in image.output
     done = image.start("python3", "-c", "import pydantic, torch; print(pydantic.__file__); print(torch.__file__)")
     ours, theirs = done.stdout.splitlines()
     assert ours.startswith(f"{image.root}/opt/gptoss20b/lib/")
@@ -244,28 +236,10 @@ def test_another_user_can_run_the_code_but_not_change_it(image: Image) -> None:
         "sh", "-c", "id -u; touch gptoss20b/x 2> /dev/null || echo no; rm -f pyproject.toml 2> /dev/null || echo no"
     )
     assert done.stdout.split() == [str(UNKNOWN_USER), "no", "no"]
-    done = image.start("docker/check_image.sh", "requirements/container.txt", TRITON_CACHE_DIR=f"{image.root}/base")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(f"error: {image.root}/base: user {UNKNOWN_USER} ")
     who = "import getpass, pathlib; print(getpass.getuser(), pathlib.Path.home())"
     assert image.start("python3", "-c", who).stdout == f"gptoss20b {image.root}/home/gptoss20b\n"
     assert list((image.root / "workspace" / "gptoss20b" / "gptoss20b").glob("__pycache__/cli.*.pyc"))
     assert not list((image.root / "home" / "gptoss20b").rglob("*.json")), "the check wrote to the home"
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "source config_CPU_1x2.sh && python3 -m gptoss20b train --dry-run",
-        "source config_MI355X_1x8.sh && python3 -m gptoss20b train --dry-run",
-        "python3 -m compliance rules",
-        "python3 -m data_scripts --help",
-    ],
-)
-def test_the_commands_of_the_readme_run_as_another_user(image: Image, command: str) -> None:
-    done = image.start("bash", "-c", command)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
 
 
 def test_two_ranks_train_as_another_user_and_only_the_log_is_on_stdout(image: Image) -> None:

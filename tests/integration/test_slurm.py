@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support import slurm_cluster
 from tests.support.local_runs import NO_COMPILER, records, values
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, run_ranks
@@ -143,18 +141,3 @@ def test_a_cluster_whose_tests_were_killed_leaves_no_process(
         left = steps + [psutil.Process(pid) for pid in [*(int(path.read_text()) for path in files), *slurm.daemons]]
         tests.kill()
         assert psutil.wait_procs(left, timeout=10)[1] == []
-
-
-def test_a_cluster_that_cannot_start_raises_with_its_logs_and_leaves_no_process(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path_factory.mktemp("slurm")
-    monkeypatch.setattr(slurm_cluster, "CONFIGURATION", slurm_cluster.CONFIGURATION + "Colour=blue\n")
-    began = time.monotonic()
-    with (
-        pytest.raises(RuntimeError, match=r"(?s)no Slurm: waited for 2 idle nodes.*unrecognized key: Colour"),
-        cluster(folder),
-    ):
-        pytest.fail("the cluster started")
-    assert time.monotonic() - began < 5
-    assert not psutil.pid_exists(int((folder / "munge" / "pid").read_text()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -252,10 +253,15 @@ def trainer_digests(trainer: Any) -> dict[str, Any]:
     return found
 
 
-def train(variables: Variables) -> tuple[int, str]:
-    """Run one rank. Return its exit status and its output on stderr. Settings of the launcher are ignored."""
+def train(variables: Variables, rank_1: Variables | None = None) -> tuple[int, str]:
+    """Run one rank. Return its exit status and its output on stderr. Settings of the launcher are ignored.
+
+    ``rank_1`` are settings of rank 1 only.
+    """
     from gptoss20b.train import run
 
+    if os.environ["RANK"] == "1":
+        variables = {**variables, **(rank_1 or {})}
     settings = {name: value for name, value in variables.items() if name not in ("NEXP", "SEED_BASE")}
     with redirect_stderr(io.StringIO()) as output:
         code = run(resolve(settings))

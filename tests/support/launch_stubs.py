@@ -292,7 +292,7 @@ class Sandbox:
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
+                process.communicate(timeout=30)
 
     def wait_for(self, name: str, process: subprocess.Popen[str]) -> str:
         """Wait until a stub that the process runs has recorded something, and return it."""

@@ -26,12 +26,12 @@ class Launch:
     All processes that it starts are found by their LOGDIR.
     """
 
-    def __init__(self, settings: dict[str, str], scripts: Path = ROOT) -> None:
+    def __init__(self, settings: dict[str, str]) -> None:
         self.logdir = Path(settings["LOGDIR"])
         given = [f"{name}={value}" for name, value in settings.items()]
         self.process = subprocess.Popen(
             ["bash", "--norc", "-c", 'source config_CPU_1x2.sh && exec env "$@" ./run_local.sh', "bash", *given],
-            cwd=scripts,
+            cwd=ROOT,
             env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHON": sys.executable, **NO_COMPILER},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -49,10 +49,6 @@ class Launch:
         """Return the processes of this launch that are alive."""
         return processes_of(self.logdir)
 
-    def find(self, *words: str) -> psutil.Process:
-        """Return the first process of this launch with these consecutive words in its command line."""
-        return next(process for process in self.processes() if " ".join(words) in " ".join(process.cmdline()))
-
     def kill(self) -> None:
         """Kill all processes of this launch."""
         kill_all(self.logdir)
@@ -60,9 +56,9 @@ class Launch:
 
 
 @contextlib.contextmanager
-def launched(settings: dict[str, str], scripts: Path = ROOT) -> Iterator[Launch]:
+def launched(settings: dict[str, str]) -> Iterator[Launch]:
     """Start a launch, and kill what is left of it at the end of the block."""
-    launch = Launch(settings, scripts)
+    launch = Launch(settings)
     try:
         yield launch
     finally:

@@ -128,7 +128,7 @@ def test_the_program_lists_its_settings() -> None:
     assert (done.stdout.splitlines(), done.stderr) == (list(settings()), "")
 
 
-def test_python_runs_in_the_image_and_sees_the_folders_as_trials_do(sandbox: Sandbox) -> None:
+def test_python_runs_in_the_image_with_the_trials_folders_and_only_trials_are_stopped(sandbox: Sandbox) -> None:
     docker(sandbox, NEXP="3")
     first, *calls = [call for call in sandbox.calls("docker") if "python3" in call]
     assert first == ["docker", "run", "--rm", "gptoss20b", "python3", "-m", "gptoss20b", "settings"]
@@ -140,13 +140,10 @@ def test_python_runs_in_the_image_and_sees_the_folders_as_trials_do(sandbox: San
     assert "DATADIR = /data" in (sandbox.set / "settings.txt").read_text()
     assert all(call[: len(docker_base(sandbox))] == docker_base(sandbox) for call in calls)
     assert not any("--gpus=all" in call for call in calls)
-
-
-def test_containers_have_unique_names_and_only_they_are_stopped(sandbox: Sandbox) -> None:
-    for folder in ("one", "two"):
-        docker(sandbox, NEXP="2", LOGDIR=str(sandbox.folder / folder))
+    # Each trial's container has its own name, and only these are stopped.
+    docker(sandbox, NEXP="2", LOGDIR=str(sandbox.folder / "other"))
     names = container_names(sandbox)
-    assert len(set(names)) == len(names) == 4
+    assert len(set(names)) == len(names) == 5
     assert [call[-1] for call in sandbox.calls("docker") if call[1] == "stop"] == names
 
 
@@ -228,7 +225,7 @@ def slurm_trials(sandbox: Sandbox) -> list[list[str]]:
     ("config", "nodes"), [("config_CPU_1x2.sh", 1), ("config_MI355X_1x8.sh", 1), ("config_B200_2x8.sh", 2)]
 )
 def test_a_step_of_a_job_without_containers(sandbox: Sandbox, config: str, nodes: int) -> None:
-    done = slurm(sandbox, config)
+    done = slurm(sandbox, config, PYTHONPATH="/x")
     assert done.returncode == 0, done.stderr
     size = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     assert slurm_trials(sandbox) == [[*SRUN, *size, "--kill-on-bad-exit=1", *TRIAL]]
@@ -236,12 +233,13 @@ def test_a_step_of_a_job_without_containers(sandbox: Sandbox, config: str, nodes
     environment = sandbox.trial(5)
     assert environment["MASTER_ADDR"] == "10.1.2.3"
     assert "NODE_RANK" not in environment  # each task takes its rank from Slurm
-    assert environment["DATADIR"] == str(sandbox.folder / "data")
+    assert (environment["DATADIR"], environment["PYTHONPATH"]) == (str(sandbox.folder / "data"), "/x")
 
 
 def test_a_step_of_a_job_with_containers(sandbox: Sandbox) -> None:
     sandbox.control(pyxis="")
-    done = slurm(sandbox, "config_B200_2x8.sh", CONT="/images/gptoss20b.sqsh", MODELDIR=str(sandbox.scripts))
+    host = {"MODELDIR": str(sandbox.scripts), "PYTHONPATH": "/x", "VIRTUAL_ENV": "/y"}
+    done = slurm(sandbox, "config_B200_2x8.sh", CONT="/images/gptoss20b.sqsh", **host)
     assert done.returncode == 0, done.stderr
     container = [
         "--container-image=/images/gptoss20b.sqsh",
@@ -251,6 +249,7 @@ def test_a_step_of_a_job_with_containers(sandbox: Sandbox) -> None:
     assert slurm_trials(sandbox) == [[*SRUN, *TWO_TASKS, "--kill-on-bad-exit=1", *container, *TRIAL]]
     inside = sandbox.trial(5)
     assert (inside["DATADIR"], inside["LOGDIR"]) == ("/data", "/results/trial_1")
+    assert not {"PYTHON", "PYTHONPATH", "VIRTUAL_ENV"} & set(inside)
     python = [*SRUN, "--nodes=1", "--ntasks=1", *container, "bash", "-c", 'exec python3 "$@"', "python3"]
     assert [call for call in sandbox.calls("srun") if "python3" in call] == [
         [*python, "-m", "gptoss20b", "train", "--dry-run"],
@@ -336,14 +335,6 @@ def test_every_launcher_checks_the_trials(sandbox: Sandbox, given: dict[str, str
     for done in (docker(sandbox, **given), slurm(sandbox, **given), slurm(sandbox, CONT="image", **given)):
         assert_refused(done, *facts)
     assert sandbox.seeds == []
-
-
-def test_the_hosts_python_environment_does_not_reach_the_image(sandbox: Sandbox) -> None:
-    sandbox.control(pyxis="")
-    slurm(sandbox, CONT="image", PYTHONPATH="/x", VIRTUAL_ENV="/y")
-    assert not {"PYTHON", "PYTHONPATH", "VIRTUAL_ENV"} & set(sandbox.trial(5))
-    slurm(sandbox, PYTHONPATH="/x", LOGDIR=str(sandbox.folder / "other"))
-    assert sandbox.trial(5)["PYTHONPATH"] == "/x"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.configs import load_config, read_environment
@@ -87,27 +89,22 @@ def test_a_worker_has_no_log_and_returns_the_status_of_torchrun(sandbox: Sandbox
     assert len(python_calls(sandbox)) == 2
 
 
-def test_the_run_gets_the_configuration_that_was_checked(sandbox: Sandbox) -> None:
-    run(sandbox, SEED="7", SAVE_DIR="/checkpoints")
-    expected = load_config("config_CPU_1x2.sh") | {"SEED": "7", "SAVE_DIR": "/checkpoints"}
-    assert expected.items() <= torchrun_environment(sandbox).items()
+def test_the_run_gets_the_configuration_that_was_checked_and_paths_may_contain_spaces(sandbox: Sandbox) -> None:
+    data, logdir = sandbox.folder / "my data", sandbox.folder / "my log"
+    data.mkdir()
+    given = {"SEED": "7", "SAVE_DIR": "/checkpoints", "DATADIR": str(data), "LOGDIR": str(logdir)}
+    done = run(sandbox, **given)
+    assert done.returncode == 0, done.stderr
+    assert (load_config("config_CPU_1x2.sh") | given).items() <= torchrun_environment(sandbox).items()
+    assert python_calls(sandbox)[2][-1] == str(logdir)
 
 
 def test_the_default_result_is_a_new_folder(sandbox: Sandbox) -> None:
-    run(sandbox)
+    run(sandbox, RESUME="0")  # which is no request to resume, and may come without LOGDIR
     folder = torchrun_environment(sandbox)["LOGDIR"]
     assert re.fullmatch(r"results/CPU_1x2_\d{8}_\d{6}_\d+", folder)
     assert (sandbox.scripts / folder / "result_0.txt").exists()
     assert python_calls(sandbox)[2][-1] == folder
-
-
-def test_paths_may_contain_spaces(sandbox: Sandbox) -> None:
-    data, logdir = sandbox.folder / "my data", sandbox.folder / "my log"
-    data.mkdir()
-    done = run(sandbox, DATADIR=str(data), LOGDIR=str(logdir))
-    assert done.returncode == 0, done.stderr
-    assert torchrun_environment(sandbox)["DATADIR"] == str(data)
-    assert python_calls(sandbox)[2][-1] == str(logdir)
 
 
 # torchrun returns 0 or 1. The log gives the rest, but a failure that is not in the log stays a failure.
@@ -201,10 +198,6 @@ def test_a_result_is_never_overwritten(sandbox: Sandbox) -> None:
     assert log.read_text() == "precious"
 
 
-def test_a_new_run_may_have_resume_off(sandbox: Sandbox) -> None:
-    assert run(sandbox, RESUME="0").returncode == 0
-
-
 # --- caches
 
 
@@ -236,51 +229,45 @@ def test_sudo_without_a_password_clears_the_caches(sandbox: Sandbox) -> None:
 # --- signals
 
 
-def processes_of_session(session: int) -> list[str]:
-    """Return the command lines of the processes of a session that are not zombies."""
-    commands = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, _, owner = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            command = (folder / "cmdline").read_text()  # empty for a zombie
-            if int(owner) == session and state != "Z" and command:
-                commands.append(command)
-        except (OSError, ValueError):
-            continue  # it ended in the meantime
-    return commands
+def processes_of_session(session: int) -> list[psutil.Process]:
+    """Return the processes of a session that are not zombies."""
+    alive = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):  # it has ended in the meantime
+            if os.getsid(process.pid) == session and process.cmdline():  # empty for a zombie
+                alive.append(process)
+    return alive
 
 
 def run_and_signal(sandbox: Sandbox, number: signal.Signals, **environment: str) -> subprocess.CompletedProcess[str]:
     """Send a signal to the script during its run, and check that it leaves no process behind."""
     sandbox.control(sleep="")
-    process = sandbox.start("run_and_time.sh", "config_CPU_1x2.sh", **environment)
-    try:
+    with sandbox.running("run_and_time.sh", **environment) as process:
         sandbox.wait_for("running", process)
         wait_until(lambda: len(processes_of_session(process.pid)) == 3, 5, "script, launcher and its child")
         process.send_signal(number)
         out, err = process.communicate(timeout=10)
         assert processes_of_session(process.pid) == []
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("with_log", [True, False])
+@pytest.mark.parametrize(
+    ("controls", "node", "end"),
+    [
+        # The script waits for torchrun, which writes the log, and then reports it.
+        ({"log_status": 1}, {}, "the result\n"),
+        ({"no_log": ""}, {}, "before it wrote a log\n"),
+        ({"no_log": ""}, {"NODE_RANK": "1", **TWO_NODES}, " s\n"),
+    ],
+    ids=["log", "no log", "worker"],
+)
 def test_a_signal_reaches_torchrun_and_is_the_exit_status(
-    sandbox: Sandbox, number: signal.Signals, status: int, with_log: bool
+    sandbox: Sandbox, number: signal.Signals, status: int, controls: dict[str, str], node: dict[str, str], end: str
 ) -> None:
-    sandbox.control(**{"log_status": 1} if with_log else {"no_log": ""})
-    done = run_and_signal(sandbox, number)
+    sandbox.control(**controls)
+    done = run_and_signal(sandbox, number, **node)
     assert done.returncode == status
     assert sandbox.record("signals") == "TERM\n"
-    # The script waits for torchrun, which writes the log, and then reports it.
-    assert done.stderr.endswith("the result\n" if with_log else "before it wrote a log\n")
+    assert done.stderr.endswith(end)
     assert not was_checked(sandbox)
-
-
-def test_a_signal_to_a_worker_is_its_exit_status(sandbox: Sandbox) -> None:
-    done = run_and_signal(sandbox, signal.SIGTERM, NODE_RANK="1", **TWO_NODES)
-    assert done.returncode == 143
-    assert sandbox.record("signals") == "TERM\n"

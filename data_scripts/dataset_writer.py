@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from gptoss20b.data.files import append_suffix
+from gptoss20b.data.files import DataError, append_suffix
 from gptoss20b.data.index import BOUNDARY_DTYPE, LENGTH_DTYPE, POINTER_DTYPE, pack_header
 
 # Token type of the published set. Its largest id, 128,255, does not fit 16 bits.
@@ -42,7 +42,7 @@ class IndexedDatasetWriter:
         """Open both files and truncate them to `resume_from`, dropping what was written after that size was saved.
 
         Raises:
-            ValueError: the files hold less than `resume_from`.
+            DataError: the files hold less than `resume_from`.
         """
         self.size = resume_from
         self._data = _open_truncated(data, resume_from.tokens * TOKEN_DTYPE.itemsize)
@@ -125,7 +125,8 @@ def _open_truncated(path: Path, size: int) -> BinaryIO:
     existing = stream.seek(0, os.SEEK_END)
     if existing < size:
         stream.close()
-        raise ValueError(f"{path}: got {existing} bytes; expected at least {size}, which were written before.")
+        expected = f"at least {size}, which were written before"
+        raise DataError.about(path, f"{existing} bytes", expected, f"remove {path.parent} to start again")
     stream.truncate(size)
     stream.seek(size)
     return stream

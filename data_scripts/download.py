@@ -16,11 +16,9 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.filesize import decimal
 
-from gptoss20b.data.md5_list import ListedFile
 from gptoss20b.durable import atomic_write, fsync_path
 
 from .c4 import FILES, SOURCE
-from .checksums import LIST_NAME, WORK_FOLDER, file_md5, parse_list
 from .errors import CommandError, cli_errors, log
 from .fetching.https_client import HttpsClient
 from .fetching.partial_file import PartialFile, check_space, partial_size
@@ -28,6 +26,7 @@ from .fetching.remote import RemoteFile, fetch_list, probe_file
 from .fetching.retry import RetryPolicy
 from .fetching.transfer import fetch
 from .folder_lock import LOCK_NAME, locked_folder
+from .md5_list import LIST_NAME, WORK_FOLDER, ListedFile, file_md5, parse_list
 from .progress import ByteProgress
 
 
@@ -104,26 +103,29 @@ class Download:
 
     def _files_to_fetch(self, remotes: dict[ListedFile, RemoteFile], replace: bool) -> list[ListedFile]:
         """Return the missing files, and with `replace` those whose content differs from the list."""
-        paths = {listed: self.directory / listed.path for listed in remotes}
-        existing = [listed for listed in remotes if os.path.lexists(paths[listed])]
-        # Compare all sizes first: an MD5 takes minutes.
-        differences = {listed: _size_difference(paths[listed], remotes[listed].size) for listed in existing}
-        if replace or not any(differences.values()):
-            differences |= self._md5_differences([listed for listed in existing if not differences[listed]])
-        for message in filter(None, differences.values()):
-            if not replace:
-                raise CommandError(f"{message}. To fix: pass --replace to fetch it again, or move it away.")
-        return [listed for listed in remotes if differences.get(listed, "missing")]
+        right: dict[ListedFile, Path] = {}
 
-    def _md5_differences(self, files: list[ListedFile]) -> dict[ListedFile, str]:
-        """Compare the MD5 of existing files; return a message for each, empty where it is right."""
-        differences: dict[ListedFile, str] = {}
-        paths = {listed: self.directory / listed.path for listed in files}
-        with ByteProgress("checking").begin(sum(path.stat().st_size for path in paths.values())) as progress:
-            for listed, path in paths.items():
-                got = file_md5(path, progress.advance)
-                differences[listed] = "" if got == listed.md5 else f"{path}: got MD5 {got}; expected {listed.md5}"
-        return differences
+        def keep_if(same: bool, listed: ListedFile, path: Path, difference: str) -> None:
+            if same:
+                right[listed] = path
+            elif replace:
+                right.pop(listed, None)
+            else:
+                raise CommandError(f"{path}: {difference}. To fix: pass --replace to fetch it again, or move it away.")
+
+        # Compare all sizes first: an MD5 takes minutes.
+        for listed, remote in remotes.items():
+            path = self.directory / listed.path
+            if path.is_file():
+                size = path.stat().st_size
+                keep_if(size == remote.size, listed, path, f"got {size:,} bytes; expected {remote.size:,}")
+            elif os.path.lexists(path):
+                raise CommandError(f"{path}: got something else than a file; expected one. To fix: move it away.")
+        with ByteProgress("checking").begin(sum(remotes[listed].size for listed in right)) as progress:
+            for listed, path in list(right.items()):
+                md5 = file_md5(path, progress.advance)
+                keep_if(md5 == listed.md5, listed, path, f"got MD5 {md5}; expected {listed.md5}")
+        return [listed for listed in remotes if listed not in right]
 
     def _fetch_and_commit(self, parts: list[PartialFile], *, replace: bool) -> dict[PartialFile, str]:
         """Fetch all parts and commit those whose MD5 is right; return the others with their MD5."""
@@ -156,18 +158,6 @@ def _clear_work_folder(work: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK_NAME:
             path.unlink()
-
-
-def _size_difference(path: Path, size: int) -> str:
-    """Return a message if an existing file has another size, else an empty string.
-
-    Raises:
-        CommandError: the path is no file.
-    """
-    if not path.is_file():
-        raise CommandError(f"{path}: got something else than a file; expected one. To fix: move it away.")
-    got = path.stat().st_size
-    return "" if got == size else f"{path}: got {got:,} bytes; expected {size:,}"
 
 
 def file_states(directory: Path) -> dict[str, str]:

@@ -52,10 +52,6 @@ class Document(NamedTuple):
         return (self.text.strip() + "\n\n").encode("utf-8", "backslashreplace")
 
 
-class SampleError(CommandError):
-    """The sample data cannot be made. The message names the reason and a fix."""
-
-
 def collect_documents(stdlib: Path | None = None) -> list[Document]:
     """Return the help topics and module docstrings of this Python, sorted by name.
 
@@ -63,14 +59,14 @@ def collect_documents(stdlib: Path | None = None) -> list[Document]:
         stdlib: folder of the standard library's source; None is this interpreter's.
 
     Raises:
-        SampleError: no source found, as in a stripped or zipped Python.
+        CommandError: no source found, as in a stripped or zipped Python.
     """
     from pydoc_data.topics import topics
 
     folder = Path(sysconfig.get_path("stdlib")) if stdlib is None else stdlib
     modules = [document for document in _module_documents(folder) if document.text.strip()]
     if not modules:
-        raise SampleError(
+        raise CommandError(
             f"{folder}: got no module with docstrings; expected the standard library's source. "
             "To fix: use a Python installed with its .py files."
         )
@@ -121,7 +117,7 @@ def make(directory: Path, documents: list[Document], *, force: bool = False) -> 
     a final name.
 
     Raises:
-        SampleError: files of these names with other content exist, and `force` is False.
+        CommandError: files of these names with other content exist, and `force` is False.
     """
     splits = split_documents(documents)
     directory.mkdir(parents=True, exist_ok=True)
@@ -138,11 +134,12 @@ def make(directory: Path, documents: list[Document], *, force: bool = False) -> 
             # filecmp compares sizes first: a file may be the 80 GB of the published set, which take minutes to read.
             changed = [name for name in existing if not filecmp.cmp(built / name, directory / name, shallow=False)]
             if changed:
-                raise SampleError(
+                raise CommandError(
                     f"{directory}: got {', '.join(changed)} with other content; expected no such file, or one this "
                     "command made with this Python. To fix: name another folder, or pass --force to overwrite them."
                 )
-            if len(existing) == len(files) and _read_bytes(directory / MANIFEST) == manifest.encode():
+            before = directory / MANIFEST
+            if len(existing) == len(files) and before.exists() and before.read_bytes() == manifest.encode():
                 return False
         (directory / MANIFEST).unlink(missing_ok=True)
         for file in [*files, MANIFEST]:
@@ -172,13 +169,6 @@ def _describe(splits: dict[str, list[Document]]) -> dict[str, Any]:
         "source_sha256": source.hexdigest(),
         "splits": counts,
     }
-
-
-def _read_bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
 
 
 def _size_and_sha256(path: Path) -> dict[str, int | str]:

@@ -96,7 +96,7 @@ def preprocess(task: Task, workers: int, progress: ByteProgress, block_bytes: in
 
     Raises:
         CommandError: a bad line, existing files, another task than the interrupted one, a killed worker, a full disk.
-        DataError: an unreadable shard or tokenizer.
+        DataError: an unreadable shard or tokenizer, or a damaged work folder.
     """
     if task.append_eod and load_tokenizer(task.tokenizer).eod_token is None:
         raise CommandError(
@@ -165,7 +165,7 @@ class _Run:
         prepare = functools.partial(block_tokenizer, task.tokenizer, task.key, task.append_eod)
         depth = _BLOCKS_PER_WORKER * workers
         with (
-            _open_writer(folder) as writer,
+            IndexedDatasetWriter(folder.tokens, folder.lengths, folder.state.written) as writer,
             WorkerPool(prepare, workers) as pool,
             closing(prefetch(read_shards(task.shards, folder.state.shards, block_bytes), depth)) as blocks,
         ):
@@ -212,13 +212,6 @@ def _submit(pool: WorkerPool[TokenizedBlock], block: Block) -> Future[TokenizedB
     done: Future[TokenizedBlock] = Future()
     done.set_result(TokenizedBlock(NO_TOKENS, NO_TOKENS, len(block.bad_lines), block.bad_lines))
     return done
-
-
-def _open_writer(folder: WorkFolder) -> IndexedDatasetWriter:
-    try:
-        return IndexedDatasetWriter(folder.tokens, folder.lengths, folder.state.written)
-    except ValueError as error:
-        raise CommandError(f"{error} To fix: remove {folder.path} to start again.") from None
 
 
 def _md5(path: Path) -> hashlib._Hash:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptoss20b.data.files import DataError, open_binary
-from gptoss20b.data.md5_list import list_lines, parse_line
 
+from ..md5_list import parse_lines
 from .findings import DOWNLOAD_AGAIN, CappedFindings, Finding
 
 LIST_AGAIN = "download the list again"
@@ -58,13 +58,12 @@ def _read_list(name: str, data: bytes, expected: dict[str, ExpectedFile]) -> lis
     """Add a list's entries to `expected`, by file; return what is wrong with its lines."""
     malformed = CappedFindings(name, "malformed lines", LIST_AGAIN)
     conflicts = CappedFindings(name, "entries that contradict others", LIST_AGAIN)
-    lines = list_lines(data)
-    for number, line in lines:
-        try:
-            file, digest = parse_line(line)
-        except ValueError as error:
-            malformed.add([Finding(name, f"line {number}: {error}. To fix: {LIST_AGAIN}.")])
+    lines = list(parse_lines(data))
+    for number, listed in lines:
+        if isinstance(listed, str):
+            malformed.add([Finding(name, f"line {number}: {listed}. To fix: {LIST_AGAIN}.")])
             continue
+        file, digest = listed
         known = expected.setdefault(file, ExpectedFile(file, "md5", digest, None, f"line {number} of {name}"))
         if known.digest != digest:
             got = f"MD5 {digest} for {file} in line {number}"

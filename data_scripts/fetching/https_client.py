@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from http.client import responses
 from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
 
 from gptoss20b.data.files import printable
 
@@ -141,20 +141,15 @@ def _check_status(response: requests.Response, url: str) -> requests.Response:
     response.close()
     got = f"{url}: got status {status} {responses.get(status, '')}".rstrip()
     if status in _RETRIED_STATUSES:
-        raise TransientError(f"{got}; expected 200 or 206", parse_retry_after(response.headers.get("retry-after", "")))
+        raise TransientError(f"{got}; expected 200 or 206", retry_after(response.headers.get("retry-after", "")))
     fix = _LOGIN if status in {401, 403} else "check --source, or run again later if the server is being changed"
     raise CommandError(f"{got}; expected 200 or 206. To fix: {fix}.")
 
 
-def parse_retry_after(value: str) -> float:
-    """Return the seconds that a Retry-After header asks to wait, by number or date; 0 if it is neither.
-
-    A date in the past gives a negative number.
-    """
-    if value.isdecimal():
-        # An absurd number of digits is a long wait, not an overflow.
-        return float(value[:9])
+def retry_after(value: str) -> float:
+    """Return the seconds that a Retry-After header asks to wait, by number or date; 0 if it is neither."""
     try:
-        return parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, OverflowError):
+        return Retry().parse_retry_after(value)
+    # HTTPError: neither number nor date. The others: numbers and years without a meaning.
+    except (HTTPError, ValueError, OverflowError):
         return 0.0

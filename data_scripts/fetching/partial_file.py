@@ -14,11 +14,10 @@ import threading
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from gptoss20b.data.md5_list import ListedFile
 from gptoss20b.durable import atomic_write, fsync_path
 
-from ..checksums import WORK_FOLDER
 from ..errors import CommandError
+from ..md5_list import WORK_FOLDER, ListedFile
 from .remote import RemoteFile
 
 # bytes per segment: the unit of requests, and of saving the state

@@ -10,10 +10,9 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from gptoss20b.data.files import printable
-from gptoss20b.data.md5_list import ListedFile
 
-from ..checksums import parse_list
 from ..errors import CommandError
+from ..md5_list import ListedFile, parse_list
 from .https_client import HttpsClient, root_cause
 from .retry import TransientError
 

@@ -6,7 +6,6 @@ text per second, the work of about 13 processes with Llama 3's tokenizer.model.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -129,16 +128,12 @@ class _DamagedError(Exception):
 
 def _read_file(path: Path, block_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Yield the file in pieces of at most `block_bytes`, each with the bytes of the file read so far."""
-    with open_binary(path) as stream:
-        position = 0
-        while data := _pread(path, stream.fileno(), position, block_bytes):
-            position += len(data)
-            yield data, position
-
-
-def _pread(path: Path, descriptor: int, offset: int, size: int) -> bytes:
+    position = 0
     try:
-        return os.pread(descriptor, size, offset)
+        with open_binary(path) as stream:
+            while data := stream.read(block_bytes):
+                position += len(data)
+                yield data, position
     except OSError as error:
         raise DataError.about(path, str(error), "a readable file", "check the file system") from error
 

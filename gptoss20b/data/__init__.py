@@ -1,1 +1,1 @@
-"""Training data: indexed datasets, fixed-length windows, the order of samples, lists of checksums."""
+"""Training data: indexed datasets, fixed-length windows, the order of samples."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_scripts import dataset_writer
 from data_scripts.dataset_writer import DatasetSize, IndexedDatasetWriter, write_dataset
+from gptoss20b.data.files import DataError
 from gptoss20b.data.index import Index
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from tests.support.small_sets import dataset_bytes, open_with_megatron, write_with_megatron
@@ -101,7 +102,7 @@ def test_a_file_shorter_than_the_saved_size_is_refused_and_untouched(tmp_path: P
         saved = writer.flush()
     content = (tmp_path / short).read_bytes()[:-1]
     (tmp_path / short).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{short}: got {len(content)} bytes; expected at least {len(content) + 1}"):
+    with pytest.raises(DataError, match=f"{short}: got {len(content)} bytes; expected at least {len(content) + 1}"):
         IndexedDatasetWriter(tmp_path / "x.bin", tmp_path / "lengths", saved)
     assert (tmp_path / short).read_bytes() == content
 

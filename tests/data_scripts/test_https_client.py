@@ -8,31 +8,26 @@ from email.utils import format_datetime
 import pytest
 
 from data_scripts.errors import CommandError
-from data_scripts.fetching.https_client import HttpsClient, parse_retry_after
+from data_scripts.fetching.https_client import HttpsClient, retry_after
 from data_scripts.fetching.retry import RetryPolicy
+from gptoss20b.data.files import printable
 
 CLIENT = HttpsClient("https://host.example/a.uri", RetryPolicy(0, 0.0, 1.0))
+PAST, FUTURE = (format_datetime(datetime.now(UTC) + timedelta(seconds=seconds)) for seconds in (-100, 100))
 
 
 @pytest.mark.parametrize(
     ("value", "low", "high"),
-    [
-        ("7", 7, 7),
-        ("9" * 5000, 1e8, 1e9),
-        pytest.param(format_datetime(datetime.now(UTC) - timedelta(seconds=100)), -1e9, 0, id="a time past"),
-        ("soon", 0, 0),
-        ("", 0, 0),
-        ("-5", 0, 0),
-        ("Mon, 01 Jan 0001 00:00:00 -0000", -1e12, 0),
-    ],
+    [("7", 7, 7), (FUTURE, 50, 101), (PAST, 0, 0), ("Mon, 01 Jan 0001 00:00:00 -0000", 0, 0), ("9" * 5000, 0, 0)]
+    + [(nonsense, 0, 0) for nonsense in ("soon", "", "-5", "Mon, 01 Jan 99999999 00:00:00 -0000")],
+    ids=repr,
 )
 def test_retry_after(value: str, low: float, high: float) -> None:
-    assert low <= parse_retry_after(value) <= high
+    assert low <= retry_after(value) <= high
 
 
-def test_retry_after_a_date() -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=100))
-    assert 50 <= parse_retry_after(date) <= 101
+def test_printable_is_one_short_line() -> None:
+    assert printable("a\n\x1b[31mä" + "x" * 1000) == r"a\n\x1b[31m\xe4" + "x" * 185
 
 
 @pytest.mark.parametrize(

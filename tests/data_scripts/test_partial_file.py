@@ -13,7 +13,7 @@ from data_scripts.errors import CommandError
 from data_scripts.fetching import partial_file
 from data_scripts.fetching.partial_file import PartialFile
 from data_scripts.fetching.remote import RemoteFile
-from gptoss20b.data.md5_list import ListedFile
+from data_scripts.md5_list import ListedFile
 
 LISTED = ListedFile("sub/a.bin", "0" * 32)
 REMOTE = RemoteFile("https://x/a.bin", 25, '"tag"', ranges=True)

@@ -1,13 +1,15 @@
-"""The MD5 list of a download, and the MD5 of a file."""
+"""MD5 lists in the format of md5sum: one line per file, its MD5 and its path relative to the list's folder."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from gptoss20b.data.md5_list import ListedFile, list_lines, parse_line
+from gptoss20b.data.files import printable
 
 from .c4 import SOURCE
 from .errors import CommandError
@@ -16,11 +18,42 @@ from .errors import CommandError
 LIST_NAME = PurePosixPath(urlsplit(SOURCE).path).with_suffix(".md5").name
 # Folder of all unfinished files below the data; no listed file may be in it.
 WORK_FOLDER = ".download"
+_LINE = re.compile(r"([0-9a-fA-F]{32})[ \t]+\*?(.*)")
 _BLOCK = 1 << 20
 
 
+class ListedFile(NamedTuple):
+    """One entry: a path with slashes, relative to the list's folder, and the MD5 as 32 lower-case hex digits."""
+
+    path: str
+    md5: str
+
+
+def parse_lines(data: bytes) -> Iterator[tuple[int, ListedFile | str]]:
+    """Yield the number of each line that is not blank, from 1, and its entry, or got and expected if it is malformed.
+
+    A line holds 32 hex digits, white space, an optional `*` (binary mode) and a path, optionally with `./`. A path that
+    could lead out of the folder is malformed.
+    """
+    # Bytes that are not UTF-8 become backslash escapes, which no path may hold.
+    for number, line in enumerate(data.decode("utf-8", "backslashreplace").split("\n"), start=1):
+        if stripped := line.rstrip():
+            yield number, _parse_line(stripped)
+
+
+def _parse_line(line: str) -> ListedFile | str:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return f"got {printable(line)!r}; expected 32 hexadecimal digits, a space and a path"
+    path = match[2].removeprefix("./")
+    if not path.isprintable() or "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        plain = "a relative one of plain names, without '..', backslashes and control characters"
+        return f"got the path '{printable(path)}'; expected {plain}"
+    return ListedFile(path, match[1].lower())
+
+
 def parse_list(data: bytes, source: str) -> tuple[ListedFile, ...]:
-    """Parse a list in which every line must be right and every path must be unique.
+    """Parse the list of a download, in which every line must be right and every path must be unique.
 
     Args:
         data: the list as it was fetched or read.
@@ -30,12 +63,10 @@ def parse_list(data: bytes, source: str) -> tuple[ListedFile, ...]:
         CommandError: a line is malformed, or its path is not usable. The message names the line.
     """
     files: dict[str, ListedFile] = {}
-    for number, line in list_lines(data):
+    for number, listed in parse_lines(data):
         place = f"{source}: line {number}"
-        try:
-            listed = parse_line(line)
-        except ValueError as error:
-            raise CommandError(f"{place}: {error}.") from None
+        if isinstance(listed, str):
+            raise CommandError(f"{place}: {listed}.")
         if listed.path == LIST_NAME or listed.path.split("/")[0] == WORK_FOLDER:
             raise CommandError(
                 f"{place}: got the path '{listed.path}'; expected another name: the download itself uses this one."

@@ -20,6 +20,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gptoss20b.run_metadata import versions
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
     "MODEL_VARIANT": "tiny",
@@ -54,20 +56,13 @@ def main(
         "seconds_to_run_start": round(statistics.median(start_seconds), 1),
         "logging_share_percent": round(100 * statistics.median(seconds["logging"]) / ours, 4),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        **package_versions(),
+        **{name: versions()[name] for name in ("python", "torch", "megatron-core")},
     }
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
         for name, value in figures.items():
             print(f"{name.replace('_', ' '):24} {value}")
-
-
-def package_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that decide the figures."""
-    from gptoss20b.run_metadata import versions
-
-    return {name: versions()[name] for name in ("python", "torch", "megatron-core")}
 
 
 def launch(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:

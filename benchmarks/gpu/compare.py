@@ -21,17 +21,12 @@ from gptoss20b.tools.bench.scenarios import SCENARIOS, ScenarioName
 
 from .baselines import BASELINES, Attempt, Baseline, attempts
 from .identity import IdentityError, identity, why_not_resumable
-from .records import Expected, Request, Trial
+from .records import Request, Settings, Trial
 from .results import RESULTS, Comparison, ResultsError, read_results, write_results
 from .table import markdown, rewrite
 
 ROOT = Path(__file__).resolve().parents[2]
 README = Path(__file__).with_name("README.md")
-# Relative differences of the loss, and of gradient norms, between equal steps. Measured in bf16 on a CPU
-# (width 2,880 with 4 layers, and width 720 with 24 layers and scores of the same size): baselines and fp32 were within
-# 1.4e-4 and 6.5e-3 of ours. Without windows, sinks or rotary embeddings, with another activation or with equal routing
-# weights, some norm was off by 3.4e-2 or more.
-TOLERANCE = {"fp32": (1e-4, 1e-4), "bf16": (1e-3, 2e-2)}
 # Seconds for the timed steps of one kind, with or without the optimizer: 20 steps of 1.5 s.
 STEPS_LIMIT_S = 30.0
 _LOGS = "logs"
@@ -129,27 +124,13 @@ class Session:
         return Trial(baseline=name, number=number, status="failed", reason=f"its process ended; see {log.name}")
 
     def _request(self, name: str, attempt: Attempt) -> Request:
-        comparison = self.comparison
-        ours = comparison.our_trial(BASELINES[name].variant)
-        expected = None
-        if ours and ours.result:
-            loss_tolerance, norm_tolerance = TOLERANCE["fp32" if ours.result.precision == "fp32" else "bf16"]
-            expected = Expected(
-                loss=ours.result.loss,
-                grad_norm=ours.result.grad_norm,
-                norms=ours.result.norms,
-                loss_tolerance=loss_tolerance,
-                norm_tolerance=norm_tolerance,
-            )
+        ours = self.comparison.our_trial(BASELINES[name].variant)
         return Request(
+            **self.comparison.model_dump(include=set(Settings.model_fields)),
             baseline=name,
-            scenario=comparison.scenario,
             micro_batch_size=attempt.micro_batch_size,
-            sequences=comparison.sequences,
-            warmup=comparison.warmup,
-            steps=comparison.steps,
             limit=STEPS_LIMIT_S,
-            expected=expected,
+            expected=ours.result.outcome if ours and ours.result else None,
         )
 
 

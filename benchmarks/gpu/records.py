@@ -1,42 +1,37 @@
-"""Request and outcome of one trial, exchanged as JSON files between `compare` and `trial`."""
+"""Settings of a comparison; request and outcome of a trial, which `compare` and `trial` exchange as JSON files."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from gptoss20b.tools.bench.result import BenchResult, Record
+from gptoss20b.tools.bench.result import BenchResult, Outcome, Record
 from gptoss20b.tools.bench.scenarios import ScenarioName
 
 Status = Literal["measured", "refused", "out of memory", "not available", "failed"]
 
 
-class Expected(Record):
-    """Our first step, which a baseline must reproduce before it is timed.
+class Settings(Record):
+    """Settings that all trials of a comparison share."""
 
-    Attributes:
-        loss, grad_norm, norms: `bench.workload.Outcome`.
-        loss_tolerance: largest relative difference of the loss.
-        norm_tolerance: largest relative difference of `grad_norm` and of each norm.
-    """
-
-    loss: float
-    grad_norm: float
-    norms: dict[str, float]
-    loss_tolerance: float
-    norm_tolerance: float
-
-
-class Request(Record):
-    """What to run. ``baseline`` is a key of BASELINES; ``limit`` is `bench.measure.Timing.limit`."""
-
-    baseline: str
     scenario: ScenarioName
-    micro_batch_size: int
     sequences: int
     warmup: int
     steps: int
+
+
+class Request(Settings):
+    """One trial to run.
+
+    Attributes:
+        baseline: key of BASELINES.
+        limit: `bench.measure.Timing.limit`.
+        expected: our first step, which a baseline must reproduce before it is timed; None for ours.
+    """
+
+    baseline: str
+    micro_batch_size: int
     limit: float
-    expected: Expected | None
+    expected: Outcome | None
 
 
 class Trial(Record):

@@ -9,11 +9,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from gptoss20b.durable import atomic_write
-from gptoss20b.tools.bench.result import BenchResult, Record, throughput
-from gptoss20b.tools.bench.scenarios import ScenarioName
+from gptoss20b.tools.bench.result import BenchResult, throughput
 
 from .baselines import BASELINES
-from .records import Trial
+from .records import Settings, Trial
 
 RESULTS = "results.json"
 StepKind = Literal["step_seconds", "step_without_optimizer_seconds"]
@@ -25,16 +24,12 @@ class ResultsError(ValueError):
     """A results file that cannot be read. The message names the file."""
 
 
-class Comparison(Record):
+class Comparison(Settings):
     """Trials on the same tokens, weights, code and settings, in the order in which they ran.
 
     `identity` is from `identity.identity`.
     """
 
-    scenario: ScenarioName
-    sequences: int
-    warmup: int
-    steps: int
     identity: dict[str, str]
     trials: list[Trial]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptoss20b.tools.bench.result import BenchResult, Spread
+from gptoss20b.tools.bench.result import BenchResult
 
 from .baselines import BASELINES
 from .records import Trial
@@ -13,7 +13,7 @@ from .results import Comparison
 BEGIN, END = "<!-- results: written by compare.py --readme -->", "<!-- /results -->"
 _COLUMNS = (
     "baseline", "trial", "micro batch", "step, s (p10 to p90; n)", "without optimizer, s", "TFLOP/s",
-    "of a plain GEMM", "MFU", "MFU without optimizer", "peak GiB", "times ours (all trials)",
+    "of a plain GEMM", "MFU", "MFU without optimizer", "peak GiB", "optimizer", "times ours (all trials)",
 )  # fmt: skip
 _HUGGING_FACE = ("hugging_face", "hugging_face_compiled")
 
@@ -29,7 +29,6 @@ def markdown(comparison: Comparison) -> str:
         f"{known.precision}, on {known.system}; a plain {known.gemm.size}^3 {known.gemm.dtype} multiplication reached "
         f"{known.gemm_tflops:,.3g} TFLOP/s.",
         f"Recorded on {known.date}, commit {comparison.identity['commit']}; {versions}.",
-        *_optimizers(comparison),
         "",
         _row(_COLUMNS),
         _row(["---"] * len(_COLUMNS)),
@@ -63,19 +62,20 @@ def _cells(comparison: Comparison, trial: Trial) -> list[str]:
     result = trial.result
     if result is None:
         reason = (trial.reason.splitlines() or [""])[0].replace("|", "/")  # results.json has all of it
-        return [title, str(trial.number), f"{trial.status}: {reason}", *["-"] * 8]
+        return [title, str(trial.number), f"{trial.status}: {reason}", *["-"] * 9]
     ratio = comparison.times_ours(trial.baseline)
     return [
         title,
         str(trial.number),
         _format_attempt(result),
-        _format_spread(result.step_seconds),
-        _format_spread(result.step_without_optimizer_seconds),
+        str(result.step_seconds or "-"),
+        str(result.step_without_optimizer_seconds),
         f"{result.tflops_per_second:,.3g}",
         f"{result.fraction_of_gemm:.1%}",
         _format_percent(result.mfu),
         _format_percent(result.mfu_without_optimizer),
         f"{result.peak_memory_bytes / 2**30:.1f}",
+        result.optimizer or "-",
         f"{ratio:.2f}" if ratio else "-",
     ]
 
@@ -83,10 +83,6 @@ def _cells(comparison: Comparison, trial: Trial) -> list[str]:
 def _format_attempt(result: BenchResult) -> str:
     """Return the micro batch and recomputation."""
     return f"{result.micro_batch_size}" + ("" if result.recompute == "none" else f", RECOMPUTE={result.recompute}")
-
-
-def _format_spread(seconds: Spread | None) -> str:
-    return f"{seconds.median:.4f} ({seconds.p10:.4f} to {seconds.p90:.4f}; {seconds.steps})" if seconds else "-"
 
 
 def _format_percent(fraction: float | None) -> str:
@@ -102,20 +98,6 @@ def _versions(comparison: Comparison) -> dict[str, str]:
     return {name: found[name] for name in names if name in found}
 
 
-def _optimizers(comparison: Comparison) -> list[str]:
-    """Name each baseline's optimizer. Megatron-Core takes Transformer Engine's where that is installed."""
-    used: dict[str, list[str]] = {}
-    for trial in comparison.trials:
-        if trial.number == 1 and trial.result and trial.result.optimizer:
-            used.setdefault(trial.result.optimizer, []).append(BASELINES[trial.baseline].title)
-    engine = _versions(comparison).get("transformer-engine", "")
-    listed = [
-        f"{name.replace('transformer_engine', f'Transformer Engine {engine}'.rstrip())} ({', '.join(users)})"
-        for name, users in used.items()
-    ]
-    return [f"Optimizers: {'; '.join(listed)}."] if listed else []
-
-
 def _parts(comparison: Comparison) -> list[str]:
     """Return our time by part; nothing if it is unknown."""
     ours = comparison.our_trial("reference")
@@ -128,11 +110,15 @@ def _parts(comparison: Comparison) -> list[str]:
 
 def _targets(comparison: Comparison) -> list[str]:
     """Return the targets of S1 that this comparison has figures for."""
+    ours = comparison.our_trial("reference")
+    attempt = f"ours at micro batch {_format_attempt(ours.result)}" if ours and ours.result else ""
+    hugging_face = [ratio for name in _HUGGING_FACE if (ratio := comparison.times_ours(name))]
     rows = [
-        *_mfu_targets(comparison),
+        (f"MFU without the optimizer step, {attempt}", 0.45, comparison.mfu("ours", "step_without_optimizer_seconds")),
+        (f"MFU with it, {attempt}", 0.42, comparison.mfu("ours")),
         ("times Megatron-Core's local spec", 2.5, comparison.times_ours("megatron_local")),
         ("times Megatron-Core with Transformer Engine", 1.0, comparison.times_ours("transformer_engine")),
-        ("times Hugging Face's best", 1.25, _best_hugging_face(comparison)),
+        ("times Hugging Face's best", 1.25, min(hugging_face, default=None)),
     ]
     reached = [
         _row([name, f"at least {target:g}", f"{got:.3g}", "met" if got >= target else "missed"])
@@ -142,20 +128,3 @@ def _targets(comparison: Comparison) -> list[str]:
     if comparison.scenario != "S1" or not reached:
         return []
     return [_row(["target (S1)", "wanted", "got", ""]), _row(["---"] * 4), *reached]
-
-
-def _mfu_targets(comparison: Comparison) -> list[tuple[str, float, float | None]]:
-    ours = comparison.our_trial("reference")
-    if ours is None or ours.result is None:
-        return []
-    attempt = f"ours at micro batch {_format_attempt(ours.result)}"
-    without = comparison.mfu(ours.baseline, "step_without_optimizer_seconds")
-    return [
-        (f"MFU without the optimizer step, {attempt}", 0.45, without),
-        (f"MFU with it, {attempt}", 0.42, comparison.mfu(ours.baseline)),
-    ]
-
-
-def _best_hugging_face(comparison: Comparison) -> float | None:
-    ratios = [ratio for name in _HUGGING_FACE if (ratio := comparison.times_ours(name))]
-    return min(ratios) if ratios else None

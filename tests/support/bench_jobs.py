@@ -11,17 +11,16 @@ from unittest.mock import patch
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.gpu.compare import TOLERANCE
 from benchmarks.gpu.hugging_face import HuggingFace
-from benchmarks.gpu.records import Expected, Request, Trial
+from benchmarks.gpu.records import Request, Trial
 from benchmarks.gpu.trial import GateError, gate, run_trial
 from gptoss20b.cli import app
 from gptoss20b.config import Config
 from gptoss20b.process_groups import distributed_session, read_rank
 from gptoss20b.tools.bench.measure import Timing, time_scenario
-from gptoss20b.tools.bench.result import BenchResult
+from gptoss20b.tools.bench.result import BenchResult, Outcome
 from gptoss20b.tools.bench.scenarios import SCENARIOS, Variant, configure
-from gptoss20b.tools.bench.workload import ForwardBackward, Outcome, TrainStep, Workload
+from gptoss20b.tools.bench.workload import ForwardBackward, TrainStep, Workload
 
 QUICK = Timing(warmup=1, steps=2)
 CPU = torch.device("cpu")
@@ -107,11 +106,11 @@ def gated_in_bf16() -> dict[str, str]:
 
 def _gate_mutants(config: Config) -> dict[str, str]:
     ours = ForwardBackward(config, "torch", CPU)
-    expected = _expected(ours.first_step(), *TOLERANCE["bf16"])
+    expected = ours.first_step()
 
     def gate_message(workload: Workload) -> str:
         try:
-            gate(workload.first_step(), expected)
+            gate(workload.first_step(), expected, "bf16")
         except GateError as error:
             return str(error)
         return ""
@@ -133,16 +132,6 @@ def _gate_mutants(config: Config) -> dict[str, str]:
     return messages
 
 
-def _expected(outcome: Outcome | BenchResult, loss_tolerance: float, norm_tolerance: float) -> Expected:
-    return Expected(
-        loss=outcome.loss,
-        grad_norm=outcome.grad_norm,
-        norms=outcome.norms,
-        loss_tolerance=loss_tolerance,
-        norm_tolerance=norm_tolerance,
-    )
-
-
 class _Perturbed(HuggingFace):
     """Hugging Face's model with one weight changed. Its steps must not be timed."""
 
@@ -161,7 +150,7 @@ def gated() -> dict[str, Trial]:
     ours = time_scenario("tiny", "torch", "openai", QUICK)
     request = Request(
         baseline="hugging_face", scenario="tiny", micro_batch_size=2, sequences=2, warmup=1, steps=2, limit=10.0,
-        expected=_expected(ours, 1e-4, 1e-4),
+        expected=ours.outcome,
     )  # fmt: skip
     equal = run_trial(request, 1)
     with patch("benchmarks.gpu.hugging_face.HuggingFace", _Perturbed):

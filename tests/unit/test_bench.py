@@ -17,12 +17,11 @@ from gptoss20b.model.size import flops_per_token
 from gptoss20b.tools.bench.measure import Timing, measure
 from gptoss20b.tools.bench.norms import norms_by_kind
 from gptoss20b.tools.bench.parts import profile_step, range_name, seconds_by_part
-from gptoss20b.tools.bench.result import BenchResult, Spread, as_table, find_peak, throughput, to_json
+from gptoss20b.tools.bench.result import BenchResult, Outcome, Spread, as_table, find_peak, throughput, to_json
 from gptoss20b.tools.bench.routing import summarize_routing
 from gptoss20b.tools.bench.scenarios import SCENARIOS, configure
 from gptoss20b.tools.bench.timing import summarize_seconds, time_calls, time_steps
 from gptoss20b.tools.bench.tokens import micro_batches
-from gptoss20b.tools.bench.workload import Outcome
 
 CPU = torch.device("cpu")
 

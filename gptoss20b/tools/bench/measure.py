@@ -15,11 +15,11 @@ from ...model.size import flops_per_token
 from ...process_groups import distributed_session, read_rank
 from ...run_metadata import git_commit, versions
 from .parts import profile_step
-from .result import BenchResult, Parts, Routing, find_peak, throughput
+from .result import BenchResult, Outcome, Parts, Routing, find_peak, throughput
 from .routing import measure_routing
 from .scenarios import SCENARIOS, ScenarioName, Variant, configure
 from .timing import peak_memory_bytes, reset_peak_memory, time_gemm, time_steps
-from .workload import ForwardBackward, Outcome, TrainStep, Workload
+from .workload import ForwardBackward, TrainStep, Workload
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
@@ -22,6 +24,9 @@ class Spread(Record):
     p90: float
     steps: int
 
+    def __str__(self) -> str:
+        return f"{self.median:.4f} ({self.p10:.4f} to {self.p90:.4f}; {self.steps})"
+
 
 class Gemm(Record):
     """A square matrix multiplication: size, dtype and the TFLOP/s it reached."""
@@ -29,6 +34,21 @@ class Gemm(Record):
     size: int
     dtype: str
     tflops: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Loss and gradients of the first step.
+
+    Attributes:
+        loss: mean over the counted tokens, in nats.
+        grad_norm: norm of the whole gradient, before clipping.
+        norms: norms by kind of tensor, from `norms.norms_by_kind`.
+    """
+
+    loss: float
+    grad_norm: float
+    norms: dict[str, float]
 
 
 class Parts(Record):
@@ -76,7 +96,7 @@ class BenchResult(Record):
         parts_seconds, profiled_seconds: of one profiled step, by part and in sum. None for models that are not
             Megatron-Core's or have compiled layers. On a GPU kernel time, on a CPU operator self time.
         routing: balance of the routing; None for models that are not Megatron-Core's.
-        loss, grad_norm, norms: of the first step, from the initial weights; `workload.Outcome`.
+        loss, grad_norm, norms: of the first step, from the initial weights; `Outcome`.
         optimizer: package and class; None without one.
     """
 
@@ -115,6 +135,11 @@ class BenchResult(Record):
     git_commit: str
     date: str
 
+    @property
+    def outcome(self) -> Outcome:
+        """The first step."""
+        return Outcome(self.loss, self.grad_norm, self.norms)
+
 
 def find_peak(device: str) -> tuple[float | None, str]:
     """Return the dense bf16 peak in TFLOP/s of the device of this name and its source, or None and the reason.
@@ -151,8 +176,8 @@ def _rows(result: BenchResult) -> list[tuple[str, str]]:
     rows = [
         ("sequences", f"{result.sequences_per_step} of {result.sequence_length:,} in micro batches of "
          f"{result.micro_batch_size}, {result.precision}, RECOMPUTE={result.recompute}, COMPILE={result.compile_mode}"),
-        ("step, s", _format_spread(result.step_seconds)),
-        ("step without optimizer, s", _format_spread(result.step_without_optimizer_seconds)),
+        ("step, s (p10 to p90; n)", str(result.step_seconds or "not timed")),
+        ("without optimizer, s", str(result.step_without_optimizer_seconds)),
         ("tokens/s", f"{result.tokens_per_second:,.0f}"),
         ("TFLOP/s", f"{result.tflops_per_second:,.3g}"),
         ("MFU", _format_percent(result.mfu, result.peak_note)),
@@ -170,12 +195,6 @@ def _rows(result: BenchResult) -> list[tuple[str, str]]:
         balance = f"{result.routing.max_over_mean:.2f}, worst layer {result.routing.worst_layer:.2f}"
         rows.append(("rows of the fullest expert / mean", balance))
     return [*rows, ("loss, gradient norm", f"{result.loss:.5f}, {result.grad_norm:.5g}")]
-
-
-def _format_spread(seconds: Spread | None) -> str:
-    if seconds is None:
-        return "not timed"
-    return f"{seconds.median:.4f} (p10 {seconds.p10:.4f}, p90 {seconds.p90:.4f}, {seconds.steps} steps)"
 
 
 def _format_percent(fraction: float | None, reason: str) -> str:

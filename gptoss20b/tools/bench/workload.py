@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,25 +16,11 @@ from ...optimizer import optimizer_parts
 from ...trainer import Trainer, build_and_initialize, mean_loss
 from .norms import norms_by_kind, to_hf_names
 from .parts import OPTIMIZER, OTHER, range_name
+from .result import Outcome
 from .tokens import micro_batches
 
 # Seed of the initial weights, the same for every baseline.
 SEED = 1
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Loss and gradients of the first step.
-
-    Attributes:
-        loss: mean over the counted tokens, in nats.
-        grad_norm: norm of the whole gradient, before clipping.
-        norms: norms by kind of tensor, from `norms.norms_by_kind`.
-    """
-
-    loss: float
-    grad_norm: float
-    norms: dict[str, float]
 
 
 class Workload(Protocol):

@@ -52,6 +52,12 @@ def estimate(config: Config, system: System = H200, efficiency: float = 0.4, **c
     return make_estimate(model_of(config, system, **changes), efficiency)
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the known parameter counts: building the model on the meta device takes seconds."""
+    monkeypatch.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
+
+
 REFERENCE = config_of()
 few = hypothesis_settings(max_examples=30)  # the space is small
 
@@ -290,15 +296,17 @@ def test_unusable_measurements(tmp_path: Path, changes: dict[str, Any], named: s
         efficiency_from_s1(measurement(tmp_path, **changes), model_of(config_of()))
 
 
-def test_the_back_end_is_named_with_a_warning_for_the_slow_one(tmp_path: Path) -> None:
-    for backend, warns in (("torch", False), ("transformer_engine", False), ("megatron_local", True)):
-        path = measurement(tmp_path, backend=backend)
-        found = efficiency_from_s1(path, model_of(config_of()))
-        assert f"{backend} back end" in found.source
-        arguments = ["estimate", "--system", "H200", "--s1-json", str(path)]
-        shown = CliRunner().invoke(app, arguments).stdout
-        warning = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["warning"]
-        assert ("WARNING: " in shown) == ("megatron_local" in (warning or "")) == (warning is not None) == warns
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize(
+    ("backend", "warns"), [("torch", False), ("transformer_engine", False), ("megatron_local", True)]
+)
+def test_the_back_end_is_named_with_a_warning_for_the_slow_one(tmp_path: Path, backend: str) -> None:
+    path = measurement(tmp_path, backend=backend)
+    assert f"{backend} back end" in efficiency_from_s1(path, model_of(config_of())).source
+    _, tables, _ = run("estimate", "--system", "H200", "--s1-json", str(path))
+    warning = json.loads(run("estimate", "--system", "H200", "--s1-json", str(path), "--json")[1])["warning"]
+    is_slow = backend == "megatron_local"
+    assert ("WARNING: " in tables) == ("megatron_local" in (warning or "")) == (warning is not None) == is_slow
 
 
 def test_no_file_and_no_json(tmp_path: Path) -> None:
@@ -428,10 +436,7 @@ def test_errors_of_the_command(options: list[str], named: str) -> None:
 def printed() -> tuple[dict[str, Any], str]:
     """Return JSON and tables of the reference layout on two nodes, parameters counted from the modules."""
     options = ["estimate", "--system", "H200", "--nodes", "2", "--global-batch-size", "32", "--assume", "imbalance=1.3"]
-    found = [run(*options, "--json")]
-    with pytest.MonkeyPatch.context() as patched:  # counting once will do
-        patched.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
-        found.append(run(*options))
+    found = [run(*options, "--json"), run(*options)]
     assert [(code, error) for code, _, error in found] == [(0, ""), (0, "")]
     return json.loads(found[0][1]), found[1][1]
 
@@ -461,8 +466,8 @@ def test_every_assumption_is_printed_with_value_and_source(printed: tuple[dict[s
     assert "ASSUMED" in tables and f"{document['error']['worst']:.0%}" in tables
 
 
+@pytest.mark.usefixtures("counted")
 def test_a_rack_s_nodes_have_four_gpus_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
     options = ["estimate", "--system", "GB300", "--nodes", "2", "--global-batch-size", "32", "--json"]
     assert json.loads(run(*options)[1])["layout"]["gpus"] == 8
     assert json.loads(run(*options, "--dgxngpu", "8")[1])["layout"]["gpus"] == 16
@@ -470,8 +475,8 @@ def test_a_rack_s_nodes_have_four_gpus_by_default(monkeypatch: pytest.MonkeyPatc
     assert json.loads(run(*options)[1])["layout"]["gpus"] == 16
 
 
-def test_what_does_not_fit_or_has_no_reference_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
+@pytest.mark.usefixtures("counted")
+def test_what_does_not_fit_or_has_no_reference_is_marked() -> None:
     options = ["estimate", "--system", "H100", "--global-batch-size", "128"]
     _, tables, _ = run(*options)
     assert "TOO MUCH" in tables and "no reference point" in tables and "unknown" in tables

@@ -45,3 +45,17 @@ def tiny(data: Path) -> dict[str, str]:
         "DATADIR": str(data),
         "COLLECTIVE_TIMEOUT": "60",
     }
+
+
+@pytest.fixture
+def short(tiny: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """Return the settings of one trial of 4 steps and 2 evaluations, on two ranks, that does not reach its target."""
+    return tiny | {
+        "NEXP": "1",
+        "SEED_BASE": "1234",
+        "EXPERT_PARALLEL": "2",
+        "MAX_STEPS": "4",
+        "EVAL_INTERVAL_SAMPLES": "16",
+        "TARGET_LOSS": "0.01",
+        "LOGDIR": str(tmp_path / "set"),
+    }

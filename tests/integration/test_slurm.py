@@ -30,22 +30,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         yield running
 
 
-@pytest.fixture
-def short(tiny: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """Return the settings of a trial of 4 steps, on two nodes of one rank, that does not reach its target."""
-    return tiny | {
-        "DGXSYSTEM": "CPU_1x2",
-        "DGXNNODES": "2",
-        "EXPERT_PARALLEL": "2",
-        "NEXP": "1",
-        "SEED_BASE": "1234",
-        "MAX_STEPS": "4",
-        "EVAL_INTERVAL_SAMPLES": "16",
-        "TARGET_LOSS": "0.01",
-        "LOGDIR": str(tmp_path / "set"),
-    }
-
-
 def submit(slurm: Slurm, cwd: Path, output: Path, *arguments: str, **environment: str) -> int:
     """Submit a job on two nodes from the folder ``cwd``, and return its id."""
     command = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={output}", *arguments]
@@ -54,7 +38,8 @@ def submit(slurm: Slurm, cwd: Path, output: Path, *arguments: str, **environment
 
 
 def submit_trial(slurm: Slurm, folder: Path, settings: dict[str, str]) -> int:
-    return submit(slurm, ROOT, folder / "output", "run.sub", **settings)
+    nodes = {"DGXSYSTEM": "CPU_1x2", "DGXNNODES": "2"}
+    return submit(slurm, ROOT, folder / "output", "run.sub", **settings | nodes)
 
 
 def test_a_job_on_two_nodes_has_the_losses_of_one_node(slurm: Slurm, short: dict[str, str], tmp_path: Path) -> None:
@@ -63,7 +48,7 @@ def test_a_job_on_two_nodes_has_the_losses_of_one_node(slurm: Slurm, short: dict
     assert ended == ("FAILED", 3), output + slurm.logs()
     assert "1 not converged" in output
 
-    one_node = {"DGXNNODES": "1", "DGXNGPU": "2", "SEED": "1234", "LOGDIR": str(tmp_path / "alone")}
+    one_node = {"DGXNGPU": "2", "SEED": "1234", "LOGDIR": str(tmp_path / "alone")}
     for code, printed in run_ranks("train", 2, variables=short | one_node):
         assert code == 3, printed
     for key in ("train_loss", "eval_accuracy"):

@@ -16,20 +16,6 @@ pytestmark = pytest.mark.slow
 LIMIT_S = 150.0
 
 
-@pytest.fixture
-def short(tiny: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """Return the settings of a trial of 4 steps and 2 evaluations that does not reach its target."""
-    return tiny | {
-        "NEXP": "1",
-        "SEED_BASE": "1234",
-        "EXPERT_PARALLEL": "2",
-        "MAX_STEPS": "4",
-        "EVAL_INTERVAL_SAMPLES": "16",
-        "TARGET_LOSS": "0.01",
-        "LOGDIR": str(tmp_path / "set"),
-    }
-
-
 def losses(log: Path) -> dict[str, list[Any]]:
     return {key: values(log, key) for key in ("train_loss", "eval_accuracy")}
 

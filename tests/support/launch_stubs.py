@@ -294,13 +294,14 @@ class Sandbox:
                 process.send_signal(signal.SIGTERM)
                 process.communicate(timeout=30)
 
-    def wait_for(self, name: str, process: subprocess.Popen[str]) -> str:
-        """Wait until a stub that the process runs has recorded something, and return it."""
+    def wait_for(self, record: str | Path, *processes: subprocess.Popen[str]) -> str:
+        """Wait, while all processes run, until a stub has recorded something or a file has content, and return it."""
+        path = self.folder / "stub" / record
 
         def recorded() -> bool:
-            found = bool(self.record(name))
-            assert found or process.poll() is None, process.communicate()
-            return found
+            done = path.exists() and path.stat().st_size > 0
+            assert done or all(process.poll() is None for process in processes), processes[0].communicate()
+            return done
 
-        wait_until(recorded, 30, f"the record {name}")
-        return self.record(name) or ""
+        wait_until(recorded, 30, str(path))
+        return path.read_text()

@@ -49,11 +49,6 @@ class Launch:
         """Return the processes of this launch that are alive."""
         return processes_of(self.logdir)
 
-    def kill(self) -> None:
-        """Kill all processes of this launch."""
-        kill_all(self.logdir)
-        self.process.communicate()
-
 
 @contextlib.contextmanager
 def launched(settings: dict[str, str]) -> Iterator[Launch]:
@@ -62,7 +57,8 @@ def launched(settings: dict[str, str]) -> Iterator[Launch]:
     try:
         yield launch
     finally:
-        launch.kill()
+        kill_all(launch.logdir)
+        launch.process.communicate()
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

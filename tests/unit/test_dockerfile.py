@@ -176,10 +176,3 @@ def test_every_package_has_hashes_and_no_index_is_named() -> None:
     for block in packages:
         assert re.fullmatch(r"\S+==\S+( ; [^\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\s*", block), block[:200]
     assert not re.search(r"://|--(extra-)?index|--find-links|--trusted|\.(com|org|io|net)\b", PINS)
-
-
-def test_the_documented_command_omits_the_packages_of_the_base() -> None:
-    head = "".join(line for line in PINS.splitlines(keepends=True) if line.startswith("#"))
-    assert set(re.findall(r"--no-emit-package (\S+)", head)) == BASE_PACKAGES
-    for part in ("requirements/cpu.txt requirements/compliance.txt requirements/data.txt", "requirements/container.in"):
-        assert part in head

@@ -382,16 +382,6 @@ TWO_NODES = {"DGXNNODES": "2", "MASTER_ADDR": "leader", "NEXP": "2", "MASTER_POR
 WORKER = TWO_NODES | {"NODE_RANK": "1"}
 
 
-def wait_for_file(path: Path, *processes: subprocess.Popen[str]) -> None:
-    """Wait for a file while all processes run."""
-
-    def exists() -> bool:
-        assert all(process.poll() is None for process in processes)
-        return path.exists()
-
-    wait_until(exists, 30, str(path))
-
-
 def announce(sandbox: Sandbox, current: str) -> None:
     """Act as a leader whose first seed is 5."""
     sandbox.set.mkdir(exist_ok=True)
@@ -408,7 +398,7 @@ def test_a_worker_uses_the_leaders_seeds_and_ends_with_it(sandbox: Sandbox) -> N
             sandbox.wait_for("running", leader)
             sandbox.clear("sleep")
             log = sandbox.set / "node_1" / "trial_1.log"
-            wait_for_file(log, leader, worker)
+            sandbox.wait_for(log, leader, worker)
             assert sandbox.trial(5)["MASTER_PORT"] == "4000"
             time.sleep(1.5)
             assert worker.poll() is None  # its part of the trial has ended, and it waits for the leader's
@@ -461,7 +451,7 @@ def test_stopping_on_failure_stops_all_nodes(sandbox: Sandbox) -> None:
         sandbox.wait_for("running", leader)
         sandbox.clear("sleep")
         with sandbox.running(**WORKER, **given) as worker:
-            wait_for_file(sandbox.set / "node_1" / "trial_1.log", leader, worker)
+            sandbox.wait_for(sandbox.set / "node_1" / "trial_1.log", leader, worker)
             os.kill(int(sandbox.record("running") or ""), signal.SIGUSR1)
             assert leader.wait(timeout=30) == 0  # the exit status of the summary
             assert worker.wait(timeout=30) == 3
@@ -519,8 +509,8 @@ def test_two_launchers_never_share_a_folder(sandbox: Sandbox) -> None:
     with sandbox.running(NEXP="1", SEED_BASE="5") as leader:
         sandbox.wait_for("running", leader)
         assert_refused(sandbox.run(NEXP="1"), "LOGDIR", "already running", "another folder")
-    with sandbox.running(LOGDIR=str(sandbox.folder / "other"), **WORKER) as worker:
-        wait_for_file(sandbox.folder / "other" / ".lock_1", worker)
+    with sandbox.running(LOGDIR=str(sandbox.folder / "other"), **WORKER):
+        wait_until((sandbox.folder / "other" / ".lock_1").exists, 30, "the worker's lock")
         assert_refused(sandbox.run(LOGDIR=str(sandbox.folder / "other"), **WORKER), "LOGDIR", "already running")
 
 

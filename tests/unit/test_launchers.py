@@ -160,11 +160,7 @@ def test_the_hosts_caches_are_cleared_before_a_container(sandbox: Sandbox, possi
 
 def test_a_signal_stops_our_container_and_no_other(sandbox: Sandbox) -> None:
     sandbox.control(sleep="")
-    process = sandbox.start("run_with_docker.sh", "config_CPU_1x2.sh", **(one_trial(sandbox) | {"NEXP": "2"}))
-    sandbox.wait_for("running", process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 143
+    terminate(sandbox, "run_with_docker.sh")
     assert sandbox.record("signals") == "TERM\n"
     (name,) = container_names(sandbox)
     stops = [call for call in sandbox.calls("docker") if call[1] == "stop"]
@@ -208,9 +204,9 @@ def slurm(sandbox: Sandbox, config: str = "config_CPU_1x2.sh", **environment: st
     return sandbox.run("run.sub", config, **(job(sandbox, config) | environment))
 
 
-def terminate_job(sandbox: Sandbox, limit_s: float, **environment: str) -> None:
-    """Signal a job of two trials when a stub waits, and wait for its end."""
-    process = sandbox.start("run.sub", "config_CPU_1x2.sh", **(job(sandbox) | {"NEXP": "2"} | environment))
+def terminate(sandbox: Sandbox, script: str, limit_s: float = 30, **environment: str) -> None:
+    """Signal a launcher of two trials when a stub waits, and wait for its end."""
+    process = sandbox.start(script, "config_CPU_1x2.sh", **(job(sandbox) | {"NEXP": "2"} | environment))
     sandbox.wait_for("running", process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=limit_s)
@@ -284,7 +280,7 @@ def test_the_rendezvous_is_the_users_address_or_the_first_nodes_name(
 def test_a_signal_goes_through_slurm_and_not_to_srun_which_would_kill_its_tasks(sandbox: Sandbox) -> None:
     sandbox.control(sleep="")
     # The background process that repeats the signal is not waited for.
-    terminate_job(sandbox, 15)
+    terminate(sandbox, "run.sub", 15)
     assert sandbox.calls("scancel") == [["scancel", "--signal=TERM", "77"]]
     assert sandbox.record("signals") == "TERM\n"
     assert sandbox.seeds == [5]
@@ -296,7 +292,7 @@ def test_a_signal_goes_through_slurm_and_not_to_srun_which_would_kill_its_tasks(
 
 def test_a_signal_while_caches_are_cleared_starts_no_trial(sandbox: Sandbox) -> None:
     sandbox.control(clearing_sleeps="")
-    terminate_job(sandbox, 30, CLEAR_CACHES="1")
+    terminate(sandbox, "run.sub", CLEAR_CACHES="1")
     assert sandbox.seeds == []
     assert sandbox.rows == [["1", "5", "143"]]
 
@@ -308,7 +304,7 @@ def test_the_signal_is_repeated_until_the_step_ends(sandbox: Sandbox) -> None:
         '[[ $(wc -l < "$STUB/sent") -lt 3 ]] || kill -TERM $(cat "$STUB/running")\n'
     )
     sandbox.control(sleep="")
-    terminate_job(sandbox, 30)
+    terminate(sandbox, "run.sub")
     assert sandbox.record("signals") == "TERM\n"
     time.sleep(1.2)
     assert sandbox.record("sent") == "x\n" * 3  # and not again after the end

@@ -239,18 +239,6 @@ def processes_of_session(session: int) -> list[psutil.Process]:
     return alive
 
 
-def run_and_signal(sandbox: Sandbox, number: signal.Signals, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Send a signal to the script during its run, and check that it leaves no process behind."""
-    sandbox.control(sleep="")
-    with sandbox.running("run_and_time.sh", **environment) as process:
-        sandbox.wait_for("running", process)
-        wait_until(lambda: len(processes_of_session(process.pid)) == 3, 5, "script, launcher and its child")
-        process.send_signal(number)
-        out, err = process.communicate(timeout=10)
-        assert processes_of_session(process.pid) == []
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize(
     ("controls", "node", "end"),
@@ -265,9 +253,14 @@ def run_and_signal(sandbox: Sandbox, number: signal.Signals, **environment: str)
 def test_a_signal_reaches_torchrun_and_is_the_exit_status(
     sandbox: Sandbox, number: signal.Signals, status: int, controls: dict[str, str], node: dict[str, str], end: str
 ) -> None:
-    sandbox.control(**controls)
-    done = run_and_signal(sandbox, number, **node)
-    assert done.returncode == status
+    sandbox.control(sleep="", **controls)
+    with sandbox.running("run_and_time.sh", **node) as process:
+        sandbox.wait_for("running", process)
+        wait_until(lambda: len(processes_of_session(process.pid)) == 3, 5, "script, launcher and its child")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=10)
+        assert processes_of_session(process.pid) == []
+    assert process.returncode == status
     assert sandbox.record("signals") == "TERM\n"
-    assert done.stderr.endswith(end)
+    assert err.endswith(end)
     assert not was_checked(sandbox)

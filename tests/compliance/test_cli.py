@@ -61,23 +61,6 @@ def test_a_compliant_set_passes_ours_and_the_official_tools(good: Path, capsys: 
     assert len(report["runs"]) == 10
 
 
-def test_an_open_set_has_the_interval_of_its_own_evaluations(tmp_path: Path, capsys: Capture) -> None:
-    samples = [96 * steps for steps in (19, 20, 21, 20, 19, 20, 21, 20, 20, 20)]
-    logs = compliant_set(16, samples_to_target=samples, division="open", eval_every=96)
-    tree = write_tree(tmp_path / "tree", logs, description=system_description(division="open"))
-    results = next((tree / "results").glob("*/gpt_oss_20b"))
-    for check, path in (("check-set", results), ("check-package", tree)):
-        text = " ".join(command(capsys, check, path, "--no-official").out.split())
-        assert "steps of 96, " in text and "5.0 % of their mean" in text and "12,288" not in text
-        found = json.loads(command(capsys, check, path, "--no-official", "--format", "json").out)
-        check_document("report", found)
-        assert found["variance"]["samples"]["quantum"] == found["sets"][0]["eval_interval_samples"] == 96
-    page = tmp_path / "report.html"
-    assert command(capsys, "report", results, "--no-official", "--out", page).status == 0
-    shown = page.read_text(encoding="utf-8")
-    assert "steps of 96, " in shown and "12,288" not in shown
-
-
 def test_a_violation_has_file_line_and_what_the_official_tools_miss(bad: Path, capsys: Capture) -> None:
     found = command(capsys, "check-set", bad, "--format", "json")
     assert found.status == ExitCode.VIOLATION
@@ -137,16 +120,6 @@ def test_options_reach_every_check(check: str, good: Path, tree: Path, tmp_path:
     assert json.loads(command(capsys, check, path, "--no-official", "--format", "json").out)["ruleset"] == "6.1.0"
 
 
-def test_gzipped_and_published_names_are_found(tmp_path: Path, capsys: Capture) -> None:
-    for number, log in enumerate(compliant_set(16)):
-        (tmp_path / f"run_{number}.log.gz").write_bytes(gzip.compress(log.text().encode()))
-    (tmp_path / "compliance_checker.log").write_text("INFO - nothing of a run", encoding="utf-8")
-    found = command(capsys, "check-set", tmp_path, "--format", "json")
-    assert found.status == 0, found.out
-    runs = json.loads(found.out)["runs"]
-    assert [Path(run["file"]).name for run in runs] == [f"run_{number}.log.gz" for number in range(10)]
-
-
 USAGE = [
     "check-run",
     "check-run --bogus x",
@@ -154,6 +127,7 @@ USAGE = [
     "check-set x --ruleset 5.1.0",
     "check-set x --format yaml",
     "check-set x --runs 0",
+    "check-set x --official-timeout 0.5",
     "check-set x --cv-limit -1",
     "plan",
     "plan --gbs 0",
@@ -200,12 +174,6 @@ def test_unreadable_input_is_3_and_an_error_message(tmp_path: Path, good: Path, 
         assert f"error: {report['findings'][0]['message']}\n" == found.err
 
 
-def test_the_same_log_twice_is_an_error(good: Path, capsys: Capture) -> None:
-    log = good / "result_0.txt"
-    found = command(capsys, "check-set", log, log)
-    assert found.status == ExitCode.UNREADABLE and str(log) in found.err
-
-
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
@@ -236,16 +204,13 @@ def test_help_names_every_command_and_exit_status(capsys: Capture) -> None:
         assert command(capsys, name, "--help").status == 0
 
 
-@pytest.mark.parametrize("gbs", [8, 16, 24, 32, 48, 64, 96])
+@pytest.mark.parametrize("gbs", [48, 96])
 def test_a_plan_is_json_by_default(gbs: int, capsys: Capture) -> None:
-    found = command(capsys, "plan", "--gbs", gbs)
+    found = command(capsys, "plan", "--gbs", gbs, "--ruleset", "6.0.0")
     plan = json.loads(found.out)
     check_document("plan", plan)
-    assert found.status == 0
-    assert plan["gbs"] == gbs and plan["eval_interval_samples"] % gbs == 0
-    assert (plan["rcp"]["pruned"]["mean"] is None) == (gbs > 64)
-    text = command(capsys, "plan", "--gbs", gbs, "--format", "text").out
-    assert f"Global batch size {gbs}" in text
+    assert (found.status, plan["gbs"], plan["ruleset"]) == (0, gbs, "6.0.0")
+    assert f"Global batch size {gbs}" in command(capsys, "plan", "--gbs", gbs, "--format", "text").out
 
 
 def test_rules_lists_every_rule_once(capsys: Capture) -> None:
@@ -256,6 +221,7 @@ def test_rules_lists_every_rule_once(capsys: Capture) -> None:
     for rule in ALL_RULES:
         assert f"{rule.id} (" in listed and f"| `{rule.id}` |" in table
         assert rule.description and rule.citation
+    assert "hyperparameter-fixed (error, closed division only)" in listed and "eval-cadence (error)" in listed
 
 
 def test_a_report_is_one_file(bad: Path, tree: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -273,19 +239,31 @@ def test_a_report_that_cannot_be_written_is_wrong_usage(good: Path, tmp_path: Pa
         assert found.status == ExitCode.USAGE and "--out" in found.err
 
 
-SLOW_IMPORTS = ("torch", "megatron", "pandas", "scipy", "matplotlib", "jinja2", "mlperf_logging")
+# Code, and packages that it must not import, because their import is slow.
+SLOW_IMPORTS = {
+    "check-set": (
+        "import contextlib\nfrom compliance.cli import main\nwith contextlib.suppress(SystemExit):\n    main()",
+        {"torch", "megatron", "pandas", "scipy", "matplotlib", "jinja2", "mlperf_logging"},
+    ),
+    "compare": ("import compliance.cli, compliance.compare, compliance.render.comparison_text", {"scipy", "numpy"}),
+    "render": (
+        "import compliance.render.text_report, compliance.render.junit_report",
+        {"rich", "numpy", "pydantic", "jinja2", "matplotlib"},
+    ),
+    "rcp": (
+        "from compliance import plan, rcp, score\nrcp.check_convergence(48, 3e5, '6.1.0')",
+        {"numpy", "scipy", "pandas", "mlperf_logging", "torch"},
+    ),
+}
 
 
-def test_checking_imports_nothing_slow(good: Path) -> None:
-    script = (
-        "import sys\nfrom compliance.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
-        f"slow = [name for name in {SLOW_IMPORTS} if name in sys.modules]\n"
-        "sys.exit(f'imported {slow}' if slow else int(code or 0))\n"
-    )
+@pytest.mark.parametrize("case", SLOW_IMPORTS)
+def test_no_slow_package_is_imported(case: str, good: Path) -> None:
+    code, slow = SLOW_IMPORTS[case]
+    script = f"import sys\n{code}\nprint('slow:', sorted({slow} & set(sys.modules)))"
     arguments = [sys.executable, "-c", script, "check-set", str(good), "--no-official"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.endswith("slow: []\n")
 
 
 def test_it_runs_from_anywhere_as_a_module(good: Path, tmp_path: Path) -> None:
@@ -393,12 +371,3 @@ def test_characters_that_the_encoding_lacks_are_escaped(monkeypatch: pytest.Monk
     cli._print("a\u00e9\n")
     sys.stdout.flush()
     assert raw.getvalue() == b"a\\xe9\n"
-
-
-def test_options_of_plan_and_rules(tmp_path: Path, capsys: Capture) -> None:
-    assert json.loads(command(capsys, "plan", "--gbs", 32, "--ruleset", "6.0.0").out)["ruleset"] == "6.0.0"
-    log = compliant_log(64).write(tmp_path / "result_0.txt")
-    assert command(capsys, "check-run", log, "--official-timeout", 0.5).status == ExitCode.USAGE
-    listed = command(capsys, "rules").out
-    assert "hyperparameter-fixed (error, closed division only)" in listed
-    assert "open-division (error, open division only)" in listed and "eval-cadence (error)" in listed

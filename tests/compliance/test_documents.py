@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from compliance.benchmark import RULESETS
-from compliance.documents import DOCUMENTS, report_document, to_json
+from compliance.compare import Comparison, compare
+from compliance.documents import DOCUMENTS, Document, report_document, to_json
 from compliance.findings import (
     OfficialTool,
     OfficialVerdict,
@@ -27,6 +28,8 @@ from compliance.findings import (
 )
 from compliance.plan import make_plan
 from tests.support.commands import command
+from tests.support.judging import judged
+from tests.support.made_logs import compliant_log
 from tests.support.made_reports import (
     ANY_REPORT,
     FOLDER,
@@ -40,15 +43,26 @@ from tests.support.made_reports import (
 from tests.support.schemas import check_document, is_valid, schema
 
 
+def read(document: Document) -> dict[str, Any]:
+    """Return the document as a reader of RFC 8259 gets it."""
+    parsed: dict[str, Any] = json.loads(to_json(document), parse_constant=pytest.fail)
+    return parsed
+
+
 def document(report: Report) -> dict[str, Any]:
-    """Return the report's JSON, read by the rules of RFC 8259."""
-    parsed: dict[str, Any] = json.loads(to_json(report_document(report)), parse_constant=pytest.fail)
-    return parsed
+    return read(report_document(report))
 
 
-def plan_document() -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(to_json(make_plan(16, "6.1.0", draws=50)))
-    return parsed
+def comparison() -> Comparison:
+    runs = [judged(compliant_log(64, number), f"{number}.txt") for number in range(2)]
+    return compare(runs, runs, "6.1.0")
+
+
+MAKERS: dict[str, Callable[[], Document]] = {
+    "report": lambda: report_document(failing_report()),
+    "plan": lambda: make_plan(16, "6.1.0", draws=50),
+    "comparison": comparison,
+}
 
 
 # The documents
@@ -231,16 +245,19 @@ WRONG_PLANS: dict[str, Break] = {
 }
 
 
-@pytest.mark.parametrize("breaks", WRONG_REPORTS.values(), ids=list(WRONG_REPORTS))
-def test_the_schema_refuses_a_wrong_report(breaks: Break) -> None:
-    made = document(failing_report())
-    breaks(made)
-    assert not is_valid("report", made)
+WRONG_COMPARISONS: dict[str, Break] = {
+    "another version": lambda made: made.update(schema_version=1),
+    "unknown outcome": lambda made: made["samples"].update(outcome="faster"),
+    "confidence 1": lambda made: made.update(confidence=1.0),
+    "no set": lambda made: made.update(a=None),
+    "one run": lambda made: made["a"].update(runs=1),
+}
+WRONG = {"report": WRONG_REPORTS, "plan": WRONG_PLANS, "comparison": WRONG_COMPARISONS}
 
 
-@pytest.mark.parametrize("breaks", WRONG_PLANS.values(), ids=list(WRONG_PLANS))
-def test_the_schema_refuses_a_wrong_plan(breaks: Break) -> None:
-    made = plan_document()
-    assert is_valid("plan", made)
-    breaks(made)
-    assert not is_valid("plan", made)
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in WRONG.items() for case in cases])
+def test_the_schema_refuses_a_wrong_document(name: str, case: str) -> None:
+    made = read(MAKERS[name]())
+    assert is_valid(name, made)
+    WRONG[name][case](made)
+    assert not is_valid(name, made)

@@ -53,12 +53,6 @@ def test_the_bootstrap_against_the_exact_probability(gbs: int, ruleset: str) -> 
         assert estimate.standard_error == pytest.approx(error, rel=0.15, abs=5e-6)
 
 
-def test_known_risks() -> None:
-    """Pin the exact probabilities, to detect a change of the points or of the minimum."""
-    for gbs, full in ((16, 0.009529), (32, 0.025906), (64, 0.019128)):
-        assert exact_probability(POINTS[gbs].samples, POINTS[gbs].minimum) == pytest.approx(full, abs=1e-6)
-
-
 def test_pruning_makes_32_safe() -> None:
     bootstrap = make_plan(32, "6.1.0").bootstrap
     assert bootstrap.pruned is not None
@@ -109,21 +103,6 @@ def test_drawn_runs_are_the_published_ones() -> None:
         drawn = {float(value): float(np.mean(runs == value)) for value in np.unique(runs)}
         assert drawn == pytest.approx(shares, abs=0.005)
         assert ("there are none at GBS" in note) is (gbs < 16)
-
-
-@pytest.mark.parametrize(
-    ("gbs", "approximate", "words"),
-    [
-        (8, True, "the smallest there are: there are none at GBS 8"),
-        (16, False, "20 reference runs at GBS 16."),
-        (24, True, "no reference runs at GBS 24"),
-        (32, False, "20 reference runs at GBS 32."),
-    ],
-)
-def test_the_origin_of_the_runs(gbs: int, approximate: bool, words: str) -> None:
-    bootstrap = make_plan(gbs, "6.1.0", draws=100).bootstrap
-    assert bootstrap.approximate is approximate
-    assert words in bootstrap.note
 
 
 def test_above_the_largest_point() -> None:
@@ -216,7 +195,7 @@ def test_the_json_document() -> None:
     printed = json.loads(to_json(make_plan(48, "6.0.0", draws=1000)))
     assert (printed["gbs"], printed["ruleset"], printed["bootstrap"]["draws"]) == (48, "6.0.0", 1000)
     assert printed["accumulation"][0] == {"micro_batch": 1, "data_parallel": 8, "accumulation": 6}
-    assert printed["rcp"]["pruned"]["kind"] == "interpolated"
+    assert printed["rcp"]["pruned"]["kind"] == "interpolated" and printed["bootstrap"]["approximate"]
     assert printed["rcp"]["pruned"]["min"] == pytest.approx(256614.131389, abs=1e-6)
     assert printed["rcp"]["full"]["mean"] == pytest.approx(267946.666667, abs=1e-6)
     assert printed["probability_of_failing"] == printed["bootstrap"]["pruned"]["probability"]
@@ -245,8 +224,3 @@ def test_numbers_below_one_are_refused(name: str, value: int) -> None:
     arguments: dict[str, int] = {"gbs": 16, name: value}
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got {value}"):
         make_plan(ruleset="6.1.0", **arguments)
-
-
-def test_an_unknown_ruleset() -> None:
-    with pytest.raises(ValueError, match=r"unknown ruleset '5\.1\.0'"):
-        make_plan(16, "5.1.0")

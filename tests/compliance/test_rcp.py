@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,16 +17,9 @@ from hypothesis import strategies as st
 from mlperf_logging.rcp_checker.rcp_checker import RCP_Checker, check_directory
 
 from compliance import rcp
-from tests.support.paths import ROOT
 
 RULESETS = ("6.0.0", "6.1.0")
 # GBS: (full mean, full minimum), (pruned mean, pruned minimum).
-GOLDEN = {
-    16: ((194560.0, 188719.167249), (194560.0, 188719.167249)),
-    32: ((234837.333333, 229258.556210), (230058.666667, 222720.776251)),
-    48: ((267946.666667, 259934.719809), (265557.333333, 256614.131389)),
-    64: ((301056.0, 290308.288671), (301056.0, 290308.288671)),
-}
 
 
 def official(ruleset: str, rcp_file: io.StringIO | None = None) -> Any:
@@ -56,16 +47,6 @@ def write_results(folder: Path, gbs: int, samples: Sequence[int]) -> None:
         ]
         lines = [":::MLLOG " + json.dumps({"key": key, "value": v, "metadata": m}) for key, v, m in records]
         (folder / f"result_{run}.txt").write_text("\n".join(lines) + "\n")
-
-
-@pytest.mark.parametrize("ruleset", RULESETS)
-@pytest.mark.parametrize("gbs", GOLDEN)
-def test_golden_values(gbs: int, ruleset: str) -> None:
-    result = rcp.check_convergence(gbs, None, ruleset)
-    for test, (mean, minimum) in zip((result.full, result.pruned), GOLDEN[gbs], strict=True):
-        assert test.mean == pytest.approx(mean, rel=0, abs=1e-6)
-        assert test.minimum == pytest.approx(minimum, rel=0, abs=1e-6)
-        assert (test.submission_mean, test.passed, test.margin_samples, test.normalization) == (None,) * 4
 
 
 @pytest.mark.parametrize("ruleset", RULESETS)
@@ -265,12 +246,3 @@ def test_a_missing_package_and_a_missing_file(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("compliance.rcp.find_spec", lambda name: package)
     with pytest.raises(rcp.RcpDataError, match=r"training_6\.0\.0.*mlperf-logging==4\.1\.68"):
         uncached("6.0.0")
-
-
-def test_standard_library_only() -> None:
-    code = (
-        "import sys; from compliance import plan, rcp, score; rcp.check_convergence(48, 3e5, '6.1.0');"
-        "print(sorted({'numpy', 'scipy', 'pandas', 'mlperf_logging', 'torch'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

@@ -11,12 +11,10 @@ from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cache
-from html.parser import HTMLParser
 from typing import Any, Literal
 from xml.etree import ElementTree
 
 import matplotlib
-import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
@@ -68,65 +66,36 @@ OFFICIAL = Official(
 )
 
 
-class Page(HTMLParser):
-    """Content of a page; fails on a tag that is not closed or not opened."""
+class Page:
+    """Content of a page. Raises ParseError on a tag that is not closed or not opened."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.headings: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.pieces: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.text = "".join(self.pieces)
+        # Well-formed HTML is XML, once the tags that have no content are closed.
+        root = ElementTree.fromstring(re.sub(r"<(meta|img)\b([^>]*[^>/])>", r"<\1\2/>", text))
+        for style in root.iter("style"):
+            style.text = ""
+        self.elements = list(root.iter())
+        self.tags = [each.tag for each in self.elements]
+        self.headings = ["".join(each.itertext()) for each in self.elements if re.fullmatch("h[1-4]", each.tag)]
+        self.tables = [
+            [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")] for table in root.iter("table")
+        ]
+        self.rows = [row for table in self.tables for row in table]
+        self.text = "".join(root.itertext())
         # Between term and value Markdown has a colon, HTML has tags.
-        self.words = re.sub(r":?\s+", " ", " ".join(self.pieces))
+        self.words = re.sub(r":?\s+", " ", " ".join(root.itertext()))
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta", "img", "br", "hr", "link", "input"}:
-            self.open.append(tag)
-        if tag in {"h1", "h2", "h3", "h4"}:
-            self.headings.append("")
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in {"th", "td"}:
-            self.tables[-1][-1].append("")
+    def attributes(self, tag: str) -> list[dict[str, str]]:
+        return [each.attrib for each in self.elements if each.tag == tag]
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self.pieces.append(data)
-        if any(tag in {"h1", "h2", "h3", "h4"} for tag in self.open):
-            self.headings[-1] += data
-        if any(tag in {"th", "td"} for tag in self.open):
-            self.tables[-1][-1][-1] += data
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def ids(self) -> list[str | None]:
-        return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
-
-    def rows(self) -> list[list[str]]:
-        return [row for table in self.tables for row in table]
+    def ids(self) -> list[str]:
+        return [each.attrib["id"] for each in self.elements if "id" in each.attrib]
 
 
 def page(report: Report, kind: Kind = "html") -> Page:
     """Return the file as a reader sees it; markdown-it is the parser of rich and of Jupyter."""
     text = report_file(report, kind)
-    return Page(text if kind == "html" else MarkdownIt("commonmark").enable("table").render(text))
+    return Page(text if kind == "html" else f"<div>{MarkdownIt('commonmark').enable('table').render(text)}</div>")
 
 
 @cache
@@ -230,7 +199,7 @@ def test_every_finding_is_shown_in_full(kind: Kind) -> None:
     ]
     of_set = made_finding("set", file=None, line=None)
     shown = page(made_report(made_set(), findings=(*findings, of_set)), kind)
-    rows = shown.rows()
+    rows = shown.rows
     for n, finding in enumerate(findings):
         place = f"logs/result_0.txt:{n}" if n else "logs/result_0.txt"
         assert [place, f"message {n}", f"right {n}", "actual value"] in rows
@@ -298,7 +267,7 @@ def test_the_numbers_behind_the_pictures_are_in_tables(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_variance_and_rcp_tables(kind: Kind) -> None:
     shown = page(made_report(made_set(rcp=Rcp(GBS, PRUNED, MISSING))), kind)
-    rows = {row[0]: row[1:] for row in shown.rows() if len(row) == 3}
+    rows = {row[0]: row[1:] for row in shown.rows if len(row) == 3}
     expected = {
         "Mean": ["233,472.00", "361.20"],
         "Standard deviation": ["12,953.10", "10.10"],
@@ -321,8 +290,8 @@ def test_variance_and_rcp_tables(kind: Kind) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_the_official_verdicts_stand_beside_ours() -> None:
     shown = page(made_report(made_set(), official=OFFICIAL))
-    assert ["package_checker", "results", "fail", "11.3", "no scaling.json; no code"] in shown.rows()
-    assert ["rcp_checker", "results", "fail", "pass", "it trusts the shipped scaling.json"] in shown.rows()
+    assert ["package_checker", "results", "fail", "11.3", "no scaling.json; no code"] in shown.rows
+    assert ["rcp_checker", "results", "fail", "pass", "it trusts the shipped scaling.json"] in shown.rows
     assert "mlperf-logging 4.1.68: fail." in shown.text
     assert "mlperf-logging 4.1.68: " not in page(made_report()).text
     same = tuple(OfficialResult("compliance_checker", f"logs/{n}.txt", "pass", (), 0.5) for n in range(3))
@@ -360,7 +329,7 @@ def test_html_and_markdown_have_the_same_alternative_texts() -> None:
     html, markdown = ([image["alt"] for image in ten_runs(kind)[1].attributes("img")] for kind in KINDS)
     assert html == markdown
     assert len(set(html)) == 5
-    assert all(re.search(r"\d", str(text)) and str(text).endswith(".") for text in html)
+    assert all(re.search(r"\d", text) and text.endswith(".") for text in html)
 
 
 # --- hostile logs, self-containment, determinism ----------------------------------------------------------------------
@@ -384,7 +353,7 @@ def hostile_report(text: Any) -> Report:
 def test_hostile_text_stays_text(kind: Kind) -> None:
     shown = page(hostile_report(HOSTILE_MARKUP), kind)
     harmless = page(hostile_report("harmless"), kind)
-    assert [tag for tag, _ in shown.tags] == [tag for tag, _ in harmless.tags]
+    assert shown.tags == harmless.tags
     assert shown.text.count(HOSTILE_MARKUP) == harmless.text.count("harmless") > 50
 
 
@@ -400,25 +369,25 @@ def test_the_page_loads_nothing() -> None:
     text, shown = ten_runs("html")
     policy = next(meta["content"] for meta in shown.attributes("meta") if "http-equiv" in meta)
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert not {tag for tag, _ in shown.tags} & {"script", "link", "iframe", "object", "embed", "base", "svg", "form"}
-    for tag, attributes in shown.tags:
-        assert not any(name.startswith("on") or name in {"srcset", "style", "action"} for name in attributes)
-        assert "src" not in attributes or (tag == "img" and str(attributes["src"]).startswith("data:image/svg+xml;"))
-        assert "href" not in attributes or str(attributes["href"]).startswith("#")
+    assert not set(shown.tags) & {"script", "link", "iframe", "object", "embed", "base", "svg", "form"}
+    for each in shown.elements:
+        assert not any(name.startswith("on") or name in {"srcset", "style", "action"} for name in each.attrib)
+        assert "src" not in each.attrib or (each.tag == "img" and each.attrib["src"].startswith("data:image/svg+xml;"))
+        assert each.get("href", "#").startswith("#")
     styles = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in styles and "@import" not in styles
 
 
 def test_markdown_loads_nothing() -> None:
     _, shown = ten_runs("md")
-    assert {tag for tag, _ in shown.tags} <= {"h1", "h2", "h3", "h4", "p", "strong", "ul", "li", "img", "table",
+    assert set(shown.tags) <= {"div", "h1", "h2", "h3", "h4", "p", "strong", "ul", "li", "img", "table",
                                               "thead", "tbody", "tr", "th", "td"}  # fmt: skip
-    assert [str(image["src"])[:22] for image in shown.attributes("img")] == ["data:image/png;base64,"] * 5
+    assert [image["src"][:22] for image in shown.attributes("img")] == ["data:image/png;base64,"] * 5
 
 
 def test_pictures_are_valid_svg_without_dates_or_links() -> None:
     for image in page(made_report(mixed_set())).attributes("img"):
-        source = b64decode(str(image["src"]).partition(",")[2]).decode()
+        source = b64decode(image["src"].partition(",")[2]).decode()
         ElementTree.fromstring(source)
         assert "<metadata" not in source
         assert not re.search(r'href="(?!#)', source)
@@ -429,6 +398,7 @@ def test_the_same_report_makes_the_same_bytes_whatever_the_settings() -> None:
     for kind in KINDS:
         with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "axes.facecolor": "black"}):
             assert report_file(report, kind) == ten_runs(kind)[0]
+            assert len(ten_runs(kind)[0].encode()) < 700_000
             assert matplotlib.rcParams["lines.linewidth"] == 9
 
 
@@ -449,19 +419,6 @@ def test_another_process_makes_the_same_bytes_without_pyplot() -> None:
     }  # fmt: skip
     assert len(outcomes) == 1
     assert outcomes.pop().endswith(" []\n")
-
-
-def test_ten_runs_with_noisy_curves_stay_small() -> None:
-    noise = np.random.default_rng(1)
-
-    def noisy(run: RunSummary) -> RunSummary:
-        samples = run.logged_learning_rates.samples
-        logged, expected = (Curve(samples, tuple((8e-4 * noise.random(len(samples))).tolist())) for _ in range(2))
-        return replace(run, logged_learning_rates=logged, expected_learning_rates=expected)
-
-    report = made_report(made_set([noisy(run) for run in made_set().runs]))
-    assert len(report_file(report, "html").encode()) < 2_000_000
-    assert all(len(ten_runs(kind)[0].encode()) < 700_000 for kind in KINDS)
 
 
 def test_a_hundred_thousand_evaluations_stay_small() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +36,6 @@ from tests.support.made_reports import (
     made_set,
     passing_report,
 )
-from tests.support.paths import ROOT
 
 
 def lines(report: Report, **options: Any) -> list[str]:
@@ -50,16 +47,6 @@ def section(report: Report, heading: str, **options: Any) -> list[str]:
     shown = lines(report, **options)
     start = shown.index(heading) + 1
     return shown[start : [*shown, ""].index("", start)]
-
-
-def test_importing_the_renderers_imports_nothing_slow() -> None:
-    code = (
-        "import sys, compliance.render.text_report, compliance.render.junit_report;"
-        "slow = ('rich', 'numpy', 'pydantic', 'jinja2', 'matplotlib');"
-        "print([name for name in slow if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_the_verdict_comes_first() -> None:

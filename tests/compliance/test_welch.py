@@ -60,19 +60,6 @@ def test_the_test_is_scipys(sets: tuple[list[float], list[float]], confidence: f
         assert significant == (not ours.low <= 0 <= ours.high)
 
 
-@given(SAMPLES)
-@settings(max_examples=50, deadline=None)
-def test_the_spread_of_a_set(values: list[float]) -> None:
-    found = compare_metric("samples", values, [1.0, 2.0], quanta=(INTERVAL, None)).a
-    assert found is not None
-    assert (found.mean, found.sd) == pytest.approx((statistics.mean(values), statistics.stdev(values)), rel=1e-12)
-    assert found.cv_percent == pytest.approx(100 * statistics.stdev(values) / statistics.mean(values), rel=1e-12)
-    assert (found.runs, found.minimum, found.maximum) == (len(values), min(values), max(values))
-    assert found.quantum == INTERVAL and found.quantum_percent == pytest.approx(
-        100 * INTERVAL / statistics.mean(values)
-    )
-
-
 def test_swapped_sets_swap_the_sign() -> None:
     a, b = [10.0, 12.0, 11.0], [14.0, 15.0, 17.0, 15.5]
     one, other = welch_of(compare_metric("minutes", a, b)), welch_of(compare_metric("minutes", b, a))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +94,6 @@ def time_to_run_start() -> float:
 
 def time_steps(output: Path, steps: int) -> None:
     """Time steps of both back ends and the logging of one step, on every rank. Rank 0 writes the seconds."""
-    import torch
     import torch.distributed as dist
 
     from gptoss20b.batches import synthetic_batches
@@ -105,20 +105,20 @@ def time_steps(output: Path, steps: int) -> None:
 
     config = resolve()
     rank = read_rank(config)
+    batches = partial(synthetic_batches, config, rank.device, config.accumulation_steps)
     seconds: dict[str, list[float]] = {"torch": [], "megatron_local": [], "logging": []}
     with distributed_session(config, rank):
-        batches = synthetic_batches(config, torch.device("cpu"))
         trainers = {
             "torch": Trainer(config, "torch", rank.device, 1),
             "megatron_local": Trainer(config, "megatron_local", rank.device, 1),
         }
-        losses = {name: trainer.step(batches(config.accumulation_steps)).loss() for name, trainer in trainers.items()}
+        losses = {name: trainer.step(batches()).loss() for name, trainer in trainers.items()}
         assert abs(losses["torch"] / losses["megatron_local"] - 1) < 1e-5, "both back ends must compute the same"
         for name in ("torch", "megatron_local", "megatron_local", "torch"):
             for _ in range(steps):
                 dist.barrier()
                 start = time.perf_counter()
-                loss = trainers[name].step(batches(config.accumulation_steps)).loss()
+                loss = trainers[name].step(batches()).loss()
                 seconds[name].append(time.perf_counter() - start)
         if rank.is_rank_zero:
             log = RunLog(output.with_name("result_0.txt"))

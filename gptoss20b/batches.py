@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,18 +34,14 @@ def to_device(host: Batch, device: torch.device) -> DeviceBatch:
     return DeviceBatch(move(host.tokens), move(host.labels), move(host.loss_mask))
 
 
-def synthetic_batches(config: Config, device: torch.device) -> Callable[[int], Iterator[DeviceBatch]]:
-    """Return a function of ``count`` that yields as many micro batches of random tokens, the same at every call."""
+def synthetic_batches(config: Config, device: torch.device, count: int) -> Iterator[DeviceBatch]:
+    """Yield ``count`` micro batches of random tokens, the same at every call."""
     shape = (config.execution.micro_batch_size, config.fixed.sequence_length)
-
-    def batches(count: int) -> Iterator[DeviceBatch]:
-        # Seeded here: torch's global random state belongs to the run.
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(count):
-            tokens = torch.randint(config.model.vocab_size, shape, generator=generator).to(device)
-            yield DeviceBatch(tokens, tokens.roll(-1, dims=1), torch.ones(shape, device=device))
-
-    return batches
+    # Seeded here: torch's global random state belongs to the run.
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        tokens = torch.randint(config.model.vocab_size, shape, generator=generator).to(device)
+        yield DeviceBatch(tokens, tokens.roll(-1, dims=1), torch.ones(shape, device=device))
 
 
 def shard_for_context_parallel(sequences: Tensor, rank: int, ranks: int) -> Tensor:

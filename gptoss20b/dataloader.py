@@ -27,13 +27,7 @@ from .mlperf_log import RunClock
 
 @dataclass(frozen=True)
 class DataShard:
-    """One data-parallel rank's part of every global batch.
-
-    Attributes:
-        rank: data-parallel rank.
-        ranks: data-parallel size.
-        micro_batch_size: sequences per forward pass.
-    """
+    """Part of every global batch that data-parallel rank ``rank`` of ``ranks`` reads."""
 
     rank: int
     ranks: int

@@ -19,15 +19,8 @@ from .config import Config
 from .model.megatron_config import params_dtype
 
 
-def build_optimizer(config: Config, model: DistributedDataParallel, *, overlap_param_gather: bool, fused: bool) -> Any:
-    """Build Megatron-Core's distributed AdamW for a model.
-
-    Args:
-        config: the resolved configuration.
-        model: the wrapped model.
-        overlap_param_gather: gather updated weights during the next forward pass.
-        fused: update all parameters in one kernel; needs a GPU.
-    """
+def build_optimizer(config: Config, model: DistributedDataParallel, *, fused: bool) -> Any:
+    """Build Megatron-Core's distributed AdamW. With ``fused``, which needs a GPU, one kernel updates all parameters."""
     fixed = config.fixed
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -41,7 +34,7 @@ def build_optimizer(config: Config, model: DistributedDataParallel, *, overlap_p
             decoupled_weight_decay=True,
             clip_grad=0.0,  # `clip_gradients` clips
             use_distributed_optimizer=True,
-            overlap_param_gather=overlap_param_gather,
+            overlap_param_gather=model.ddp_config.overlap_param_gather,
             bf16=config.execution.bf16_weights,
             params_dtype=params_dtype(config),
         ),

@@ -57,9 +57,7 @@ class RunContext:
 def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
     """Run one rank from start to stop. An error ends in the log and in the exit code, never only in a traceback.
 
-    Args:
-        config: the resolved configuration.
-        extra_callbacks: called after the run's own callbacks.
+    ``extra_callbacks`` are called after the run's own.
     """
     try:
         rank = read_rank(config)
@@ -153,17 +151,9 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
 
 
 def fit(config: Config, trainer: Trainer, dataloader: DataLoader, callbacks: CallbackList, start_step: int = 0) -> bool:
-    """Train until an evaluation reaches the target, or for max_steps.
+    """Train until an evaluation reaches the target, or for max_steps. Return whether the target was reached.
 
-    Args:
-        config: the resolved configuration.
-        trainer: model, optimizer and schedule.
-        dataloader: the open data.
-        callbacks: observers.
-        start_step: steps already completed; above 0 when resuming.
-
-    Returns:
-        Whether the target was reached.
+    ``start_step`` is the number of steps already completed, above 0 when resuming.
 
     Raises:
         NonFiniteLossError: a loss is NaN or infinite.

@@ -77,15 +77,10 @@ def build_and_initialize(
 
 
 class Trainer:
-    """Model, optimizer and schedule of this rank.
+    """Model, optimizer and schedule of this rank. Needs Megatron-Core's process groups.
 
-    Args:
-        config: the resolved configuration.
-        backend: layer back end, from `choose_backend`.
-        device: this rank's device; its process groups must exist.
-        seed: seed of the initial weights.
-        overlap: gather the weights that other ranks updated during the next forward pass instead of before it. None
-            overlaps on a GPU, unless layers are compiled: a compiled layer drops the hooks that wait for the weights.
+    ``overlap`` gathers the weights that other ranks updated during the next forward pass instead of before it. None
+    overlaps on a GPU, unless layers are compiled: a compiled layer drops the hooks that wait for the weights.
     """
 
     def __init__(
@@ -105,9 +100,7 @@ class Trainer:
             overlap_param_gather=self.overlap_param_gather,
         )
         self.model = DistributedDataParallel(config=gpt.config, ddp_config=ddp, module=module)
-        self.optimizer = build_optimizer(
-            config, self.model, overlap_param_gather=self.overlap_param_gather, fused=on_gpu
-        )
+        self.optimizer = build_optimizer(config, self.model, fused=on_gpu)
         self._params_stale = False
         self.scheduler = build_scheduler(config, self.optimizer)
         # Megatron's schedule looks for these hooks in the model's config object.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -21,11 +20,11 @@ def warm_up(trainer: Trainer, passes: int) -> None:
     """Run ``passes`` optimizer steps and one evaluation micro batch on synthetic tokens, then undo them."""
     if passes == 0:
         return
-    batches = synthetic_batches(trainer.config, trainer.device)
+    config, device = trainer.config, trainer.device
     with preserve_state(trainer):
         for _ in range(passes):
-            trainer.step(batches(trainer.config.accumulation_steps))
-        trainer.evaluate(batches(1), 1)
+            trainer.step(synthetic_batches(config, device, config.accumulation_steps))
+        trainer.evaluate(synthetic_batches(config, device, 1), 1)
 
 
 @contextmanager
@@ -38,7 +37,13 @@ def preserve_state(trainer: Trainer) -> Iterator[None]:
     buffers = [buffer.clone() for buffer in trainer.model.module.buffers()]
     optimizers = [part.optimizer for part in optimizer_parts(trainer.optimizer) if part.optimizer is not None]
     assert not any(optimizer.state for optimizer in optimizers), "the trainer has made a step"
-    group_settings = [_copy_group_settings(optimizer) for optimizer in optimizers]
+    group_settings = [
+        [
+            {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+            for group in each.param_groups
+        ]
+        for each in optimizers
+    ]
     steps_done = trainer.scheduler.num_steps
     random = torch.get_rng_state(), torch.cuda.get_rng_state()
     yield
@@ -63,10 +68,3 @@ def preserve_state(trainer: Trainer) -> Iterator[None]:
     trainer.scheduler.step(0)
     torch.set_rng_state(random[0])
     torch.cuda.set_rng_state(random[1])
-
-
-def _copy_group_settings(optimizer: Any) -> list[dict[str, Any]]:
-    return [
-        {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]

@@ -28,12 +28,9 @@ from gptoss20b.tools.bench.workload import SEED, describe_optimizer, gradient_no
 class HuggingFace:
     """Training of transformers' GptOssForCausalLM as a `bench.workload.Workload`.
 
-    Args:
-        config: configuration of the `openai` variant.
-        device: device to run on. Attention is flex attention on a GPU, and eager on a CPU, where flex attention has no
-            backward pass.
-        compiled: run each layer through torch.compile. Compiling the whole model takes minutes and would only fuse
-            embedding, final norm and loss.
+    Attention is flex attention on a GPU, and eager on a CPU, where flex attention has no backward pass. ``compiled``
+    runs each layer through torch.compile. Compiling the whole model takes minutes and would only fuse embedding, final
+    norm and loss.
 
     Raises:
         ValueError: the configuration is not a GptOssForCausalLM's.

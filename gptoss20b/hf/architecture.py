@@ -62,11 +62,7 @@ _HF_FIELD_NAMES = (
 
 
 def from_hf_config(hf_config: Mapping[str, Any], problems: list[str]) -> ModelConfig | None:
-    """Return the model section for a GptOssConfig, given as its config.json.
-
-    Returns:
-        The model, or None if a problem was appended to ``problems``.
-    """
+    """Return the model section for a GptOssConfig, given as its config.json; None if a problem was appended."""
     before = len(problems)
     if hf_config.get("model_type") != "gpt_oss":
         problems.append(f"config.json: model_type: got {hf_config.get('model_type')!r}, expected 'gpt_oss'")
@@ -98,10 +94,7 @@ def from_hf_config(hf_config: Mapping[str, Any], problems: list[str]) -> ModelCo
 def to_hf_config(model: ModelConfig, dtype: str, problems: list[str]) -> dict[str, Any]:
     """Return the config.json of a GptOssForCausalLM (written as by transformers 5) for a model section.
 
-    Args:
-        model: the model section.
-        dtype: "bfloat16" or "float32".
-        problems: gets a message for each feature that GptOssForCausalLM does not have.
+    ``dtype`` is "bfloat16" or "float32". Each feature that GptOssForCausalLM does not have becomes a problem.
     """
     problems += [
         f"config.json: model.{name}: got {getattr(model, name)!r}, expected {value!r} as in GptOssForCausalLM"

@@ -16,15 +16,12 @@ from .folder import Shape, WeightsFolder
 
 @torch.no_grad()
 def load_weights(model: GPTModel, path: Path, config: Config) -> None:
-    """Fill this rank's weights in place. Of each tensor only the part that this rank holds is read.
+    """Fill this rank's weights in place from a folder created by `convert.from_hugging_face`.
 
-    Values are rounded to the parameters' dtype where the folder's is wider. The layer back end must have norms as
-    separate parameters, as `torch` has: Transformer Engine's spec fuses them into the projections.
-
-    Args:
-        model: this rank's shard, from `build_model`.
-        path: folder created by `convert.from_hugging_face`.
-        config: the configuration that the model was built from. Its `model` section must equal the folder's.
+    Of each tensor only the part that this rank holds is read. Values are rounded to the parameters' dtype where the
+    folder's is wider. ``config``, from which the model was built, must have the folder's `model` section. The layer
+    back end must have norms as separate parameters, as `torch` has: Transformer Engine's spec fuses them into the
+    projections.
 
     Raises:
         ConversionError: lists every reason why the folder does not fit the model; nothing was loaded.

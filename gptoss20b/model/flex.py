@@ -51,12 +51,8 @@ def _flex_with_sink(
 def window_block_mask(length: int, window_left: int | None, device: torch.device) -> BlockMask:
     """Return the blocks of keys that each block of queries visits, for every head and sequence.
 
-    The largest tensor of the mask has (length / 128)^2 elements.
-
-    Args:
-        length: positions of a sequence.
-        window_left: keys seen before the query's own; None for all.
-        device: where the lists live.
+    ``window_left`` is the number of keys seen before the query's own; None for all. The largest tensor of the mask has
+    (length / 128)^2 elements.
     """
     block = torch.arange(math.ceil(length / BLOCK_SIZE), device=device)
     # Smallest and largest distance from a key of one block to a query of another.

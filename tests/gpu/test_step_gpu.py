@@ -50,12 +50,12 @@ def train_losses(settings: dict[str, str], backend: Backend = "torch", forbid_sy
         # Megatron-Core prefers the Adam of Transformer Engine or Apex, which is one kernel already.
         assert torch_adams or TRANSFORMER_ENGINE or importlib.util.find_spec("apex")
         assert all(group["fused"] for adam in torch_adams for group in adam.param_groups)
-        batches = synthetic_batches(config, device)
-        results = [trainer.step(batches(2)) for _ in range(3)]
-        last = list(batches(2))
+        results = [trainer.step(synthetic_batches(config, device, 2)) for _ in range(3)]
+        last = list(synthetic_batches(config, device, 2))
         with forbid_gpu_sync() if forbid_sync else nullcontext():
             results.append(trainer.step(iter(last)))
-        return [*(result.loss() for result in results), trainer.evaluate(batches(2), 2)]
+        evaluation = trainer.evaluate(synthetic_batches(config, device, 2), 2)
+        return [*(result.loss() for result in results), evaluation]
 
 
 @functools.cache

@@ -228,8 +228,8 @@ def warm_up_leaves_no_trace(variables: Variables) -> dict[str, Any]:
         warm_up(trainer, 2)
         after = trainer_digests(trainer)
         with preserve_state(trainer):
-            trainer.step(synthetic_batches(config, trainer.device)(config.accumulation_steps))
-            trainer.step(synthetic_batches(config, trainer.device)(config.accumulation_steps))
+            for _ in range(2):
+                trainer.step(synthetic_batches(config, trainer.device, config.accumulation_steps))
             torch.rand(3)
             during = trainer_digests(trainer)
         return {"before": before, "after": after, "during": during, "again": trainer_digests(trainer)}

@@ -187,7 +187,7 @@ def warm_up_biases(config: Config) -> dict[str, Any]:
     """Return the expert biases after a step of the warm-up, and after the warm-up."""
     trainer = make_trainer(config)
     with preserve_state(trainer):
-        trainer.step(synthetic_batches(config, trainer.device)(config.accumulation_steps))
+        trainer.step(synthetic_batches(config, trainer.device, config.accumulation_steps))
         during = expert_biases(trainer).tolist()
     return {"during": during, "after": expert_biases(trainer).tolist()}
 

@@ -22,7 +22,7 @@ def initial_statistics(variables: Variables) -> dict[str, Any]:
             name: (float(p.double().mean()), float(p.double().std()) if p.numel() > 1 else 0.0, p.numel())
             for name, p in trainer.model.module.named_parameters()
         }
-        return {"weights": weights, "loss": trainer.evaluate(synthetic_batches(config, trainer.device)(4), 4)}
+        return {"weights": weights, "loss": trainer.evaluate(synthetic_batches(config, trainer.device, 4), 4)}
 
 
 def inspect_model(variables: Variables) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def inspect_model(variables: Variables) -> dict[str, Any]:
         called = set()
         for name, module in owners.items():
             module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-        trainer.evaluate(synthetic_batches(config, trainer.device)(2), 2)
+        trainer.evaluate(synthetic_batches(config, trainer.device, 2), 2)
         rotary = gpt.rotary_pos_emb(64)
         angles, concentration = rotary if isinstance(rotary, tuple) else (rotary, 1.0)
         router = gpt.decoder.layers[0].mlp.router

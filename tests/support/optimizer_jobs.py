@@ -21,7 +21,7 @@ def compare_clipping(variables: Variables) -> dict[float, dict[str, float]]:
         config = next(configs)
         trainer = make_trainer(config)
         trainer.model.zero_grad_buffer()
-        batches = synthetic_batches(config, trainer.device)(config.accumulation_steps)
+        batches = synthetic_batches(config, trainer.device, config.accumulation_steps)
         trainer._run(batches, config.accumulation_steps, False)
         trainer.optimizer.prepare_grads()
         parts = trainer.optimizer.chained_optimizers

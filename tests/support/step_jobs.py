@@ -139,7 +139,7 @@ def differentiated(config: Config, backend: Backend, device: torch.device) -> di
     trainer, count = Trainer(config, backend, device, 1), config.accumulation_steps
     trainer.model.zero_grad_buffer()
     trainer.optimizer.zero_grad()
-    loss_sum, tokens = trainer._run(synthetic_batches(config, device)(count), count, forward_only=False)
+    loss_sum, tokens = trainer._run(synthetic_batches(config, device, count), count, forward_only=False)
     held = ((name, parameter.main_grad.double().cpu()) for name, parameter in trainer.gpt.named_parameters())
     # Transformer Engine fuses the norm before attention into the projection after it.
     gradients = {

@@ -99,7 +99,7 @@ def check_gpu_health(report: GpuReport | None) -> list[Finding]:
     version = next((gpu.driver_version for gpu in report.gpus if gpu.driver_version), "version not reported")
     driver = passed(names[0], f"{version} ({report.source})")
     if report.source == "nvidia-smi":
-        return [driver, *(skipped(name, "nvidia-smi is not asked for it; NVML is") for name in names[1:])]
+        return [driver, *(skipped(name, "only NVML is asked for it") for name in names[1:])]
     users, faults, slowed = (
         "; ".join(f"GPU {index}: {text}" for index, gpu in enumerate(report.gpus) for text in texts(gpu))
         for texts in (lambda gpu: gpu.processes, _list_faults, lambda gpu: gpu.throttle_reasons)

@@ -14,18 +14,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from . import system_description
 from .benchmark import RUNS, Ruleset
 from .check import DEFAULTS, Options, check_package, check_run, check_set, unreadable_report
+from .compare import NotComparableError, compare
 from .findings import Report, Verdict
 from .log_files import InputError
 from .official import OfficialToolsError
+from .package import PackageRefusedError, build
 from .rcp import RcpDataError
 from .welch import CONFIDENCE
+
+if TYPE_CHECKING:
+    from .documents import Document
 
 
 class ExitCode(IntEnum):
@@ -151,16 +156,10 @@ def plan_command(
 ) -> None:
     """Plan a global batch size: evaluation interval, layouts, convergence bounds, learning rates, risk of failing."""
     from .plan import make_plan
+    from .render.plan_text import plan_text
 
     plan = make_plan(gbs, ruleset)
-    if output_format is TextOrJson.JSON:
-        from .documents import to_json
-
-        _print(to_json(plan))
-    else:
-        from .render.plan_text import plan_text
-
-        _print(plan_text(plan, width=_width()))
+    _print(_json(plan) if output_format is TextOrJson.JSON else plan_text(plan, width=_width()))
 
 
 @app.command("compare")
@@ -174,24 +173,14 @@ def compare_command(
     ] = CONFIDENCE,
 ) -> None:
     """Test whether B meets the target in fewer samples or minutes than A, by Welch's t test."""
-    from .compare import NotComparableError, compare
     from .judge import judge_run
     from .log_files import find_logs, read_log
+    from .render.comparison_text import comparison_text
 
     runs_a, runs_b = ([judge_run(read_log(log), ruleset) for log in find_logs([path])] for path in (a, b))
-    try:
-        comparison = compare(runs_a, runs_b, ruleset, names=(str(a), str(b)), confidence=confidence)
-    except NotComparableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(ExitCode.USAGE) from error
-    if output_format is TextOrJson.JSON:
-        from .documents import to_json
-
-        _print(to_json(comparison))
-    else:
-        from .render.comparison_text import comparison_text
-
-        _print(comparison_text(comparison, width=_width(), colour=_colour()))
+    comparison = compare(runs_a, runs_b, ruleset, names=(str(a), str(b)), confidence=confidence)
+    as_json = output_format is TextOrJson.JSON
+    _print(_json(comparison) if as_json else comparison_text(comparison, width=_width(), colour=_colour()))
 
 
 app.command("system-description")(system_description.main)
@@ -216,8 +205,6 @@ def package_command(
     ] = False,
 ) -> None:
     """Build a submission tree from logs that pass, and check it."""
-    from .package import PackageRefusedError, build
-
     options = Options(ruleset, runs, cv_limit, strict, False, official_timeout, system)
     report = check_set([logs], options)
     by_start = sorted(report.sets[0].runs, key=lambda run: run.start_ms or 0.0)
@@ -226,9 +213,6 @@ def package_command(
             [Path(run.file) for run in by_start], system, code, out,
             report=report, runs=runs, force=force, write_scaling=write_scaling,
         )  # fmt: skip
-    except PackageRefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(ExitCode.VIOLATION) from error
     except FileExistsError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
     if not_copied:
@@ -316,9 +300,9 @@ def _exit_code(report: Report) -> ExitCode:
 
 def _render(report: Report, output_format: ReportFormat) -> str:
     if output_format is ReportFormat.JSON:
-        from .documents import report_document, to_json
+        from .documents import report_document
 
-        return to_json(report_document(report))
+        return _json(report_document(report))
     if output_format is ReportFormat.JUNIT:
         from .render.junit_report import junit_report
 
@@ -326,6 +310,12 @@ def _render(report: Report, output_format: ReportFormat) -> str:
     from .render.text_report import text_report
 
     return text_report(report, width=_width(), colour=_colour())
+
+
+def _json(document: Document) -> str:
+    from .documents import to_json  # imports pydantic
+
+    return to_json(document)
 
 
 def _width() -> int:
@@ -350,7 +340,10 @@ def main() -> NoReturn:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = ExitCode.UNREADABLE
-    except (OfficialToolsError, RcpDataError) as error:
+    except PackageRefusedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = ExitCode.VIOLATION
+    except (NotComparableError, OfficialToolsError, RcpDataError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = ExitCode.USAGE
     except Exception as error:

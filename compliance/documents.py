@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -175,11 +175,5 @@ def _valid_json(value: Any) -> Any:
         return [_valid_json(item) for item in value]
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return value if value is None or _fits_a_double(value) else None
-
-
-def _fits_a_double(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False
+    # Comparing an integer with a float is exact, and NaN is below nothing.
+    return value if value is None or abs(value) <= sys.float_info.max else None

@@ -101,7 +101,10 @@ def build(
             (results / "scaling.json").write_text(json.dumps({"scaling_factor": scaling}), encoding="utf-8")
         (tree / "systems").mkdir()
         shutil.copyfile(system, tree / "systems" / f"{name}.json")
-        _copy_code(code, files, tree / CODE_FOLDER / "implementations" / name)
+        for file in files:
+            copy = tree / CODE_FOLDER / "implementations" / name / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(code / file, copy)
         text = package_readme(report, description, name, names, files)
         (tree / CODE_FOLDER / "README.md").write_text(text, encoding="utf-8")
         findings = _judge(tree, out, name, [run for _, run in scored], runs)
@@ -236,13 +239,6 @@ def _copy_log(log: Path, copy: Path) -> None:
                         raise InputError(f"{printable(log)}: a log of more than {MAX_LOG_BYTES >> 20} MiB")
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(f"{printable(log)}: damaged gzip file ({error}); copy it again") from error
-
-
-def _copy_code(code: Path, files: Sequence[str], folder: Path) -> None:
-    for file in files:
-        copy = folder / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(code / file, copy)
 
 
 def _judge(tree: Path, out: Path, system: str, runs: Sequence[RunSummary], required_runs: int) -> tuple[Finding, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Interval, MinLen
@@ -150,12 +150,9 @@ def make_plan(gbs: int, ruleset: str, draws: int = DRAWS) -> Plan:
         draws: sets of ten reference runs to draw.
 
     Raises:
-        ValueError: a number is below 1, or the ruleset is unknown.
+        ValueError: the batch size is below 1, or the ruleset is unknown.
         RcpDataError: the RCPs of mlperf-logging cannot be read.
     """
-    for name, value in {"gbs": gbs, "draws": draws}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
     points = full_points(ruleset)
     rcp = check_convergence(gbs, None, ruleset)
     risk = bootstrap(rcp, points, draws)
@@ -167,9 +164,7 @@ def make_plan(gbs: int, ruleset: str, draws: int = DRAWS) -> Plan:
         accumulation=layouts(gbs),
         rcp=PlanRcp(_bounds(rcp.pruned), _bounds(rcp.full)),
         suggested=suggestions(gbs, points),
-        olympic_means_that_pass=PassingMeans(
-            lowest_passing(gbs, rcp.pruned.minimum), lowest_passing(gbs, rcp.full.minimum)
-        ),
+        olympic_means_that_pass=PassingMeans(*(lowest_passing(gbs, test.minimum) for test in (rcp.pruned, rcp.full))),
         probability_of_failing=None if risk.pruned is None else risk.pruned.probability,
         bootstrap=risk,
     )
@@ -222,16 +217,12 @@ def suggestions(gbs: int, points: Sequence[PublishedPoint]) -> tuple[Suggestion,
     below = max((size for size in sizes if size < gbs), default=None)
     above = min((size for size in sizes if size > gbs), default=None)
     exact = [suggestion for suggestion in published if suggestion.gbs == gbs]
+    start = f"a start for a search at GBS {gbs}"
     near = [
-        Suggestion(
-            suggestion.learning_rate,
-            suggestion.warmup_steps,
-            f"{suggestion.source} at GBS {size}, the nearest published {side} {gbs}: a start for a search at GBS {gbs}",
-            size,
-        )
+        replace(each, source=f"{each.source} at GBS {size}, the nearest published {side} {gbs}: {start}")
         for size, side in ((below, "below"), (above, "above"))
-        for suggestion in published
-        if size is not None and suggestion.gbs == size
+        for each in published
+        if each.gbs == size
     ]
     return (*exact, *near)
 

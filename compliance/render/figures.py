@@ -21,39 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, MultipleLocator, NullLocator
 
 from ..findings import Evaluation, RunSummary, SetResult
+from . import plot_parts as parts
 from .formatting import count, run_ranges, value_range
-from .plot_parts import (
-    BLUE,
-    DARK,
-    GREY,
-    MAX_LOSS,
-    MAX_MINUTES,
-    MAX_SAMPLES,
-    MAX_TIME_MS,
-    MAX_VALUE,
-    OFFSET_TEXT,
-    ON_WHITE,
-    ORANGE,
-    PHASE_STYLES,
-    PLAIN,
-    RATE_FLOOR,
-    STATUS_STYLES,
-    STYLE,
-    THOUSANDS,
-    WIDTH,
-    add_legend,
-    draw_rcp_rows,
-    label_run_rows,
-    layout_interval,
-    merge_bars,
-    phase_bars,
-    plausible_rates,
-    rate_summary,
-    relative_difference,
-    samples_limits,
-    stack_dots,
-    zoom_to_target,
-)
 
 Number = TypeVar("Number", int, float)
 DrawFunction = Callable[[Figure, SetResult], str]
@@ -61,7 +30,7 @@ DrawFunction = Callable[[Figure, SetResult], str]
 
 def render_figure(draw: DrawFunction, result: SetResult, kind: Literal["svg", "png"]) -> tuple[str, str] | None:
     """Return (alternative text, data URI), the same bytes for the same set; None if there is nothing to draw."""
-    with style.context(["default", STYLE]):
+    with style.context(["default", parts.STYLE]):
         figure = Figure(layout="constrained")
         alternative = draw(figure, drop_implausible(result))
         if not alternative:
@@ -76,7 +45,9 @@ def render_figure(draw: DrawFunction, result: SetResult, kind: Literal["svg", "p
 
 def sort_by_start(runs: Iterable[RunSummary]) -> list[RunSummary]:
     """Sort runs by start; runs without a plausible start come last, in the given order."""
-    return sorted(runs, key=lambda run: math.inf if (start := _within(run.start_ms, MAX_TIME_MS)) is None else start)
+    return sorted(
+        runs, key=lambda run: math.inf if (start := _within(run.start_ms, parts.MAX_TIME_MS)) is None else start
+    )
 
 
 def drop_implausible(result: SetResult) -> SetResult:
@@ -85,15 +56,17 @@ def drop_implausible(result: SetResult) -> SetResult:
     def clean(run: RunSummary) -> RunSummary:
         return replace(
             run,
-            evaluations=tuple(e for e in run.evaluations if 0 <= e.samples <= MAX_SAMPLES and abs(e.loss) <= MAX_VALUE),
-            samples_to_target=_within(run.samples_to_target, MAX_SAMPLES),
-            minutes=_within(run.minutes, MAX_MINUTES),
-            minutes_to_target=_within(run.minutes_to_target, MAX_MINUTES),
-            start_ms=_within(run.start_ms, MAX_TIME_MS),
+            evaluations=tuple(
+                e for e in run.evaluations if 0 <= e.samples <= parts.MAX_SAMPLES and abs(e.loss) <= parts.MAX_VALUE
+            ),
+            samples_to_target=_within(run.samples_to_target, parts.MAX_SAMPLES),
+            minutes=_within(run.minutes, parts.MAX_MINUTES),
+            minutes_to_target=_within(run.minutes_to_target, parts.MAX_MINUTES),
+            start_ms=_within(run.start_ms, parts.MAX_TIME_MS),
         )
 
     runs = tuple(clean(run) for run in sort_by_start(result.runs))
-    return replace(result, runs=runs, eval_interval_samples=_within(result.eval_interval_samples, MAX_SAMPLES))
+    return replace(result, runs=runs, eval_interval_samples=_within(result.eval_interval_samples, parts.MAX_SAMPLES))
 
 
 def draw_losses(figure: Figure, result: SetResult) -> str:
@@ -101,30 +74,30 @@ def draw_losses(figure: Figure, result: SetResult) -> str:
     runs = [(number, run) for number, run in enumerate(result.runs, 1) if run.evaluations]
     if not runs:
         return ""
-    figure.set_size_inches(WIDTH, 3.5)
+    figure.set_size_inches(parts.WIDTH, 3.5)
     whole, near = figure.subplots(1, 2, width_ratios=[2, 3])
-    targets = sorted({run.target for _, run in runs if abs(run.target) <= MAX_VALUE})
+    targets = sorted({run.target for _, run in runs if abs(run.target) <= parts.MAX_VALUE})
     passes = {number: point for number, run in runs if (point := _first_pass(run))}
     for panel in (whole, near):
         for target in targets:
-            panel.axhline(target, color=DARK, linewidth=1, dashes=(5, 2))
+            panel.axhline(target, color=parts.DARK, linewidth=1, dashes=(5, 2))
         for number, run in runs:
-            look = STATUS_STYLES[run.status]
+            look = parts.STATUS_STYLES[run.status]
             x, y = [point.samples for point in run.evaluations], [point.loss for point in run.evaluations]
             panel.plot(x, y, color=look["color"], linestyle=look["linestyle"], linewidth=1, label=str(number))
             if number in passes:
                 mark = {"marker": look["marker"], "color": look["color"], "markersize": 6}
                 panel.plot(passes[number].samples, passes[number].loss, mec="white", mew=0.5, **mark)
         panel.set_xlabel("training samples")
-        panel.xaxis.set_major_formatter(THOUSANDS)
+        panel.xaxis.set_major_formatter(parts.THOUSANDS)
         panel.xaxis.set_major_locator(MaxNLocator(3 if panel is whole else 4))
     whole.set(title="whole run", ylabel="evaluation loss (nats per token)", xlim=(0, None))
-    if whole.get_ylim()[0] < MAX_LOSS:
-        whole.set_ylim(top=min(whole.get_ylim()[1], MAX_LOSS))
+    if whole.get_ylim()[0] < parts.MAX_LOSS:
+        whole.set_ylim(top=min(whole.get_ylim()[1], parts.MAX_LOSS))
     near.set_title("near the target; under each first pass, its run" if passes else "lowest losses")
-    zoom_to_target(near, runs, targets, passes, layout_interval(result))
-    first_pass = Line2D([], [], color=DARK, marker="o", linestyle="", markersize=6)
-    add_legend(figure, runs, {"first pass": first_pass} if passes else {})
+    parts.zoom_to_target(near, runs, targets, passes, parts.layout_interval(result))
+    first_pass = Line2D([], [], color=parts.DARK, marker="o", linestyle="", markersize=6)
+    parts.add_legend(figure, runs, {"first pass": first_pass} if passes else {})
     reached = [point.samples for point in passes.values()]
     lowest = min(point.loss for _, run in runs for point in run.evaluations)
     return (
@@ -143,19 +116,19 @@ def draw_samples(figure: Figure, result: SetResult) -> str:
     tests = [("RCP, pruned", result.rcp.pruned), ("RCP, full", result.rcp.full)] if result.rcp else []
     olympic = result.score.olympic_samples if result.score else None
     known = [x for _, test in tests for x in (test.minimum, test.mean) if x is not None]
-    interval = layout_interval(result)
-    low, high = samples_limits(interval, [*reached.values(), *known])
-    heights = stack_dots(reached, (high - low) / 27)  # 27 dots side by side fill the axis
+    interval = parts.layout_interval(result)
+    low, high = parts.samples_limits(interval, [*reached.values(), *known])
+    heights = parts.stack_dots(reached, (high - low) / 27)  # 27 dots side by side fill the axis
     tallest = max(3, *heights.values())
     dots_height = 0.3 + 0.23 * min(tallest, 30)
-    figure.set_size_inches(WIDTH, 1.75 + dots_height)
+    figure.set_size_inches(parts.WIDTH, 1.75 + dots_height)
     dots, rows = figure.subplots(2, 1, sharex=True, height_ratios=[dots_height, 1.0])
     for number, x in reached.items():
-        look = STATUS_STYLES[result.runs[number - 1].status]
+        look = parts.STATUS_STYLES[result.runs[number - 1].status]
         marker = "o" if look["marker"] == "o" else "s"  # with room for the number
         dots.plot(x, heights[number], marker, color=look["color"], markersize=13)
         dots.text(x, heights[number], str(number), color="white", fontsize=7.5, ha="center", va="center_baseline")
-    squares = any(STATUS_STYLES[result.runs[number - 1].status]["marker"] != "o" for number in reached)
+    squares = any(parts.STATUS_STYLES[result.runs[number - 1].status]["marker"] != "o" for number in reached)
     title = "samples to target, one dot per run with its number" + ("; square: not valid" if squares else "")
     dots.set(ylim=(0.3, tallest + 0.7), yticks=[], title=title)
     dots.spines["left"].set_visible(False)
@@ -164,13 +137,13 @@ def draw_samples(figure: Figure, result: SetResult) -> str:
     columns = (high - low) / interval
     rows.xaxis.set_major_locator(MultipleLocator(math.ceil(columns / 7) * interval))
     rows.xaxis.set_minor_locator(MultipleLocator(interval) if columns <= 40 else NullLocator())
-    rows.xaxis.set_major_formatter(THOUSANDS)
-    draw_rcp_rows(rows, olympic, tests)
+    rows.xaxis.set_major_formatter(parts.THOUSANDS)
+    parts.draw_rcp_rows(rows, olympic, tests)
     for panel in (dots, rows):
         if olympic is not None:
-            panel.axvline(olympic, color=BLUE, linewidth=1.2, zorder=0)
+            panel.axvline(olympic, color=parts.BLUE, linewidth=1.2, zorder=0)
         if tests and tests[0][1].minimum is not None:
-            panel.axvline(tests[0][1].minimum, color=DARK, linewidth=0.9, dashes=(4, 3), zorder=0)
+            panel.axvline(tests[0][1].minimum, color=parts.DARK, linewidth=0.9, dashes=(4, 3), zorder=0)
     rows_read = [f"{name}: mean {t.mean:,.1f}, minimum {t.minimum:,.1f}." for name, t in tests if t.mean and t.minimum]
     return (
         f"Training samples to target of {count(len(reached), 'run')}: {value_range(reached.values())}. "
@@ -181,38 +154,40 @@ def draw_samples(figure: Figure, result: SetResult) -> str:
 
 def draw_learning_rates(figure: Figure, result: SetResult) -> str:
     """Draw logged learning rates over those of the logged schedule, in the warm-up and overall, and the difference."""
-    runs = [(number, run, *plausible_rates(run)) for number, run in enumerate(result.runs, 1)]
+    runs = [(number, run, *parts.plausible_rates(run)) for number, run in enumerate(result.runs, 1)]
     runs = [entry for entry in runs if len(entry[2])]
     if not runs:
         return ""
     last = max(1.0, *(float(x.max()) for _, _, x, *_ in runs))
     early = 2 * max((run.warmup_steps or 0) * (run.global_batch_size or 0) for _, run, *_ in runs)
-    parts = [("warm-up", early), ("whole run", last)] if 0 < early < last / 2 else [("whole run", last)]
-    figure.set_size_inches(WIDTH, 4.2)
-    axes = figure.subplots(2, len(parts), sharex="col", sharey="row", squeeze=False, width_ratios=[2, 3][: len(parts)])
-    for (title, right), (upper, lower) in zip(parts, axes.T, strict=True):
+    panels = [("warm-up", early), ("whole run", last)] if 0 < early < last / 2 else [("whole run", last)]
+    figure.set_size_inches(parts.WIDTH, 4.2)
+    axes = figure.subplots(
+        2, len(panels), sharex="col", sharey="row", squeeze=False, width_ratios=[2, 3][: len(panels)]
+    )
+    for (title, right), (upper, lower) in zip(panels, axes.T, strict=True):
         for number, run, x, logged, expected in runs:
             shown = x <= right
-            look = STATUS_STYLES[run.status]
+            look = parts.STATUS_STYLES[run.status]
             line = {"color": look["color"], "linestyle": look["linestyle"], "label": str(number)}
-            upper.plot(x[shown], expected[shown], color=GREY, linewidth=4, solid_capstyle="butt", zorder=1)
+            upper.plot(x[shown], expected[shown], color=parts.GREY, linewidth=4, solid_capstyle="butt", zorder=1)
             upper.plot(x[shown], logged[shown], linewidth=1, **line)
-            lower.plot(x[shown], relative_difference(logged, expected)[shown], linewidth=0.8, **line)
+            lower.plot(x[shown], parts.relative_difference(logged, expected)[shown], linewidth=0.8, **line)
         upper.set_title(title)
-        lower.set(xlabel="training samples", xlim=(0, right), yscale="log", ylim=(RATE_FLOOR / 20, 4))
+        lower.set(xlabel="training samples", xlim=(0, right), yscale="log", ylim=(parts.RATE_FLOOR / 20, 4))
         lower.xaxis.set_major_locator(MaxNLocator(3))
-        lower.xaxis.set_major_formatter(THOUSANDS)
+        lower.xaxis.set_major_formatter(parts.THOUSANDS)
     upper, lower = axes[:, 0]
     upper.set_ylabel("learning rate")
-    upper.yaxis.set_major_formatter(PLAIN)
+    upper.yaxis.set_major_formatter(parts.PLAIN)
     lower.set_ylabel("relative difference")
-    lower.yaxis.set_major_locator(FixedLocator([RATE_FLOOR, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1]))
+    lower.yaxis.set_major_locator(FixedLocator([parts.RATE_FLOOR, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1]))
     lower.yaxis.set_major_formatter(FixedFormatter(["equal", "1e-15", "1e-12", "1e-9", "1e-6", "0.001", "1"]))
     lower.yaxis.set_minor_locator(NullLocator())
-    add_legend(figure, [entry[:2] for entry in runs], {"expected by the logged schedule": upper.get_lines()[0]})
+    parts.add_legend(figure, [entry[:2] for entry in runs], {"expected by the logged schedule": upper.get_lines()[0]})
     by_outcome: dict[str, list[int]] = {}
     for number, run, *_ in runs:
-        by_outcome.setdefault(rate_summary(run)[1], []).append(number)
+        by_outcome.setdefault(parts.rate_summary(run)[1], []).append(number)
     outcomes = "; ".join(f"{outcome} in {run_ranges(chosen)}" for outcome, chosen in by_outcome.items())
     return (
         f"Learning rate against training samples of {count(len(runs), 'run')}, at most "
@@ -223,27 +198,27 @@ def draw_learning_rates(figure: Figure, result: SetResult) -> str:
 
 def draw_timeline(figure: Figure, result: SetResult) -> str:
     """Draw initialisation, training and evaluation of each run as bars, in minutes from its run_start."""
-    bars = [phase_bars(run) for run in result.runs]
+    bars = [parts.phase_bars(run) for run in result.runs]
     if not any(bars):
         return ""
-    figure.set_size_inches(WIDTH, 1.15 + 0.27 * len(bars))
+    figure.set_size_inches(parts.WIDTH, 1.15 + 0.27 * len(bars))
     axes = figure.add_subplot()
     seen: dict[str, Any] = {}
     for row, (run, phases) in enumerate(zip(result.runs, bars, strict=True)):
         for name, intervals in phases.items():
-            seen[name] = axes.broken_barh(merge_bars(intervals), (row - 0.3, 0.6), **PHASE_STYLES[name])
+            seen[name] = axes.broken_barh(parts.merge_bars(intervals), (row - 0.3, 0.6), **parts.PHASE_STYLES[name])
         if run.minutes_to_target is not None:
-            mark: dict[str, Any] = {"color": ORANGE, "markersize": 5, "mec": DARK, "mew": 0.8, "zorder": 3}
+            mark: dict[str, Any] = {"color": parts.ORANGE, "markersize": 5, "mec": parts.DARK, "mew": 0.8, "zorder": 3}
             seen["first passing evaluation"] = axes.plot(run.minutes_to_target, row, "D", **mark)[0]
         if run.minutes is not None:
-            seen["run_stop"] = axes.plot(run.minutes, row, "|", color=DARK, markersize=15, mew=1.6, zorder=3)[0]
-            axes.annotate(f"{run.minutes:,.1f}", (run.minutes, row), (6, 0), **OFFSET_TEXT)
-    label_run_rows(axes, result.runs)
-    axes.axvline(0, color=DARK, linewidth=0.8)
+            seen["run_stop"] = axes.plot(run.minutes, row, "|", color=parts.DARK, markersize=15, mew=1.6, zorder=3)[0]
+            axes.annotate(f"{run.minutes:,.1f}", (run.minutes, row), (6, 0), **parts.OFFSET_TEXT)
+    parts.label_run_rows(axes, result.runs)
+    axes.axvline(0, color=parts.DARK, linewidth=0.8)
     low, high = axes.dataLim.intervalx
     wide = max(high - low, 1e-3)
     axes.set(xlabel="minutes from run_start", xlim=(low - 0.01 * wide, high + 0.1 * wide))
-    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.xaxis.set_major_formatter(parts.THOUSANDS)
     figure.legend(seen.values(), seen.keys(), loc="outside upper left", ncols=5, columnspacing=1.2, handlelength=1.2)
     evaluations = value_range([len(phases.get("evaluation", ())) for phases in bars])
     longest = max((run.minutes for run in result.runs if run.minutes is not None), default=None)
@@ -263,29 +238,34 @@ def draw_minutes(figure: Figure, result: SetResult) -> str:
     notes = dict(zip(score.dropped, ("fastest, dropped", "slowest, dropped"), strict=False)) if score else {}
     if score and score.window:
         notes |= {run.file: "outside the window" for run in runs if run.file not in score.window}
-    figure.set_size_inches(WIDTH, 1.2 + 0.25 * len(runs))
+    figure.set_size_inches(parts.WIDTH, 1.2 + 0.25 * len(runs))
     axes = figure.add_subplot()
     for row, run in enumerate(runs):
-        axes.axhline(row, color=GREY, linewidth=0.5, zorder=0)
+        axes.axhline(row, color=parts.GREY, linewidth=0.5, zorder=0)
         if run.minutes is None:
             axes.annotate(
-                "no time", (0.01, row), (0, 0), xycoords=axes.get_yaxis_transform(), bbox=ON_WHITE, **OFFSET_TEXT
+                "no time",
+                (0.01, row),
+                (0, 0),
+                xycoords=axes.get_yaxis_transform(),
+                bbox=parts.ON_WHITE,
+                **parts.OFFSET_TEXT,
             )
             continue
-        look = STATUS_STYLES[run.status]
+        look = parts.STATUS_STYLES[run.status]
         face = "white" if run.file in notes else look["color"]
         axes.plot(run.minutes, row, look["marker"], color=look["color"], mfc=face, markersize=7, mew=1.4)
         note = f"{run.minutes:,.2f}" + (f", {notes[run.file]}" if run.file in notes else "")
-        axes.annotate(note, (run.minutes, row), (7, 0), bbox=ON_WHITE, **OFFSET_TEXT)
-    label_run_rows(axes, runs)
+        axes.annotate(note, (run.minutes, row), (7, 0), bbox=parts.ON_WHITE, **parts.OFFSET_TEXT)
+    parts.label_run_rows(axes, runs)
     olympic = score.olympic_minutes if score and score.valid else None
     if olympic is not None:
-        axes.axvline(olympic, color=BLUE, linewidth=1.2, zorder=0.5)
+        axes.axvline(olympic, color=parts.BLUE, linewidth=1.2, zorder=0.5)
         axes.set_title(f"vertical line: olympic mean, {olympic:,.2f} minutes")
     wide = max(max(timed) - min(timed), 0.02 * abs(max(timed)), 1e-3)
     axes.set(xlabel="minutes from run_start to run_stop", xlim=(min(timed) - 0.12 * wide, max(timed) + 0.65 * wide))
-    axes.xaxis.set_major_formatter(PLAIN)
-    add_legend(figure, list(enumerate(runs, 1)), {})
+    axes.xaxis.set_major_formatter(parts.PLAIN)
+    parts.add_legend(figure, list(enumerate(runs, 1)), {})
     return f"Minutes from run_start to run_stop of {count(len(timed), 'run')}: {value_range(timed, 2)}. " + (
         f"Olympic mean {olympic:,.2f}." if olympic is not None else "No olympic mean."
     )

@@ -1,11 +1,14 @@
-"""Numbers, counts, ranges and paths as people read them."""
+"""Numbers, counts, ranges and paths as people read them, and items in groups."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Literal
+from collections.abc import Callable, Collection, Hashable, Iterable
+from typing import Literal, TypeVar
 
 NOTHING = "-"
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 
 def number(value: float | None, digits: int = 0, sign: Literal["", "+"] = "") -> str:
@@ -70,3 +73,11 @@ def group_by_folder(paths: Iterable[str]) -> str:
         f"{', '.join(names)} (in {folder})" if folder and len(names) > 1 else folder + ", ".join(names)
         for folder, names in folders.items()
     )
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:
+    """Group items by key, in order of appearance."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.items())

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..findings import Official, OfficialResult, Rcp, RcpTest, RunSummary, SetResult, Spread, Variance
-from .formatting import NOTHING, group_by_folder, number, run_ranges
+from ..findings import Official, Rcp, RcpTest, RunSummary, SetResult, Spread, Variance
+from .formatting import NOTHING, group_by, group_by_folder, number, run_ranges
 from .plot_parts import phase_bars, rate_summary
 
 Cell = Callable[[RunSummary], str]
@@ -162,24 +162,16 @@ def rcp_table(rcp: Rcp | None) -> Table | None:
 
 def official_tables(official: Official) -> dict[str, Any]:
     """Return the official verdicts. Files with the same verdict and messages of a tool share a row."""
-    by_verdict: dict[tuple[str, str, str], list[OfficialResult]] = {}
-    for result in official.results:
-        key = (result.tool, result.verdict, "; ".join(result.messages) or NOTHING)
-        by_verdict.setdefault(key, []).append(result)
-    differ: dict[tuple[str, str, str, str], list[str]] = {}
-    for one in official.divergences:
-        differ.setdefault((one.tool, one.ours, one.official, one.reason), []).append(one.subject)
-    results = [
-        (
-            tool,
-            group_by_folder(one.subject for one in same),
-            verdict,
-            number(sum(one.seconds for one in same), 1),
-            messages,
-        )
-        for (tool, verdict, messages), same in by_verdict.items()
+    by_verdict = group_by(official.results, lambda each: (each.tool, each.verdict, each.messages))
+    differ = group_by(official.divergences, lambda each: (each.tool, each.ours, each.official, each.reason))
+    results = []
+    for (tool, verdict, messages), same in by_verdict:
+        seconds = number(sum(each.seconds for each in same), 1)
+        subjects = group_by_folder(each.subject for each in same)
+        results.append((tool, subjects, verdict, seconds, "; ".join(messages) or NOTHING))
+    divergences = [
+        (tool, group_by_folder(each.subject for each in same), *outcome) for (tool, *outcome), same in differ
     ]
-    divergences = [(tool, group_by_folder(at), *outcome) for (tool, *outcome), at in differ.items()]
     return {
         "version": official.version,
         "verdict": official.verdict,

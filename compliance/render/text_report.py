@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 from ..benchmark import NAME
 from ..findings import (
@@ -21,7 +20,7 @@ from ..findings import (
     Variance,
     Verdict,
 )
-from .formatting import count, number
+from .formatting import count, group_by, number
 from .terminal import Block, Line, Table, draw
 
 # Entries shown of a longer list, and characters of a longer text. The JSON has all.
@@ -35,10 +34,6 @@ _STYLES = {
     Severity.WARNING: "bold yellow",
     Severity.INFO: "bold cyan",
 }
-
-
-Item = TypeVar("Item")
-Key = TypeVar("Key", bound=Hashable)
 
 
 def text_report(report: Report, width: int = 100, colour: bool = False) -> str:
@@ -79,13 +74,13 @@ def _findings(title: str, findings: list[Finding], style: str) -> Iterator[Block
     if not findings:
         return
     yield from _heading(f"{title} ({len(findings)})", style)
-    for rule, of_rule in _group_by(findings, lambda each: each.rule):
+    for rule, of_rule in group_by(findings, lambda each: each.rule):
         times = f" x {len(of_rule)}" if len(of_rule) > 1 else ""
         yield Line(f"{_shortened(rule)}{times}  [{_shortened(of_rule[0].citation)}]", 2, "bold")
-        messages = _group_by(of_rule, lambda each: each.message)
+        messages = group_by(of_rule, lambda each: each.message)
         for message, alike in messages[:_MAX_ENTRIES]:
             yield Line(_shortened(message), 4)
-            values = _group_by(alike, lambda each: (each.expected, each.got))
+            values = group_by(alike, lambda each: (each.expected, each.got))
             yield from (Line(line, 6) for line in map(_evidence, values[:_MAX_ENTRIES]) if line)
             yield from _rest_of_list(len(values), 6)
         yield from _rest_of_list(len(messages), 4)
@@ -103,7 +98,7 @@ def _unverifiable(findings: Iterable[Finding]) -> Iterator[Block]:
     if not open_points:
         return
     yield from _heading("Not verifiable from a log")
-    for (rule, message), _ in _group_by(open_points, lambda each: (each.rule, each.message)):
+    for (rule, message), _ in group_by(open_points, lambda each: (each.rule, each.message)):
         yield Line(f"{_shortened(rule)}: {_shortened(message)}", 2)
 
 
@@ -204,15 +199,13 @@ def _rcp_test(name: str, test: RcpTest) -> tuple[str, ...]:
 
 def _official(official: Official) -> Iterator[Block]:
     yield from _heading(f"Official tools (mlperf-logging {_shortened(official.version)}): {official.verdict}")
-    for tool, results in _group_by(official.results, lambda each: each.tool):
-        verdicts = ", ".join(
-            f"{len(same)} {verdict}" for verdict, same in _group_by(results, lambda each: each.verdict)
-        )
+    for tool, results in group_by(official.results, lambda each: each.tool):
+        verdicts = ", ".join(f"{len(same)} {verdict}" for verdict, same in group_by(results, lambda each: each.verdict))
         yield Line(f"{_shortened(tool)}: {verdicts} ({sum(each.seconds for each in results):.1f} s)", 2)
         yield from _complaints([each for each in results if each.verdict != "pass"])
     if not official.divergences:
         yield Line("No divergence from our verdict.", 2)
-    alike = _group_by(official.divergences, lambda each: (each.tool, each.ours, each.official, each.reason))
+    alike = group_by(official.divergences, lambda each: (each.tool, each.ours, each.official, each.reason))
     for (tool, ours, theirs, reason), same in alike:
         yield Line(
             f"DIVERGENCE {_shortened(tool)}: ours {_shortened(ours)}, official {_shortened(theirs)}", 2, "bold yellow"
@@ -223,9 +216,9 @@ def _official(official: Official) -> Iterator[Block]:
 
 def _complaints(results: Iterable[OfficialResult]) -> Iterator[Block]:
     """Yield the messages of failed results; files with the same messages are listed once."""
-    by_message = _group_by(((text, each.subject) for each in results for text in each.messages), lambda each: each[0])
+    by_message = group_by(((text, each.subject) for each in results for text in each.messages), lambda each: each[0])
     subjects = [(message, tuple(subject for _, subject in pairs)) for message, pairs in by_message]
-    for files, messages in _group_by(subjects, lambda each: each[1]):
+    for files, messages in group_by(subjects, lambda each: each[1]):
         yield Line(_places(_files(files)), 4, "cyan")
         yield from (Line(_shortened(message), 6) for message, _ in messages[:_MAX_ENTRIES])
         yield from _rest_of_list(len(messages), 6)
@@ -256,14 +249,6 @@ def _places(places: Iterable[tuple[str | None, int | None]]) -> str:
 
 def _files(files: Iterable[str]) -> Iterator[tuple[str, None]]:
     return ((file, None) for file in files)
-
-
-def _group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:
-    """Group items by key, in order of appearance."""
-    groups: dict[Key, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return list(groups.items())
 
 
 def _shortened(text: str) -> str:

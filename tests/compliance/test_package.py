@@ -18,7 +18,7 @@ import pytest
 
 from compliance import package
 from compliance.check import Options, check_set
-from compliance.findings import Report, Severity, Verdict
+from compliance.findings import Finding, Report, Severity, Verdict
 from compliance.log_files import InputError
 from compliance.package import PackageRefusedError, build
 from tests.support.made_logs import compliant_set, system_description, write_set
@@ -193,45 +193,26 @@ def test_another_number_of_runs(workshop: Workshop) -> None:
     assert len(list((workshop.out / RESULTS).iterdir())) == 5
 
 
-@pytest.fixture
-def failing(workshop: Workshop) -> Workshop:
-    """Return ten logs, one of which logs another organisation."""
-    logs = compliant_set(16)
-    logs[3].set("submission_org", "Other")
-    workshop.logs = write_set(workshop.folder / "logs", logs)
-    workshop.report = checked(workshop.logs)
-    return workshop
+ERROR, WARNING, INFO = (made_finding(each, each) for each in (Severity.ERROR, Severity.WARNING, Severity.INFO))
 
 
-def test_failing_logs_are_refused(failing: Workshop) -> None:
-    with pytest.raises(PackageRefusedError) as refused:
-        failing.build()
-    assert refused.value.findings
-    assert {finding.severity for finding in refused.value.findings} == {Severity.ERROR}
-    text = str(refused.value)
-    assert "--force" in text
-    assert all(finding.message in text for finding in refused.value.findings)
-    assert failing.names() == ["code", "logs", "sys_1x8.json"]
-
-
-def test_failing_logs_are_built_by_force_and_the_readme_states_it(failing: Workshop) -> None:
-    failing.build(force=True)
-    errors = [finding for finding in failing.report.findings if finding.severity is Severity.ERROR]
-    assert f"FAIL: {len(errors)} findings" in failing.readme()
-
-
-def test_warnings_that_fail_are_named(workshop: Workshop) -> None:
-    warning, info = made_finding("cv", Severity.WARNING), made_finding("window", Severity.INFO)
-    report = replace(workshop.report, verdict=Verdict.FAIL, findings=(info, warning))
-    with pytest.raises(PackageRefusedError, match="cv is broken") as refused:
+@pytest.mark.parametrize(
+    ("verdict", "findings", "named"),
+    [
+        (Verdict.FAIL, (INFO, WARNING, ERROR), (ERROR,)),
+        (Verdict.FAIL, (INFO, WARNING), (WARNING,)),  # of a strict check
+        (Verdict.ERROR, (), ()),
+    ],
+)
+def test_logs_that_do_not_pass_are_built_only_by_force(
+    workshop: Workshop, verdict: Verdict, findings: tuple[Finding, ...], named: tuple[Finding, ...]
+) -> None:
+    report = replace(workshop.report, verdict=verdict, findings=findings)
+    with pytest.raises(PackageRefusedError, match="--force") as refused:
         workshop.build(report=report)
-    assert refused.value.findings == (warning,)
-
-
-def test_logs_that_could_not_be_judged_are_refused(workshop: Workshop) -> None:
-    report = replace(workshop.report, verdict=Verdict.ERROR)
-    with pytest.raises(PackageRefusedError):
-        workshop.build(report=report)
+    assert refused.value.findings == named
+    assert all(finding.message in str(refused.value) for finding in named)
+    assert workshop.names() == ["code", "sys_1x8.json"]
     workshop.build(report=report, force=True)
     assert workshop.out.is_dir()
 
@@ -379,10 +360,6 @@ def unnamed_system(workshop: Workshop) -> Path:
     return system
 
 
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
 # Change of the workshop, option of `build` that it gives or None, and words of the error.
 BAD_INPUT: dict[str, tuple[Callable[[Workshop], object], str | None, str]] = {
     "no folder above": (lambda workshop: workshop.folder / "missing/out", "out", r"missing: "),
@@ -396,7 +373,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Workshop], object], str | None, str]] = {
     "no code": (lambda workshop: workshop.folder / "missing", "code", r"missing: no such folder"),
     "code that is a file": (lambda workshop: workshop.system, "code", r"sys_1x8\.json: no such folder"),
     "code without source": (lambda workshop: workshop.write("text/README.md").parent, "code", r"text: no source code"),
-    "a pipe": (lambda workshop: pipe(workshop.code / "pack/pipe.py"), None, r"pack/pipe\.py: "),
+    "a pipe": (lambda workshop: os.mkfifo(workshop.code / "pack/pipe.py"), None, r"pack/pipe\.py: "),
 }
 
 

@@ -216,11 +216,3 @@ def test_the_text_has_the_numbers_of_the_plan() -> None:
     for fact in facts:
         assert fact in text
     assert "not known" in plan_text(make_plan(72, "6.1.0", draws=1))
-
-
-@pytest.mark.parametrize("name", ["gbs", "draws"])
-@pytest.mark.parametrize("value", [0, -8])
-def test_numbers_below_one_are_refused(name: str, value: int) -> None:
-    arguments: dict[str, int] = {"gbs": 16, name: value}
-    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got {value}"):
-        make_plan(ruleset="6.1.0", **arguments)

@@ -179,11 +179,6 @@ def test_a_set_of_several_values_shows_up_to_four_in_the_text() -> None:
     assert "opt_learning_rate_warmup_steps: 64, 65, 66, 67, and 2 more in A, 128 in B" in comparison_text(found)
 
 
-def test_equal_settings_are_stated() -> None:
-    text = comparison_text(compared(runs_of([16, 17]), runs_of([15, 17], first=20)))
-    assert "Logged settings that differ\n  none\n" in text
-
-
 # Evaluation intervals, and sets that are not independent
 
 

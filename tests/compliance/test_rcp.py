@@ -63,11 +63,6 @@ def test_published_points(ruleset: str) -> None:
     assert [point.gbs for point in rcp.pruned_points(ruleset)] == [16, 64]
 
 
-def test_the_quantiles_are_scipys() -> None:
-    for df, quantile in rcp.T_QUANTILES.items():
-        assert quantile == pytest.approx(float(scipy.stats.t.ppf(0.95, df)), rel=1e-15)
-
-
 def test_the_minimum_is_the_limit_of_the_t_test() -> None:
     for point in (*rcp.full_points("6.1.0"), rcp.interpolate(48, *rcp.pruned_points("6.1.0"))):
         expected = scipy.stats.t.ppf(0.95, point.n_ref + 6) * point.sd * math.sqrt(1 / point.n_ref + 1 / 8)
@@ -211,11 +206,6 @@ def test_pruning_does_not_reconsider_a_point() -> None:
     points = [rcp.RcpPoint(gbs, float(mean), 1.0, 18) for gbs, mean in means.items()]
     kept = rcp.prune([rcp.PublishedPoint(p.gbs, p.mean, p.sd, 18, (1,) * 20, 1e-3, 1) for p in points])
     assert [point.gbs for point in kept] == [10, 30, 40]
-
-
-def test_interpolation_is_linear() -> None:
-    low, high = rcp.RcpPoint(16, 100.0, 4.0, 18), rcp.RcpPoint(48, 200.0, 12.0, 18)
-    assert rcp.interpolate(24, low, high) == rcp.RcpPoint(24, 125.0, 6.0, 20)
 
 
 @pytest.mark.parametrize(

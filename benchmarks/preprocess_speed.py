@@ -37,12 +37,13 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import psutil
 import typer
 
 from data_scripts.make_sample_data import collect_documents
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from tests.support.llama3_files import PATTERN, model_file, write_json
+from tests.support.preprocess_runs import private_bytes
+from tests.support.small_sets import dataset_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0))
@@ -73,16 +74,13 @@ def main(
         folder = Path(made)
         shards = make_shards(folder, megabytes)
         packed = sum(shard.stat().st_size for shard in shards) / 1e6
-        typer.echo(f"{platform.machine()}, {CORES} cores, Python {platform.python_version()}; {_versions()}")
+        versions = ", ".join(f"{name} {version(name)}" for name in ("tiktoken", "tokenizers", "torch", "megatron-core"))
+        typer.echo(f"{platform.machine()}, {CORES} cores, Python {platform.python_version()}; {versions}")
         for tokenizer in (model_file(), write_json(folder / "tokenizer.json")):
             costs, tokens = measure(folder, shards, tokenizer, repeats)
             typer.echo(f"\n{tokenizer.name}: {megabytes} MB of text ({packed:.0f} MB packed), {tokens:,} tokens")
             for line in table(costs, tokens):
                 typer.echo(line)
-
-
-def _versions() -> str:
-    return ", ".join(f"{name} {version(name)}" for name in ("tiktoken", "tokenizers", "torch", "megatron-core"))
 
 
 def make_shards(folder: Path, megabytes: int) -> list[Path]:
@@ -145,7 +143,7 @@ def run(command: list[str]) -> Cost:
         cpu_before, started = _children_cpu(), time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            peak = max(peak, _private_bytes(process.pid))
+            peak = max(peak, private_bytes(process.pid))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.1)
         times = [time.perf_counter() - started, _children_cpu() - cpu_before]
@@ -163,23 +161,12 @@ def _children_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _private_bytes(pid: int) -> int:
-    """Return the private memory of a process and its descendants; 0 if one has just ended."""
-    try:
-        process = psutil.Process(pid)
-        return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True)))
-    except psutil.NoSuchProcess:
-        return 0
-
-
 def _digest_and_remove(prefix: Path) -> str:
     """Remove an indexed dataset; return a digest of its bytes."""
-    digest = hashlib.sha256()
-    for suffix in (".bin", ".idx"):
-        digest.update(Path(f"{prefix}{suffix}").read_bytes())
-        Path(f"{prefix}{suffix}").unlink()
-    Path(f"{prefix}.md5").unlink(missing_ok=True)
-    return digest.hexdigest()
+    digest = hashlib.sha256(b"".join(dataset_bytes(prefix))).hexdigest()
+    for suffix in (".bin", ".idx", ".md5"):
+        Path(f"{prefix}{suffix}").unlink(missing_ok=True)
+    return digest
 
 
 def table(costs: dict[str, list[Cost]], tokens: int) -> Iterator[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gptoss20b.data.files import DataError, append_suffix
+from gptoss20b.data.files import Closing, DataError, append_suffix
 from gptoss20b.data.index import BOUNDARY_DTYPE, LENGTH_DTYPE, POINTER_DTYPE, pack_header
 
 # Token type of the published set. Its largest id, 128,255, does not fit 16 bits.
@@ -29,7 +29,7 @@ class DatasetSize(NamedTuple):
 EMPTY = DatasetSize(0, 0)
 
 
-class IndexedDatasetWriter:
+class IndexedDatasetWriter(Closing):
     """Appends documents to a `.bin`; their lengths go to a second file until the index is written.
 
     Every document is one sequence, in the order added. Memory does not grow with the number of documents.
@@ -96,12 +96,6 @@ class IndexedDatasetWriter:
         """Close both files; safe to call twice."""
         self._data.close()
         self._lengths.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _read_lengths(self) -> Iterator[npt.NDArray[np.int32]]:
         for first in range(0, self.size.documents, _BLOCK):

@@ -160,14 +160,14 @@ def _clear_work_folder(work: Path) -> None:
             path.unlink()
 
 
-def file_states(directory: Path) -> dict[str, str]:
-    """Check a folder without a network; return `verified`, or what is wrong, by path.
+def _report_states(directory: Path) -> None:
+    """Check a folder without a network; print for each expected file `verified`, or what is wrong.
 
     The expected files are those of the list in the folder. Without a list, they are the published datasets, whose MD5
     is not known.
 
     Raises:
-        CommandError: the list is damaged.
+        CommandError: the list is damaged, or a file is missing or not verified.
     """
     list_path = directory / LIST_NAME
     md5_by_path = dict.fromkeys(FILES, "")
@@ -186,11 +186,6 @@ def file_states(directory: Path) -> dict[str, str]:
                 continue
             got = file_md5(existing[path], progress.advance)
             states[path] = "verified" if got == md5 else f"wrong MD5, {got} instead of {md5}"
-    return states
-
-
-def _print_states(directory: Path) -> None:
-    states = file_states(directory)
     for path, state in states.items():
         typer.echo(f"{path}: {state}")
     bad = sum(state != "verified" for state in states.values())
@@ -242,7 +237,7 @@ def main(
     """
     with cli_errors():
         if offline:
-            _print_states(directory)
+            _report_states(directory)
             return
         started = time.monotonic()
         outcome = Download(directory, source, streams, RetryPolicy(retries, retry_wait, timeout)).run(replace=replace)

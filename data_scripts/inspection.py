@@ -227,14 +227,12 @@ def _inspect(path: Path, sample: int | None, tokenizer: Path | None, sequence_le
         texts = [" ".join(map(str, part.tokens)) if decoder is None else decoder.decode(part.tokens) for part in parts]
     except ValueError as error:
         raise CommandError(f"{prefixes[0]}: {error} To fix: name its tokenizer, or leave --tokenizer out.") from None
+    pairs = list(zip(parts, texts, strict=True))
     if as_json:
-        rows = [
-            {**asdict(part), "tokens": part.tokens.tolist(), "text": text}
-            for part, text in zip(parts, texts, strict=True)
-        ]
+        rows = [{**asdict(part), "tokens": part.tokens.tolist(), "text": text} for part, text in pairs]
         typer.echo(json.dumps(rows, indent=2))
         return
-    for part, text in zip(parts, texts, strict=True):
+    for part, text in pairs:
         end = ", its end" if part.ends else ""
         last = part.first + part.tokens.size - 1
         typer.echo(f"--- document {part.document:,}, tokens {part.first:,} to {last:,}{end}")

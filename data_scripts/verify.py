@@ -17,7 +17,7 @@ from gptoss20b.data.verification_report import REPORT_NAME, load_report
 from gptoss20b.durable import atomic_write
 
 from .checking.checks import verify
-from .checking.expectations import Expectations, load_expectations
+from .checking.expectations import load_expectations
 from .checking.report import Scope, Verification
 from .errors import CommandError, ExitCode, cli_errors, log
 from .make_sample_data import MANIFEST
@@ -67,7 +67,15 @@ def main(
         if not directory.is_dir():
             fix = "run data_scripts/download_dataset.sh, or name the folder of the data"
             raise CommandError(f"{directory}: got no folder; expected one with the dataset. To fix: {fix}.")
-        expected = _expectations(directory, vocab_size, validation_documents, sequences, sequence_length)
+        expected = load_expectations(directory)
+        given: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "eval_samples": sequences,
+            "sequence_length": sequence_length,
+        }
+        expected = replace(expected, **{name: value for name, value in given.items() if value is not None})
+        if validation_documents is not None:
+            expected.documents[VALIDATION_PREFIX] = validation_documents
         scope = Scope(checksums=not (quick or no_md5), tokens=not quick, threads=threads)
         started = time.monotonic()
         with ByteProgress("verifying") as progress:
@@ -77,17 +85,6 @@ def main(
         _print_result(directory, result, time.monotonic() - started)
         if result.findings:
             raise typer.Exit(ExitCode.FAILED)
-
-
-def _expectations(
-    directory: Path, vocab_size: int | None, documents: int | None, sequences: int | None, length: int | None
-) -> Expectations:
-    """Load the expectations of a folder; options that were given override them."""
-    loaded = load_expectations(directory)
-    if documents is not None:
-        loaded = replace(loaded, documents={**loaded.documents, VALIDATION_PREFIX: documents})
-    given: dict[str, Any] = {"vocab_size": vocab_size, "eval_samples": sequences, "sequence_length": length}
-    return replace(loaded, **{name: value for name, value in given.items() if value is not None})
 
 
 def _check_report_path(path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from stat import S_ISREG
 
-from gptoss20b.data.files import DataError
+from gptoss20b.data.files import REBUILD, DataError
 from gptoss20b.data.index import DTYPE_OFFSET, Index
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSamples, Windows, count_windows
@@ -16,7 +16,7 @@ from ..c4 import FILES, PREFIXES
 from ..dataset_writer import TOKEN_DTYPE
 from ..progress import ByteProgress
 from .expectations import Expectations
-from .findings import DOWNLOAD_AGAIN, CappedFindings, Finding
+from .findings import CappedFindings, Finding
 from .md5_lists import LIST_AGAIN, ExpectedFile, read_lists
 from .reading import Reader, TokenRange
 from .report import Scope, Verification
@@ -133,6 +133,9 @@ class _Check:
             if finding.file not in {known.file for known in self.result.findings}:
                 self.result.findings.append(finding)
 
+    def _add(self, file: str, got: str, expected: str, fix: str = REBUILD) -> None:
+        self.result.findings.append(Finding.about(file, got, expected, fix))
+
     def _add_error(self, error: DataError) -> None:
         self.result.findings.append(Finding.from_error(error, self._directory))
 
@@ -148,15 +151,11 @@ class _Check:
         """Add a finding for each file without a checksum in any list."""
         if not self._listed and not list_findings:
             fix = "run data_scripts/download_dataset.sh, or pass --no-md5"
-            self.result.findings.append(
-                Finding.about("*.md5", "no such list", "one with the MD5 of every file of the set", fix)
-            )
+            self._add("*.md5", "no such list", "one with the MD5 of every file of the set", fix)
         known = {entry.file for entry in self._listed}
         for name in FILES if known else ():
             if name not in known:
-                self.result.findings.append(
-                    Finding.about(name, "no checksum in any list", "one for every file of the set", LIST_AGAIN)
-                )
+                self._add(name, "no checksum in any list", "one for every file of the set", LIST_AGAIN)
 
     def _token_files(self) -> list[str]:
         """Return the `.bin` files whose tokens can be checked."""
@@ -167,8 +166,7 @@ class _Check:
         facts = self.result.datasets[prefix]
         facts.documents, facts.sequences = index.document_count, index.sequence_count
         if index.dtype != TOKEN_DTYPE:
-            got = f"token type {index.dtype} (at byte {DTYPE_OFFSET})"
-            self.result.findings.append(Finding.about(index.path.name, got, f"{TOKEN_DTYPE}"))
+            self._add(index.path.name, f"token type {index.dtype} (at byte {DTYPE_OFFSET})", f"{TOKEN_DTYPE}")
         try:
             tables = check_tables(index, self._progress.advance)
         except DataError as error:
@@ -184,8 +182,8 @@ class _Check:
         name = self._actual_name(f"{prefix}.idx")
         got = self.result.datasets[name.removesuffix(".idx")].documents
         if expected and got is not None and got != expected:
-            fix = f"{DOWNLOAD_AGAIN}; for another dataset, pass --validation-documents"
-            self.result.findings.append(Finding.about(name, f"{got:,} documents", f"{expected:,}", fix))
+            fix = f"{REBUILD}; for another dataset, pass --validation-documents"
+            self._add(name, f"{got:,} documents", f"{expected:,}", fix)
 
     def _check_windows(self, prefix: str) -> None:
         """Cut the tokens of a set into windows as a run does, under whichever name they are."""
@@ -241,7 +239,7 @@ class _Check:
             if digest != entry.digest:
                 got, expected = f"{entry.algorithm.upper()} {digest}", entry.digest
         if got:
-            self.result.findings.append(Finding.about(name, got, f"{expected}, as in {entry.source}", entry.fix))
+            self._add(name, got, f"{expected}, as in {entry.source}", entry.fix)
 
 
 def _file_size(path: Path) -> int | None:

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from gptoss20b.data.files import DataError
+from gptoss20b.data.files import REBUILD, DataError
 
-DOWNLOAD_AGAIN = "download the .bin and the .idx again, or rebuild them"
 # findings of one kind in one file that are listed one by one
 MAX_LISTED = 5
 
@@ -25,7 +24,7 @@ class Finding(NamedTuple):
     message: str
 
     @classmethod
-    def about(cls, file: str, got: str, expected: str, fix: str = DOWNLOAD_AGAIN) -> Self:
+    def about(cls, file: str, got: str, expected: str, fix: str = REBUILD) -> Self:
         """Build a finding in the form shared by all data files."""
         return cls(file, f"got {got}; expected {expected}. To fix: {fix}.")
 
@@ -43,7 +42,7 @@ class Finding(NamedTuple):
 class CappedFindings:
     """Findings of one kind in one file: the first `MAX_LISTED` are kept, the rest are counted."""
 
-    def __init__(self, file: str, kind: str, fix: str = DOWNLOAD_AGAIN) -> None:
+    def __init__(self, file: str, kind: str, fix: str = REBUILD) -> None:
         self._file, self._kind, self._fix = file, kind, fix
         self._first: list[Finding] = []
         self._count = 0

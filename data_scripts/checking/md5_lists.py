@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from gptoss20b.data.files import DataError, open_binary
+from gptoss20b.data.files import REBUILD, DataError, open_binary
 
 from ..md5_list import parse_lines
-from .findings import DOWNLOAD_AGAIN, CappedFindings, Finding
+from .findings import CappedFindings, Finding
 
 LIST_AGAIN = "download the list again"
 
@@ -30,7 +30,7 @@ class ExpectedFile(NamedTuple):
     digest: str
     size: int | None
     source: str
-    fix: str = DOWNLOAD_AGAIN
+    fix: str = REBUILD
 
 
 def read_lists(directory: Path) -> tuple[list[ExpectedFile], list[Finding]]:

@@ -48,14 +48,8 @@ class TokenRange:
         self.first_wrong += later.first_wrong[: MAX_LISTED - len(self.first_wrong)]
 
 
-@dataclass(frozen=True)
-class FileScan:
-    """Result of one pass over a file.
-
-    Attributes:
-        digests: checksum (hex) by algorithm.
-        tokens: the range of its tokens; None if it was not asked for.
-    """
+class FileScan(NamedTuple):
+    """Checksums (hex) of a file by algorithm, and the range of its tokens; None if that was not asked for."""
 
     digests: dict[str, str]
     tokens: TokenRange | None

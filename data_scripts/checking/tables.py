@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,7 @@ from .findings import CappedFindings, Finding
 Int64Array = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class TableCheck:
+class TableCheck(NamedTuple):
     """Result of checking the tables.
 
     Attributes:
@@ -25,9 +24,9 @@ class TableCheck:
         empty_documents: documents without a sequence, which are allowed.
     """
 
-    findings: list[Finding] = field(default_factory=list)
-    empty_sequences: int = 0
-    empty_documents: int = 0
+    findings: list[Finding]
+    empty_sequences: int
+    empty_documents: int
 
 
 def check_tables(index: Index, advance: Callable[[int], None]) -> TableCheck:

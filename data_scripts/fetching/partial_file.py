@@ -12,8 +12,9 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from gptoss20b.data.files import Closing
 from gptoss20b.durable import atomic_write, fsync_path
 
 from ..errors import CommandError
@@ -35,7 +36,7 @@ class State(NamedTuple):
     received: list[int]
 
 
-class PartialFile:
+class PartialFile(Closing):
     """A file being downloaded. Several threads may write to different segments of it.
 
     Attributes:
@@ -157,12 +158,6 @@ class PartialFile:
             if not self._closed:
                 self._closed = True
                 os.close(self._descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def check_space(directory: Path, parts: list[PartialFile]) -> None:

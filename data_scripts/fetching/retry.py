@@ -46,12 +46,6 @@ class RetryPolicy:
     first_wait: float
     timeout: float
 
-    def backoff(self, failures: int, retry_after: float) -> float:
-        """Return the seconds to wait after a number of consecutive failures."""
-        doubled: float = min(self.first_wait * 2 ** min(failures - 1, 30), _MAX_WAIT)
-        # Jitter keeps the streams from retrying all at the same moment.
-        return max(doubled * random.uniform(0.5, 1.0), min(retry_after, _MAX_WAIT))
-
     def call(self, attempt: Callable[[], _T], stop: threading.Event) -> _T:
         """Call `attempt` until it succeeds, and return its result.
 
@@ -70,6 +64,8 @@ class RetryPolicy:
                     raise CommandError(
                         f"{error}, {tries}. To fix: run the same command again later; what was fetched is kept."
                     ) from error
-                wait = self.backoff(failures, error.retry_after)
+                backoff: float = min(self.first_wait * 2 ** min(failures - 1, 30), _MAX_WAIT)
+                # Jitter keeps the streams from retrying all at the same moment.
+                wait = max(backoff * random.uniform(0.5, 1.0), min(error.retry_after, _MAX_WAIT))
             if stop.wait(wait):
                 raise StoppedError

@@ -50,11 +50,7 @@ def block_tokenizer(tokenizer: Path, key: str, append_eod: bool) -> Callable[[by
 
 
 class _BadLineError(Exception):
-    """A line has no document."""
-
-    def __init__(self, kind: BadLineKind, got: str) -> None:
-        super().__init__(kind, got)
-        self.kind, self.got = kind, got
+    """A line has no document. The arguments are a `BadLineKind` and what was found."""
 
 
 def _tokenize(block: bytes, tokenizer: Tokenizer, key: str, ending: Tokens) -> TokenizedBlock:
@@ -66,7 +62,7 @@ def _tokenize(block: bytes, tokenizer: Tokenizer, key: str, ending: Tokens) -> T
         try:
             ids = _encode(tokenizer, _parse_text(line, key))
         except _BadLineError as error:
-            bad_lines.append(BadLine(number, error.kind, error.got))
+            bad_lines.append(BadLine(number, *error.args))
         else:
             documents += (ids, ending)
             lengths.append(ids.size + ending.size)

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from gptoss20b.data.files import Closing
 
 Result = TypeVar("Result")
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -28,7 +30,7 @@ class _Worker(NamedTuple):
     connection: Connection[Any, Any]
 
 
-class WorkerPool(Generic[Result]):
+class WorkerPool(Closing, Generic[Result]):
     """A fixed number of processes that apply one function.
 
     Args:
@@ -72,12 +74,6 @@ class WorkerPool(Generic[Result]):
         self._threads.shutdown(cancel_futures=True)
         for worker in self._all:
             worker.connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _process(self, block: bytes) -> Result:
         worker = self._idle.get()

@@ -6,16 +6,30 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Self
 
-_REBUILD = "download the .bin and the .idx again, or rebuild them"
+REBUILD = "download the .bin and the .idx again, or rebuild them"
 
 
 class DataError(ValueError):
     """A data file is missing, damaged or does not fit the run. The message names the file and a fix."""
 
     @classmethod
-    def about(cls, path: Path, got: str, expected: str, fix: str = _REBUILD) -> Self:
+    def about(cls, path: Path, got: str, expected: str, fix: str = REBUILD) -> Self:
         """Build the error in the form shared by all data files: path, got, expected, fix."""
         return cls(f"{path}: got {got}; expected {expected}. To fix: {fix}.")
+
+
+class Closing:
+    """A context manager that closes itself at its end."""
+
+    def close(self) -> None:
+        """Release what is open; safe to call twice."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def open_binary(path: Path) -> BinaryIO:

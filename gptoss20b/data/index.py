@@ -19,7 +19,7 @@ from typing import BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from .files import DataError, append_suffix, open_binary, read_exactly
+from .files import Closing, DataError, append_suffix, open_binary, read_exactly
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -102,7 +102,7 @@ class Table:
             yield first, self.read(first, min(_BLOCK, self.count - first))
 
 
-class Index:
+class Index(Closing):
     """An index opened for reading. Threads may share it.
 
     Opening reads the header and the ends of the three tables, never the tables themselves. It costs the same for one
@@ -165,12 +165,6 @@ class Index:
     def close(self) -> None:
         """Close the file; safe to call twice."""
         self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _check_ends(self) -> int:
         """Check the first and last entries. Return the byte at which the last sequence ends in the `.bin`."""

@@ -9,11 +9,11 @@ from typing import BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from .files import DataError, append_suffix, open_binary, read_exactly
+from .files import Closing, DataError, append_suffix, open_binary, read_exactly
 from .index import Index
 
 
-class IndexedDataset:
+class IndexedDataset(Closing):
     """The tokens of one indexed dataset in file order, across sequence and document boundaries.
 
     Opening costs as little as opening its `Index`. Threads and forked processes may share an object.
@@ -82,12 +82,6 @@ class IndexedDataset:
     def close(self) -> None:
         """Close the file; safe to call twice."""
         self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _count_tokens(path: Path, descriptor: int, index: Index) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -68,11 +67,6 @@ class Windows:
                 "use a larger file or a shorter sequence",
             )
 
-    @property
-    def path(self) -> Path:
-        """The `.bin` file, for messages."""
-        return self.dataset.path
-
     def window(self, number: int) -> npt.NDArray[np.int64]:
         """Read the tokens of window `number` as int64, shape [sequence_length + 1].
 
@@ -81,7 +75,10 @@ class Windows:
         """
         if not 0 <= number < self.count:
             raise DataError.about(
-                self.path, f"window {number}", f"0 to {self.count - 1}", "ask for fewer sequences, or use a larger file"
+                self.dataset.path,
+                f"window {number}",
+                f"0 to {self.count - 1}",
+                "ask for fewer sequences, or use a larger file",
             )
         start = number * self.sequence_length
         ids = self.dataset.read(start, self.sequence_length + 1)
@@ -89,7 +86,7 @@ class Windows:
         if ids.min() < 0 or ids.max() >= self.vocab_size:
             wrong = int(np.argmax((ids < 0) | (ids >= self.vocab_size)))
             raise DataError.about(
-                self.path,
+                self.dataset.path,
                 f"id {ids[wrong]} at token {start + wrong} (byte {(start + wrong) * self.dataset.dtype.itemsize})",
                 f"0 to {self.vocab_size - 1}",
                 "use the file made with this model's tokenizer, set the vocabulary size, or download it again",
@@ -128,7 +125,7 @@ class ValidationSamples:
             raise ValueError(f"samples: got {samples}; expected 1 or more. To fix: set it to 1024.")
         if windows.count < samples:
             raise DataError.about(
-                windows.path,
+                windows.dataset.path,
                 f"{windows.count} sequences of {windows.sequence_length} tokens",
                 f"at least {samples} for validation",
                 "use the complete validation file, or validate on fewer sequences",
@@ -144,7 +141,7 @@ class ValidationSamples:
         """
         if not 0 <= number < self.samples:
             raise DataError.about(
-                self.windows.path,
+                self.windows.dataset.path,
                 f"validation sequence {number}",
                 f"0 to {self.samples - 1}",
                 "ask for one of the validation sequences",

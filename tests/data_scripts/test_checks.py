@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -109,9 +108,3 @@ def test_an_index_cut_while_its_tables_are_read_is_a_finding(folder: Path, monke
     found = check(folder, watch, Scope(checksums=False, tokens=True, threads=1)).findings
     assert found[0].file == TRAIN_IDX
     assert "cut while it was in use" in found[0].message
-
-
-def test_two_verifications_at_once_agree(folder: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: check(folder), range(8)))
-    assert all(result == results[0] for result in results)

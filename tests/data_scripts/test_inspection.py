@@ -87,15 +87,6 @@ def test_a_window_is_cut_where_documents_end(
     assert [part.ends for part in parts[:-1]] == [True] * (len(parts) - 1)
 
 
-def test_an_empty_document_inside_a_window_gives_no_part(tmp_path: Path) -> None:
-    parts = window_parts(dataset(tmp_path, [0, 3, 0, 0, 4, 0, 5]), 0, 8)
-    assert [(part.document, part.first, part.tokens.tolist(), part.ends) for part in parts] == [
-        (1, 0, [0, 1, 2], True),
-        (4, 0, [3, 4, 5, 6], True),
-        (6, 0, [7, 8], False),
-    ]
-
-
 def test_what_a_path_may_name(tmp_path: Path) -> None:
     prefix = dataset(tmp_path, [5, 6])
     for path in (tmp_path, prefix, Path(f"{prefix}.bin"), Path(f"{prefix}.idx")):
@@ -120,6 +111,9 @@ def test_both_datasets_of_a_folder_are_printed(sample: Path) -> None:
     status, output = inspect(sample)
     assert status == 0
     assert output.index(TRAIN_PREFIX) < output.index(VALIDATION_PREFIX)
+    found = json.loads(inspect(sample, "--json", "--sequence-length", 64)[1])
+    assert [each["name"] for each in found] == [TRAIN_PREFIX, VALIDATION_PREFIX]
+    assert found[0]["windows"] == (found[0]["tokens"] - 1) // 64
     manifest = json.loads((sample / "sample.json").read_text())
     for prefix in (TRAIN_PREFIX, VALIDATION_PREFIX):
         split = manifest["splits"][prefix]
@@ -134,14 +128,6 @@ def test_one_document_of_many_still_has_a_bar_and_none_has_none(tmp_path: Path) 
     assert status == 0
     bars = re.findall(r"^ *(1|2 to 3|4 to 7) +(\d+) *(█*) *$", output, re.MULTILINE)
     assert bars == [("1", "500", "█" * 40), ("2 to 3", "0", ""), ("4 to 7", "1", "█")]
-
-
-def test_the_same_as_json(sample: Path) -> None:
-    status, output = inspect(sample, "--json", "--sequence-length", 64)
-    found = json.loads(output)
-    assert status == 0
-    assert [each["name"] for each in found] == [TRAIN_PREFIX, VALIDATION_PREFIX]
-    assert found[0]["windows"] == (found[0]["tokens"] - 1) // 64
 
 
 def test_the_text_of_a_sequence(sample: Path) -> None:
@@ -168,10 +154,12 @@ def test_without_a_tokenizer_the_ids_are_shown(tmp_path: Path) -> None:
     assert shown == (0, "--- document 0, tokens 0 to 2, its end\n7 2000000 8\n")
 
 
-def test_text_cannot_control_the_terminal(tmp_path: Path) -> None:
+def test_neither_text_nor_names_control_the_terminal(tmp_path: Path) -> None:
     raw = np.frombuffer("a\x1b[31mb\x07\tc\u202e\n".encode(), np.uint8)
-    write_dataset(tmp_path / "x", [raw])
-    _, output = inspect(tmp_path / "x", "--sample", 0, "--sequence-length", raw.size - 1, "--tokenizer", "bytes")
+    prefix = tmp_path / "a[bold]\x1b[31mb"
+    write_dataset(prefix, [raw])
+    assert "a[bold]\\x1b[31mb" in inspect(prefix)[1]
+    _, output = inspect(prefix, "--sample", 0, "--sequence-length", raw.size - 1, "--tokenizer", "bytes")
     assert output.splitlines()[1] == "a\\x1b[31mb\\x07\tc\\u202e"
 
 
@@ -199,8 +187,3 @@ def test_tables_that_contradict_the_tokens_are_an_error_and_no_text_is_made_up(
     status, output = inspect(prefix, "--sample", 0, "--sequence-length", 20)
     assert status == 1 and len(output.splitlines()) == 1
     assert f"{prefix}.idx: got sequence {sequence} from token" in output or "expected the one with token" in output
-
-
-def test_names_cannot_control_the_terminal_or_the_layout(tmp_path: Path) -> None:
-    dataset(tmp_path, [5, 6], name="a[bold]\x1b[31mb")
-    assert "a[bold]\\x1b[31mb" in inspect(tmp_path)[1]

@@ -6,12 +6,10 @@ import gzip
 import json
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +32,7 @@ from tests.support.preprocess_runs import (
     make,
     names_in,
     output_names,
+    private_bytes,
     started,
     texts_of,
     write_shard,
@@ -130,18 +129,12 @@ def test_a_folder_is_its_shards_by_name_and_plain_files_are_shards(tmp_path: Pat
         assert refused.exit_code == 1 and words in refused.stderr
 
 
-def test_another_key_holds_the_text(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "a.json", json_line("wrong", content="right"))
-    make(Task([shard], BYTES, tmp_path / "o", key="content"))
-    assert texts_of(tmp_path / "o") == ["right"]
-
-
-def test_lines_longer_than_a_block_and_a_file_of_several_streams(tmp_path: Path) -> None:
+def test_long_lines_of_another_key_in_a_file_of_several_streams(tmp_path: Path) -> None:
     texts = ["a" * 3_000_000, "b", "c" * 1_048_576, "d"]
-    streams = [gzip.compress(json_line(text)) for text in texts]
+    streams = [gzip.compress(json_line("wrong", content=text)) for text in texts]
     stored = b"".join(stream + b"\0" * zeros for stream, zeros in zip(streams, (0, 5, 0, 5000), strict=True))
     (tmp_path / "a.json.gz").write_bytes(stored)
-    make(Task([tmp_path / "a.json.gz"], BYTES, tmp_path / "o"), 1, 1000)
+    make(Task([tmp_path / "a.json.gz"], BYTES, tmp_path / "o", key="content"), 1, 1000)
     assert texts_of(tmp_path / "o") == texts
 
 
@@ -233,15 +226,6 @@ def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
 
     # In memory, 52 MB more of text would be 260 MB, most of it tokens.
     assert peak(60) < peak(8) + (80 << 20)
-
-
-def private_bytes(pid: int) -> int:
-    """Sum the private memory of a process and its children, as far as they exist."""
-    total = 0
-    with suppress(psutil.NoSuchProcess):
-        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            total += process.memory_full_info().uss
-    return total
 
 
 def test_progress_shows_tokens_per_second_and_resumes_at_the_kept_bytes(

@@ -61,9 +61,6 @@ def long_bytes(tmp_path_factory: pytest.TempPathFactory, long_shards: list[Path]
     return dataset_bytes(prefix)
 
 
-# --- ends of every kind
-
-
 def test_whole_shards_are_kept_after_a_bad_line(tmp_path: Path) -> None:
     good = write_shard(tmp_path / "good.json", GOOD)
     bad = write_shard(tmp_path / "bad.json", json_line("fine") + b"{\n" + json_line("fine"))
@@ -208,9 +205,6 @@ def test_after_a_kill_between_the_final_names_the_next_run_gives_the_rest(
     assert dataset_bytes(task.prefix) == dataset_bytes(tmp_path / "whole")
     assert outcome.files == [Path(f"{task.prefix}{suffix}") for suffix in (".bin", ".md5", ".idx")]
     assert names_in(tmp_path) == sorted(["a.json", *output_names("o"), *output_names("whole")])
-
-
-# --- the journal
 
 
 def interrupted(folder: Path, tokenizer: Path = BYTES, **others: Any) -> Task:

@@ -46,12 +46,7 @@ def test_a_server_may_ask_for_a_longer_wait_but_not_for_ever() -> None:
 
 
 def test_retries_are_counted_in_a_row() -> None:
-    failing = [
-        TransientError("x"),
-        TransientError("x", progress=True),
-        TransientError("x"),
-        TransientError("x", progress=True),
-    ]
+    failing = [TransientError("x", progress=progress) for progress in (False, True, False, True)]
     assert len(waits(RetryPolicy(2, 0.0, 1.0), *failing)) == 4
 
 

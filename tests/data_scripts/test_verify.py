@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import Result
 
+from data_scripts.checking import reading
 from data_scripts.dataset_writer import write_dataset
 from data_scripts.make_sample_data import collect_documents, make
+from data_scripts.progress import ByteProgress
 from gptoss20b.config.resolve import resolve
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from gptoss20b.dataloader import DataShard, build_dataloader
@@ -30,14 +28,11 @@ from tests.support.data_commands import run_data_command
 from tests.support.paths import ROOT
 from tests.support.small_sets import (
     FILES,
-    HEADER,
     LIST,
     OPTIONS,
     TRAIN_BIN,
-    TRAIN_IDX,
     VALIDATION_BIN,
     VALIDATION_IDX,
-    exchange,
     flip,
     put,
     read_report,
@@ -79,37 +74,24 @@ def sample(made_sample: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made_sample, tmp_path / "sample"))
 
 
-def verify_sample(folder: Path, *options: str) -> Result:
-    """Run the command without the options of a small set."""
-    return run_data_command("verify", folder, *options)
-
-
 def test_sample_data_is_checked_against_its_manifest(sample: Path) -> None:
     for options in ([], ["--quick"], ["--no-md5"]):
-        done = verify_sample(sample, *options)
+        done = run_data_command("verify", sample, *options)
         assert done.exit_code == 0, done.output
-    done = verify_sample(sample, "--vocab-size", "100", "--sequences", "999", "--no-md5")
+    done = run_data_command("verify", sample, "--vocab-size", "100", "--sequences", "999", "--no-md5")
     assert done.exit_code == 1
     assert "expected 0 to 99" in done.stdout
     assert "expected at least 999 for validation" in done.stdout
 
     flip(sample / TRAIN_BIN, 0, 1)
-    done = verify_sample(sample)
+    done = run_data_command("verify", sample)
     assert re.search(rf"{TRAIN_BIN}: got SHA256 [0-9a-f]{{64}}; expected [0-9a-f]{{64}}.* sample.json", done.stdout)
     assert "make_sample_data DIR --force" in done.stdout
     assert done.stdout.count("; expected") == 1
     shorten(sample / VALIDATION_BIN, 4)
-    done = verify_sample(sample, "--quick")
+    done = run_data_command("verify", sample, "--quick")
     assert f"{VALIDATION_BIN}: got {(sample / VALIDATION_BIN).stat().st_size} bytes; expected " in done.stdout
     assert "sample.json" in done.stdout
-
-
-def test_sample_sets_that_are_swapped_are_one_finding(sample: Path) -> None:
-    exchange(sample, ".bin", ".idx")
-    for options in ([], ["--quick"]):
-        done = verify_sample(sample, *options)
-        assert done.stdout.count("; expected") == 1
-        assert "two sets swapped" in done.stdout
 
 
 @pytest.mark.parametrize("prefix", [TRAIN_PREFIX, VALIDATION_PREFIX])
@@ -117,7 +99,7 @@ def test_a_manifest_with_another_number_of_documents_is_a_finding(sample: Path, 
     manifest = json.loads((sample / "sample.json").read_text())
     manifest["splits"][prefix]["documents"] += 1
     (sample / "sample.json").write_text(json.dumps(manifest))
-    done = verify_sample(sample, "--quick")
+    done = run_data_command("verify", sample, "--quick")
     assert done.exit_code == 1
     count = manifest["splits"][prefix]["documents"]
     assert f"{prefix}.idx: got {count - 1:,} documents; expected {count:,}" in done.stdout
@@ -128,8 +110,6 @@ def test_a_manifest_with_another_number_of_documents_is_a_finding(sample: Path, 
     "manifest",
     [
         "",
-        "{",
-        "[]",
         '{"vocab_size": 256}',
         '{"vocab_size": 1, "splits": {}, "files": {}}',
         [TRAIN_PREFIX],
@@ -142,7 +122,7 @@ def test_a_malformed_manifest_is_one_line(sample: Path, manifest: str | list[str
         splits = {prefix: {"documents": 1} for prefix in manifest}
         manifest = json.dumps({**json.loads(path.read_text()), "splits": splits})
     path.write_text(manifest)
-    done = verify_sample(sample)
+    done = run_data_command("verify", sample)
     assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert done.stderr.startswith(f"error: {path}: got ") and "; expected " in done.stderr
 
@@ -262,20 +242,12 @@ def test_a_file_that_is_no_report_stays_and_changes_no_verdict(folder: Path, bef
     assert not list(folder.glob(".*")), "no temporary file stays"
 
 
-def test_a_read_only_folder_is_reported_in_one_line(folder: Path) -> None:
-    script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
-    command = [sys.executable, "-m", "data_scripts.verify", str(folder), *OPTIONS]
-    isolated = ["unshare", "--mount", "bash", "-c", script, "bash", str(folder)]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*isolated, "true"], check=False, capture_output=True).returncode
-    ):
-        pytest.skip("needs the right to mount a folder read-only")
-    done = subprocess.run([*isolated, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_a_report_that_cannot_be_written_changes_no_verdict(folder: Path) -> None:
+    (folder / "verified.json").mkdir()
+    done = verify_set(folder)
+    assert done.exit_code == 0
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"{folder}/verified.json: not written: Read-only file system")
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, LIST])
+    assert line.startswith(f"{folder}/verified.json: not written: Is a directory") and "--report" in line
 
 
 @pytest.mark.parametrize(
@@ -312,70 +284,27 @@ def test_a_report_path_that_cannot_be_used_is_refused_before_anything_is_read(fo
     assert (folder / "mine.json").read_text() == "{}"
 
 
-def test_wrong_use(folder: Path) -> None:
-    for options in (["--threads", "0"], ["--vocab-size", "0"], ["--sequences", "0"], ["--sequence-length", "0"]):
-        assert verify_set(folder, *options).exit_code == 2
+def test_a_folder_that_is_not_there(folder: Path) -> None:
     done = verify_set(folder / "nowhere")
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error: {folder}/nowhere: got no folder")
 
 
-def read_terminal(terminal: FileIO, wanted: bytes | None, seconds: float) -> bytes:
-    """Read until `wanted` (a pattern; None: the other end closes) is there; fail after `seconds`."""
-    shown, end = b"", time.monotonic() + seconds
-    while wanted is None or not re.search(wanted, shown):
-        remaining = end - time.monotonic()
-        readable = remaining > 0 and select.select([terminal], [], [], remaining)[0]
-        assert readable, f"not in {seconds} s: {shown[-1000:]!r}"
-        try:
-            shown += terminal.read(1 << 16)
-        except OSError:
-            assert wanted is None, f"ended: {shown!r}"
-            break
-    return shown
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_promptly_while_a_terminal_shows_rate_and_time(
-    tmp_path: Path, number: signal.Signals, status: int
+def test_a_signal_ends_it_promptly_and_leaves_no_report(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
 ) -> None:
-    write_dataset(tmp_path / VALIDATION_PREFIX, [np.arange(100)])
-    count = 10_000
-    lengths = np.full(count, 500_000)
-    index = tmp_path / TRAIN_IDX
-    write_dataset(tmp_path / TRAIN_PREFIX, [np.zeros(1, np.int64)] * count)
-    pointers = (np.cumsum(lengths) - lengths) * 4
-    data = bytearray(index.read_bytes())
-    data[HEADER : HEADER + 12 * count] = lengths.astype("<i4").tobytes() + pointers.astype("<i8").tobytes()
-    index.write_bytes(data)
-    # 20 GB of nothing: sparse, and many seconds to hash
-    os.truncate(tmp_path / TRAIN_BIN, 4 * 500_000 * count)
-    (tmp_path / LIST).write_text("".join(f"{'0' * 32}  {name}\n" for name in FILES))
-    leader, follower = pty.openpty()
-    # A background job of a shell ignores SIGINT, and so would its children.
-    code = (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "runpy.run_module('data_scripts.verify', run_name='__main__')"
-    )
-    with (
-        FileIO(leader) as terminal,
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), *OPTIONS],
-            cwd=ROOT,
-            stderr=follower,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-        ) as process,
-    ):
-        os.close(follower)
-        try:
-            shown = read_terminal(terminal, rb"/20\.0 GB.*[1-9][0-9.]* [GM]B/s.*0:0\d:\d\d", 60)
-            process.send_signal(number)
-            shown += read_terminal(terminal, None, 30)
-            assert process.wait(timeout=30) == status, shown
-            assert process.stdout is not None
-            assert process.stdout.read() == b""
-        finally:
-            process.kill()
-    assert (b"error: interrupted" if number == signal.SIGINT else b"error: terminated") in shown
-    assert not (tmp_path / "verified.json").exists()
+    # 80 GB of nothing: sparse, and minutes to hash
+    os.truncate(folder / TRAIN_BIN, 80_000_000_000)
+    sent: list[float] = []
+
+    def send_signal(progress: ByteProgress, size: int) -> None:
+        if size == reading.PIECE and not sent:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(ByteProgress, "advance", send_signal)
+    done = verify_set(folder)
+    assert time.monotonic() - sent[0] < 10
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (status, "", 1)
+    assert not (folder / "verified.json").exists()

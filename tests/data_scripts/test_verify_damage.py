@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
+from gptoss20b.data.samples import TRAIN_PREFIX
 from tests.support.data_commands import run_data_command
 from tests.support.small_sets import (
     FILES,
@@ -23,14 +23,11 @@ from tests.support.small_sets import (
     exchange,
     flip,
     put,
-    random_documents,
     read_report,
     shorten,
     table_offsets,
     verify_findings,
     verify_set,
-    write_md5_list,
-    write_with_megatron,
 )
 
 LENGTHS, POINTERS, BOUNDARIES = table_offsets(TRAIN_DOCUMENTS)
@@ -115,39 +112,11 @@ def test_a_flipped_byte_in_each_table(folder: Path, offset: int, words: list[str
         assert len(found) <= 2 + (options == []), "one damage, not one finding per entry after it"
 
 
-def test_boundaries_out_of_range_and_decreasing(folder: Path) -> None:
-    place = BOUNDARIES + 8 * 9
-    for value, expected in [(TRAIN_DOCUMENTS + 1, f"0 to {TRAIN_DOCUMENTS}"), (-1, "0 to"), (3, "at least 8")]:
-        put(folder / TRAIN_IDX, place, "<q", value)
-        (finding,) = verify_findings(folder, "--quick")
-        assert re.match(rf"{TRAIN_IDX}: got sequence {value} .* of document 9 \(at byte {place}\)", finding)
-        assert f"expected {expected}" in finding
-
-
 @pytest.mark.parametrize(("code", "name"), [(1, "uint8"), (3, "int16"), (5, "int64"), (8, "uint16")])
 def test_another_type_in_the_header(folder: Path, code: int, name: str) -> None:
     put(folder / VALIDATION_IDX, 17, "<B", code)
     found = verify_findings(folder, "--no-md5")
     assert found[0].startswith(f"{VALIDATION_IDX}: got token type {name} (at byte 17); expected int32")
-
-
-@pytest.mark.parametrize(
-    ("offset", "words"),
-    [(17, "dtype code 7 at byte 17 (float32)"), (9, "version 7 at byte 9"), (0, r"b'\x07MIDIDX\x00\x00' at byte 0")],
-)
-def test_a_malformed_header(folder: Path, offset: int, words: str) -> None:
-    put(folder / TRAIN_IDX, offset, "<B", 7)
-    (finding,) = verify_findings(folder, "--quick")
-    assert finding.startswith(f"{TRAIN_IDX}: got {words}")
-
-
-def test_a_whole_set_written_as_uint16(tmp_path: Path) -> None:
-    for prefix, count in ((TRAIN_PREFIX, TRAIN_DOCUMENTS), (VALIDATION_PREFIX, VALIDATION_DOCUMENTS)):
-        write_with_megatron(tmp_path / prefix, random_documents(count, largest=60_000), np.uint16)
-    write_md5_list(tmp_path)
-    assert [line.split(";")[0] for line in verify_findings(tmp_path)] == [
-        f"{name}: got token type uint16 (at byte 17)" for name in (TRAIN_IDX, VALIDATION_IDX)
-    ]
 
 
 # --- whole files
@@ -167,13 +136,11 @@ def test_a_truncated_bin(folder: Path, name: str) -> None:
     assert verify_findings(folder, "--no-md5")[0].startswith(f"{name}: got 0 bytes; expected {whole}")
 
 
-@pytest.mark.parametrize("less", [1, 8, 200, 1100])
-def test_a_truncated_idx(folder: Path, less: int) -> None:
+def test_a_truncated_idx(folder: Path) -> None:
     whole = (folder / TRAIN_IDX).stat().st_size
-    shorten(folder / TRAIN_IDX, min(less, whole - 3))
-    expected = f"expected {whole}" if whole - less > HEADER else "expected at least the 34 bytes of a header"
+    shorten(folder / TRAIN_IDX, 8)
     size, md5 = verify_findings(folder)
-    assert size.startswith(f"{TRAIN_IDX}: got {max(3, whole - less)} bytes; {expected}")
+    assert size.startswith(f"{TRAIN_IDX}: got {whole - 8} bytes; expected {whole}")
     assert md5.startswith(f"{TRAIN_IDX}: got MD5")
     saved = read_report(folder)
     assert saved["not_checked"]["tokens"] == [TRAIN_BIN]
@@ -200,11 +167,6 @@ def test_a_missing_file(folder: Path, name: str) -> None:
         assert finding.startswith(f"{name}: got no such file")
     (folder / name).mkdir()
     assert verify_findings(folder)[0].startswith(f"{name}: got ")
-
-
-def test_an_empty_folder_misses_everything(tmp_path: Path) -> None:
-    found = verify_findings(tmp_path)
-    assert [line.split(":")[0] for line in found] == [TRAIN_IDX, TRAIN_BIN, VALIDATION_IDX, VALIDATION_BIN, "*.md5"]
 
 
 # --- swapped sets
@@ -274,4 +236,5 @@ def test_everything_wrong_is_reported_at_once(folder: Path) -> None:
         f"{VALIDATION_BIN}: got MD5",
     ]
     found = verify_findings(folder)
+    assert "expected at least 8, " in found[2]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from typer.testing import Result
 
 from data_scripts.preprocess import Outcome, Task, preprocess
@@ -96,6 +97,15 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def private_bytes(pid: int) -> int:
+    """Return the private memory of a process and its descendants; 0 if one has just ended."""
+    try:
+        process = psutil.Process(pid)
+        return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def journal_states(prefix: Path) -> list[dict[str, Any]]:

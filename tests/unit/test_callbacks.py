@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from gptoss20b.callbacks import Callback, CallbackList
 from gptoss20b.callbacks.checkpointing import Checkpointing
 from gptoss20b.callbacks.mlperf import MlperfLogging
+from gptoss20b.checkpoint.files import TrainState
 from gptoss20b.config import Config, resolve
 from gptoss20b.mlperf_log import RunLog
 from gptoss20b.stopping import NonFiniteLossError
@@ -184,26 +186,12 @@ def test_a_resumed_log_has_its_block_start_already(tmp_path: Path, config: Confi
 
 
 def test_checkpoints_are_polled_where_losses_are_read_and_saved_when_due(tmp_path: Path, config: Config) -> None:
-    calls: list[Any] = []
-
-    class Store:
-        """Checkpoints that are due after step 2."""
-
-        def complete_pending(self, timeout_s: float) -> None:
-            calls.append(("complete_pending", timeout_s))
-
-        def is_due(self, step: int) -> bool:
-            return step == 2
-
-        def save(self, trainer: Any, state: Any) -> None:
-            calls.append(("save", trainer, state.step, state.seed, state.log_bytes, state.eval_tokens_sha256))
-
-        def close(self) -> None:
-            calls.append(("close",))
-
-    store: Any = Store()
+    store = Mock()
+    store.is_due.side_effect = lambda step: step == 2
     pretender = Pretender([3.5, 3.4])
     log = started_log(tmp_path / "log")
     size = (tmp_path / "log").stat().st_size
     run_fit(config, pretender, Checkpointing(store, config, log, seed=5, eval_tokens_sha256="ab"))
-    assert calls == [("save", pretender, 2, 5, size, "ab"), ("complete_pending", 0), ("close",)]
+    assert [name for name, _, _ in store.mock_calls if name != "is_due"] == ["save", "complete_pending", "close"]
+    store.save.assert_called_once_with(pretender, TrainState(2, 5, size, "ab"))
+    store.complete_pending.assert_called_once_with(timeout_s=0)

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from gptoss20b.callbacks import console
-from gptoss20b.callbacks.console import ConsoleProgress, NullProgress, format_duration, samples_to_target
+from gptoss20b.callbacks.console import ConsoleProgress, format_duration, samples_to_target
 from gptoss20b.config import Config, resolve, settings
 from tests.support.paths import ROOT
 
@@ -63,78 +63,67 @@ def test_the_first_line_has_samples_and_loss(config: Config, clock: Clock, capsy
     assert err.count("\n") == 1
 
 
-def test_the_line_has_speed_and_time_to_the_next_evaluation(config: Config, clock: Clock) -> None:
-    display = ConsoleProgress(config)
-    display.on_eval_stop(12_288, 5.0, converged=False)  # speed is measured from here
-    clock.now += 10
-    display.on_train_loss(12_288 + 160, 4.9876, 0.0)
+# Seconds that pass, then (samples, training loss) or (samples, evaluation loss).
+Event = tuple[float, str, int, float]
+FIRST = (0, "eval", 12_288, 5.34)  # speed is measured from here
+EVENTS: dict[str, tuple[list[Event], str]] = {
     # 16 samples a second; 12,128 samples to the next evaluation take 758 s.
-    assert display.line() == (
-        "12,448 samples | loss 4.9876 | last evaluation 5.0000 | 131,072 tokens/s | next evaluation in 12.6 min"
-    )
-
-
-def test_the_speed_is_that_of_the_last_lines(config: Config, clock: Clock) -> None:
-    display = ConsoleProgress(config)
-    display.on_eval_stop(12_288, 5.0, converged=False)
-    samples = 12_288
-    for rate in [1.0] * 40 + [16.0] * 40:  # samples a second, ten seconds each
-        clock.now += 10
-        samples += round(10 * rate)
-        display.on_train_loss(samples, 5.0, 0.0)
-    assert "131,072 tokens/s" in display.line()
-
-
-def test_an_evaluation_does_not_slow_the_speed(config: Config, clock: Clock) -> None:
-    display = ConsoleProgress(config)
-    display.on_eval_stop(12_288, 5.0, converged=False)
-    clock.now += 10
-    display.on_train_loss(12_448, 4.9, 0.0)
-    clock.now += 1000  # the evaluation
-    display.on_eval_stop(12_448, 4.8, converged=False)
-    clock.now += 10
-    display.on_train_loss(12_608, 4.7, 0.0)
-    assert "131,072 tokens/s" in display.line()
-
-
-def test_setting_up_does_not_slow_the_speed(config: Config, clock: Clock) -> None:
-    display = ConsoleProgress(config)
-    clock.now += 600  # the model is built, the data opened
-    display.on_train_loss(16, 11.9, 0.0)
-    clock.now += 10
-    display.on_train_loss(176, 11.8, 0.0)
-    assert "131,072 tokens/s" in display.line()
-
-
-def test_the_target_is_estimated_from_the_last_two_evaluations(config: Config, clock: Clock) -> None:
-    display = ConsoleProgress(config)
-    display.on_eval_stop(12_288, 5.34, converged=False)
-    clock.now += 10
-    display.on_train_loss(12_448, 5.0, 0.0)
-    assert "target" not in display.line()  # one evaluation makes no line
-    display.on_eval_stop(24_576, 4.34, converged=False)
-    clock.now += 10
-    display.on_train_loss(24_736, 4.3, 0.0)
+    "speed and next evaluation": (
+        [FIRST, (10, "train", 12_448, 4.9876)],
+        "12,448 samples | loss 4.9876 | last evaluation 5.3400 | 131,072 tokens/s | next evaluation in 12.6 min",
+    ),
+    # Ten seconds each at 1, then at 16 samples a second.
+    "speed of the last lines": (
+        [
+            FIRST,
+            *((10.0, "train", 12_288 + 10 * n, 5.0) for n in range(1, 41)),
+            *((10.0, "train", 12_688 + 160 * n, 5.0) for n in range(1, 41)),
+        ],
+        "| 131,072 tokens/s |",
+    ),
+    "an evaluation does not slow the speed": (
+        [FIRST, (10, "train", 12_448, 4.9), (1000, "eval", 12_448, 5.4), (10, "train", 12_608, 4.7)],
+        "| 131,072 tokens/s |",
+    ),
+    "setting up does not slow the speed": (
+        [(600, "train", 16, 11.9), (10, "train", 176, 11.8)],
+        "| 131,072 tokens/s |",
+    ),
     # One nat per 12,288 samples: the target is at 36,864; 12,128 samples at 16 a second take 758 s.
-    assert display.line().endswith("| next evaluation in 12.6 min | target in about 12.6 min")
+    "target from the last two evaluations": (
+        [FIRST, (10, "eval", 24_576, 4.34), (10, "train", 24_736, 4.3)],
+        "| next evaluation in 12.6 min | target in about 12.6 min",
+    ),
+    # Past the crossing.
+    "a target in the past": (
+        [(0, "eval", 12_288, 4.34), (0, "eval", 24_576, 3.341), (10, "train", 36_848, 3.4)],
+        "| target in about 0 s",
+    ),
+}
 
 
-def test_no_estimate_while_the_loss_rises(config: Config, clock: Clock) -> None:
+def line_after(config: Config, clock: Clock, events: list[Event]) -> str:
     display = ConsoleProgress(config)
-    display.on_eval_stop(12_288, 4.0, converged=False)
-    display.on_eval_stop(24_576, 4.1, converged=False)
-    clock.now += 10
-    display.on_train_loss(24_736, 4.0, 0.0)
-    assert "target" not in display.line()
+    for seconds, kind, samples, loss in events:
+        clock.now += seconds
+        if kind == "train":
+            display.on_train_loss(samples, loss, 0.0)
+        else:
+            display.on_eval_stop(samples, loss, converged=False)
+    return display.line()
 
 
-def test_a_target_in_the_past_is_not_negative(config: Config, clock: Clock) -> None:
-    display = ConsoleProgress(config)
-    display.on_eval_stop(12_288, 4.34, converged=False)
-    display.on_eval_stop(24_576, 3.341, converged=False)
-    clock.now += 10
-    display.on_train_loss(36_848, 3.4, 0.0)  # past the crossing
-    assert display.line().endswith("target in about 0 s")
+@pytest.mark.parametrize("case", EVENTS)
+def test_the_line(case: str, config: Config, clock: Clock) -> None:
+    events, expected = EVENTS[case]
+    assert expected in line_after(config, clock, events)
+
+
+# One evaluation makes no line; a rising loss does not reach the target.
+@pytest.mark.parametrize("evaluations", [[FIRST], [FIRST, (0, "eval", 24_576, 5.4)]])
+def test_no_estimate_of_the_target(evaluations: list[Event], config: Config, clock: Clock) -> None:
+    line = line_after(config, clock, [*evaluations, (10, "train", 24_736, 5.0)])
+    assert "next evaluation" in line and "target" not in line
 
 
 @pytest.mark.parametrize(
@@ -268,14 +257,6 @@ def test_a_real_terminal_shows_records_above_the_live_line() -> None:
     assert all(plain[position - 1] in "\r\n" for position in positions[1:])
 
 
-def test_silence() -> None:
-    display = NullProgress()
-    display.on_train_loss(16, 11.8, 0.0)
-    display.on_eval_stop(16, 11.8, converged=False)
-    display.message("anything")
-    display.close()
-
-
 def test_a_message_is_shown_as_it_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -283,17 +264,9 @@ def test_a_message_is_shown_as_it_is(config: Config, monkeypatch: pytest.MonkeyP
     display = ConsoleProgress(config)
     display.on_train_loss(16, 11.8, 0.0)  # from here on a line is alive, and rich prints
     display.message("log: results/[red]/result_0.txt")
-    display.close()
+    for _ in range(2):  # closing twice is harmless
+        display.close()
     assert "log: results/[red]/result_0.txt" in terminal.getvalue()
-
-
-def test_closing_twice_is_harmless(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setenv("TERM", "xterm")
-    display = ConsoleProgress(config)
-    display.on_train_loss(16, 11.8, 0.0)
-    display.close()
-    display.close()
 
 
 def test_a_pipe_stays_a_pipe_whatever_force_color_says(

@@ -23,39 +23,28 @@ def assert_same_run(outcomes: list[dict[str, Any]], tolerance: float = 1e-5) -> 
 
 
 @pytest.fixture(scope="module")
-def expert_parallel(tiny: dict[str, str]) -> list[dict[str, Any]]:
-    variables = [tiny | {"DGXNGPU": "8", "EXPERT_PARALLEL": str(size)} for size in (1, 2, 4, 8)]
-    per_rank = run_ranks("train_steps", world=8, limit_s=300, variables=variables, steps=STEPS)
-    assert all(outcome == per_rank[0] for outcome in per_rank), "ranks report different runs"
-    outcomes: list[dict[str, Any]] = per_rank[0]
-    return outcomes
-
-
-@pytest.fixture(scope="module")
 def one_rank(tiny: dict[str, str]) -> dict[str, Any]:
     outcome: dict[str, Any] = run_ranks("train_steps", world=1, variables=[tiny], steps=STEPS)[0][0]
     return outcome
 
 
-def test_expert_parallel_1_2_4_8_start_from_the_same_weights(expert_parallel: list[dict[str, Any]]) -> None:
-    for other in expert_parallel[1:]:
-        assert other["weights"] == expert_parallel[0]["weights"]
+def test_expert_parallel_1_2_4_8_follow_one_rank(tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
+    variables = [tiny | {"DGXNGPU": "8", "EXPERT_PARALLEL": str(size)} for size in (1, 2, 4, 8)]
+    per_rank = run_ranks("train_steps", world=8, limit_s=300, variables=variables, steps=STEPS)
+    assert all(outcomes == per_rank[0] for outcomes in per_rank), "ranks report different runs"
+    for outcome in per_rank[0]:
+        assert outcome["weights"] == one_rank["weights"]
+    assert_same_run([*per_rank[0], one_rank])
 
 
-def test_expert_parallel_1_2_4_8_follow_the_same_loss(expert_parallel: list[dict[str, Any]]) -> None:
-    assert_same_run(expert_parallel)
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_data_parallel_1_2_4_follow_the_same_loss(world: int, tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
-    outcome = run_ranks("train_steps", world, variables=[tiny | {"DGXNGPU": str(world)}], steps=STEPS)[0][0]
-    assert outcome["weights"] == one_rank["weights"]
-    assert_same_run([one_rank, outcome])
-
-
-def test_eight_ranks_follow_one_rank(expert_parallel: list[dict[str, Any]], one_rank: dict[str, Any]) -> None:
-    assert expert_parallel[3]["weights"] == one_rank["weights"]
-    assert_same_run([one_rank, expert_parallel[3]])
+@pytest.mark.parametrize(("world", "layout"), [(2, {}), (4, {}), (2, {"PIPELINE_PARALLEL": "2"})])
+def test_data_and_pipeline_parallel_ranks_follow_one_rank(
+    world: int, layout: dict[str, str], tiny: dict[str, str], one_rank: dict[str, Any]
+) -> None:
+    variables = [tiny | {"DGXNGPU": str(world)} | layout]
+    for (outcome,) in run_ranks("train_steps", world, variables=variables, steps=STEPS):
+        assert outcome["weights"] == one_rank["weights"]
+        assert_same_run([one_rank, outcome])
 
 
 def test_accumulation_1_2_4_at_one_global_batch_size(tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
@@ -108,10 +97,3 @@ def test_the_released_models_features_are_the_same_in_every_expert_layout(tiny: 
     assert outcomes[0]["weights"] == outcomes[1]["weights"]
     assert any(name.endswith("softmax_offset") for name in outcomes[0]["weights"])
     assert_same_run(outcomes)
-
-
-def test_pipeline_parallel_2_follows_one_rank(tiny: dict[str, str], one_rank: dict[str, Any]) -> None:
-    variables = [tiny | {"DGXNGPU": "2", "PIPELINE_PARALLEL": "2"}]
-    for outcome in run_ranks("train_steps", world=2, variables=variables, steps=STEPS):
-        assert outcome[0]["weights"] == one_rank["weights"]
-        assert_same_run([one_rank, outcome[0]])

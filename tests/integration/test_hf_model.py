@@ -26,54 +26,19 @@ YARN = {
 }
 
 
-def architecture(
-    sequence: int,
-    vocabulary: int,
-    layers: int,
-    hidden: int,
-    heads: int,
-    groups: int,
-    experts: int,
-    ffn: int,
-    **more: Any,
-) -> dict[str, Any]:
-    """Return a sequence length and arguments of GptOssConfig.
-
-    Missing arguments have transformers' defaults, the released model's: top-4, head dimension 64, window 128, YaRN.
-    """
-    return {
-        "sequence": sequence,
-        "vocab_size": vocabulary,
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "num_local_experts": experts,
-        "intermediate_size": ffn,
-        **more,
-    }
-
-
-CASES = {
-    "released in small": architecture(160, 96, 2, 64, 8, 1, 32, 64),
-    "yarn at work": architecture(
-        48, 64, 2, 32, 4, 2, 8, 48, num_experts_per_tok=3, head_dim=16, sliding_window=8, rope_parameters=YARN
-    ),
-    "no yarn": architecture(
-        *(40, 56, 4, 40, 6, 3, 4, 24),
-        num_experts_per_tok=2,
-        head_dim=8,
-        sliding_window=5,
-        rms_norm_eps=1e-2,
-        rope_parameters=NO_SCALING,
-    ),
-    "all experts, no groups": architecture(
-        *(90, 40, 2, 24, 4, 4, 4, 32),
-        num_experts_per_tok=4,
-        head_dim=12,
-        sliding_window=71,
-        rope_parameters=NO_SCALING,
-    ),
+# A sequence length and arguments of GptOssConfig. Missing arguments have transformers' defaults, the released model's:
+# top-4, head dimension 64, window 128, YaRN.
+SIZES = (
+    *("sequence", "vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"),
+    *("num_local_experts", "intermediate_size", "num_experts_per_tok", "head_dim", "sliding_window"),
+)
+CASES: dict[str, dict[str, Any]] = {
+    "released in small": dict(zip(SIZES, (160, 96, 2, 64, 8, 1, 32, 64), strict=False)),
+    "yarn at work": dict(zip(SIZES, (48, 64, 2, 32, 4, 2, 8, 48, 3, 16, 8), strict=True)) | {"rope_parameters": YARN},
+    "no yarn": dict(zip(SIZES, (40, 56, 4, 40, 6, 3, 4, 24, 2, 8, 5), strict=True))
+    | {"rms_norm_eps": 1e-2, "rope_parameters": NO_SCALING},
+    "all experts, no groups": dict(zip(SIZES, (90, 40, 2, 24, 4, 4, 4, 32, 4, 12, 71), strict=True))
+    | {"rope_parameters": NO_SCALING},
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gptoss20b.result import read_result
 from tests.support import local_runs
 from tests.support.local_runs import NO_COMPILER
 from tests.support.paths import ROOT
@@ -147,15 +148,7 @@ def test_an_unreached_target_is_an_aborted_run_with_its_reason(runs: dict[str, P
     stop = records(runs["first"])[-1]
     assert stop["metadata"]["status"] == "aborted"
     assert stop["metadata"]["reason"] == "target 0.5 not reached in 9 steps"
-    done = subprocess.run(
-        [sys.executable, "-m", "gptoss20b", "result", str(runs["first"])],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 3
-    assert "target 0.5 not reached" in done.stdout
+    assert read_result(runs["first"]).exit_code == 3
 
 
 def test_config_json_describes_the_whole_run(runs: dict[str, Path]) -> None:

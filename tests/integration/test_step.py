@@ -93,7 +93,7 @@ def test_compiled_layers_have_the_same_losses(tiny: dict[str, str]) -> None:
     assert found["layers tables"][0] > 8 * found["layers tables"][1]
 
 
-def _megatrons(backend: Backend = "torch", **settings: str) -> Any:
+def _megatrons(backend: Backend = "torch", /, **settings: str) -> Any:
     config = resolve(settings)
     return build_transformer_config(config, on_gpu=False, **fusion_flags(config, backend))
 
@@ -159,27 +159,27 @@ def test_the_fused_clamped_activation_is_the_experts_own(transformer_engine: Bac
     torch.testing.assert_close(weighted_swiglu(gate_up, weights[:, 0], None, None, True), theirs)
 
 
-def test_recompute_levels_become_megatrons_settings() -> None:
-    assert _megatrons().recompute_granularity is None
-    for level in ("moe_act", "moe"):
-        config = _megatrons(RECOMPUTE=level)
-        assert (config.recompute_granularity, config.recompute_modules) == ("selective", [level])
-    config = _megatrons(RECOMPUTE="layers")
-    assert (config.recompute_granularity, config.recompute_method, config.recompute_num_layers) == (
-        "full",
-        "uniform",
-        1,
-    )
+BF16_WEIGHTS = {"bf16": True, "params_dtype": torch.bfloat16, "fp8_param": False}
 
 
 @pytest.mark.usefixtures("transformer_engine")
-def test_eight_bit_layers_keep_bf16_weights() -> None:
-    for precision, formats in {"fp8": ("hybrid", "tensorwise"), "mxfp8": ("e4m3", "mxfp8")}.items():
-        config = _megatrons(PRECISION=precision)
-        assert (config.fp8, config.fp8_recipe) == formats
-        assert (config.bf16, config.params_dtype, config.fp8_param) == (True, torch.bfloat16, False)
-        assert _megatrons(PRECISION=precision, RECOMPUTE="moe_act").fp8
-    assert _megatrons().fp8 is None
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"recompute_granularity": None, "fp8": None}),
+        ({"RECOMPUTE": "moe_act"}, {"recompute_granularity": "selective", "recompute_modules": ["moe_act"]}),
+        ({"RECOMPUTE": "moe"}, {"recompute_granularity": "selective", "recompute_modules": ["moe"]}),
+        (
+            {"RECOMPUTE": "layers"},
+            {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        ),
+        ({"PRECISION": "fp8"}, BF16_WEIGHTS | {"fp8": "hybrid", "fp8_recipe": "tensorwise"}),
+        ({"PRECISION": "mxfp8", "RECOMPUTE": "moe_act"}, BF16_WEIGHTS | {"fp8": "e4m3", "fp8_recipe": "mxfp8"}),
+    ],
+)
+def test_settings_become_megatrons(settings: dict[str, str], expected: dict[str, Any]) -> None:
+    config = _megatrons(**settings)
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_a_back_end_chosen_automatically_rejects_settings_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from gptoss20b.hf.folder import WeightsFolder
 from gptoss20b.hf.load import load_weights
 from gptoss20b.hf.weight_mapping import weight_shards
 from gptoss20b.model.build import build_model
-from tests.support.jobs import Variables, layouts, make_trainer, with_global_names
+from tests.support.jobs import Variables, layouts, make_trainer, token_losses, with_global_names
 from tests.support.model_jobs import build_without_sequence_parallel
 
 BATCH = 2
@@ -121,7 +121,7 @@ def _forward_and_backward(gpt: Any, tokens: Tensor, counted: int) -> tuple[Tenso
     positions = torch.arange(tokens.shape[1])[None].expand_as(tokens)
     with torch.no_grad():
         logits = gpt(input_ids=tokens, position_ids=positions, attention_mask=None)
-    losses = gpt(input_ids=tokens, position_ids=positions, attention_mask=None, labels=batch.labels)
+    losses = token_losses(gpt, batch)
     names, parameters = zip(*gpt.named_parameters(), strict=True)
     gradients = torch.autograd.grad((losses * batch.loss_mask).sum() / counted, parameters)
     whole = {}

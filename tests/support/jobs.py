@@ -83,6 +83,13 @@ def make_dataloader(config: Config, seed: int = 1) -> DataLoader:
     return build_dataloader(clock, config, data_shard(config), torch.device("cpu"), seed)
 
 
+def token_losses(gpt: Any, batch: Any) -> torch.Tensor:
+    """Return Megatron-Core's losses [b, S] of a batch, with their graph and without the mask."""
+    positions = torch.arange(batch.tokens.shape[1])[None].expand_as(batch.tokens)
+    losses: torch.Tensor = gpt(input_ids=batch.tokens, position_ids=positions, attention_mask=None, labels=batch.labels)
+    return losses
+
+
 def weight_digests(trainer: Any, config: Config) -> dict[str, str]:
     """Return the SHA-256 of every weight of this rank, by its name in the whole model with global expert number."""
     local = trainer.model.module.named_parameters()
@@ -160,10 +167,7 @@ def gradients(variables: Variables, backends: list[Any]) -> list[dict[str, Any]]
         batch = next(iter(dataloader.train_batches(0)))
         for backend in backends:
             trainer = make_trainer(config, backend)
-            positions = torch.arange(batch.tokens.shape[1])[None].expand_as(batch.tokens)
-            losses = trainer.model.module(
-                input_ids=batch.tokens, position_ids=positions, attention_mask=None, labels=batch.labels
-            )
+            losses = token_losses(trainer.model.module, batch)
             names, parameters = zip(*trainer.model.module.named_parameters(), strict=True)
             found = zip(names, torch.autograd.grad(losses.mean(), parameters), strict=True)
             outcomes.append(

@@ -13,7 +13,7 @@ from torch import Tensor
 from gptoss20b.batches import synthetic_batches
 from gptoss20b.config import Config
 from gptoss20b.warmup import preserve_state
-from tests.support.jobs import Variables, layouts, make_dataloader, make_trainer
+from tests.support.jobs import Variables, layouts, make_dataloader, make_trainer, token_losses
 
 RouterCall = tuple[Any, Tensor, Tensor, Tensor]
 
@@ -62,16 +62,10 @@ def _reference_gradients(trainer: Any, batches: list[Any]) -> tuple[list[Tensor]
     coefficient = trainer.config.fixed.aux_loss_coefficient
     main = auxiliary = torch.zeros((), dtype=torch.float64)
     tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
-    positions = torch.arange(batches[0].tokens.shape[1])[None]
     trainer.model.eval()  # Megatron adds its own auxiliary loss in training only; nothing else differs
     for batch in batches:
         with record_routers(trainer) as calls:
-            losses = trainer.model.module(
-                input_ids=batch.tokens,
-                position_ids=positions.expand_as(batch.tokens),
-                attention_mask=None,
-                labels=batch.labels,
-            )
+            losses = token_losses(trainer.model.module, batch)
         main = main + (losses.double() * batch.loss_mask).sum() / tokens
         counted = batch.loss_mask.T > 0
         for router, hidden, _, _ in calls:

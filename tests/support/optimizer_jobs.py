@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.batches import synthetic_batches
 from gptoss20b.optimizer import clip_gradients
-from tests.support.jobs import Variables, layouts, make_dataloader, make_trainer
+from tests.support.jobs import Variables, layouts, make_dataloader, make_trainer, token_losses
 
 
 def compare_clipping(variables: Variables) -> dict[float, dict[str, float]]:
@@ -92,15 +92,8 @@ def host_reads(variables: Variables) -> dict[str, list[str]]:
 def _autograd_gradients(trainer: Any, batches: list[Any]) -> list[Tensor]:
     """Return autograd's gradients of the mean loss over all tokens, without Megatron's schedule, DDP and optimizer."""
     total, tokens = torch.zeros(()), 0.0
-    positions = torch.arange(batches[0].tokens.shape[1])[None]
     for batch in batches:
-        losses = trainer.model.module(
-            input_ids=batch.tokens,
-            position_ids=positions.expand_as(batch.tokens),
-            attention_mask=None,
-            labels=batch.labels,
-        )
-        total = total + (losses * batch.loss_mask).sum()
+        total = total + (token_losses(trainer.model.module, batch) * batch.loss_mask).sum()
         tokens += float(batch.loss_mask.sum())
     return list(torch.autograd.grad(total / tokens, list(trainer.model.parameters())))
 

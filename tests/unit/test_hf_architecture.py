@@ -172,9 +172,5 @@ def test_there_and_back_is_the_same_model(model: ModelConfig) -> None:
 def test_a_model_without_gpt_oss_features_has_a_problem_for_each() -> None:
     problems: list[str] = []
     to_hf_config(preset("reference"), "float32", problems)
-    assert [text.split(": ")[1] for text in problems] == [
-        "model.activation",
-        "model.biases",
-        "model.qk_norm",
-        "model.attention_sinks",
-    ]
+    fields = [text.split(": ")[1] for text in problems]
+    assert fields == ["model.activation", "model.biases", "model.qk_norm", "model.attention_sinks"]

@@ -19,7 +19,13 @@ from mlperf_logging.rcp_checker.rcp_checker import RCP_Checker, check_directory
 from compliance import rcp
 
 RULESETS = ("6.0.0", "6.1.0")
-# GBS: (full mean, full minimum), (pruned mean, pruned minimum).
+# GBS: (full mean, full minimum), (pruned mean, pruned minimum), from an independent computation.
+GOLDEN = {
+    16: ((194560.0, 188719.167249), (194560.0, 188719.167249)),
+    32: ((234837.333333, 229258.556210), (230058.666667, 222720.776251)),
+    48: ((267946.666667, 259934.719809), (265557.333333, 256614.131389)),
+    64: ((301056.0, 290308.288671), (301056.0, 290308.288671)),
+}
 
 
 def official(ruleset: str, rcp_file: io.StringIO | None = None) -> Any:
@@ -47,6 +53,14 @@ def write_results(folder: Path, gbs: int, samples: Sequence[int]) -> None:
         ]
         lines = [":::MLLOG " + json.dumps({"key": key, "value": v, "metadata": m}) for key, v, m in records]
         (folder / f"result_{run}.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("ruleset", RULESETS)
+@pytest.mark.parametrize("gbs", GOLDEN)
+def test_golden_values(gbs: int, ruleset: str) -> None:
+    result = rcp.check_convergence(gbs, None, ruleset)
+    for test, expected in zip((result.full, result.pruned), GOLDEN[gbs], strict=True):
+        assert (test.mean, test.minimum) == pytest.approx(expected, rel=0, abs=1e-6)
 
 
 @pytest.mark.parametrize("ruleset", RULESETS)

@@ -245,7 +245,7 @@ SLOW_IMPORTS = {
         "import contextlib\nfrom compliance.cli import main\nwith contextlib.suppress(SystemExit):\n    main()",
         {"torch", "megatron", "pandas", "scipy", "matplotlib", "jinja2", "mlperf_logging"},
     ),
-    "compare": ("import compliance.cli, compliance.compare, compliance.render.comparison_text", {"scipy", "numpy"}),
+    "compare": ("import compliance.cli, compliance.compare, compliance.render.comparison_text", {"scipy"}),
     "render": (
         "import compliance.render.text_report, compliance.render.junit_report",
         {"rich", "numpy", "pydantic", "jinja2", "matplotlib"},

@@ -298,14 +298,13 @@ def test_unusable_measurements(tmp_path: Path, changes: dict[str, Any], named: s
 
 @pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize(
-    ("backend", "warns"), [("torch", False), ("transformer_engine", False), ("megatron_local", True)]
+    ("backend", "is_slow"), [("torch", False), ("transformer_engine", False), ("megatron_local", True)]
 )
-def test_the_back_end_is_named_with_a_warning_for_the_slow_one(tmp_path: Path, backend: str) -> None:
+def test_the_back_end_is_named_with_a_warning_for_the_slow_one(tmp_path: Path, backend: str, is_slow: bool) -> None:
     path = measurement(tmp_path, backend=backend)
     assert f"{backend} back end" in efficiency_from_s1(path, model_of(config_of())).source
     _, tables, _ = run("estimate", "--system", "H200", "--s1-json", str(path))
     warning = json.loads(run("estimate", "--system", "H200", "--s1-json", str(path), "--json")[1])["warning"]
-    is_slow = backend == "megatron_local"
     assert ("WARNING: " in tables) == ("megatron_local" in (warning or "")) == (warning is not None) == is_slow
 
 

@@ -1,6 +1,6 @@
 """Our step and its baselines on one GPU: `python -m benchmarks.gpu.compare --scenario S1 --out FOLDER`.
 
-Each baseline runs in a process of its own, one after the other, on the same tokens and weights. Its first loss and
+Each baseline runs in a separate process, one after the other, on the same tokens and weights. Its first loss and
 gradient norms must be ours before it is timed. The best baseline and ours then have a second trial each, so these two
 are timed in the order A, B, B, A. FOLDER holds every finished trial; the same command resumes with the rest.
 """

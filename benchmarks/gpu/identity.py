@@ -21,7 +21,7 @@ class IdentityError(RuntimeError):
 def identity(scenario: ScenarioName) -> dict[str, str]:
     """Return device, versions, commit and the environment's settings, by name.
 
-    A process of its own reads them: asking torch for the device's name creates a context that holds device memory.
+    A child process reads them: asking torch for the device's name creates a context that holds device memory.
 
     Raises:
         IdentityError: unsuitable settings, or torch does not start.

@@ -1,4 +1,4 @@
-"""The system an estimate is made for: a known one by name, with figures of the command line in place of its own."""
+"""The system of an estimate: a known one by name, with the figures of the command line instead of its data sheet."""
 
 from __future__ import annotations
 

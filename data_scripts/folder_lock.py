@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
+
+from gptoss20b.file_lock import acquire_lock
 
 from .errors import CommandError
 
@@ -15,9 +17,7 @@ LOCK_NAME = "lock"
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Create a folder and lock it. At the end, remove the folder if it is empty.
-
-    The kernel holds the lock (flock), not the lock file: a killed process leaves the folder free.
+    """Create a folder and lock it; a killed process leaves it free. At the end, remove the folder if it is empty.
 
     Raises:
         CommandError: another process has the lock.
@@ -37,19 +37,13 @@ def locked_folder(folder: Path) -> Iterator[None]:
 def _acquire(path: Path) -> FileLock:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A soft lock is a marker file, which would outlive a killed process: on a file system without locks, fail.
-        lock = FileLock(path, blocking=False, fallback_to_soft=False)
         try:
-            lock.acquire()
+            return acquire_lock(path)
         except FileNotFoundError:
             # The previous holder removed the folder after the mkdir above.
             continue
-        except Timeout:
-            # filelock gives up, too, on a file that the previous holder removed before it was locked.
-            if not path.exists():
-                continue
+        except BlockingIOError:
             raise CommandError(
                 f"{path.parent}: got a folder that another process writes to; expected none. "
                 "To fix: wait until it ends, or end it."
             ) from None
-        return lock

@@ -7,11 +7,12 @@ from pathlib import Path
 from secrets import token_hex
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
+def atomic_write(path: Path, data: bytes | str, *, flush: bool = True) -> None:
     """Write a file through a temporary one in the same folder, which is flushed to disk and then renamed.
 
     The temporary name is random, because other processes may write the same path at the same time.
-    The rename itself is on disk after `fsync_path(path.parent)`.
+    The rename itself is on disk after `fsync_path(path.parent)`. Without ``flush`` no disk is waited for: readers still
+    see the old file or the new one, but a power cut may leave neither.
 
     Raises:
         OSError: the folder cannot be written. The old file is unchanged and no temporary file is left.
@@ -20,8 +21,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     try:
         with temporary.open("xb") as stream:
             stream.write(data.encode() if isinstance(data, str) else data)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if flush:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from mlperf_logging.mllog import constants
 from mlperf_logging.mllog.mllog import MLLogger
 
 from .config import Config
+from .file_lock import acquire_lock
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 # Lowest precision in linear layers, attention and communication, in the compliance checker's names. The checker has no
@@ -225,17 +226,14 @@ class RunLog:
 def _lock(log: Path) -> FileLock | None:
     """Lock a log, so that two runs never resume it together. Return None on a file system without locks.
 
-    The kernel holds the lock (flock), not the hidden lock file: the death of a run releases it.
+    The lock is a hidden file: the log itself is what a submitter copies.
     """
-    # A soft lock, which filelock would use instead of a missing flock, outlives a killed run.
-    lock = FileLock(log.with_name(f".{log.name}.lock"), blocking=False, thread_local=False, fallback_to_soft=False)
     try:
-        lock.acquire()
-    except Timeout:
+        return acquire_lock(log.with_name(f".{log.name}.lock"))
+    except BlockingIOError:
         raise BlockingIOError(f"another run is writing {log}") from None
     except OSError:
         return None
-    return lock
 
 
 class TruncatedLogError(RuntimeError):

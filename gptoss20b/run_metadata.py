@@ -66,8 +66,8 @@ def build_metadata(config: Config) -> dict[str, Any]:
 
 
 def write_metadata(directory: Path, metadata: dict[str, Any]) -> None:
-    """Write `config.json` atomically."""
-    atomic_write(directory / "config.json", json.dumps(metadata, indent=2) + "\n")
+    """Write `config.json` atomically, without waiting for the disk: the second time, the run's clock is on."""
+    atomic_write(directory / "config.json", json.dumps(metadata, indent=2) + "\n", flush=False)
 
 
 def versions() -> dict[str, str | None]:

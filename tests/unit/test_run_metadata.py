@@ -110,6 +110,13 @@ def test_the_metadata_hold_the_whole_configuration(tmp_path: Path) -> None:
     assert found["differs_from_the_rules"] == {"TARGET_LOSS": {"got": 9.0, "rule": 3.34}}
     assert (found["seed"], found["total_parameters"]) == (5, 20_914_757_184)
     assert text.endswith("}\n")
+
+
+def test_the_metadata_wait_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # They are written again after run_start, and a disk that is slow to flush must not take the run's time.
+    monkeypatch.setattr("os.fsync", lambda descriptor: pytest.fail("waits for the disk"))
+    write_metadata(tmp_path, {"seed": 5})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 5}
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 

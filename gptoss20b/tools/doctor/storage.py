@@ -6,11 +6,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ...checkpoint.files import CheckpointError, list_checkpoints, should_resume
 from ...config import Config
 from ...durable import atomic_write, fsync_path
+from ...file_lock import acquire_lock
 from ...memory import checkpoint_bytes
 from ...run_metadata import checkpoint_directory
 from .finding import Finding, failed, gib, judged, passed, skipped
@@ -69,7 +68,7 @@ def _check_folder(name: str, space: str, folder: Path, needed: int, purpose: str
     existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     try:
         _try_files(existing)
-    except (OSError, NotImplementedError) as error:  # filelock raises the second for a file system without locks
+    except OSError as error:
         fix = f"name a folder in {name} that this user can write, on a file system with room, durable writes and locks"
         return [failed(name, f"{folder}: {error}", fix)]
     to_make = "" if existing == folder.absolute() else f", will be made in {existing}"
@@ -90,10 +89,11 @@ def _try_files(folder: Path) -> None:
         fsync_path(Path(name))
         if path.read_bytes() != content:
             raise OSError(f"{path} holds something else than what was written")
-        first, second = (FileLock(Path(name) / "lock", blocking=False, fallback_to_soft=False) for _ in range(2))
-        with first:
-            try:
-                second.acquire()
-            except Timeout:
-                return
-            raise OSError(f"two processes can lock a file in {folder} at once: mount the file system with locks")
+        lock = acquire_lock(Path(name) / "lock")
+        try:
+            acquire_lock(Path(name) / "lock").release()
+        except BlockingIOError:
+            return
+        finally:
+            lock.release()
+        raise OSError(f"two processes can lock a file in {folder} at once: mount the file system with locks")

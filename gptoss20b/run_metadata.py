@@ -70,10 +70,10 @@ def write_metadata(directory: Path, metadata: dict[str, Any]) -> None:
     atomic_write(directory / "config.json", json.dumps(metadata, indent=2) + "\n", flush=False)
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python and of the packages that affect a run; None for one that is not installed."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Return the versions of Python, of the packages that affect a run, and of ``more``; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

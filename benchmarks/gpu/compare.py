@@ -8,6 +8,7 @@ are timed in the order A, B, B, A. FOLDER holds every finished trial; the same c
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -15,18 +16,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from pydantic import ValidationError
 
-from gptoss20b.tools.bench.scenarios import SCENARIOS, ScenarioName
+from gptoss20b.config import ConfigError
+from gptoss20b.durable import atomic_write
+from gptoss20b.run_metadata import git_commit, versions
+from gptoss20b.tools.bench.scenarios import SCENARIOS, ScenarioName, configure
+from system_info.accelerators import read_gpus
 
 from .baselines import BASELINES, Attempt, Baseline, attempts
-from .identity import IdentityError, identity, why_not_resumable
 from .records import Request, Settings, Trial
-from .results import RESULTS, Comparison, ResultsError, read_results, write_results
-from .table import markdown, rewrite
+from .results import Comparison
+from .table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-README = Path(__file__).with_name("README.md")
+RESULTS = "results.json"
 # Seconds for the timed steps of one kind, with or without the optimizer: 20 steps of 1.5 s.
 STEPS_LIMIT_S = 30.0
 _LOGS = "logs"
@@ -84,7 +90,7 @@ class Session:
                 break
         print(f"  {trial.status} {trial.reason}")
         self.comparison = self.comparison.with_trial(trial)
-        write_results(self.folder, self.comparison)
+        atomic_write(self.folder / RESULTS, self.comparison.model_dump_json(indent=2) + "\n")
 
     def _attempts(self, name: str, number: int) -> Iterator[Attempt]:
         first = self.comparison.trial(name, 1)
@@ -148,17 +154,8 @@ def main(
     warmup: Annotated[int, typer.Option(min=1, help="Warm-up steps.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps; fewer where they take more than 30 s.")] = 20,
     seconds: Annotated[float, typer.Option(help="Start nothing and stop a running trial after this time.")] = 580.0,
-    readme: Annotated[
-        bool, typer.Option("--readme", help="After all trials, write the results into benchmarks/gpu/README.md.")
-    ] = False,
-    only_readme: Annotated[
-        bool, typer.Option("--only-readme", help="Run nothing: write the results of --out into that README.")
-    ] = False,
 ) -> None:
     """Compare this project's training step with its baselines."""
-    if only_readme:
-        _write_readme(_read_results(out))
-        return
     names = only.split(",")
     if unknown := set(names) - set(BASELINES):
         raise typer.BadParameter(f"--only: got {', '.join(sorted(unknown))}, expected some of {', '.join(BASELINES)}")
@@ -170,7 +167,7 @@ def main(
     names += [name for name, each in BASELINES.items() if each.is_ours and each.variant in variants]
     try:
         found = identity(scenario)
-    except IdentityError as error:
+    except ConfigError as error:
         raise typer.BadParameter(f"this machine and its settings: {error}") from error
     new = Comparison(
         scenario=scenario,
@@ -190,8 +187,26 @@ def main(
         raise typer.Exit(1) from error
     finally:
         print(markdown(session.comparison))
-    if readme:
-        _write_readme(session.comparison)
+
+
+def identity(scenario: ScenarioName) -> dict[str, str]:
+    """Return what all trials share by name: device, versions, commit and the environment's settings.
+
+    The vendor's library names the device: torch would hold device memory for a context.
+
+    Raises:
+        ConfigError: unsuitable settings.
+    """
+    report = read_gpus()
+    execution = configure(scenario, "reference", "torch", torch.cuda.is_available()).execution
+    found = versions("triton", "transformer-engine-torch", "transformers")
+    return {
+        "device": str(report.gpus[0].name) if report and report.gpus else f"CPU ({platform.machine()})",
+        "commit": git_commit() or os.environ.get("GIT_COMMIT") or "unknown",
+        **{name: getattr(execution, name) for name in ("precision", "recompute", "compile_mode")},
+        **{name: version or "none" for name, version in found.items()},
+        "torch": torch.__version__,  # with the local build tag, which the package metadata may lack
+    }
 
 
 def _resume_or_start(out: Path, new: Comparison) -> Comparison:
@@ -200,12 +215,17 @@ def _resume_or_start(out: Path, new: Comparison) -> Comparison:
     Raises:
         typer.BadParameter: the folder holds another comparison, or one that cannot be told from this one.
     """
-    doubt = why_not_resumable(new.identity["commit"])
+    doubt = _why_not_resumable(new.identity["commit"])
     if not (out / RESULTS).exists():
         if doubt:
             print(f"warning: {doubt}. These results cannot be resumed later.", file=sys.stderr)
         return new
-    held = _read_results(out)
+    try:
+        held = Comparison.model_validate_json((out / RESULTS).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise typer.BadParameter(
+            f"--out: {out / RESULTS}: {error}. Name the folder of a comparison, or a new one."
+        ) from error
     if doubt:
         raise typer.BadParameter(f"--out: {out} has results, and {doubt}. Name another folder, or commit.")
     if other := held.differences(new):
@@ -215,18 +235,11 @@ def _resume_or_start(out: Path, new: Comparison) -> Comparison:
     return held
 
 
-def _read_results(out: Path) -> Comparison:
-    try:
-        return read_results(out)
-    except ResultsError as error:
-        raise typer.BadParameter(f"--out: {error}. Name the folder of a comparison, or a new one.") from error
-
-
-def _write_readme(comparison: Comparison) -> None:
-    try:
-        rewrite(README, markdown(comparison))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+def _why_not_resumable(commit: str) -> str:
+    """Return why results of this commit cannot be resumed; empty if they can."""
+    if commit == "unknown":
+        return "the commit is unknown: set GIT_COMMIT where there is no .git"
+    return "the working tree differs from its commit" if commit.endswith("-dirty") else ""
 
 
 if __name__ == "__main__":

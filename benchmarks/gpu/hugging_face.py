@@ -6,7 +6,6 @@ fp32 master weights or gradient buffers. That makes its step lighter than this p
 
 from __future__ import annotations
 
-import importlib.metadata
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -119,8 +118,3 @@ def fill(model: Any, config: Config) -> None:
         jobs = [(w, e) for w in weights for e in (range(w.shape[0]) if w.by_expert else [None])]
         for done in [threads.submit(place, *job) for job in jobs]:
             done.result()
-
-
-def version() -> str:
-    """Return the version of transformers."""
-    return importlib.metadata.version("transformers")

@@ -1,33 +1,22 @@
-"""Results of a comparison and the ratios that follow from them, kept in `results.json`."""
+"""Results of a comparison and the ratios that follow from them."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
-from pydantic import ValidationError
-
-from gptoss20b.durable import atomic_write
-from gptoss20b.tools.bench.result import BenchResult, throughput
+from gptoss20b.tools.bench.result import BenchResult
 
 from .baselines import BASELINES
 from .records import Settings, Trial
 
-RESULTS = "results.json"
-StepKind = Literal["step_seconds", "step_without_optimizer_seconds"]
 # Statuses that the same command would only find again. Others are tried again.
 _FINAL = ("measured", "refused", "out of memory")
-
-
-class ResultsError(ValueError):
-    """A results file that cannot be read. The message names the file."""
 
 
 class Comparison(Settings):
     """Trials on the same tokens, weights, code and settings, in the order in which they ran.
 
-    `identity` is from `identity.identity`.
+    `identity` is from `compare.identity`.
     """
 
     identity: dict[str, str]
@@ -67,13 +56,10 @@ class Comparison(Settings):
         mine = (name for name, each in BASELINES.items() if each.is_ours and each.variant == variant)
         return self.trial(next(mine), 1)
 
-    def seconds(self, baseline: str, kind: StepKind = "step_seconds") -> float | None:
+    def seconds(self, baseline: str) -> float | None:
         """Return the mean over a baseline's trials of the median seconds of a step; None without any."""
-        medians = [
-            spread.median
-            for t in self.trials
-            if t.baseline == baseline and t.result and (spread := getattr(t.result, kind))
-        ]
+        results = [t.result for t in self.trials if t.baseline == baseline and t.result]
+        medians = [result.step_seconds.median for result in results if result.step_seconds]
         return fmean(medians) if medians else None
 
     def times_ours(self, baseline: str) -> float | None:
@@ -81,15 +67,6 @@ class Comparison(Settings):
         ours = self.our_trial(BASELINES[baseline].variant)
         seconds, reference = self.seconds(baseline), ours and self.seconds(ours.baseline)
         return seconds / reference if seconds and reference else None
-
-    def mfu(self, baseline: str, kind: StepKind = "step_seconds") -> float | None:
-        """Return the fraction of the device's peak at `seconds`, over the same trials; None if unknown."""
-        seconds = self.seconds(baseline, kind)
-        result = next((t.result for t in self.trials if t.baseline == baseline and t.result), None)
-        if seconds is None or result is None or result.peak_tflops is None:
-            return None
-        tokens = result.sequences_per_step * result.sequence_length
-        return throughput(seconds, tokens, result.flops_per_token)[1] / result.peak_tflops
 
     def best_baseline(self) -> str | None:
         """Return the baseline that is fastest relative to ours, by first trials: second ones must not change it."""
@@ -101,25 +78,3 @@ class Comparison(Settings):
     def any_result(self) -> BenchResult | None:
         """Return some result, for the fields that are the same in all."""
         return next((trial.result for trial in self.trials if trial.result), None)
-
-
-def write_results(folder: Path, comparison: Comparison) -> None:
-    """Replace the folder's results, atomically."""
-    atomic_write(folder / RESULTS, comparison.model_dump_json(indent=2) + "\n")
-
-
-def read_results(folder: Path) -> Comparison:
-    """Return the folder's results.
-
-    Raises:
-        ResultsError: no results, or incomplete ones.
-    """
-    path = folder / RESULTS
-    try:
-        return Comparison.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ResultsError(f"{path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultsError(f"{path}: not results of this version of compare: {place}: {first['msg']}") from error

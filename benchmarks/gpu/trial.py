@@ -83,14 +83,13 @@ def run_baseline(request: Request) -> BenchResult:
     if baseline.backend is not None:
         return time_scenario(request.scenario, baseline.backend, baseline.variant, timing, *shape, check_outcome)
     try:
-        from .hugging_face import HuggingFace, version
+        from .hugging_face import HuggingFace
     except ImportError as error:
         raise BackendError(f"transformers cannot be imported: {error}") from error
     rank = read_rank(config)
     with distributed_session(config, rank):
         workload: Workload = HuggingFace(config, rank.device, baseline.compiled)
-        result = measure(workload, request.scenario, request.baseline, config, rank.device, timing, check_outcome)
-    return result.model_copy(update={"versions": result.versions | {"transformers": version()}})
+        return measure(workload, request.scenario, request.baseline, config, rank.device, timing, check_outcome)
 
 
 def run_trial(request: Request, number: int) -> Trial:

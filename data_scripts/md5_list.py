@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from gptoss20b.data.files import printable
+from gptoss20b.data.files import DataError, printable
 
 from .c4 import SOURCE
-from .errors import CommandError
 
 # The list is kept beside the data under the name it has on the server.
 LIST_NAME = PurePosixPath(urlsplit(SOURCE).path).with_suffix(".md5").name
 # Folder of all unfinished files below the data; no listed file may be in it.
 WORK_FOLDER = ".download"
+LIST_AGAIN = "download the list again"
 _LINE = re.compile(r"([0-9a-fA-F]{32})[ \t]+\*?(.*)")
 _BLOCK = 1 << 20
 
@@ -29,53 +29,41 @@ class ListedFile(NamedTuple):
     md5: str
 
 
-def parse_lines(data: bytes) -> Iterator[tuple[int, ListedFile | str]]:
-    """Yield the number of each line that is not blank, from 1, and its entry, or got and expected if it is malformed.
+def parse_list(data: bytes, source: str) -> tuple[ListedFile, ...]:
+    """Parse a list, in which every line must be right and every path must be unique.
 
     A line holds 32 hex digits, white space, an optional `*` (binary mode) and a path, optionally with `./`. A path that
     could lead out of the folder is malformed.
-    """
-    # Bytes that are not UTF-8 become backslash escapes, which no path may hold.
-    for number, line in enumerate(data.decode("utf-8", "backslashreplace").split("\n"), start=1):
-        if stripped := line.rstrip():
-            yield number, _parse_line(stripped)
-
-
-def _parse_line(line: str) -> ListedFile | str:
-    match = _LINE.fullmatch(line)
-    if match is None:
-        return f"got {printable(line)!r}; expected 32 hexadecimal digits, a space and a path"
-    path = match[2].removeprefix("./")
-    if not path.isprintable() or "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
-        plain = "a relative one of plain names, without '..', backslashes and control characters"
-        return f"got the path '{printable(path)}'; expected {plain}"
-    return ListedFile(path, match[1].lower())
-
-
-def parse_list(data: bytes, source: str) -> tuple[ListedFile, ...]:
-    """Parse the list of a download, in which every line must be right and every path must be unique.
 
     Args:
         data: the list as it was fetched or read.
         source: address or path of the list, for messages.
 
     Raises:
-        CommandError: a line is malformed, or its path is not usable. The message names the line.
+        DataError: a line is malformed, or its path is not usable. The message names the line.
     """
     files: dict[str, ListedFile] = {}
-    for number, listed in parse_lines(data):
-        place = f"{source}: line {number}"
-        if isinstance(listed, str):
-            raise CommandError(f"{place}: {listed}.")
-        if listed.path == LIST_NAME or listed.path.split("/")[0] == WORK_FOLDER:
-            raise CommandError(
-                f"{place}: got the path '{listed.path}'; expected another name: the download itself uses this one."
-            )
-        if listed.path in files:
-            raise CommandError(f"{place}: got {listed.path} again; expected each path once.")
-        files[listed.path] = listed
+    # Bytes that are not UTF-8 become backslash escapes, which no path may hold.
+    for number, line in enumerate(data.decode("utf-8", "backslashreplace").split("\n"), start=1):
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.rstrip())
+        path = match[2].removeprefix("./") if match else ""
+        difference = None
+        if match is None:
+            difference = f"{printable(line.rstrip())!r}; expected 32 hexadecimal digits, a space and a path"
+        elif not path.isprintable() or "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+            plain = "a relative one of plain names, without '..', backslashes and control characters"
+            difference = f"the path '{printable(path)}'; expected {plain}"
+        elif path == LIST_NAME or path.split("/")[0] == WORK_FOLDER:
+            difference = f"the path '{path}'; expected another name: the download itself uses this one"
+        elif path in files:
+            difference = f"{path} again; expected each path once"
+        if match is None or difference:
+            raise DataError(f"{source}: line {number}: got {difference}. To fix: {LIST_AGAIN}.")
+        files[path] = ListedFile(path, match[1].lower())
     if not files:
-        raise CommandError(f"{source}: got no file; expected lines of an MD5 and a path. To fix: check --source.")
+        raise DataError(f"{source}: got no file; expected lines of an MD5 and a path. To fix: {LIST_AGAIN}.")
     return tuple(files.values())
 
 

@@ -1,22 +1,44 @@
-"""Expected properties of a dataset: the published ones, or those of the manifest beside sample data."""
+"""Expected properties of a dataset: the published ones, or those of the manifest beside sample data, and MD5 lists."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
+from gptoss20b.data.files import REBUILD, DataError, open_binary
 from gptoss20b.data.samples import VALIDATION_PREFIX
 
 from ..c4 import EVAL_SAMPLES, FILES, PREFIXES, SEQUENCE_LENGTH, VALIDATION_DOCUMENTS, VOCAB_SIZE
 from ..errors import CommandError
 from ..make_sample_data import MANIFEST
-from .md5_lists import ExpectedFile
+from ..md5_list import LIST_AGAIN, parse_list
+from .findings import Finding
 
 # The sample's validation set holds a few dozen sequences.
 _EVAL_SAMPLES_OF_SAMPLE_DATA = 16
+
+
+class ExpectedFile(NamedTuple):
+    """Checksum and size that a file must have.
+
+    Attributes:
+        file: path relative to the folder.
+        algorithm: name of the checksum, as in hashlib.
+        digest: the checksum, lower-case hex.
+        size: bytes; None where the list does not give it.
+        source: the list, for messages.
+        fix: how to get the right file.
+    """
+
+    file: str
+    algorithm: str
+    digest: str
+    size: int | None
+    source: str
+    fix: str = REBUILD
 
 
 @dataclass(frozen=True)
@@ -90,3 +112,29 @@ def load_expectations(directory: Path) -> Expectations:
             for name, entry in manifest.files.items()
         ),
     )
+
+
+def read_lists(directory: Path) -> tuple[list[ExpectedFile], list[Finding]]:
+    """Read every `*.md5` of a folder; return its entries and what is wrong with the lists.
+
+    Two lists may name a file with the same MD5.
+    """
+    expected: dict[str, ExpectedFile] = {}
+    findings: list[Finding] = []
+    # Hidden files are unfinished downloads of other tools.
+    for path in sorted(path for path in directory.glob("*.md5") if not path.name.startswith(".")):
+        try:
+            with open_binary(path) as stream:
+                listed = parse_list(stream.read(), path.name)
+        except DataError as error:
+            findings.append(Finding.from_error(error, directory))
+            continue
+        except OSError as error:
+            findings.append(Finding.about(path.name, f"{error.strerror}", "a readable file", LIST_AGAIN))
+            continue
+        for file, md5 in listed:
+            known = expected.setdefault(file, ExpectedFile(file, "md5", md5, None, path.name))
+            if known.digest != md5:
+                got, other = f"MD5 {md5} for {file}", f"{known.digest}, as in {known.source}"
+                findings.append(Finding.about(path.name, got, other, LIST_AGAIN))
+    return list(expected.values()), findings

@@ -57,7 +57,7 @@ def fetch_list(client: HttpsClient, source: str) -> RemoteList:
     """Fetch the metadata file at `source` and the MD5 list beside it.
 
     Raises:
-        CommandError: one of them is missing, too long or malformed.
+        CommandError, DataError: one of them is missing, too long or malformed.
     """
     address = urlsplit(source)
     if not address.path.endswith(_SUFFIX):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_scripts.errors import CommandError
-from data_scripts.md5_list import LIST_NAME, ListedFile, file_md5, parse_lines, parse_list
+from data_scripts.md5_list import LIST_NAME, ListedFile, file_md5, parse_list
+from gptoss20b.data.files import DataError
 
 SUM = "0123456789abcdef" * 2
 
@@ -28,7 +28,7 @@ SUM = "0123456789abcdef" * 2
     ],
 )
 def test_accepts(line: str, path: str) -> None:
-    assert list(parse_lines(f"\n \n{line}\n\n".encode())) == [(3, ListedFile(path, SUM))]
+    assert parse_list(f"\n \n{line}\n\n".encode(), "x") == (ListedFile(path, SUM),)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,6 @@ def test_accepts(line: str, path: str) -> None:
         f"{SUM}  a\rb",
         f"{SUM}  a\u2028b",
         f"{SUM}  \udcff",
-        # only in the list of a download
         f"{SUM}  ./first",
         f"{SUM}  .download/first.part",
         f"{SUM}  {LIST_NAME}",
@@ -65,7 +64,7 @@ def test_accepts(line: str, path: str) -> None:
 )
 def test_refuses_and_names_the_line(line: str) -> None:
     data = f"{SUM}  first\n\n{line}\n{SUM}  last\n".encode(errors="surrogateescape")
-    with pytest.raises(CommandError, match=r"^x: line 3: got .*; expected ") as caught:
+    with pytest.raises(DataError, match=r"^x: line 3: got .*; expected ") as caught:
         parse_list(data, "x")
     assert str(caught.value).isprintable()
 
@@ -75,10 +74,12 @@ def test_refuses_and_names_the_line(line: str) -> None:
 )
 def test_no_line_leads_out_of_the_folder(data: bytes) -> None:
     root = Path("/anywhere/data")
-    for _, listed in parse_lines(data):
-        if isinstance(listed, str):
-            assert listed.isprintable()
-            continue
+    try:
+        files = parse_list(data, "x")
+    except DataError as error:
+        assert str(error).isprintable()
+        return
+    for listed in files:
         assert (root / listed.path).is_relative_to(root)
         assert ".." not in (root / listed.path).parts
         assert len(listed.md5) == 32
@@ -101,5 +102,5 @@ def test_reads_what_md5sum_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\n \n"])
 def test_an_empty_list_is_none(data: bytes) -> None:
-    with pytest.raises(CommandError, match=r"^x: got no file; expected"):
+    with pytest.raises(DataError, match=r"^x: got no file; expected"):
         parse_list(data, "x")

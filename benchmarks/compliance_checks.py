@@ -48,7 +48,6 @@ class Cost:
 
 def main(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each command.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time our checks beside the official tools."""
     with tempfile.TemporaryDirectory() as folder:
@@ -58,11 +57,7 @@ def main(
         "python": platform.python_version(),
         "mlperf-logging": version("mlperf-logging"),
     }
-    if as_json:
-        print(json.dumps(figures, indent=2))
-    else:
-        for name, value in figures.items():
-            print(f"{name}: {value}")
+    print(json.dumps(figures, indent=2))
 
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:

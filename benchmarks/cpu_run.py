@@ -24,6 +24,7 @@ import typer
 from gptoss20b.run_metadata import versions
 
 ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TINY = {
     "MODEL_VARIANT": "tiny",
     "SUBMISSION_DIVISION": "open",
@@ -39,7 +40,6 @@ TINY = {
 def main(
     steps: Annotated[int, typer.Option(help="Timed steps in each of the four rounds.")] = 3,
     starts: Annotated[int, typer.Option(help="Number of runs whose start is timed.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time the CPU run beside Megatron-Core's local spec."""
     start_seconds = [time_to_run_start() for _ in range(starts)]
@@ -59,17 +59,13 @@ def main(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         **{name: versions()[name] for name in ("python", "torch", "megatron-core")},
     }
-    if as_json:
-        print(json.dumps(figures, indent=2))
-    else:
-        for name, value in figures.items():
-            print(f"{name.replace('_', ' '):24} {value}")
+    print(json.dumps(figures, indent=2))
 
 
 def launch(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """Run two ranks under torchrun, as run_and_time.sh does."""
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command],
+        [*TORCHRUN, *command],
         env=os.environ | TINY | variables,
         cwd=ROOT,
         check=False,
@@ -85,11 +81,20 @@ def time_to_run_start() -> float:
         # The shortest whole run. It misses its target, so its exit status does not matter.
         done = launch(["-m", "gptoss20b", "train"], LOGDIR=folder, MAX_STEPS="1", WARMUP_STEPS="0")
         log = Path(folder) / "result_0.txt"
-        for line in log.read_text().splitlines() if log.exists() else []:
-            event = json.loads(line.removeprefix(":::MLLOG "))
-            if event["key"] == "run_start":
-                return float(event["time_ms"]) / 1000 - started
+        if log.exists() and (run_start := run_start_time(read_log(log))):
+            return run_start - started
     raise RuntimeError(f"the run did not start:\n{done.stderr}")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the complete records of a log that may still be written."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
+
+
+def run_start_time(records: list[dict[str, Any]]) -> float | None:
+    """Return the time of run_start in seconds since 1970, or None before it."""
+    return next((record["time_ms"] / 1000 for record in records if record["key"] == "run_start"), None)
 
 
 def time_steps(output: Path, steps: int) -> None:

@@ -11,16 +11,16 @@ The samples after the first seconds are split into windows of equal length. A ru
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, median
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from scipy.stats import theilslopes  # type: ignore[import-untyped]
 
 WINDOWS = 10
-MEMORY_LIMIT, DRIFT_LIMIT, CONFIDENCE = 0.02, 0.05, 0.95
+MEMORY_LIMIT, DRIFT_LIMIT = 0.02, 0.05
 MIB = 2**20
 
 
@@ -80,48 +80,41 @@ def check_flatness(samples: Sequence[Sample], progress: Sequence[Progress], sett
         raise ValueError(
             f"{end:.0f} s are too few to check all but the first {settle_seconds:g}: let the run take longer"
         )
-    by_process: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_process[sample.process].append(sample)
-    verdicts = [each for name, own in by_process.items() for each in _check_process(name, own, settle_seconds, end)]
-    return [*verdicts, _check_steps(by_process, progress, settle_seconds, end)]
+    table = pd.DataFrame(samples)
+    borders = np.linspace(settle_seconds, end, WINDOWS + 1)
+    table["window"] = pd.cut(table.seconds, borders, right=False, labels=False)
+    by_process = dict(list(table.groupby("process", sort=False)))
+    verdicts = [each for name, own in by_process.items() for each in _check_process(name, own)]
+    return [*verdicts, _check_steps(list(by_process.values()), progress, borders)]
 
 
-def _check_process(name: str, samples: Sequence[Sample], begin: float, end: float) -> Iterator[Verdict]:
-    seconds = np.array([sample.seconds for sample in samples])
-    # Number of the window from 0; below 0 before the first.
-    window = np.floor((seconds - begin) / (end - begin) * WINDOWS).astype(np.int64)
-    sizes = {
-        kind: _per_window([getattr(sample, kind) for sample in samples], window, median)
-        for kind in ("resident", "anonymous")
-    }
-    spread = {kind: max(each) / min(each) - 1 for kind, each in sizes.items()}
-    resident, anonymous = (
-        f"{min(each) / MIB:.1f} to {max(each) / MIB:.1f} MiB, {100 * spread[kind]:.2f} %"
-        for kind, each in sizes.items()
-    )
-    yield Verdict(f"{name}: memory", f"{resident} (anonymous {anonymous})", spread["resident"] <= MEMORY_LIMIT)
-    for kind in ("descriptors", "threads"):
-        least = _per_window([getattr(sample, kind) for sample in samples], window, min)
-        yield Verdict(f"{name}: {kind}", f"{least[0]:g}, then at most {max(least):g}", max(least) <= least[0])
+def _check_process(name: str, samples: pd.DataFrame) -> Iterator[Verdict]:
+    windows = samples.groupby("window")
+    if len(windows) < WINDOWS:
+        raise ValueError(f"one of the {WINDOWS} windows has no sample: let the run take longer")
+    sizes = windows[["resident", "anonymous"]].median() / MIB
+    low, high = sizes.min(), sizes.max()
+    spread = high / low - 1
+    resident, anonymous = (f"{low[k]:.1f} to {high[k]:.1f} MiB, {100 * spread[k]:.2f} %" for k in sizes)
+    yield Verdict(f"{name}: memory", f"{resident} (anonymous {anonymous})", bool(spread.resident <= MEMORY_LIMIT))
+    for kind, least in windows[["descriptors", "threads"]].min().items():
+        first, most = least.iloc[0], least.max()
+        yield Verdict(f"{name}: {kind}", f"{first:g}, then at most {most:g}", bool(most <= first))
 
 
 def _check_steps(
-    by_process: dict[str, list[Sample]], progress: Sequence[Progress], begin: float, end: float
+    processes: Sequence[pd.DataFrame], progress: Sequence[Progress], borders: NDArray[np.float64]
 ) -> Verdict:
-    borders, times = np.linspace(begin, end, WINDOWS + 1), [each.seconds for each in progress]
+    blocks = pd.DataFrame(progress)
 
-    def per_window(times: Sequence[float], total: Sequence[float]) -> NDArray[np.float64]:
+    def per_window(times: pd.Series, total: pd.Series) -> NDArray[np.float64]:
         """Return the increase of a running total in each window."""
         return np.diff(np.interp(borders, times, total))
 
-    finished = [each.steps for each in progress]
-    trained = np.cumsum([each.step_seconds for each in progress] * np.diff(finished, prepend=0))
-    steps = per_window(times, finished)
-    wall = per_window(times, list(trained)) / steps
-    cpu = np.sum(
-        [per_window([s.seconds for s in own], [s.cpu_seconds for s in own]) for own in by_process.values()], axis=0
-    )
+    trained = (blocks.step_seconds * np.diff(blocks.steps, prepend=0)).cumsum()
+    steps = per_window(blocks.seconds, blocks.steps)
+    wall = per_window(blocks.seconds, trained) / steps
+    cpu = np.sum([per_window(own.seconds, own.cpu_seconds) for own in processes], axis=0)
     drifts = {"": drift(wall), "CPU time ": drift(cpu / steps)}
     measured = "; ".join(
         f"{name}{100 * each[1]:+.1f} % ({100 * each[0]:+.1f} to {100 * each[2]:+.1f})" for name, each in drifts.items()
@@ -130,25 +123,11 @@ def _check_steps(
     return Verdict("step time", f"{1000 * np.median(wall):.1f} ms; {measured}", not rises)
 
 
-def _per_window(
-    values: Sequence[float], window: NDArray[np.int64], aggregate: Callable[[Sequence[float]], float]
-) -> list[float]:
-    grouped = [[value for value, own in zip(values, window, strict=True) if own == n] for n in range(WINDOWS)]
-    if not all(grouped):
-        raise ValueError(f"one of the {WINDOWS} windows has no sample: let the run take longer")
-    return [float(aggregate(group)) for group in grouped]
-
-
 def drift(values: NDArray[np.float64]) -> tuple[float, float, float]:
     """Return the relative change from the first to the last of equally spaced values: low end, estimate, high end.
 
-    The slope is Theil's and Sen's, the median slope of all pairs, which outliers hardly move. The 95 % interval is from
-    Sen, "Estimates of the regression coefficient based on Kendall's tau" (1968).
+    The slope is Theil's and Sen's, the median slope of all pairs, which outliers hardly move, with its 95 % interval.
     """
-    count = len(values)
-    first, second = np.triu_indices(count, 1)
-    slopes = np.sort((values[second] - values[first]) / (second - first))
-    spread = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * np.sqrt(count * (count - 1) * (2 * count + 5) / 18)
-    low = max(0, int((len(slopes) - spread) / 2))
-    scale = (count - 1) / np.median(values)
-    return float(slopes[low] * scale), float(np.median(slopes) * scale), float(slopes[-1 - low] * scale)
+    slope, _, low, high = theilslopes(values)
+    scale = (len(values) - 1) / np.median(values)
+    return float(low * scale), float(slope * scale), float(high * scale)

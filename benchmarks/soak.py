@@ -9,15 +9,12 @@ benchmarks/README.md.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,15 +23,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .cpu_run import ROOT, TINY, TORCHRUN, read_log, run_start_time
 from .flatness import WINDOWS, Progress, Sample, check_flatness
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS_PER_EVALUATION, STEPS_PER_CHECKPOINT, BATCH = 10, 50, 4
-RUN = {
-    "MODEL_VARIANT": "tiny",
-    "SUBMISSION_DIVISION": "open",
-    "DGXNGPU": "2",
-    "EXPERT_PARALLEL": "2",
+RUN = TINY | {
     "SEQUENCE_LENGTH": "64",
     "MICRO_BATCH_SIZE": "1",
     "GLOBAL_BATCH_SIZE": str(BATCH),
@@ -47,9 +40,6 @@ RUN = {
     # Limits that are never reached.
     "MAX_STEPS": "1000000",
     "TARGET_LOSS": "0.01",
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "-1",
-    "HIP_VISIBLE_DEVICES": "-1",
 }
 
 
@@ -69,10 +59,9 @@ def soak(folder: Path, data: Path, seconds: float, every: float) -> tuple[list[S
         RuntimeError: the run ended by itself, or SIGTERM did not stop it properly.
     """
     log, errors = folder / "log" / "result_0.txt", folder / "stderr.txt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     with errors.open("w") as output:
         launcher = subprocess.Popen(
-            [*command, "-m", "gptoss20b", "train"],
+            [*TORCHRUN, "-m", "gptoss20b", "train"],
             env=os.environ | RUN | {"DATADIR": str(data.resolve()), "LOGDIR": str(log.parent)},
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
@@ -106,9 +95,8 @@ def _wait_for_start(launcher: subprocess.Popen[bytes], log: Path, errors: Path) 
     """Wait for run_start and return its time, in seconds since 1970."""
     while launcher.poll() is None:
         with contextlib.suppress(FileNotFoundError):
-            for record in read_log(log):
-                if record["key"] == "run_start":
-                    return float(record["time_ms"]) / 1000
+            if started := run_start_time(read_log(log)):
+                return started
         time.sleep(0.2)
     raise RuntimeError(f"the run did not start:\n{errors.read_text()[-3000:]}")
 
@@ -148,18 +136,12 @@ def take_sample(process: psutil.Process, name: str, seconds: float) -> Sample:
         )
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the complete records of a log that may still be written."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
-
-
-def read_progress(records: Sequence[dict[str, Any]]) -> Iterator[Progress]:
+def read_progress(records: list[dict[str, Any]]) -> Iterator[Progress]:
     """Yield the progress at the end of each block."""
-    started = next(record["time_ms"] for record in records if record["key"] == "run_start")
+    started = run_start_time(records) or 0.0
     for record in records:
         if record["key"] == "tracked_stats":
-            seconds, samples = (record["time_ms"] - started) / 1000, record["metadata"]["step"]
+            seconds, samples = record["time_ms"] / 1000 - started, record["metadata"]["step"]
             yield Progress(seconds, samples // BATCH, BATCH / record["value"]["throughput"])
 
 
@@ -168,9 +150,6 @@ def main(
     settle: Annotated[float, typer.Option(min=0, help="Seconds at the start that are not checked.")] = 60,
     every: Annotated[float, typer.Option(min=0.05, help="Seconds between samples of the processes.")] = 5,
     data: Annotated[Path, typer.Option(help="Folder of token files.")] = ROOT / "data" / "sample",
-    as_json: Annotated[
-        Path | None, typer.Option("--json", help="Write samples, progress and verdicts to this file too.")
-    ] = None,
 ) -> None:
     """Train, evaluate and save for minutes, and check that memory, open files, threads and step time stay flat."""
     with tempfile.TemporaryDirectory() as folder:
@@ -183,10 +162,6 @@ def main(
     for verdict in verdicts:
         table.add_row(verdict.quantity, verdict.measured, "flat" if verdict.is_flat else "NOT FLAT")
     Console().print(table)
-    if as_json is not None:
-        records: dict[str, Sequence[Any]] = {"samples": samples, "progress": progress, "verdict": verdicts}
-        lists = {name: [asdict(each) for each in values] for name, values in records.items()}
-        as_json.write_text(json.dumps({"minutes": minutes, "settle": settle, "counts": counts, **lists}))
     raise typer.Exit(0 if all(verdict.is_flat for verdict in verdicts) else 1)
 
 

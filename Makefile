@@ -8,7 +8,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCRIPTS := $(wildcard *.sh */*.sh) run.sub .ci/run
 
-.PHONY: run test format bench clean
+# Pin this version in a build for your machine, for example TORCH="torch==2.13.0 --index-url <index of CPU builds>".
+TORCH ?= torch==2.13.0
+# uv installs several times as fast as pip, and reads the same files.
+UV := $(shell command -v uv)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
+
+.PHONY: run test format lock bench clean
 
 run: .venv/run-ready
 	$(BIN)/python -m data_scripts.make_sample_data data/sample
@@ -33,14 +41,25 @@ bench: .venv/run-ready
 	$(BIN)/python -m data_scripts.make_sample_data data/sample
 	$(BIN)/python -m benchmarks.cpu_run
 
+# requirements/*.txt: pins with hashes. lock.txt has every extra; the others are the part of it that one environment needs.
+lock: .venv/test-ready
+	$(LOCK) pyproject.toml --extra dev --override requirements/torch.in --output-file requirements/lock.txt
+	$(LOCK) pyproject.toml --extra run --extra data --extra compliance --override requirements/torch.in \
+		--constraint requirements/lock.txt --output-file requirements/cpu.txt
+	$(LOCK) pyproject.toml --extra run --extra data --extra compliance --override requirements/base_image.in \
+		--constraint requirements/lock.txt --output-file requirements/container.txt
+
 .venv/run-ready: requirements/cpu.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or later is needed, got " + sys.version.split()[0] + ": set PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed, got " + sys.version.split()[0] + ": set PYTHON=python3.11")'
+	@echo "Installing into .venv: about 1 GB with a CPU build of torch, 5 GB (3 GB to download) with the CUDA build that PyPI"
+	@echo "serves by default. For a CPU build: make TORCH='$(TORCH) --index-url INDEX' with the index of CPU builds on pytorch.org"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.txt
+	$(INSTALL) $(TORCH)
+	$(INSTALL) --no-deps --require-hashes -r requirements/cpu.txt
 	@touch $@
 
-.venv/test-ready: requirements/test.txt .venv/run-ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
+.venv/test-ready: requirements/lock.txt .venv/run-ready
+	$(INSTALL) --no-deps --require-hashes -r requirements/lock.txt
 	@touch $@
 
 clean:

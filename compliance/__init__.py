@@ -3,7 +3,3 @@
 Parsing, judging and rendering are separate and pure. `compliance.check` is the typed interface, and the command line
 renders its results. Nothing here imports torch or Megatron-Core. No text of a log becomes a path or is executed.
 """
-
-from __future__ import annotations
-
-__version__ = "0.1.0"

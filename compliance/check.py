@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import __version__
+from system_info.version import __version__
+
 from .benchmark import RULESETS, RUNS
 from .findings import (
     Finding,

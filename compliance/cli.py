@@ -346,6 +346,8 @@ def main() -> NoReturn:
     except (NotComparableError, OfficialToolsError, RcpDataError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = ExitCode.USAGE
+    except ModuleNotFoundError:
+        raise  # __main__ says what to install
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"

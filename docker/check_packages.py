@@ -108,8 +108,9 @@ def check_base() -> Iterator[str]:
 def main(requirements: Path) -> int:
     """Print problems to stderr and versions to stdout. Return 0, or 2 if there are problems."""
     pins = read_pins(requirements.read_text())
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
-    problems = [*check_base(), *check_pins(pins), *check_dependencies(pins, project)]
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    extras = [text for extra in ("run", "data", "compliance") for text in project["optional-dependencies"][extra]]
+    problems = [*check_base(), *check_pins(pins), *check_dependencies(pins, [*project["dependencies"], *extras])]
     if is_installed("megatron-core"):
         # `megatron` is a namespace package: importing it loads nothing of megatron-core.
         problems += check_import("megatron.core", "megatron-core")

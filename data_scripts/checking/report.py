@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from gptoss20b import __version__
 from gptoss20b.data.verification_report import REPORT_KIND
+from system_info.version import __version__
 
 from ..c4 import PREFIXES
 from .expectations import Expectations

@@ -45,7 +45,10 @@ class FakeImage:
         self.add_package(self.base, "torch", version, code=code)
 
     def set_dependencies(self, *dependencies: str) -> None:
-        (self.folder / "pyproject.toml").write_text(f"[project]\ndependencies = {json.dumps(dependencies)}\n")
+        (self.folder / "pyproject.toml").write_text(
+            f"[project]\ndependencies = []\n[project.optional-dependencies]\n"
+            f"run = {json.dumps(dependencies)}\ndata = []\ncompliance = []\n"
+        )
 
     def check(self, *lines: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "pins.txt").write_text("# a\n" + "".join(f"{line} \\\n    --hash=sha256:0\n" for line in lines))

@@ -19,7 +19,7 @@ SOFTWARE = "gptoss20b.tools.doctor.software"
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the project by one with few bounds and pins."""
     needs = '["torch>=2.11", "megatron-core>=0.16.1,<0.20", "numpy>=2.0"]'
-    about = f'[project]\nrequires-python = ">=3.11"\ndependencies = {needs}'
+    about = f'[project]\nrequires-python = ">=3.11"\ndependencies = {needs}\noptional-dependencies.run = []'
     pins = "# pinned\ntorch==2.13.0\nmegatron-core==0.16.1\nnumpy==2.4.6\nmlperf-logging==4.1.68"
     hashed = (
         'megatron-core==0.16.1 ; python_version < "3" \\\n    --hash=sha256:00\n'

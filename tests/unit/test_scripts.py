@@ -38,7 +38,7 @@ def make(*arguments: str) -> str:
 def test_make_test_runs_every_check() -> None:
     commands = make("test")
     tools = ("ruff format --check", "ruff check", "mypy", "shellcheck", "hadolint Dockerfile", "pytest")
-    assert [tool for tool in (*tools, "requirements/test.txt") if tool not in commands] == []
+    assert [tool for tool in (*tools, "requirements/lock.txt") if tool not in commands] == []
     assert [script for script in SCRIPTS if str(script.relative_to(ROOT)) not in commands] == []
 
 

@@ -24,7 +24,7 @@ _DROP_CACHES = ("/sbin/sysctl", "--quiet", "--write", "vm.drop_caches=3")  # lau
 def check_packages(config: Config, on_gpu: bool) -> list[Finding]:
     """Check versions against the project's bounds and the pins, where these files lie beside the package.
 
-    container.txt pins what is added to a vendor's image with its torch and NumPy; cpu.txt pins everything.
+    container.txt pins what is added to a vendor's image with its torch and NumPy; cpu.txt pins everything but torch.
     """
     have = versions()
     bounds = _read_bounds(_ROOT / "pyproject.toml")
@@ -33,7 +33,7 @@ def check_packages(config: Config, on_gpu: bool) -> list[Finding]:
     for name in ("python", *_CHECKED):
         version, bound, pin = have.get(name), bounds.get(name, SpecifierSet()), pins.get(name, SpecifierSet())
         if version is None or not bound.contains(version, prereleases=True):
-            fix = "use the image, or pip install -r requirements/cpu.txt in a new environment"
+            fix = "use the image, or pip install '.[run]' in a new environment"
             findings.append(failed("packages", f"{name} {version or 'is not installed'}, expected {bound}", fix))
         elif not pin.contains(version, prereleases=True):
             fix = f"pip install '{name}{pin}', or make sure that you mean another version"
@@ -80,12 +80,13 @@ def _read_bounds(path: Path) -> dict[str, SpecifierSet]:
     if not path.exists():
         return {}
     project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    requirements = map(Requirement, [f"python{project['requires-python']}", *project["dependencies"]])
+    dependencies = [*project["dependencies"], *project["optional-dependencies"]["run"]]
+    requirements = map(Requirement, [f"python{project['requires-python']}", *dependencies])
     return {each.name: each.specifier for each in requirements}
 
 
 def _read_pins(path: Path) -> dict[str, SpecifierSet]:
-    """Return the pinned versions, which tests and results used, of a file with or without hashes, by package."""
+    """Return the pinned versions, which tests and results used, of a file with hashes, by package."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = re.sub(r"\\\n|#.*", " ", text).splitlines()
     requirements = [Requirement(line.split("--hash", 1)[0]) for line in lines if line.strip()]

@@ -156,7 +156,7 @@ def plan_command(
 ) -> None:
     """Plan a global batch size: evaluation interval, layouts, convergence bounds, learning rates, risk of failing."""
     from .plan import make_plan
-    from .render.plan_text import plan_text
+    from .render.text import plan_text
 
     plan = make_plan(gbs, ruleset)
     _print(_json(plan) if output_format is TextOrJson.JSON else plan_text(plan, width=_width()))
@@ -175,7 +175,7 @@ def compare_command(
     """Test whether B meets the target in fewer samples or minutes than A, by Welch's t test."""
     from .judge import judge_run
     from .log_files import find_logs, read_log
-    from .render.comparison_text import comparison_text
+    from .render.text import comparison_text
 
     runs_a, runs_b = ([judge_run(read_log(log), ruleset) for log in find_logs([path])] for path in (a, b))
     comparison = compare(runs_a, runs_b, ruleset, names=(str(a), str(b)), confidence=confidence)
@@ -261,10 +261,10 @@ def rules_command(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, as in the README.")] = False,
 ) -> None:
     """List every rule: id, severity, requirement and source."""
-    from .render.rules_text import rules_table, rules_text
+    from .render.text import rules_text
     from .rules import ALL_RULES
 
-    _print(rules_table(ALL_RULES) if markdown else rules_text(ALL_RULES))
+    _print(rules_text(ALL_RULES, markdown))
 
 
 @app.command("schema")
@@ -307,7 +307,7 @@ def _render(report: Report, output_format: ReportFormat) -> str:
         from .render.junit_report import junit_report
 
         return junit_report(report)
-    from .render.text_report import text_report
+    from .render.text import text_report
 
     return text_report(report, width=_width(), colour=_colour())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Literal, TypeVar
 
+from ..findings import RunSummary
+
 NOTHING = "-"
 
 Item = TypeVar("Item")
@@ -73,6 +75,12 @@ def group_by_folder(paths: Iterable[str]) -> str:
         f"{', '.join(names)} (in {folder})" if folder and len(names) > 1 else folder + ", ".join(names)
         for folder, names in folders.items()
     )
+
+
+def common_folder(runs: Iterable[RunSummary]) -> str:
+    """Return the folder of the logs of all runs, "" if they differ."""
+    folders = {run.file.rpartition("/")[0] for run in runs}
+    return folders.pop() if len(folders) == 1 else ""
 
 
 def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:

@@ -15,10 +15,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import benchmark
@@ -28,6 +26,7 @@ from . import figures, tables
 from .formatting import NOTHING, count, group_by_folder, number, run_ranges
 from .plot_parts import MAX_LOSS
 from .tables import Table
+from .terminal import template_environment
 
 PICTURE_KINDS: dict[str, Literal["svg", "png"]] = {"html": "svg", "md": "png"}
 SEVERITY_TITLES = {Severity.ERROR: "Errors", Severity.WARNING: "Warnings", Severity.INFO: "Notes"}
@@ -66,15 +65,7 @@ PICTURES: tuple[tuple[figures.DrawFunction, str, str], ...] = (
 
 def report_file(report: Report, kind: Literal["html", "md"]) -> str:
     """Return the text of the file: the same text for the same report."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        finalize=_printed if kind == "html" else _printed_markdown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment(_printed if kind == "html" else _printed_markdown)
     findings = {severity: _by_rule(report.findings, severity) for severity in Severity}
     return environment.get_template(f"report.{kind}.j2").render(
         benchmark=benchmark.NAME,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..findings import Official, Rcp, RcpTest, RunSummary, SetResult, Spread, Variance
-from .formatting import NOTHING, group_by, group_by_folder, number, run_ranges
+from .formatting import NOTHING, common_folder, group_by, group_by_folder, number, run_ranges
 from .plot_parts import phase_bars, rate_summary
 
 Cell = Callable[[RunSummary], str]
@@ -57,8 +57,7 @@ def score_terms(result: SetResult) -> list[tuple[str, str]]:
 
 def runs_table(runs: Sequence[RunSummary]) -> tuple[list[tuple[str, str]], Table | None]:
     """Return the values that all runs share as (term, value), and a table of the others; no table without runs."""
-    folders = {run.file.rpartition("/")[0] for run in runs}
-    folder = folders.pop() if len(folders) == 1 else ""
+    folder = common_folder(runs)
     always: dict[str, Cell] = {
         "File": lambda run: run.file[len(folder) + 1 :] if folder else run.file,
         "Status": lambda run: run.status.replace("_", " "),

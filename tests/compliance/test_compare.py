@@ -15,7 +15,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from compliance.cli import ExitCode
 from compliance.compare import Comparison, NotComparableError, compare
 from compliance.documents import to_json
-from compliance.render.comparison_text import comparison_text
+from compliance.render.text import comparison_text
 from compliance.welch import Outcome
 from tests.support.commands import command
 from tests.support.judging import judged

@@ -17,7 +17,7 @@ from compliance.documents import report_document, to_json
 from compliance.findings import Report, Verdict
 from compliance.render.junit_report import junit_report
 from compliance.render.report_file import report_file
-from compliance.render.text_report import text_report
+from compliance.render.text import text_report
 from tests.support.commands import command
 from tests.support.made_logs import MadeLog, compliant_log, compliant_set, write_set
 from tests.support.schemas import check_document

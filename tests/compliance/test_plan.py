@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from compliance import rcp
 from compliance.documents import to_json
 from compliance.plan import Layout, PassingMeans, Plan, draw_runs, layouts, lowest_passing, make_plan
-from compliance.render.plan_text import plan_text
+from compliance.render.text import plan_text
 
 POINTS = {point.gbs: point for point in rcp.full_points("6.1.0")}
 

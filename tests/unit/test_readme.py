@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from compliance.cli import ExitCode as JudgingExitCode
-from compliance.render.rules_text import rules_table
+from compliance.render.text import rules_text
 from compliance.rules import ALL_RULES
 from data_scripts.errors import ExitCode as DataExitCode
 from gptoss20b.config import settings
@@ -82,7 +82,7 @@ def test_shell_commands_of_the_data_exist() -> None:
 
 def test_the_table_of_rules_is_the_one_that_the_command_prints() -> None:
     table = README.split("<!-- rules: python -m compliance rules --markdown -->\n")[1].split("\n<!-- /rules -->")[0]
-    assert table == rules_table(ALL_RULES)
+    assert table == rules_text(ALL_RULES, markdown=True).rstrip()
 
 
 def test_what_judging_needs_is_pinned_like_the_rest() -> None:

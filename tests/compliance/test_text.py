@@ -24,7 +24,7 @@ from compliance.findings import (
     Status,
     Verdict,
 )
-from compliance.render.text_report import text_report
+from compliance.render.text import text_report
 from tests.support.made_reports import (
     ANY_REPORT,
     FOLDER,

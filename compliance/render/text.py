@@ -1,0 +1,111 @@
+"""Reports, comparisons and plans for a terminal, at most ``width`` columns wide. `templates` holds their layout.
+
+Without ``colour`` the text has no control character but newlines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from ..benchmark import NAME
+from ..findings import Finding, OfficialResult, Report, Severity, Verdict
+from ..welch import Outcome, format_percent
+from .formatting import common_folder, count, group_by, number
+from .terminal import draw, template_environment
+
+if TYPE_CHECKING:
+    from ..compare import Comparison
+    from ..plan import Plan
+    from ..rules.rule import Rule
+
+# Entries shown of a longer list, and characters of a longer text. The JSON has all.
+_MAX_ENTRIES = 20
+_MAX_LENGTH = 500
+_MAX_VALUES = 4
+_STYLES = {
+    Verdict.PASS: "bold green",
+    Verdict.FAIL: "bold red",
+    Verdict.ERROR: "bold magenta",
+    Severity.ERROR: "bold red",
+    Severity.WARNING: "bold yellow",
+    Severity.INFO: "bold cyan",
+}
+_OUTCOME_STYLES = {
+    Outcome.FEWER: "bold green",
+    Outcome.MORE: "bold red",
+    Outcome.INCONCLUSIVE: "bold",
+    Outcome.UNTESTED: "bold yellow",
+}
+
+
+def text_report(report: Report, width: int = 100, colour: bool = False) -> str:
+    """Return verdict, findings by severity, figures of each set, and verdicts of the official tools."""
+    filters: dict[str, Callable[..., Any]] = {
+        "group_by": lambda items, *names: group_by(items, attrgetter(*names)),
+        "short": _shortened,
+        "common_folder": common_folder,
+        "seed": lambda seed: str(seed) if seed is not None and abs(seed) < 2**64 else number(seed),
+        "evidence": _evidence,
+        "places": lambda files: _places((file, None) for file in files),
+        "complaints": _complaints,
+    }
+    counts = {severity: sum(each.severity is severity for each in report.findings) for severity in Severity}
+    values = {"report": report, "counts": counts, "benchmark": NAME, "styles": _STYLES, "limit": _MAX_ENTRIES}
+    return draw("report.txt.j2", width, colour, filters, number=number, count=count, **values)
+
+
+def comparison_text(comparison: Comparison, width: int = 100, colour: bool = False) -> str:
+    """Return two sets side by side."""
+    filters: dict[str, Callable[..., Any]] = {"percent": format_percent, "brief": _first_values}
+    return draw("comparison.txt.j2", width, colour, filters, comparison=comparison, count=count, styles=_OUTCOME_STYLES)
+
+
+def plan_text(plan: Plan, width: int = 100) -> str:
+    """Return a plan with its tables."""
+    return draw("plan.txt.j2", width, False, {}, plan=plan, number=number)
+
+
+def rules_text(rules: Iterable[Rule[Any]], markdown: bool) -> str:
+    """Return id, severity, requirement and source of each rule; in Markdown a table, as in the README."""
+    from markupsafe import Markup
+
+    return template_environment(Markup).get_template(f"rules.{'md' if markdown else 'txt'}.j2").render(rules=rules)
+
+
+def _first_values(values: Sequence[str]) -> str:
+    more = [f"and {len(values) - _MAX_VALUES} more"] if len(values) > _MAX_VALUES else []
+    return ", ".join([*values[:_MAX_VALUES], *more])
+
+
+def _evidence(group: tuple[tuple[str | None, str | None], list[Finding]]) -> str:
+    """Format expected and got, and the places where they are."""
+    (expected, got), findings = group
+    values = [f"{name} {_shortened(text)}" for name, text in (("expected", expected), ("got", got)) if text is not None]
+    places = _places((each.file, each.line) for each in findings)
+    return ": ".join(filter(None, (", ".join(values), places)))
+
+
+def _complaints(results: Iterable[OfficialResult]) -> list[tuple[tuple[str, ...], list[str]]]:
+    """Return the messages of failed results by files; files with the same messages are listed once."""
+    failed = [(text, each.subject) for each in results if each.verdict != "pass" for text in each.messages]
+    subjects = [(text, tuple(file for _, file in pairs)) for text, pairs in group_by(failed, lambda each: each[0])]
+    return [(files, [text for text, _ in same]) for files, same in group_by(subjects, lambda each: each[1])]
+
+
+def _places(places: Iterable[tuple[str | None, int | None]]) -> str:
+    """Format files with lines. Name a folder once while it stays the same."""
+    shown, last = [], None
+    for file, line in places:
+        if file is None:
+            continue
+        folder, _, name = file.rpartition("/")
+        shown.append((name if folder == last else file) + (f":{line}" if line is not None else ""))
+        last = folder
+    more = f", and {len(shown) - _MAX_ENTRIES} more" if len(shown) > _MAX_ENTRIES else ""
+    return ", ".join(map(_shortened, shown[:_MAX_ENTRIES])) + more
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + "..."

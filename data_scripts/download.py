@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +24,7 @@ from .fetching.partial_file import PartialFile, check_space, partial_size
 from .fetching.remote import RemoteFile, fetch_list, probe_file
 from .fetching.retry import RetryPolicy
 from .fetching.transfer import fetch
-from .folder_lock import LOCK_NAME, locked_folder
+from .folder_lock import clear_folder, locked_folder
 from .md5_list import LIST_NAME, WORK_FOLDER, ListedFile, file_md5, parse_list
 from .progress import ByteProgress
 
@@ -88,7 +87,8 @@ class Download:
                     "list on the server differ; run again later, or name another --source."
                 )
             received = sum(part.remote.size for part in [*parts, *corrupt]) - before
-            _clear_work_folder(work)
+            # Parts of another list go, too.
+            clear_folder(work)
         return Outcome(len(published.files), len(published.files) - len(required), received)
 
     def _lock_work_folder(self, stack: ExitStack) -> Path:
@@ -149,15 +149,6 @@ class Download:
                     )
                 part.commit(final)
         return corrupt
-
-
-def _clear_work_folder(work: Path) -> None:
-    """Remove everything but the lock, which is still held: parts of another list go, too."""
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK_NAME:
-            path.unlink()
 
 
 def _report_states(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,3 +48,12 @@ def _acquire(path: Path) -> FileLock:
                 f"{path.parent}: got a folder that another process writes to; expected none. "
                 "To fix: wait until it ends, or end it."
             ) from None
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove everything in a locked folder but its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_NAME:
+            path.unlink()

@@ -106,7 +106,7 @@ def preprocess(task: Task, workers: int, progress: ByteProgress, block_bytes: in
     with _system_errors(task), WorkFolder(task.prefix, task.job()) as folder:
         kept = folder.state
         try:
-            if not folder.finished:
+            if not folder.state.finished:
                 folder.check_no_output()
                 _check_skipped(kept, task)
                 _Run(task, folder, progress).run(workers, block_bytes)
@@ -203,7 +203,7 @@ class _Run:
         sums = f"{digest}  {prefix.name}.bin\n{_md5(folder.index).hexdigest()}  {prefix.name}.idx\n"
         folder.sums.write_text(sums, encoding="utf-8")
         fsync_path(folder.sums)
-        folder.mark_finished()
+        folder.record(folder.state._replace(finished=True))
 
 
 def _submit(pool: WorkerPool[TokenizedBlock], block: Block) -> Future[TokenizedBlock]:

@@ -1,12 +1,11 @@
 """The folder in which an indexed dataset grows until it is complete, and the journal from which a run resumes.
 
-`PREFIX.partial/` holds the tokens, their lengths and a journal. The first line of the journal describes the job; each
-further line holds the state after one more shard. The folder is locked while a process writes, and removed at the end.
+`PREFIX.partial/` holds the tokens, their lengths and a journal: the job, and the state after the last complete shard.
+The folder is locked while a process writes, and removed at the end.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Mapping
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from gptoss20b.data.files import append_suffix
-from gptoss20b.durable import fsync_path
+from gptoss20b.durable import atomic_write, fsync_path
 
 from ..dataset_writer import EMPTY, DatasetSize
 from ..errors import CommandError
-from ..folder_lock import locked_folder
+from ..folder_lock import clear_folder, locked_folder
 
 JobDescription = Mapping[str, object]
 # Increase when the output of the same job changes.
@@ -34,12 +33,14 @@ class State(NamedTuple):
         written: their documents and tokens.
         bad: number of skipped lines by kind.
         first_bad: messages for the first skipped lines.
+        finished: everything is written and on disk; only the final names may be missing.
     """
 
     shards: int = 0
     written: DatasetSize = EMPTY
     bad: Mapping[str, int] = {}
     first_bad: tuple[str, ...] = ()
+    finished: bool = False
 
 
 class WorkFolder:
@@ -47,8 +48,7 @@ class WorkFolder:
 
     Attributes:
         path: the folder.
-        state: the last state in the journal.
-        finished: everything is written and on disk; only the final names may be missing.
+        state: the state in the journal.
         tokens, lengths, index, sums: the files in the folder.
     """
 
@@ -61,18 +61,17 @@ class WorkFolder:
         self.path = append_suffix(prefix, ".partial")
         self.tokens, self.lengths = self.path / "tokens.bin", self.path / "lengths"
         self.index, self.sums = self.path / "tokens.idx", self.path / "sums.md5"
-        self.state, self.finished = State(), False
         # .idx last: whoever can open the dataset finds all of it.
         self._final_names = {
             self.tokens: append_suffix(prefix, ".bin"),
             self.sums: append_suffix(prefix, ".md5"),
             self.index: append_suffix(prefix, ".idx"),
         }
-        self._journal_path = self.path / "journal.jsonl"
+        self._journal = self.path / "journal.json"
+        self._job: JobDescription = json.loads(json.dumps({"format": _FORMAT, **job}))
         with ExitStack() as stack:
             stack.enter_context(locked_folder(self.path))
-            self._journal = stack.enter_context(self._journal_path.open("a+b", buffering=0))
-            self._load(job)
+            self.state = self._load()
             self._stack = stack.pop_all()
 
     def check_no_output(self) -> None:
@@ -90,14 +89,10 @@ class WorkFolder:
             raise CommandError(f"{name}: got a file; expected none. To fix: name another --out, or move the file away.")
 
     def record(self, state: State) -> None:
-        """Append a state durably. The tokens and lengths that it counts must be on disk already."""
-        self._append(state._asdict())
+        """Write the journal durably. The tokens and lengths that it counts must be on disk already."""
+        atomic_write(self._journal, json.dumps({"job": self._job, **state._asdict()}))
+        fsync_path(self.path)
         self.state = state
-
-    def mark_finished(self) -> None:
-        """Record durably that all files are complete and on disk."""
-        self._append({"finished": True})
-        self.finished = True
 
     def commit(self) -> list[Path]:
         """Give the files of a finished folder their final names, and remove it.
@@ -117,65 +112,44 @@ class WorkFolder:
             elif not name.exists():
                 raise CommandError(f"{source}: got no file; expected one. To fix: {self._start_again()}.")
         fsync_path(self.path.parent)
-        self._remove_files()
+        clear_folder(self.path)
         return list(self._final_names.values())
 
-    def _load(self, job: JobDescription) -> None:
-        described = json.loads(json.dumps({"format": _FORMAT, **job}))
-        self._journal.seek(0)
-        *lines, torn = self._journal.read().split(b"\n")
-        if not lines:
-            self._journal.truncate(0)
-            self._append(described)
-            fsync_path(self.path)
-            fsync_path(self.path.parent)
-            return
-        # A killed process or a full disk may have left half a line: drop it, its shard is not complete.
-        self._journal.truncate(self._journal.tell() - len(torn))
+    def _load(self) -> State:
         try:
-            before, *entries = map(json.loads, lines)
-            self.finished = bool(entries) and "finished" in entries[-1]
-            if states := entries[: len(entries) - self.finished]:
-                last = states[-1]
-                written, first_bad = DatasetSize(*last["written"]), tuple(last["first_bad"])
-                self.state = State(**{**last, "written": written, "first_bad": first_bad})
+            saved = json.loads(self._journal.read_bytes())
+            before = dict(saved.pop("job"))
+            written, first_bad = DatasetSize(*saved["written"]), tuple(saved["first_bad"])
+            state = State(**{**saved, "written": written, "first_bad": first_bad})
+        except FileNotFoundError:
+            self.record(State())
+            fsync_path(self.path.parent)
+            return self.state
         except (ValueError, TypeError, KeyError) as error:
             raise CommandError(
-                f"{self._journal_path}: got {error}; expected the journal of a job. To fix: {self._start_again()}."
+                f"{self._journal}: got {error}; expected the journal of a job. To fix: {self._start_again()}."
             ) from None
-        if difference := _first_difference(before, described):
+        if difference := _first_difference(before, self._job):
             raise CommandError(
                 f"{self.path}: got a job with {difference}, as in the interrupted run. "
                 f"To fix: repeat that command, name another --out, or {self._start_again()}."
             )
+        return state
 
     def _start_again(self) -> str:
         return f"remove {self.path} to start again"
-
-    def _append(self, entry: Mapping[str, object]) -> None:
-        line = json.dumps(entry).encode() + b"\n"
-        # An unbuffered write may be short where the disk has just become full.
-        if self._journal.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._journal_path))
-        os.fsync(self._journal.fileno())
-
-    def _remove_files(self) -> None:
-        for path in (*self._final_names, self.lengths, self._journal_path):
-            path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
         if kind is not None and not self.state.shards:
-            self._remove_files()
+            clear_folder(self.path)
         self._stack.close()
 
 
-def _first_difference(before: object, now: JobDescription) -> str | None:
+def _first_difference(before: JobDescription, now: JobDescription) -> str | None:
     """Return the first difference between two job descriptions as text, or None."""
-    if not isinstance(before, dict):
-        return "no description; expected one"
     for key, value in now.items():
         if (old := before.get(key)) != value:
             new: object = value

@@ -139,48 +139,23 @@ def _read_file(path: Path, block_bytes: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _gunzip(packed: Iterator[tuple[bytes, int]], block_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """Decompress, again in pieces of at most `block_bytes`."""
+    """Decompress, again in pieces of at most `block_bytes`. The piece with the damage is lost."""
     position = 0
     inflater = zlib.decompressobj(_GZIP_WBITS)
-    for content, position in packed:
-        data = content
-        # A gzip file may hold several streams one after the other, and zeros after the last.
-        while data := data.lstrip(b"\0") if inflater.eof else data:
-            inflater = zlib.decompressobj(_GZIP_WBITS) if inflater.eof else inflater
-            for part in _inflate(inflater, data, block_bytes):
-                yield part, position
-            data = inflater.unused_data
+    try:
+        for content, position in packed:
+            data = content
+            # A gzip file may hold several streams one after the other, and zeros after the last.
+            while data := data.lstrip(b"\0") if inflater.eof else data:
+                inflater = zlib.decompressobj(_GZIP_WBITS) if inflater.eof else inflater
+                while not inflater.eof and (part := inflater.decompress(data, block_bytes)):
+                    yield part, position
+                    data = inflater.unconsumed_tail
+                data = inflater.unused_data
+    except zlib.error as error:
+        raise _DamagedError(f"a damaged gzip stream ({error})") from None
     if not inflater.eof:
         raise _DamagedError(f"a gzip stream that breaks off at byte {position}")
-
-
-def _inflate(inflater: zlib._Decompress, data: bytes, max_bytes: int) -> Iterator[bytes]:
-    """Decompress `data` to its end or the stream's. Before raising on damage, yield everything readable."""
-    while not inflater.eof:
-        before = inflater.copy()
-        try:
-            part = inflater.decompress(data, max_bytes)
-        except zlib.error as error:
-            yield _salvage(before, data)
-            raise _DamagedError(f"a damaged gzip stream ({error})") from None
-        if not part:
-            return
-        yield part
-        data = inflater.unconsumed_tail
-
-
-def _salvage(inflater: zlib._Decompress, data: bytes) -> bytes:
-    """Decompress byte by byte up to the damage: in larger steps, zlib drops the readable bytes of the failing step."""
-    read = bytearray()
-    try:
-        for position in range(len(data)):
-            step = data[position : position + 1]
-            while part := inflater.decompress(step, 1):
-                read += part
-                step = inflater.unconsumed_tail
-    except zlib.error:
-        pass
-    return bytes(read)
 
 
 class _LineSplitter:

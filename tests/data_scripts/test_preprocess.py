@@ -19,7 +19,7 @@ from data_scripts.preprocess import Task
 from data_scripts.progress import ByteProgress
 from data_scripts.tokenization import shards
 from data_scripts.tokenization.blocks import block_tokenizer
-from data_scripts.tokenization.journal import WorkFolder
+from data_scripts.tokenization.journal import State, WorkFolder
 from gptoss20b.data.indexed_dataset import IndexedDataset
 from tests.support.llama3_files import meta_tokenizer, model_file, write_json
 from tests.support.preprocess_runs import (
@@ -150,14 +150,15 @@ def test_existing_files_are_never_overwritten(tmp_path: Path, monkeypatch: pytes
     assert names_in(tmp_path) == sorted(["a.json", existing.name])
     # one that appears while the shards are tokenized
     existing.unlink()
-    mark_finished = WorkFolder.mark_finished
+    record = WorkFolder.record
 
-    def meanwhile(folder: WorkFolder) -> None:
-        mark_finished(folder)
-        existing.write_text("precious")
+    def meanwhile(folder: WorkFolder, state: State) -> None:
+        record(folder, state)
+        if state.finished:
+            existing.write_text("precious")
 
     with monkeypatch.context() as patched, pytest.raises(CommandError, match=rf"o\{suffix}: got a file"):
-        patched.setattr(WorkFolder, "mark_finished", meanwhile)
+        patched.setattr(WorkFolder, "record", meanwhile)
         make(Task([shard], BYTES, tmp_path / "o"))
     assert existing.read_text() == "precious"
     existing.rename(tmp_path / "kept")

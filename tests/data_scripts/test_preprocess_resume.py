@@ -18,7 +18,7 @@ import pytest
 from data_scripts.dataset_writer import IndexedDatasetWriter
 from data_scripts.errors import CommandError
 from data_scripts.preprocess import Task
-from data_scripts.tokenization.journal import WorkFolder
+from data_scripts.tokenization import journal
 from gptoss20b.data.files import DataError
 from tests.support.llama3_files import model_file
 from tests.support.preprocess_runs import (
@@ -27,7 +27,7 @@ from tests.support.preprocess_runs import (
     check_md5,
     command,
     in_second_shard,
-    journal_states,
+    journal_state,
     json_line,
     make,
     names_in,
@@ -70,7 +70,7 @@ def test_whole_shards_are_kept_after_a_bad_line(tmp_path: Path) -> None:
     assert note.startswith(f"1 of 3 shards are kept in {tmp_path / 'o.partial'}")
     assert error.startswith(f"error: {bad}:2: ")
     assert names_in(tmp_path) == ["bad.json", "good.json", "last.json", "o.partial"]
-    assert journal_states(tmp_path / "o")[0]["written"] == [4, 16]
+    assert journal_state(tmp_path / "o")["written"] == [4, 16]
     skipped = command(good, bad, last, "--skip-bad", out=tmp_path / "o")
     assert skipped.exit_code == 0
     assert "16 of the tokens were kept" in skipped.stdout
@@ -90,9 +90,8 @@ def test_after_kill_9_in_a_shard_the_second_run_makes_the_same_bytes(
         assert psutil.wait_procs(children, timeout=20)[1] == [], "a worker outlives its parent"
     assert names_in(tmp_path) == ["o.partial"]
     assert in_second_shard(out)
-    # The last line of the journal may be half written, too.
-    with Path(f"{out}.partial/journal.jsonl").open("ab") as journal:
-        journal.write(b'{"shards": 2, "wri')
+    # A journal may have been half written, too.
+    Path(f"{out}.partial/.journal.json-0").write_bytes(b'{"shards": 2, "wri')
     outcome = make(Task(long_shards, model_file(), out), 2)
     assert outcome.kept_tokens > 0
     assert dataset_bytes(out) == long_bytes
@@ -182,7 +181,7 @@ def test_after_a_kill_between_the_final_names_the_next_run_gives_the_rest(
     make(Task([shard], BYTES, tmp_path / "whole"))
     rename, done = Path.rename, 0
 
-    def interrupt(folder: WorkFolder) -> None:
+    def interrupt(folder: Path) -> None:
         raise KeyboardInterrupt
 
     def rename_some(path: Path, target: Path) -> Path:
@@ -196,7 +195,7 @@ def test_after_a_kill_between_the_final_names_the_next_run_gives_the_rest(
         if renamed < 3:
             patched.setattr(Path, "rename", rename_some)
         else:
-            patched.setattr(WorkFolder, "_remove_files", interrupt)
+            patched.setattr(journal, "clear_folder", interrupt)
         make(task)
     # .idx last: whoever finds it finds the others
     present = [suffix for suffix in (".bin", ".md5", ".idx") if Path(f"{task.prefix}{suffix}").exists()]
@@ -247,10 +246,8 @@ def test_another_task_than_the_interrupted_one_is_refused(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_half_a_line_at_the_end_of_the_journal_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_before_its_index_resumes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = replace(interrupted(tmp_path), skip_bad=True)
-    with Path(f"{task.prefix}.partial/journal.jsonl").open("ab") as journal:
-        journal.write(b'{"shards": 2, "wri')
 
     def interrupt(writer: IndexedDatasetWriter, path: Path) -> None:
         raise KeyboardInterrupt
@@ -258,7 +255,7 @@ def test_half_a_line_at_the_end_of_the_journal_does_no_harm(tmp_path: Path, monk
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(IndexedDatasetWriter, "write_index", interrupt)
         make(task)
-    assert [state["shards"] for state in journal_states(task.prefix)] == [1, 2]
+    assert journal_state(task.prefix)["shards"] == 2
     made = make(task)
     assert (made.kept_tokens, made.state.written, made.state.bad) == (16, (4, 16), {"not JSON": 1})
 
@@ -266,8 +263,8 @@ def test_half_a_line_at_the_end_of_the_journal_does_no_harm(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("journal.jsonl", b"{]\n", "expected the journal of a job"),
-        ("journal.jsonl", b"[]\n", "no description"),
+        ("journal.json", b"{]\n", "expected the journal of a job"),
+        ("journal.json", b"[]\n", "expected the journal of a job"),
         ("tokens.bin", b"1234", "got 4 bytes; expected at least 64"),
     ],
 )

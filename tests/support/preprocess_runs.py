@@ -108,14 +108,15 @@ def private_bytes(pid: int) -> int:
         return 0
 
 
-def journal_states(prefix: Path) -> list[dict[str, Any]]:
-    """Parse the journal's whole lines after the first."""
-    path = Path(f"{prefix}.partial/journal.jsonl")
-    return [json.loads(entry) for entry in path.read_bytes().split(b"\n")[1:-1]] if path.exists() else []
+def journal_state(prefix: Path) -> dict[str, Any]:
+    """Parse the journal; before there is one, no shard is complete."""
+    path = Path(f"{prefix}.partial/journal.json")
+    state: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"shards": 0}
+    return state
 
 
 def in_second_shard(prefix: Path) -> bool:
     """Check whether tokens of the second shard are written."""
-    states = journal_states(prefix)
+    state = journal_state(prefix)
     data = Path(f"{prefix}.partial/tokens.bin")
-    return len(states) == 1 and data.stat().st_size > 4 * states[0]["written"][1]
+    return bool(state["shards"] == 1 and data.stat().st_size > 4 * state["written"][1])

@@ -129,11 +129,3 @@ def test_neighbours_are_not_kept_together(thousand_orders: npt.NDArray[np.int64]
         assert abs(share / expected - 1) < 0.06
     assert abs(chi_square_z((steps % 1000 - 1).reshape(-1) // 27, 37)) < 4
     assert abs(float(np.mean([np.corrcoef(row[:-1], row[1:])[0, 1] for row in thousand_orders[:200]]))) < 0.01
-
-
-@pytest.mark.parametrize(
-    ("positions", "count"), [([-1], 7), ([0.5], 7), ([True], 7), ([0], 0), ([0], -1), ([0], 1 << 63)]
-)
-def test_refuses(positions: list[float], count: int) -> None:
-    with pytest.raises(ValueError, match="To fix"):
-        windows_at(positions, 1, count)

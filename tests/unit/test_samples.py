@@ -62,11 +62,6 @@ def test_numbers_out_of_range(windows: Windows) -> None:
     for number in (-1, 40):
         with pytest.raises(DataError, match="expected 0 to 39"):
             windows.window(number)
-    for length, vocab_size in ((0, 10), (-1, 10), (8, 0), (8, (1 << 31) + 1)):
-        with pytest.raises(ValueError, match="To fix"):
-            Windows(windows.dataset, length, vocab_size)
-    with pytest.raises(ValueError, match="got -1"):
-        TrainingSamples(windows, 0).sample(-1)
 
 
 @pytest.mark.parametrize(("place", "value"), [(0, -1), (16, VOCAB_SIZE), (16, -5), (20, 70_000), (32, VOCAB_SIZE)])
@@ -112,9 +107,6 @@ def test_validation_is_the_start_of_the_file(windows: Windows) -> None:
     validation = ValidationSamples(windows, 11)
     for number in range(11):
         assert np.array_equal(validation.sample(number), STREAM[number * LENGTH : number * LENGTH + LENGTH + 1])
-    for number in (-1, 11):
-        with pytest.raises(DataError, match="expected 0 to 10"):
-            validation.sample(number)
 
 
 def test_validation_needs_enough_sequences(windows: Windows) -> None:
@@ -122,8 +114,6 @@ def test_validation_needs_enough_sequences(windows: Windows) -> None:
     with pytest.raises(DataError, match="got 40 sequences of 16 tokens; expected at least 41") as caught:
         ValidationSamples(windows, 41)
     assert str(windows.dataset.path) in str(caught.value)
-    with pytest.raises(ValueError, match="got 0"):
-        ValidationSamples(windows, 0)
 
 
 def test_validation_hash_is_over_the_windows_as_int32(windows: Windows) -> None:
@@ -202,9 +192,3 @@ def test_batch_masks_where_the_input_ends_a_document() -> None:
     row = [np.array([0, 1, 0])]
     assert collate(row, eod_token=0).loss_mask.tolist() == [[0, 1]]
     assert collate(row, eod_token=None).loss_mask.tolist() == [[1, 1]]
-
-
-@pytest.mark.parametrize("rows", [[], [[1, 2], [1, 2, 3]], [[1]], [[[1, 2]]]])
-def test_batch_refuses_other_shapes(rows: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="expected one or more of one shape"):
-        collate([np.array(row) for row in rows], None)

@@ -187,7 +187,7 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """Estimate step time, time to train and memory of a layout on a system. Prints every assumption; runs no model."""
-    from .tools.estimate import EstimateError, EstimateRequest, run
+    from .tools.estimate import EstimateError, run
 
     overrides = {
         "peak_tflops": peak_tflops,
@@ -199,8 +199,7 @@ def estimate(
     }
     _silence_dependencies()
     try:
-        request = EstimateRequest(given, system, overrides, nodes, mfu, s1_json, tuple(assume or ()))
-        parts = run(request, as_json)
+        parts = run(given, system, overrides, assume or (), nodes=nodes, mfu=mfu, s1_json=s1_json, as_json=as_json)
     except (ConfigError, EstimateError) as error:
         _exit_with_error(str(error))
     console = _console()

@@ -4,71 +4,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from ...config import Config, resolve
 from ...config.environment import read_settings
-from ...hardware import System
 from .assumptions import Assumptions
-from .efficiency import Efficiency, assumed_efficiency, efficiency_from_mfu, efficiency_from_s1
+from .efficiency import assumed_efficiency, efficiency_from_mfu, efficiency_from_s1
 from .errors import EstimateError
 from .report import as_document, as_tables
 from .scaling import ScalingModel, check_supported, make_estimate
 from .systems import find_system
 
 
-@dataclass(frozen=True)
-class EstimateRequest:
-    """Options of one `estimate` command.
-
-    Attributes:
-        settings: settings from the command line, by variable.
-        system: name of the system.
-        overrides: figures of the system by field, as `systems.find_system` takes them.
-        nodes: short option for DGXNNODES.
-        mfu, s1_json: source of the efficiency; without either it is assumed.
-        assume: NAME=VALUE texts.
-    """
-
-    settings: Mapping[str, str | None]
-    system: str
-    overrides: Mapping[str, float | None]
-    nodes: str | None = None
-    mfu: float | None = None
-    s1_json: Path | None = None
-    assume: tuple[str, ...] = ()
-
-
-def run(request: EstimateRequest, as_json: bool) -> Sequence[Table | str]:
+def run(
+    given: Mapping[str, str | None],
+    system_name: str,
+    overrides: Mapping[str, float | None],
+    assume: Sequence[str],
+    *,
+    nodes: str | None,
+    mfu: float | None,
+    s1_json: Path | None,
+    as_json: bool,
+) -> Sequence[Table | str]:
     """Return what the command prints.
+
+    Args:
+        given: settings from the command line, by variable. ``nodes`` is short for DGXNNODES.
+        system_name: name of the system.
+        overrides: figures of the system by field, as `systems.find_system` takes them.
+        assume: NAME=VALUE texts.
+        nodes, mfu, s1_json, as_json: as on the command line. Without ``mfu`` and ``s1_json`` efficiency is assumed.
 
     Raises:
         ConfigError: a configuration that `train` rejects too.
         EstimateError: an unknown system, an impossible efficiency or assumption, or an unsupported layout.
     """
-    system = find_system(request.system, request.overrides)
-    assumptions = Assumptions().with_overrides(request.assume)
-    if request.mfu is not None and request.s1_json is not None:
+    system = find_system(system_name, overrides)
+    assumptions = Assumptions().with_overrides(assume)
+    if mfu is not None and s1_json is not None:
         raise EstimateError("--mfu, --s1-json: got both, expected one. Leave one out.")
-    config = resolve(_all_settings(request, system))
-    check_supported(config)
-    model = ScalingModel(config, _count_parameters(config), system, assumptions)
-    efficiency = _choose_efficiency(request, model)
-    estimate = make_estimate(model, efficiency.value)
-    return [json.dumps(as_document(estimate, efficiency), indent=2)] if as_json else as_tables(estimate, efficiency)
-
-
-def _all_settings(request: EstimateRequest, system: System) -> dict[str, str | None]:
-    """Return the request's settings with --nodes applied and the system's GPUs per node as default."""
-    settings = dict(request.settings)
-    if request.nodes is not None:
-        settings["DGXNNODES"] = request.nodes
+    settings = dict(given) if nodes is None else {**given, "DGXNNODES": nodes}
     if not settings.get("DGXNGPU") and "DGXNGPU" not in read_settings():
         settings["DGXNGPU"] = str(system.gpus_per_node)
-    return settings
+    config = resolve(settings)
+    check_supported(config)
+    model = ScalingModel(config, _count_parameters(config), system, assumptions)
+    if s1_json is not None:
+        efficiency = efficiency_from_s1(s1_json, model)
+    else:
+        efficiency = assumed_efficiency(model) if mfu is None else efficiency_from_mfu(mfu, model)
+    estimate = make_estimate(model, efficiency.value)
+    return [json.dumps(as_document(estimate, efficiency), indent=2)] if as_json else as_tables(estimate, efficiency)
 
 
 def _count_parameters(config: Config) -> dict[str, int]:
@@ -77,11 +66,3 @@ def _count_parameters(config: Config) -> dict[str, int]:
 
     with single_process():
         return count_parameters(config)
-
-
-def _choose_efficiency(request: EstimateRequest, model: ScalingModel) -> Efficiency:
-    if request.s1_json is not None:
-        return efficiency_from_s1(request.s1_json, model)
-    if request.mfu is not None:
-        return efficiency_from_mfu(request.mfu, model)
-    return assumed_efficiency(model)

@@ -9,15 +9,9 @@ from typing import Any
 from ...hardware import SYSTEMS, System
 from .errors import EstimateError
 
+_FIGURES = ("peak_tflops", "memory_gb", "memory_tbs", "link_gbs", "network_gbs", "domain")
 # Command-line option of each figure of a system that can be overridden.
-OVERRIDE_OPTIONS = {
-    "peak_tflops": "--peak-tflops",
-    "memory_gb": "--memory-gb",
-    "memory_tbs": "--memory-tbs",
-    "link_gbs": "--link-gbs",
-    "network_gbs": "--network-gbs",
-    "domain": "--domain",
-}
+OVERRIDE_OPTIONS = {figure: f"--{figure.replace('_', '-')}" for figure in _FIGURES}
 
 
 def find_system(name: str, overrides: Mapping[str, float | None]) -> System:

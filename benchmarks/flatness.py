@@ -26,15 +26,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Sample:
-    """One process at one time.
-
-    Attributes:
-        seconds: since run_start.
-        process: "launcher", "rank 0", "rank 1".
-        resident, anonymous: bytes of memory, and the part of it that no file backs.
-        descriptors, threads: numbers.
-        cpu_seconds: since the process started.
-    """
+    """One process at one time, in seconds since run_start. ``anonymous`` is memory that no file backs."""
 
     seconds: float
     process: str
@@ -47,12 +39,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of the training at one time, from the log.
+    """Steps finished at one time, in seconds since run_start.
 
-    Attributes:
-        seconds: since run_start.
-        steps: finished.
-        step_seconds: mean over the block that ended then, without its evaluation.
+    ``step_seconds`` is the mean over the block that ended then, without its evaluation.
     """
 
     seconds: float

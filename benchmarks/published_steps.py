@@ -34,18 +34,13 @@ _BF16 = Assumptions()
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """One published run.
+    """One published run, in seconds of a training step without evaluations, and of one evaluation where that is known.
 
     Attributes:
-        name: submitter and GPUs.
         kind: vendor and precision; runs of one kind predict each other.
         system: key of `SYSTEMS`.
         layout: nodes, GPUs per node, expert parallel, context parallel.
-        gbs, micro_batch: sequences.
-        step_seconds: of a training step, without evaluations.
-        evaluation_seconds: of one evaluation; None where it was not published.
         source: origin of the figures.
-        eval_samples: sequences of that evaluation.
         assumptions: of its software, where they differ from this project's back end.
     """
 
@@ -115,12 +110,7 @@ IMBALANCE_FIT = ("NVIDIA 8 x GB200", "NVIDIA 72 x GB200")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The step of one published run, predicted with the efficiency of another.
-
-    Attributes:
-        calibrated, predicted: the two runs.
-        seconds: predicted step.
-    """
+    """The step of one published run, predicted with the efficiency of another."""
 
     calibrated: PublishedRun
     predicted: PublishedRun

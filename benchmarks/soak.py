@@ -44,13 +44,7 @@ RUN = TINY | {
 
 
 def soak(folder: Path, data: Path, seconds: float, every: float) -> tuple[list[Sample], list[Progress], dict[str, int]]:
-    """Run the soak test.
-
-    Args:
-        folder: for the log, the checkpoints and the run's stderr.
-        data: the folder of token files.
-        seconds: from run_start to SIGTERM.
-        every: seconds between samples.
+    """Run the soak test for ``seconds`` from run_start to SIGTERM, and take a sample after ``every`` of them.
 
     Returns:
         Samples of the processes, progress from the log, and the numbers of steps, evaluations and checkpoints.

@@ -35,11 +35,7 @@ class System:
     source: str
 
     def nvlink_domain_size(self, gpus_per_node: int) -> int:
-        """Return the number of GPUs that share fast links: those of a rack, or at most those of a node.
-
-        Args:
-            gpus_per_node: GPUs that a node of this run uses.
-        """
+        """Return the GPUs that share fast links: those of a rack, or at most those that a node of this run uses."""
         return self.domain if self.domain > self.gpus_per_node else min(self.domain, gpus_per_node)
 
 

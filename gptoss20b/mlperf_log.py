@@ -154,10 +154,7 @@ class RunLog:
         """Truncate the log of an interrupted run to its length at a checkpoint, and log `resumed`.
 
         The steps after the checkpoint will run again. Their records are kept beside the log as `cut_<k>_of_<log>`.
-
-        Args:
-            log_bytes: length of the log at the checkpoint.
-            samples: training sequences at the checkpoint.
+        ``samples`` are the training sequences at the checkpoint.
 
         Raises:
             TruncatedLogError: the log is shorter than it was at the checkpoint.

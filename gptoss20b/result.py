@@ -15,15 +15,9 @@ _FIELD_TYPES = {"key": str, "time_ms": int, "metadata": dict}
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of one run.
+    """Outcome of one run: minutes from run_start to run_stop, and the last evaluation's loss in nats per token.
 
-    Attributes:
-        status: "success", "aborted", or "unfinished" if the log has no run_stop.
-        minutes: time from run_start to run_stop, None if either is missing.
-        samples: training sequences consumed.
-        loss: last evaluation loss in nats per token, None before the first evaluation.
-        reason: why the run was aborted or is unfinished.
-        path: the log.
+    ``status`` is "success", "aborted", or "unfinished" if the log has no run_stop; ``reason`` is for the last two.
     """
 
     status: str

@@ -21,14 +21,9 @@ _TRAINING_ENDED = (ExitCode.CONVERGED, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED
 
 @dataclass(frozen=True)
 class Trial:
-    """Last attempt of one trial.
+    """Last attempt of one trial; seed and status are None before the first, the result without a log.
 
-    Attributes:
-        number: from 1.
-        attempts: number of starts. A result recovered from the log is not a start.
-        seed: None before the first attempt.
-        status: exit status of the last attempt, None before the first.
-        result: outcome in its log, None without a log.
+    A result recovered from the log is not an attempt.
     """
 
     number: int

@@ -45,13 +45,7 @@ class OutOfTimeError(RuntimeError):
 
 
 class Session:
-    """The trials that are still to run, as far as the time allows.
-
-    Args:
-        folder: existing folder for the results.
-        comparison: its results until now.
-        seconds: for everything.
-    """
+    """The trials that are still to run into an existing folder, within ``seconds`` in all."""
 
     def __init__(self, folder: Path, comparison: Comparison, seconds: float) -> None:
         self.folder, self.comparison = folder, comparison

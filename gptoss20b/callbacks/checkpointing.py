@@ -10,15 +10,7 @@ from .base import Callback
 
 
 class Checkpointing(Callback):
-    """Save a checkpoint after each step at which one is due.
-
-    Args:
-        checkpointer: writer of this run's checkpoints.
-        config: the resolved configuration.
-        log: the run's log, whose length a checkpoint holds.
-        seed: seed of weights and order.
-        eval_tokens_sha256: hash of the evaluated tokens; empty on ranks that do not log.
-    """
+    """Save a checkpoint after each step at which one is due."""
 
     def __init__(
         self, checkpointer: Checkpointer, config: Config, log: RunLog, seed: int, eval_tokens_sha256: str

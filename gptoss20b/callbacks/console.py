@@ -28,11 +28,7 @@ class NullProgress(Callback):
 
 
 class ConsoleProgress(NullProgress):
-    """Progress on stderr.
-
-    Args:
-        config: the resolved configuration.
-    """
+    """Progress on stderr."""
 
     def __init__(self, config: Config) -> None:
         self._batch_size = config.free.global_batch_size

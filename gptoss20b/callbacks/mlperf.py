@@ -11,12 +11,7 @@ from .base import Callback
 
 
 class MlperfLogging(Callback):
-    """Write the log's records between run_start and run_stop.
-
-    Args:
-        log: the run's log, whose clock runs.
-        config: the resolved configuration.
-    """
+    """Write the records between run_start and run_stop to a log whose clock runs."""
 
     def __init__(self, log: RunLog, config: Config) -> None:
         self._log, self._fixed = log, config.fixed

@@ -66,11 +66,8 @@ class _PendingSave:
 class Checkpointer:
     """Checkpoints of one run. All methods communicate: call them on every rank.
 
-    Args:
-        config: the resolved configuration.
-        folder: folder of all checkpoints. Rank 0's value applies to every rank.
-        resuming: whether to resume an interrupted run. Rank 0's value applies to every rank.
-        warn: receives a message when a checkpoint fails. A failure ends neither the run nor earlier checkpoints.
+    Rank 0's ``folder`` and ``resuming`` apply to every rank. ``warn`` receives a message when a checkpoint fails, which
+    ends neither the run nor earlier checkpoints.
     """
 
     def __init__(self, config: Config, folder: Path | None, resuming: bool, warn: Callable[[str], None]) -> None:
@@ -123,11 +120,7 @@ class Checkpointer:
     def complete_pending(self, timeout_s: float | None) -> bool:
         """Complete the checkpoint that is being written, if there is one. No rank waits for a disk in a collective.
 
-        Args:
-            timeout_s: seconds to wait for its files; None waits as long as it takes.
-
-        Returns:
-            False if its files are still being written.
+        Return False if its files are still being written after ``timeout_s``; None waits as long as it takes.
         """
         if self._pending is None:
             return True

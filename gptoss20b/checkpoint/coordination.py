@@ -69,11 +69,9 @@ def on_all_ranks_in_background(action: Callable[[], T]) -> T:
 
 
 def broadcast_from_rank0(action: Callable[[], T], run: Callable[[Callable[[], Any]], Any] = on_all_ranks) -> T:
-    """Run an action on rank 0. Return its result, or raise its error, on every rank.
+    """Run an action on rank 0 only. Return its result, or raise its error, on every rank.
 
-    Args:
-        action: called on rank 0 only.
-        run: `on_all_ranks`, or `on_all_ranks_in_background` for an action that waits for a disk.
+    ``run`` is `on_all_ranks_in_background` for an action that waits for a disk.
     """
     results = [run(lambda: action() if dist.get_rank() == 0 else None)]
     dist.broadcast_object_list(results, src=0)

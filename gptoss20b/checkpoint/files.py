@@ -35,14 +35,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainState:
-    """Position of a run between two steps.
-
-    Attributes:
-        step: completed optimizer steps.
-        seed: seed of the initial weights and the data order.
-        log_bytes: length of the result file.
-        eval_tokens_sha256: hash of the evaluated tokens.
-    """
+    """Position of a run after ``step`` steps: its seed, its log's length, and the hash of the evaluated tokens."""
 
     step: int
     seed: int
@@ -52,13 +45,9 @@ class TrainState:
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """Complete checkpoint.
+    """Complete checkpoint in a folder, with (bytes, CRC-32) of each file by name.
 
-    Attributes:
-        folder: its folder.
-        train_state: position of the run.
-        run_identity: settings that must not change when the run resumes.
-        files: (bytes, CRC-32) of each file by name.
+    ``run_identity`` holds the settings that must not change when the run resumes.
     """
 
     folder: Path
@@ -83,12 +72,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def should_resume(folder: Path, log: Path, resume: bool) -> bool:
-    """Return whether a run resumes from a checkpoint, or starts from scratch.
-
-    Args:
-        folder: folder of all checkpoints.
-        log: the result file, which exists if the run was started before.
-        resume: the setting RESUME.
+    """Return whether a run resumes from a checkpoint, or starts from scratch. The log exists if it was started before.
 
     Raises:
         CheckpointError: the run cannot resume, or the folder holds the checkpoints of another run.
@@ -112,17 +96,11 @@ def should_resume(folder: Path, log: Path, resume: bool) -> bool:
 
 
 def prepare_save(folder: Path, step: int, needed_bytes: int, needed_host_bytes: int) -> Path:
-    """Create an empty folder for a new checkpoint, and remove what an interrupted save left.
-
-    Args:
-        folder: folder of all checkpoints.
-        step: completed steps.
-        needed_bytes: disk space that the checkpoint takes.
-        needed_host_bytes: memory of this node that saving takes.
+    """Create an empty folder for a new checkpoint after ``step`` steps, and remove what an interrupted save left.
 
     Raises:
         OSError: the folder cannot be created.
-        CheckpointError: too little disk space or memory is free.
+        CheckpointError: too little disk space, or too little memory on this node, is free.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".step_*"):
@@ -224,12 +202,7 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
 
 
 def verify_files(checkpoint: CheckpointMetadata, part: int = 0, parts: int = 1) -> list[str]:
-    """Verify sizes and CRC-32s. Return one message per bad file.
-
-    Args:
-        checkpoint: the complete checkpoint.
-        part: which share of the bytes to verify, from 0.
-        parts: number of shares.
+    """Verify sizes and CRC-32s. Return one message per bad file. With ``parts`` above 1, check a share of the bytes.
 
     Raises:
         OSError: an existing file cannot be read, which is no evidence of damage.

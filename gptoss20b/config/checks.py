@@ -18,9 +18,7 @@ from .tree import Config, FixedHyperparameters, ModelConfig
 class Problem:
     """One configuration error.
 
-    Attributes:
-        variables: environment variables of the settings involved. The first is the one to change first.
-        message: the value, the expectation and a fix, without the name of the first variable.
+    ``variables`` names the settings involved, the first one to change first. The message leaves out that name.
     """
 
     variables: tuple[str, ...]
@@ -54,11 +52,7 @@ _PER_NODE = {"DATADIR", "LOGDIR", "CPU_THREADS", "CACHE_CLEARED"}
 
 
 def mismatched_settings(configs: Sequence[Config]) -> list[str]:
-    """Compare the settings of all ranks. Return one line per difference, e.g. ``SEED: 1 on rank 0, 2 on rank 3``.
-
-    Args:
-        configs: the configuration of each rank, in rank order.
-    """
+    """Compare the settings of all ranks, in rank order. Return lines such as ``SEED: 1 on rank 0, 2 on rank 3``."""
     lines = []
     for variable, setting in settings().items():
         values = [setting.value_in(config) for config in configs]

@@ -19,12 +19,9 @@ _PREFIXES = ("MLPERF_", "MLLOG_")
 
 @dataclass(frozen=True)
 class Setting:
-    """Leaf of the configuration tree that a user can set.
+    """Leaf of the configuration tree that a user can set, e.g. by ``GLOBAL_BATCH_SIZE``.
 
-    Attributes:
-        variable: environment variable, e.g. ``GLOBAL_BATCH_SIZE``.
-        path: field names from the root of the tree, e.g. ``("free", "global_batch_size")``.
-        description: one line for the help text.
+    ``path`` are the field names from the root of the tree, e.g. ``("free", "global_batch_size")``.
     """
 
     variable: str
@@ -80,12 +77,7 @@ def read_settings() -> dict[str, str]:
 class Launch:
     """This process's place in the run, as torchrun or another launcher gives it.
 
-    Attributes:
-        rank: number of this process in the run.
-        local_rank: number of this process on its node.
-        world_size: number of processes in the run.
-        standalone: started without a launcher, as the only process.
-        under_torchrun: torchrun is the parent process.
+    ``standalone``: started without a launcher, as the only process. ``under_torchrun``: torchrun is the parent process.
     """
 
     rank: int

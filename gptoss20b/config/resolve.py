@@ -24,10 +24,7 @@ class ConfigError(ValueError):
 
 
 def resolve(options: Mapping[str, str | None] | None = None) -> Config:
-    """Resolve a configuration. Command-line options override the environment, which overrides the preset.
-
-    Args:
-        options: values of command-line options by variable name.
+    """Resolve a configuration. Options, by variable name, override the environment, which overrides the preset.
 
     Raises:
         ConfigError: with every problem.

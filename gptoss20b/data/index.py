@@ -52,14 +52,7 @@ def pack_header(dtype: np.dtype[np.integer], sequences: int, documents: int) -> 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of an open index.
-
-    Attributes:
-        path: the index, for messages.
-        dtype: type of an entry.
-        start: byte of the first entry.
-        count: number of entries.
-    """
+    """One table of an open index: ``count`` entries from byte ``start``. ``path`` is for messages."""
 
     path: Path
     dtype: np.dtype[np.signedinteger]

@@ -16,14 +16,8 @@ from .index import Index
 class IndexedDataset(Closing):
     """The tokens of one indexed dataset in file order, across sequence and document boundaries.
 
-    Opening costs as little as opening its `Index`. Threads and forked processes may share an object.
-
-    Attributes:
-        prefix: path without `.bin` / `.idx`.
-        dtype: type of one token as stored.
-        token_count: number of tokens in the `.bin`.
-        sequence_count: number of sequences in the index (for text, usually one per document).
-        document_count: number of documents.
+    Opening costs as little as opening its `Index`. Threads and forked processes may share an object. ``prefix`` is the
+    path without `.bin` and `.idx`. A sequence of text is usually one document.
     """
 
     def __init__(self, prefix: Path, index: Index, stream: BinaryIO, token_count: int) -> None:

@@ -44,14 +44,7 @@ class TensorInfo:
 
 
 class WeightsFolder:
-    """The weights and the configuration in a folder.
-
-    Attributes:
-        path: the folder.
-        config: its config.json; empty if that cannot be read.
-        tensors: the tensors of its files, by name.
-        problems: reasons why the above are incomplete.
-    """
+    """The tensors, by name, and the config.json in a folder. ``problems`` says why they are incomplete or empty."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.problems = path, list[str]()

@@ -24,13 +24,9 @@ from .workload import ForwardBackward, TrainStep, Workload
 
 @dataclass(frozen=True)
 class Timing:
-    """Number of steps to time.
+    """Number of warm-up and timed steps, each with and without the optimizer, if the workload has one.
 
-    Attributes:
-        warmup, steps: warm-up and timed steps, each with and without the optimizer. Steps without it need one warm-up
-            step where steps with it were timed before.
-        optimizer: time steps with the optimizer, if the workload has one.
-        limit: seconds for the timed steps of one kind; a slow workload gets fewer steps.
+    ``limit``: seconds for the timed steps of one kind; a slow workload gets fewer steps.
     """
 
     warmup: int = 5

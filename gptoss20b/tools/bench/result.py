@@ -38,13 +38,7 @@ class Gemm(Record):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Loss and gradients of the first step.
-
-    Attributes:
-        loss: mean over the counted tokens, in nats.
-        grad_norm: norm of the whole gradient, before clipping.
-        norms: norms by kind of tensor, from `norms.norms_by_kind`.
-    """
+    """Mean loss in nats and whole gradient norm, before clipping, of the first step, and its `norms.norms_by_kind`."""
 
     loss: float
     grad_norm: float

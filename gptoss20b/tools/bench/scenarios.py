@@ -31,8 +31,6 @@ class Scenario:
 
     Attributes:
         sizes: fields of the model that differ from the variant's.
-        sequence_length: tokens per sequence.
-        micro_batch_size: default sequences per forward pass.
         has_optimizer: whether there is room for fp32 gradient buffers and the optimizer's state.
         settings: further settings by environment name.
     """
@@ -69,13 +67,8 @@ def configure(
 ) -> Config:
     """Return the configuration of a scenario. The environment's settings apply where the scenario sets none.
 
-    Args:
-        name: the scenario.
-        variant: architecture whose sizes the scenario changes.
-        backend: layer back end. `megatron_local`, which runs cannot choose, is configured like `torch`.
-        on_gpu: whether it will run on a GPU. On a CPU `tiny` computes in fp32.
-        micro_batch_size: sequences per forward pass, the scenario's if None.
-        sequences: sequences per step, one micro batch if 0.
+    `megatron_local`, which runs cannot choose, is configured like `torch`. On a CPU `tiny` computes in fp32. A step of
+    0 sequences is one micro batch.
 
     Raises:
         ConfigError: micro batches that do not divide the sequences, or unsuitable settings of the environment.

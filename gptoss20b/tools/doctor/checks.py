@@ -30,13 +30,9 @@ _CRASH_FIX = "this is an error of the check itself: look at what it names, and r
 
 @dataclass(frozen=True)
 class Check:
-    """A check to run.
+    """A check to run. After ``limit_s`` its process and all that it started are killed.
 
-    Attributes:
-        name: name of the finding if the check crashes or does not end.
-        run: the check. Its process writes stdout and stderr to /dev/null.
-        limit_s: seconds after which that process and all that it started are killed.
-        timeout_fix: advice in that case.
+    ``name`` and ``timeout_fix`` are for the finding if the check crashes or does not end.
     """
 
     name: str

@@ -25,13 +25,9 @@ _STYLES = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold re
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row of the answer.
+    """One row of the answer: the state of the node and, where the check does not pass, the expected state and a fix.
 
-    Attributes:
-        name: name of the check.
-        verdict: `WARN` slows or spoils a run, `FAIL` ends or prevents it, `SKIPPED` does not apply here.
-        found: state of the node and, where the check does not pass, the expected state.
-        fix: advice; empty unless the verdict is `WARN` or `FAIL`.
+    `WARN` slows or spoils a run, `FAIL` ends or prevents it, `SKIPPED` does not apply here.
     """
 
     name: str

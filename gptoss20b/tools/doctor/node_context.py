@@ -16,14 +16,9 @@ _DRIVER_FILES = ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/kfd")
 
 @dataclass(frozen=True)
 class NodeContext:
-    """This node in the run.
+    """This node in the run, as the launchers' variables give it. Node 0 is the leader, at the master's address.
 
-    Attributes:
-        node_rank: number of the node as given; None if no variable gives it.
-        master_address: address of the leader (node 0) as given.
-        master_port: port of the leader as given.
-        clear_caches: 0, 1 or "done", as `run_and_time.sh` reads it.
-        gpus_hidden: a variable hides every GPU from this process, which asks for a run on CPUs.
+    ``gpus_hidden``: a variable hides every GPU from this process, which asks for a run on CPUs.
     """
 
     node_rank: str | None = None

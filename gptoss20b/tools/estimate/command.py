@@ -29,14 +29,9 @@ def run(
     s1_json: Path | None,
     as_json: bool,
 ) -> Sequence[Table | str]:
-    """Return what the command prints.
+    """Return what the command prints. Without ``mfu`` and ``s1_json`` the efficiency is assumed.
 
-    Args:
-        given: settings from the command line, by variable. ``nodes`` is short for DGXNNODES.
-        system_name: name of the system.
-        overrides: figures of the system by field, as `systems.find_system` takes them.
-        assume: NAME=VALUE texts.
-        nodes, mfu, s1_json, as_json: as on the command line. Without ``mfu`` and ``s1_json`` efficiency is assumed.
+    ``given`` are settings by variable, ``overrides`` figures of the system by field, ``assume`` NAME=VALUE texts.
 
     Raises:
         ConfigError: a configuration that `train` rejects too.

@@ -24,14 +24,7 @@ DEFAULT_MFU = 0.40
 
 @dataclass(frozen=True)
 class Efficiency:
-    """A fraction of the dense bf16 peak.
-
-    Attributes:
-        value: the fraction.
-        source: its origin.
-        given: False if the efficiency is assumed.
-        warning: a limit of its use; empty if there is none.
-    """
+    """A fraction of the dense bf16 peak, its source, whether it was given, and a limit of its use, if there is one."""
 
     value: float
     source: str

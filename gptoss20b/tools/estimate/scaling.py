@@ -55,14 +55,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class ScalingModel:
-    """Times of one configuration on one system.
-
-    Attributes:
-        config: as `train` takes it.
-        counts: parameters by kind, as `model.size.count_parameters` gives them.
-        system: the GPUs.
-        assumptions: factors that no data sheet gives.
-    """
+    """Times of one configuration, with `model.size.count_parameters`, on one system."""
 
     config: Config
     counts: Mapping[str, int]
@@ -70,11 +63,7 @@ class ScalingModel:
     assumptions: Assumptions
 
     def step_time(self, efficiency: float) -> StepTime:
-        """Return the seconds of one optimizer step, by part.
-
-        Args:
-            efficiency: of the matrix products, a fraction of the dense bf16 peak.
-        """
+        """Return the seconds of one optimizer step, by part, with this fraction of the peak in matrix products."""
         passes, groups = self.config.accumulation_steps, replica_groups(self.config, self.counts)
         products = self.matrix_time(efficiency)
         reduction = sum(self._collective_time(group, self.assumptions.gradient_bytes) for group in groups)

@@ -15,11 +15,7 @@ OVERRIDE_OPTIONS = {figure: f"--{figure.replace('_', '-')}" for figure in _FIGUR
 
 
 def find_system(name: str, overrides: Mapping[str, float | None]) -> System:
-    """Return a system by name, with overrides applied.
-
-    Args:
-        name: one of `SYSTEMS` in any case, or any name if all of `OVERRIDE_OPTIONS` are given.
-        overrides: values by field of `System`; None keeps the system's own.
+    """Return a system by name in any case, with overrides by field; None keeps the system's own.
 
     Raises:
         EstimateError: an unknown name without all figures, or a figure that is not above zero.

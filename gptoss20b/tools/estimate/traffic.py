@@ -17,10 +17,7 @@ ACTIVATION_BYTES = 2  # bf16
 class ReplicaGroup:
     """The ranks that hold copies of one kind of parameters.
 
-    Attributes:
-        parameters: of this kind on each rank.
-        size: ranks that hold a copy.
-        stride: distance between neighbours in rank order.
+    ``stride`` is the distance between neighbours in rank order.
     """
 
     parameters: float

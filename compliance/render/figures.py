@@ -229,48 +229,6 @@ def draw_timeline(figure: Figure, result: SetResult) -> str:
     )
 
 
-def draw_minutes(figure: Figure, result: SetResult) -> str:
-    """Draw the minutes of each run from run_start to run_stop, the olympic mean, and the runs not in it."""
-    timed = [run.minutes for run in result.runs if run.minutes is not None]
-    if not timed:
-        return ""
-    score, runs = result.score, result.runs
-    notes = dict(zip(score.dropped, ("fastest, dropped", "slowest, dropped"), strict=False)) if score else {}
-    if score and score.window:
-        notes |= {run.file: "outside the window" for run in runs if run.file not in score.window}
-    figure.set_size_inches(parts.WIDTH, 1.2 + 0.25 * len(runs))
-    axes = figure.add_subplot()
-    for row, run in enumerate(runs):
-        axes.axhline(row, color=parts.GREY, linewidth=0.5, zorder=0)
-        if run.minutes is None:
-            axes.annotate(
-                "no time",
-                (0.01, row),
-                (0, 0),
-                xycoords=axes.get_yaxis_transform(),
-                bbox=parts.ON_WHITE,
-                **parts.OFFSET_TEXT,
-            )
-            continue
-        look = parts.STATUS_STYLES[run.status]
-        face = "white" if run.file in notes else look["color"]
-        axes.plot(run.minutes, row, look["marker"], color=look["color"], mfc=face, markersize=7, mew=1.4)
-        note = f"{run.minutes:,.2f}" + (f", {notes[run.file]}" if run.file in notes else "")
-        axes.annotate(note, (run.minutes, row), (7, 0), bbox=parts.ON_WHITE, **parts.OFFSET_TEXT)
-    parts.label_run_rows(axes, runs)
-    olympic = score.olympic_minutes if score and score.valid else None
-    if olympic is not None:
-        axes.axvline(olympic, color=parts.BLUE, linewidth=1.2, zorder=0.5)
-        axes.set_title(f"vertical line: olympic mean, {olympic:,.2f} minutes")
-    wide = max(max(timed) - min(timed), 0.02 * abs(max(timed)), 1e-3)
-    axes.set(xlabel="minutes from run_start to run_stop", xlim=(min(timed) - 0.12 * wide, max(timed) + 0.65 * wide))
-    axes.xaxis.set_major_formatter(parts.PLAIN)
-    parts.add_legend(figure, list(enumerate(runs, 1)), {})
-    return f"Minutes from run_start to run_stop of {count(len(timed), 'run')}: {value_range(timed, 2)}. " + (
-        f"Olympic mean {olympic:,.2f}." if olympic is not None else "No olympic mean."
-    )
-
-
 def _within(value: Number | None, limit: float) -> Number | None:
     """Return the value, or None if it is NaN or larger than the limit."""
     return value if value is not None and abs(value) <= limit else None

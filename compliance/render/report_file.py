@@ -55,11 +55,6 @@ PICTURES: tuple[tuple[figures.DrawFunction, str, str], ...] = (
         "Timeline",
         "One bar per run in start order. The number at its end is the minutes from run_start to run_stop.",
     ),
-    (
-        figures.draw_minutes,
-        "Minutes per run",
-        "Hollow marks do not count towards the olympic mean.",
-    ),
 )
 
 

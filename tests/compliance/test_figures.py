@@ -39,7 +39,6 @@ DRAWINGS = (
     figures.draw_samples,
     figures.draw_learning_rates,
     figures.draw_timeline,
-    figures.draw_minutes,
 )
 
 
@@ -241,25 +240,6 @@ def test_the_timeline_omits_implausible_phases() -> None:
     run = made_run(0, phases=(*odd, Phase("training", START_MS, START_MS + 6e4)))
     assert plot_parts.phase_bars(run) == {"training": [(0.0, 1.0)]}
     assert plot_parts.phase_bars(made_run(0, start_ms=None))["training"][0][0] == 0.0
-
-
-def test_minutes_show_the_olympic_mean_and_the_runs_not_in_it() -> None:
-    result = mixed_set()
-    assert result.score
-    (axes,) = drawn(figures.draw_minutes, result).axes
-    marks = {ys(line)[0]: line for line in axes.get_lines() if len(xs(line)) == 1}
-    assert [xs(marks[row])[0] for row in range(12)] == [run.minutes for run in result.runs]
-    hollow = {row for row, line in marks.items() if line.get_markerfacecolor() == "white"}
-    assert hollow == {0, 3, 7, 11}
-    notes = texts(axes)
-    assert notes[0] == f"{result.runs[0].minutes:,.2f}, outside the window"
-    assert notes[3] == f"{result.runs[3].minutes:,.2f}, slowest, dropped"
-    assert notes[7] == f"{result.runs[7].minutes:,.2f}, fastest, dropped"
-    assert notes[4] == f"{result.runs[4].minutes:,.2f}"
-    assert vertical_lines(axes) == [result.score.olympic_minutes]
-    assert f"{result.score.olympic_minutes:,.2f} minutes" in axes.get_title("left")
-    (axes,) = drawn(figures.draw_minutes, replace(result, score=replace(result.score, valid=False))).axes
-    assert vertical_lines(axes) == []
 
 
 def shown_boxes(figure: Figure) -> list[tuple[str, Bbox]]:

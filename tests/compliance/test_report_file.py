@@ -122,7 +122,7 @@ def test_the_sections_come_in_order() -> None:
         "Score",
         *("Findings", "Errors", "a", "Warnings", "b", "Notes", "c"),
         "Runs of results/big/gpt_oss_20b",
-        *("Evaluation loss", "Samples to target and the reference", "Learning rate", "Timeline", "Minutes per run"),
+        *("Evaluation loss", "Samples to target and the reference", "Learning rate", "Timeline"),
         *("The pictures in numbers", "Variance between the runs", "Convergence against the reference (RCP)"),
         *("Official tools", "Where they and we differ"),
         *("Not verifiable from logs", "d"),
@@ -299,14 +299,14 @@ def test_the_official_verdicts_stand_beside_ours() -> None:
     assert ["compliance_checker", "0.txt, 1.txt, 2.txt (in logs/)", "pass", "1.5", "-"] in shown.tables[0]
 
 
-def test_every_set_has_a_section_and_five_pictures() -> None:
+def test_every_set_has_a_section_and_four_pictures() -> None:
     two = [made_run(0), made_run(1)]
     sets = [made_set(two, "results/one"), made_set(two, "results/two"), SetResult("results/none", (), None, None, None)]
     for kind in KINDS:
         shown = page(made_report(*sets), kind)
         names = [text for text in shown.headings if text.startswith("Runs of")]
         assert names == [f"Runs of results/{name}" for name in ("one", "two", "none")]
-        assert len(shown.attributes("img")) == 10
+        assert len(shown.attributes("img")) == 8
         assert "No run could be read." in shown.text
 
 
@@ -328,7 +328,7 @@ def test_html_and_markdown_have_the_same_tables() -> None:
 def test_html_and_markdown_have_the_same_alternative_texts() -> None:
     html, markdown = ([image["alt"] for image in ten_runs(kind)[1].attributes("img")] for kind in KINDS)
     assert html == markdown
-    assert len(set(html)) == 5
+    assert len(set(html)) == 4
     assert all(re.search(r"\d", text) and text.endswith(".") for text in html)
 
 
@@ -382,7 +382,7 @@ def test_markdown_loads_nothing() -> None:
     _, shown = ten_runs("md")
     assert set(shown.tags) <= {"div", "h1", "h2", "h3", "h4", "p", "strong", "ul", "li", "img", "table",
                                               "thead", "tbody", "tr", "th", "td"}  # fmt: skip
-    assert [image["src"][:22] for image in shown.attributes("img")] == ["data:image/png;base64,"] * 5
+    assert [image["src"][:22] for image in shown.attributes("img")] == ["data:image/png;base64,"] * 4
 
 
 def test_pictures_are_valid_svg_without_dates_or_links() -> None:
@@ -494,7 +494,7 @@ def test_degenerate_input_still_makes_a_file(case: str, monkeypatch: pytest.Monk
 
 def test_pictures_without_data_are_named() -> None:
     shown = page(made_report(*DEGENERATE["an empty run"]))
-    missing = "Evaluation loss, Samples to target and the reference, Learning rate, Timeline, Minutes per run"
+    missing = "Evaluation loss, Samples to target and the reference, Learning rate, Timeline"
     assert f"Nothing to draw for: {missing}." in shown.text
     assert shown.attributes("img") == []
     assert "Nothing to draw" not in ten_runs("html")[1].text

@@ -72,32 +72,29 @@ _RESULT = re.compile(r"result_(\d{1,9})\.txt", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class SystemDescription:
-    """Contents of `systems/<name>.json`.
-
-    Attributes:
-        name: file name without `.json`.
-        path: path for messages.
-        division, submitter, status, system_name: as written; None if absent or not text.
-        nodes, accelerators_per_node: None if not a positive whole number.
-        raw: the whole JSON object.
-    """
+    """Contents of `systems/<name>.json`: the whole JSON object, and the path for messages."""
 
     name: str
     path: str
-    division: str | None
-    submitter: str | None
-    status: str | None
-    system_name: str | None
-    nodes: int | None
-    accelerators_per_node: int | None
     raw: dict[str, Any]
+
+    def text(self, field: str) -> str | None:
+        """Return a field as written, None if it is absent or no text."""
+        value = self.raw.get(field)
+        return value if isinstance(value, str) else None
+
+    def count(self, field: str) -> int | None:
+        """Return a positive whole number that is written as a JSON number or as text, else None."""
+        value = self.raw.get(field)
+        if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
+            value = int(value)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
     @property
     def machine(self) -> Machine | None:
         """Return the size of the whole system, None unless both counts are known."""
-        if self.nodes is None or self.accelerators_per_node is None:
-            return None
-        return Machine(self.nodes * self.accelerators_per_node, self.path)
+        nodes, accelerators = self.count("number_of_nodes"), self.count("accelerators_per_node")
+        return None if nodes is None or accelerators is None else Machine(nodes * accelerators, self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +156,7 @@ class Submission:
 
 
 def read_submission(root: Path, display_root: Path | None = None) -> Submission:
-    """List a submission tree and read its system descriptions.
-
-    Args:
-        root: the folder with systems, benchmarks and results.
-        display_root: root for messages, if not ``root``.
+    """List a submission tree and read its system descriptions. ``display_root`` replaces the root in messages.
 
     Raises:
         NotADirectoryError: root is missing or no folder.
@@ -199,32 +192,9 @@ def read_submission(root: Path, display_root: Path | None = None) -> Submission:
 def read_system_description(path: Path, display_path: str | None = None) -> SystemDescription | ParseError:
     """Read a system description. Whatever the file holds, raise no exception.
 
-    Args:
-        path: the JSON file.
-        display_path: path for messages, if not ``path``.
-
     Returns:
         The description, or a parse error for the rule `package-system-description`.
     """
-    raw = _read_object(path)
-    if isinstance(raw, ParseError):
-        return raw
-    # Fields of other types count as absent here; package-system-description reports them from `raw`.
-    text = {key: value for key, value in raw.items() if isinstance(value, str)}
-    return SystemDescription(
-        name=path.stem,
-        path=display_path or printable(path),
-        division=text.get("division"),
-        submitter=text.get("submitter"),
-        status=text.get("status"),
-        system_name=text.get("system_name"),
-        nodes=_positive_count(raw.get("number_of_nodes")),
-        accelerators_per_node=_positive_count(raw.get("accelerators_per_node")),
-        raw=raw,
-    )
-
-
-def _read_object(path: Path) -> dict[str, Any] | ParseError:
     line, got = None, None
     try:
         if not path.is_file():
@@ -235,7 +205,7 @@ def _read_object(path: Path) -> dict[str, Any] | ParseError:
             raise ValueError(f"larger than {MAX_DESCRIPTION_BYTES:,} bytes; expected a short JSON file")
         raw = json.loads(data.decode("utf-8"))
         if isinstance(raw, dict):
-            return raw
+            return SystemDescription(path.stem, display_path or printable(path), raw)
         line, got, message = 1, type(raw).__name__, "not a JSON object; expected names and values in braces"
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
@@ -272,10 +242,3 @@ def _names_in(folder: str, names: Iterable[str]) -> list[str]:
     """Return the last parts of the names that lie directly in a folder."""
     parted = (name.rpartition("/") for name in names)
     return [name for parent, _, name in parted if parent == folder]
-
-
-def _positive_count(value: object) -> int | None:
-    """Return a positive whole number written as a JSON number or as text, else None."""
-    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
-        value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -151,9 +151,8 @@ def _description_problems(system: SystemDescription) -> Iterator[Problem]:
         if name in raw and raw[name] not in allowed:
             yield field_problem(name, "is not exactly one of the allowed values", " | ".join(allowed))
     # accelerators_per_node as a number is already reported as not being text.
-    counts = (("number_of_nodes", system.nodes), ("accelerators_per_node", system.accelerators_per_node))
-    for name, count in counts:
-        if count is None and name in raw and (isinstance(raw[name], str) or name not in TEXT_FIELDS):
+    for name in ("number_of_nodes", "accelerators_per_node"):
+        if system.count(name) is None and name in raw and (isinstance(raw[name], str) or name not in TEXT_FIELDS):
             yield field_problem(name, "is not a positive whole number", 'e.g. "8"')
 
 
@@ -166,13 +165,13 @@ def division_agreement(context: PackageContext) -> Iterator[Problem]:
     tree = context.submission
     folder = tree.folder_division
     for system in tree.systems.values():
-        described = _lower(system.division)
+        described = _lower(system.text("division"))
         if folder is not None and described is not None and described != folder:
             message = f"the system description has another division than the folder {folder}/ above the tree"
-            yield Problem(message, file=system.path, expected=folder, got=system.division)
+            yield Problem(message, file=system.path, expected=folder, got=system.text("division"))
     for name, runs in context.runs.items():
         description = tree.systems.get(name)
-        described = None if description is None else _lower(description.division)
+        described = None if description is None else _lower(description.text("division"))
         expected, source = folder, f"the folder {folder}/"
         if described is not None:
             expected, source = described, _description_file(name)
@@ -193,13 +192,14 @@ def organisation_agreement(context: PackageContext) -> Iterator[Problem]:
         system = context.submission.systems.get(name)
         if system is None:
             continue
+        submitter = system.text("submitter")
         for value, count, file in _logged_values(runs, "organisation"):
-            if system.submitter is not None and value != system.submitter:
+            if submitter is not None and value != submitter:
                 file_name = _description_file(name)
                 message = f"{_count_logs(count)} with another submission_org than the submitter in {file_name}"
-                yield Problem(message, file=file, expected=quote_json(system.submitter), got=value)
-        names = [name, system.system_name, system.raw.get("accelerator_model_name")]
-        known = set[str]().union(*(_words(each) for each in names if isinstance(each, str)))
+                yield Problem(message, file=file, expected=quote_json(submitter), got=value)
+        names = [name, system.text("system_name"), system.text("accelerator_model_name")]
+        known = set[str]().union(*(_words(each) for each in names if each is not None))
         for value, count, file in _logged_values(runs, "platform"):
             if known and _words(value) and known.isdisjoint(_words(value)):
                 message = f"{_count_logs(count)} with a submission_platform that looks like another system's"

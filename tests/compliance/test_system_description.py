@@ -21,8 +21,7 @@ from compliance.submission import (
     SystemDescription,
     read_system_description,
 )
-from compliance.system_description import list_open_fields
-from compliance.system_fields import DEFAULTS, Description, describe
+from compliance.system_description import DEFAULTS, Description, check_values, describe, list_open_fields
 from tests.support.made_logs import compliant_set, write_tree
 from tests.support.made_machines import add_disk, made_host, made_tool, nvidia_smi
 
@@ -109,7 +108,7 @@ def test_the_eight_of_a_described_node_are_counted(tmp_path: Path, tools: Path) 
     path = written(tmp_path / "system.json", found)
     system = read_system_description(path)
     assert isinstance(system, SystemDescription)
-    assert (system.nodes, system.accelerators_per_node, system.machine) == (1, 8, Machine(8, str(path)))
+    assert system.machine == Machine(8, str(path))
     assert found.fields["host_networking_topology"] == "N/A (one node)"
     assert found.fields["other_software_stack"] == "NVIDIA driver 570.124.06"
     assert officially(path) == (
@@ -150,9 +149,8 @@ def test_a_given_value_replaces_what_is_read(tmp_path: Path, tools: Path) -> Non
     ],
 )
 def test_wrong_values_are_named_with_what_is_expected(given: dict[str, str], texts: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"expected|the fields are") as error:
-        describe(given)
-    assert not [text for text in texts if text not in str(error.value)], error.value
+    problems = "; ".join(check_values(given))
+    assert not [text for text in texts if text not in problems], problems
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,17 @@ the functions that need them.
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from enum import IntEnum, StrEnum
+from enum import IntEnum
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -44,28 +46,14 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-class ReportFormat(StrEnum):
-    """Format of a report."""
-
-    TEXT = "text"
-    JSON = "json"
-    JUNIT = "junit"
-
-
-class TextOrJson(StrEnum):
-    """Format of a plan or a comparison."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class DocumentName(StrEnum):
-    """JSON document with a schema."""
-
-    REPORT = "report"
-    PLAN = "plan"
-    COMPARISON = "comparison"
-
+# Errors that a command reports in one line, with its exit status.
+_STATUSES: dict[type[Exception], ExitCode] = {
+    InputError: ExitCode.UNREADABLE,
+    PackageRefusedError: ExitCode.VIOLATION,
+    NotComparableError: ExitCode.USAGE,
+    OfficialToolsError: ExitCode.USAGE,
+    RcpDataError: ExitCode.USAGE,
+}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,22 +63,10 @@ app = typer.Typer(
     epilog="Exit status: 0 pass, 1 violation, 2 usage, 3 unreadable input, 4 internal error, 130 interrupted.",
 )
 
+Format = Literal["text", "json", "junit"]
+TextOrJson = Literal["text", "json"]
 RulesetOption = Annotated[Ruleset, typer.Option("--ruleset", help="Version of the rules.")]
-FormatOption = Annotated[ReportFormat, typer.Option("--format", help="Format of the report on stdout.")]
-RunsOption = Annotated[int, typer.Option("--runs", min=3, help="Runs required for a result.")]
-LimitOption = Annotated[
-    float,
-    typer.Option(
-        "--cv-limit", min=0.0, help="Warn if the variation (CV) of samples or minutes is above this, in percent."
-    ),
-]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")]
-OfficialOption = Annotated[
-    bool, typer.Option("--official/--no-official", help="Run the official mlperf-logging checkers, too.")
-]
-TimeoutOption = Annotated[
-    float, typer.Option("--official-timeout", min=1.0, help="Time limit of an official checker, in seconds per log.")
-]
+FormatOption = Annotated[Format, typer.Option("--format", help="Format of the report on stdout.")]
 SystemOption = Annotated[
     Path | None, typer.Option("--system", help="System description (JSON) of the logs, to check parallel sizes.")
 ]
@@ -98,68 +74,84 @@ LogsArgument = Annotated[list[Path], typer.Argument(metavar="DIR|LOG...", help="
 LATEST = Ruleset.V6_1_0
 
 
+def _check_options(
+    *,
+    ruleset: RulesetOption = LATEST,
+    runs: Annotated[int, typer.Option("--runs", min=3, help="Runs required for a result.")] = RUNS,
+    cv_limit: Annotated[
+        float,
+        typer.Option(
+            "--cv-limit", min=0.0, help="Warn if the variation (CV) of samples or minutes is above this, in percent."
+        ),
+    ] = DEFAULTS.cv_limit,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
+    official: Annotated[
+        bool, typer.Option("--official/--no-official", help="Run the official mlperf-logging checkers, too.")
+    ] = True,
+    official_timeout: Annotated[
+        float, typer.Option("--official-timeout", min=1.0, help="Time limit of an official checker, in s per log.")
+    ] = DEFAULTS.official_timeout,
+) -> Options:
+    return Options(ruleset, runs, cv_limit, strict, official, official_timeout)
+
+
+def _takes_check_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_check_options`, which it gets as its argument ``options``."""
+    own, shared = (inspect.signature(each, eval_str=True).parameters for each in (command, _check_options))
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(options=_check_options(**{name: values.pop(name) for name in shared}), **values)
+
+    parameters = [each for name, each in own.items() if name != "options"]
+    run.__signature__ = inspect.Signature([*parameters, *shared.values()])  # type: ignore[attr-defined]
+    return run
+
+
 @app.command("check-run")
+@_takes_check_options
 def check_run_command(
     log: Annotated[Path, typer.Argument(help="Log file, plain or gzipped.")],
-    ruleset: RulesetOption = LATEST,
-    output_format: FormatOption = ReportFormat.TEXT,
-    runs: RunsOption = RUNS,
-    cv_limit: LimitOption = DEFAULTS.cv_limit,
-    strict: StrictOption = False,
-    official: OfficialOption = True,
-    official_timeout: TimeoutOption = DEFAULTS.official_timeout,
+    options: Options,
+    output_format: FormatOption = "text",
     system: SystemOption = None,
 ) -> None:
     """Check one log."""
-    options = Options(ruleset, runs, cv_limit, strict, official, official_timeout, system)
-    _report_and_exit("check-run", options, output_format, lambda: check_run(log, options))
+    _report_and_exit("check-run", replace(options, system=system), output_format, partial(check_run, log))
 
 
 @app.command("check-set")
+@_takes_check_options
 def check_set_command(
-    logs: LogsArgument,
-    ruleset: RulesetOption = LATEST,
-    output_format: FormatOption = ReportFormat.TEXT,
-    runs: RunsOption = RUNS,
-    cv_limit: LimitOption = DEFAULTS.cv_limit,
-    strict: StrictOption = False,
-    official: OfficialOption = True,
-    official_timeout: TimeoutOption = DEFAULTS.official_timeout,
-    system: SystemOption = None,
+    logs: LogsArgument, options: Options, output_format: FormatOption = "text", system: SystemOption = None
 ) -> None:
     """Check the runs of one result: every log, and the rules across runs (seeds, copies, variance, convergence)."""
-    options = Options(ruleset, runs, cv_limit, strict, official, official_timeout, system)
-    _report_and_exit("check-set", options, output_format, lambda: check_set(logs, options))
+    _report_and_exit("check-set", replace(options, system=system), output_format, partial(check_set, logs))
 
 
 @app.command("check-package")
+@_takes_check_options
 def check_package_command(
     root: Annotated[Path, typer.Argument(help="Submission tree with systems/, benchmarks/ and results/.")],
-    ruleset: RulesetOption = LATEST,
-    output_format: FormatOption = ReportFormat.TEXT,
-    runs: RunsOption = RUNS,
-    cv_limit: LimitOption = DEFAULTS.cv_limit,
-    strict: StrictOption = False,
-    official: OfficialOption = True,
-    official_timeout: TimeoutOption = DEFAULTS.official_timeout,
+    options: Options,
+    output_format: FormatOption = "text",
 ) -> None:
     """Check a submission tree: every result, the system descriptions and the code."""
-    options = Options(ruleset, runs, cv_limit, strict, official, official_timeout)
-    _report_and_exit("check-package", options, output_format, lambda: check_package(root, options))
+    _report_and_exit("check-package", options, output_format, partial(check_package, root))
 
 
 @app.command("plan")
 def plan_command(
     gbs: Annotated[int, typer.Option("--gbs", min=1, help="Global batch size, in sequences.")],
     ruleset: RulesetOption = LATEST,
-    output_format: Annotated[TextOrJson, typer.Option("--format", help="Format of the plan.")] = TextOrJson.JSON,
+    output_format: Annotated[TextOrJson, typer.Option("--format", help="Format of the plan.")] = "json",
 ) -> None:
     """Plan a global batch size: evaluation interval, layouts, convergence bounds, learning rates, risk of failing."""
     from .plan import make_plan
     from .render.text import plan_text
 
     plan = make_plan(gbs, ruleset)
-    _print(_json(plan) if output_format is TextOrJson.JSON else plan_text(plan, width=_width()))
+    _print(_json(plan) if output_format == "json" else plan_text(plan, width=_width()))
 
 
 @app.command("compare")
@@ -167,7 +159,7 @@ def compare_command(
     a: Annotated[Path, typer.Argument(metavar="A", help="Runs before a change: a folder of logs, or one log.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Runs after it: a folder of logs, or one log.")],
     ruleset: RulesetOption = LATEST,
-    output_format: Annotated[TextOrJson, typer.Option("--format", help="Format of the comparison.")] = TextOrJson.TEXT,
+    output_format: Annotated[TextOrJson, typer.Option("--format", help="Format of the comparison.")] = "text",
     confidence: Annotated[
         float, typer.Option("--confidence", help="Confidence of the intervals and the verdict, 0.5 to 0.9999.")
     ] = CONFIDENCE,
@@ -179,7 +171,7 @@ def compare_command(
 
     runs_a, runs_b = ([judge_run(read_log(log), ruleset) for log in find_logs([path])] for path in (a, b))
     comparison = compare(runs_a, runs_b, ruleset, names=(str(a), str(b)), confidence=confidence)
-    as_json = output_format is TextOrJson.JSON
+    as_json = output_format == "json"
     _print(_json(comparison) if as_json else comparison_text(comparison, width=_width(), colour=_colour()))
 
 
@@ -187,53 +179,39 @@ app.command("system-description")(system_description.main)
 
 
 @app.command("package")
+@_takes_check_options
 def package_command(
     logs: Annotated[Path, typer.Option("--logs", help="Folder of the logs.")],
     system: Annotated[Path, typer.Option("--system", help="System description; its file name names the system.")],
     code: Annotated[Path, typer.Option("--code", help="Folder of the source code.")],
     out: Annotated[Path, typer.Option("--out", help="Submission tree to create: a new or an empty folder.")],
-    ruleset: RulesetOption = LATEST,
-    output_format: FormatOption = ReportFormat.TEXT,
-    runs: RunsOption = RUNS,
-    cv_limit: LimitOption = DEFAULTS.cv_limit,
-    strict: StrictOption = False,
-    official: OfficialOption = True,
-    official_timeout: TimeoutOption = DEFAULTS.official_timeout,
+    options: Options,
+    output_format: FormatOption = "text",
     force: Annotated[bool, typer.Option("--force", help="Build even if the logs or the tree fail.")] = False,
     write_scaling: Annotated[
         bool, typer.Option("--write-scaling", help="Write scaling.json if the RCP test normalizes the score.")
     ] = False,
 ) -> None:
     """Build a submission tree from logs that pass, and check it."""
-    options = Options(ruleset, runs, cv_limit, strict, False, official_timeout, system)
-    report = check_set([logs], options)
-    by_start = sorted(report.sets[0].runs, key=lambda run: run.start_ms or 0.0)
+    report = check_set([logs], replace(options, official=False, system=system))
     try:
-        not_copied = build(
-            [Path(run.file) for run in by_start], system, code, out,
-            report=report, runs=runs, force=force, write_scaling=write_scaling,
-        )  # fmt: skip
+        not_copied = build(report, system, code, out, runs=options.runs, force=force, write_scaling=write_scaling)
     except FileExistsError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
     if not_copied:
         print(f"not copied from the code: {', '.join(not_copied)}", file=sys.stderr)
     print(f"built {out}; fill in the TODO marks in its README", file=sys.stderr)
-    checked = replace(options, official=official, system=None)
-    _report_and_exit("check-package", checked, output_format, lambda: check_package(out, checked))
+    _report_and_exit("check-package", options, output_format, partial(check_package, out))
 
 
 @app.command("report")
+@_takes_check_options
 def report_command(
     logs: Annotated[
         list[Path], typer.Argument(metavar="DIR|LOG...", help="Folder of logs, log files, or a submission tree.")
     ],
     out: Annotated[Path, typer.Option("--out", help="File to write, for example report.html or report.md.")],
-    ruleset: RulesetOption = LATEST,
-    runs: RunsOption = RUNS,
-    cv_limit: LimitOption = DEFAULTS.cv_limit,
-    strict: StrictOption = False,
-    official: OfficialOption = True,
-    official_timeout: TimeoutOption = DEFAULTS.official_timeout,
+    options: Options,
     system: SystemOption = None,
 ) -> None:
     """Check logs or a submission tree, and write the report with its pictures to one HTML or Markdown file."""
@@ -244,7 +222,7 @@ def report_command(
         raise typer.BadParameter(f"--out {out}: not a file that can be written; name one in an existing folder")
     from .render.report_file import report_file
 
-    options = Options(ruleset, runs, cv_limit, strict, official, official_timeout, system)
+    options = replace(options, system=system)
     is_tree = len(logs) == 1 and (logs[0] / "results").is_dir() and (logs[0] / "systems").is_dir()
     report = check_package(logs[0], options) if is_tree else check_set(logs, options)
     text = report_file(report, kind)  # type: ignore[arg-type]
@@ -269,7 +247,7 @@ def rules_command(
 
 @app.command("schema")
 def schema_command(
-    document: Annotated[DocumentName, typer.Argument(help="Name of the document.")],
+    document: Annotated[Literal["report", "plan", "comparison"], typer.Argument(help="Name of the document.")],
 ) -> None:
     """Print the JSON schema of a report, a plan or a comparison, as printed with --format json."""
     import json
@@ -279,14 +257,12 @@ def schema_command(
     _print(json.dumps(json_schema(DOCUMENTS[document]), indent=2))
 
 
-def _report_and_exit(
-    command: str, options: Options, output_format: ReportFormat, check: Callable[[], Report]
-) -> NoReturn:
+def _report_and_exit(command: str, options: Options, output_format: Format, check: Callable[[Options], Report]) -> None:
     """Run a check, print its report and exit. In JSON and JUnit, unreadable input is a report as well."""
     try:
-        report = check()
+        report = check(options)
     except InputError as error:
-        if output_format is ReportFormat.TEXT:
+        if output_format == "text":
             raise
         _print(_render(unreadable_report(command, options, str(error)), output_format))
         raise typer.Exit(ExitCode.UNREADABLE) from error
@@ -298,12 +274,12 @@ def _exit_code(report: Report) -> ExitCode:
     return ExitCode.PASS if report.verdict is Verdict.PASS else ExitCode.VIOLATION
 
 
-def _render(report: Report, output_format: ReportFormat) -> str:
-    if output_format is ReportFormat.JSON:
+def _render(report: Report, output_format: Format) -> str:
+    if output_format == "json":
         from .documents import report_document
 
         return _json(report_document(report))
-    if output_format is ReportFormat.JUNIT:
+    if output_format == "junit":
         from .render.junit_report import junit_report
 
         return junit_report(report)
@@ -337,15 +313,9 @@ def main() -> NoReturn:
     status = ExitCode.INTERNAL
     try:
         app(prog_name="python -m compliance")  # raises SystemExit, also for usage errors and interrupts
-    except InputError as error:
+    except tuple(_STATUSES) as error:
         print(f"error: {error}", file=sys.stderr)
-        status = ExitCode.UNREADABLE
-    except PackageRefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = ExitCode.VIOLATION
-    except (NotComparableError, OfficialToolsError, RcpDataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = ExitCode.USAGE
+        status = _STATUSES[type(error)]
     except ModuleNotFoundError:
         raise  # __main__ says what to install
     except Exception as error:

@@ -61,33 +61,36 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
 
 
-def read_log(path: Path, name: str | None = None) -> Log:
+def read_log(path: Path) -> Log:
     """Parse one log, gzipped or not.
-
-    Args:
-        path: the file.
-        name: name for messages; the path if None.
 
     Raises:
         InputError: the file is not regular, may not be read, or is a damaged archive.
     """
     try:
-        with _open(path) as stream:
-            return parse(stream, name or str(path))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: damaged gzip file ({error}); copy it again") from error
+        with open_log(path) as stream:
+            return parse(stream, str(path))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def open_log(path: Path) -> Iterator[BinaryIO]:
+    """Open a log, and decompress it if it is gzipped.
+
+    Raises:
+        InputError: the file is not regular, or turns out to be a damaged archive.
+        OSError: the file may not be read.
+    """
     # A pipe would block, and a device may never end.
     if not stat.S_ISREG(path.stat().st_mode):
         raise InputError(f"{path}: not a regular file; a log must be one")
     with path.open("rb") as raw:
-        if raw.peek(2)[:2] == _GZIP_MAGIC:
+        if raw.peek(2)[:2] != _GZIP_MAGIC:
+            yield raw
+            return
+        try:
             with gzip.open(raw) as unpacked:
                 yield cast("BinaryIO", unpacked)
-        else:
-            yield raw
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: damaged gzip file ({error}); copy it again") from error

@@ -5,23 +5,20 @@ The tree is built in a temporary folder beside its destination, judged by the ru
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from .benchmark import NAME, RUNS
 from .file_tree import is_binary, is_source, list_tree, printable
 from .findings import Finding, Report, RunSummary, Severity, Verdict
-from .log_files import InputError
+from .log_files import InputError, open_log
 from .package_readme import failing_findings, package_readme
 from .records import ParseError
 from .rules import PACKAGE_RULES
@@ -30,10 +27,6 @@ from .submission import CODE_FOLDER, SystemDescription, read_submission, read_sy
 
 # Source code has a few megabytes. More is data or a model, named by mistake.
 MAX_CODE_BYTES = 100 << 20
-# A gzip file may expand to a thousand times its size.
-MAX_LOG_BYTES = 1 << 30
-_GZIP_MAGIC = b"\x1f\x8b"
-_CHUNK = 1 << 20
 _SHOWN_FINDINGS = 10
 
 
@@ -49,12 +42,11 @@ class PackageRefusedError(Exception):
 
 
 def build(
-    logs: Sequence[Path],
+    report: Report,
     system: Path,
     code: Path,
     out: Path,
     *,
-    report: Report,
     runs: int = RUNS,
     force: bool = False,
     write_scaling: bool = False,
@@ -62,12 +54,11 @@ def build(
     """Build a submission tree of one system. After a failure nothing of it is left.
 
     Args:
-        logs: in order of their start, gzipped or not. Of more than ``runs``, the score's window is taken.
+        report: result of `check_set`. Of more logs than ``runs``, the score's window is taken.
         system: system description. Its file name becomes the name of the system.
         code: source code. Hidden files, caches, binaries, links out of the folder, and top-level folders called data or
             results without an ``__init__.py`` are not copied.
         out: destination: a new or an empty folder.
-        report: result of `check_set` on these logs.
         runs: runs required for a result.
         force: build even if the logs or the tree fail.
         write_scaling: write scaling.json if the score is valid and its normalization is above 1.
@@ -79,24 +70,24 @@ def build(
         PackageRefusedError: the logs or the tree fail, and ``force`` is not set.
         FileExistsError: ``out`` exists and is not an empty folder.
         InputError: a file cannot be read or copied, or the scored logs are unknown.
-        ValueError: the report is not of these logs.
     """
     if report.verdict is not Verdict.PASS and not force:
         raise PackageRefusedError("The logs fail", failing_findings(report))
-    scored = _scored_logs(logs, report, runs)
+    scored = _scored_runs(report, runs)
     description = read_system_description(system)
     if isinstance(description, ParseError):
         line = "" if description.line is None else f":{description.line}"
         raise InputError(f"{printable(system)}{line}: {description.message}")
     name = _system_name(description)
     files, not_copied = _code_files(code)
-    names = {run.file: f"result_{index}.txt" for index, (_, run) in enumerate(scored)}
+    names = {run.file: f"result_{index}.txt" for index, run in enumerate(scored)}
     scaling = _scaling_factor(report) if write_scaling else None
     with _atomic_folder(out) as tree:
         results = tree / "results" / name / NAME
         results.mkdir(parents=True)
-        for log, run in scored:
-            _copy_log(log, results / names[run.file])
+        for run in scored:
+            with open_log(Path(run.file)) as log, (results / names[run.file]).open("xb") as copied_log:
+                shutil.copyfileobj(log, copied_log)
         if scaling is not None:
             (results / "scaling.json").write_text(json.dumps({"scaling_factor": scaling}), encoding="utf-8")
         (tree / "systems").mkdir()
@@ -107,7 +98,7 @@ def build(
             shutil.copy(code / file, copy)
         text = package_readme(report, description, name, names, files)
         (tree / CODE_FOLDER / "README.md").write_text(text, encoding="utf-8")
-        findings = _judge(tree, out, name, [run for _, run in scored], runs)
+        findings = _judge(tree, out, name, scored, runs)
         errors = [finding for finding in findings if finding.severity is Severity.ERROR]
         if errors and not force:
             raise PackageRefusedError("The package would fail", errors)
@@ -138,24 +129,19 @@ def _atomic_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"{printable(str(error.filename or out))}: {error.strerror or error}") from error
 
 
-def _scored_logs(logs: Sequence[Path], report: Report, runs: int) -> list[tuple[Path, RunSummary]]:
-    """Return the logs that go into the tree, each with its summary.
+def _scored_runs(report: Report, runs: int) -> list[RunSummary]:
+    """Return the runs that go into the tree, in order of their start.
 
     Raises:
         InputError: there are more logs than required, and the report has no window.
-        ValueError: the report is not of these logs.
     """
-    if len(report.sets) != 1:
-        raise ValueError(f"a package is built of one set of runs, the report has {len(report.sets)}")
-    judged = {run.file: run for run in report.sets[0].runs}
-    unjudged = [str(log) for log in logs if str(log) not in judged]
-    if unjudged or not logs:
-        raise ValueError(f"the report is not of these logs: {', '.join(unjudged) or 'none given'}")
-    score = report.sets[0].score
-    window = set(score.window) if score is not None and len(logs) > runs else set(judged)
-    scored = [(log, judged[str(log)]) for log in logs if str(log) in window]
+    (result,) = report.sets
+    scored = sorted(result.runs, key=lambda run: run.start_ms or 0.0)
+    if len(scored) > runs and result.score is not None:
+        scored = [run for run in scored if run.file in result.score.window]
     if len(scored) > runs:
-        raise InputError(f"{len(logs)} logs, and the report has no window of {runs} scored ones; give {runs} logs")
+        count = len(result.runs)
+        raise InputError(f"{count} logs, and the report has no window of {runs} scored ones; give {runs} logs")
     return scored
 
 
@@ -165,7 +151,7 @@ def _system_name(system: SystemDescription) -> str:
     Raises:
         InputError: neither the file name nor system_name has a letter or digit.
     """
-    for name in (system.name, system.system_name or ""):
+    for name in (system.name, system.text("system_name") or ""):
         plain = re.sub(r"[^A-Za-z0-9_.+-]+", "_", name).strip("._-")[:100]
         if plain:
             return plain
@@ -220,25 +206,6 @@ def _is_code_folder(code: Path, folder: str) -> bool:
 def _is_hidden(name: str) -> bool:
     """Return whether a name is hidden: version control, environments, caches, secrets (repo_checker refuses them)."""
     return name.rpartition("/")[2].startswith(".")
-
-
-def _copy_log(log: Path, copy: Path) -> None:
-    """Copy a log, decompressed.
-
-    Raises:
-        InputError: the log is damaged or too large.
-    """
-    with log.open("rb") as raw, copy.open("xb") as file:
-        gzipped = raw.peek(2)[:2] == _GZIP_MAGIC
-        with gzip.GzipFile(fileobj=raw) if gzipped else raw as stream:
-            size = 0
-            try:
-                while chunk := cast("BinaryIO", stream).read(_CHUNK):
-                    size += file.write(chunk)
-                    if size > MAX_LOG_BYTES:
-                        raise InputError(f"{printable(log)}: a log of more than {MAX_LOG_BYTES >> 20} MiB")
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(f"{printable(log)}: damaged gzip file ({error}); copy it again") from error
 
 
 def _judge(tree: Path, out: Path, system: str, runs: Sequence[RunSummary], required_runs: int) -> tuple[Finding, ...]:

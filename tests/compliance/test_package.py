@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -69,7 +68,7 @@ class Workshop:
         return path
 
     def build(self, **options: Any) -> tuple[str, ...]:
-        given = {"logs": self.logs, "system": self.system, "code": self.code, "out": self.out, "report": self.report}
+        given = {"system": self.system, "code": self.code, "out": self.out, "report": self.report}
         return build(**{**given, **options})
 
     def copied(self) -> list[str]:
@@ -162,13 +161,13 @@ def test_only_a_valid_normalized_score_has_a_scaling(tmp_path: Path, fast: tuple
         assert workshop.scaling() is None
 
 
-def test_logs_are_numbered_in_the_order_given_and_unpacked(workshop: Workshop) -> None:
+def test_logs_are_numbered_in_order_of_start_and_unpacked(workshop: Workshop) -> None:
     packed = []
     for log in reversed(workshop.logs):
         packed.append(workshop.folder / f"{log.name}.gz")
         packed[-1].write_bytes(gzip.compress(log.read_bytes(), 1))
-    workshop.build(logs=packed, report=checked(packed))
-    assert [workshop.log(number) for number in range(10)] == [log.read_bytes() for log in reversed(workshop.logs)]
+    workshop.build(report=checked(packed))
+    assert [workshop.log(number) for number in range(10)] == [log.read_bytes() for log in workshop.logs]
 
 
 def test_of_more_logs_the_window_is_taken(workshop: Workshop, tmp_path: Path) -> None:
@@ -178,18 +177,18 @@ def test_of_more_logs_the_window_is_taken(workshop: Workshop, tmp_path: Path) ->
     assert result.score is not None
     window = tuple(str(log) for log in logs[2:])
     report = replace(report, sets=(replace(result, score=replace(result.score, window=window)),))
-    workshop.build(logs=logs, report=report)
+    workshop.build(report=report)
     assert [workshop.log(number) for number in range(10)] == [log.read_bytes() for log in logs[2:]]
     with pytest.raises(InputError, match=r"12 logs.* 10 "):
-        workshop.build(logs=logs, report=replace(report, sets=(replace(result, score=None),)), out=tmp_path / "other")
+        workshop.build(report=replace(report, sets=(replace(result, score=None),)), out=tmp_path / "other")
 
 
 def test_another_number_of_runs(workshop: Workshop) -> None:
     logs = workshop.logs[:5]
     report = checked(logs, runs=5)
     with pytest.raises(PackageRefusedError, match=r"exactly 10 logs named result_<i>\.txt, got 5"):
-        workshop.build(logs=logs, report=report)
-    workshop.build(logs=logs, report=report, runs=5)
+        workshop.build(report=report)
+    workshop.build(report=report, runs=5)
     assert len(list((workshop.out / RESULTS).iterdir())) == 5
 
 
@@ -393,29 +392,8 @@ def test_a_damaged_log_leaves_nothing(workshop: Workshop) -> None:
     report = checked(logs)
     packed.write_bytes(packed.read_bytes()[:-2000])
     with pytest.raises(InputError, match=r"result_9\.txt\.gz: damaged gzip file"):
-        workshop.build(logs=logs, report=report)
+        workshop.build(report=report)
     packed.unlink()
     with pytest.raises(InputError, match=r"result_9\.txt\.gz: No such file"):
-        workshop.build(logs=logs, report=report)
+        workshop.build(report=report)
     assert workshop.names() == ["code", "sys_1x8.json"]
-
-
-def test_a_log_has_a_largest_size(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = max(log.stat().st_size for log in workshop.logs)
-    monkeypatch.setattr(package, "MAX_LOG_BYTES", largest)
-    workshop.build()
-    monkeypatch.setattr(package, "MAX_LOG_BYTES", largest - 1)
-    with pytest.raises(InputError, match="a log of more than"):
-        workshop.build(out=workshop.folder / "other")
-    assert workshop.names() == ["code", "out", "sys_1x8.json"]
-
-
-def test_a_report_of_other_logs(workshop: Workshop) -> None:
-    other = workshop.folder / "result_0.txt"
-    other.write_bytes(workshop.logs[0].read_bytes())
-    with pytest.raises(ValueError, match=f"the report is not of these logs: {re.escape(str(other))}"):
-        workshop.build(logs=[other, *workshop.logs[1:]], force=True)
-    with pytest.raises(ValueError, match="none given"):
-        workshop.build(logs=[], force=True)
-    with pytest.raises(ValueError, match="one set of runs, the report has 2"):
-        workshop.build(report=replace(workshop.report, sets=workshop.report.sets * 2), force=True)

@@ -114,14 +114,7 @@ def compare(
     names: tuple[str, str] = ("A", "B"),
     confidence: float = CONFIDENCE,
 ) -> Comparison:
-    """Compare two sets of judged runs. The sets may differ in size.
-
-    Args:
-        a: runs before a change.
-        b: runs after it.
-        ruleset: version of the rules that judged the runs.
-        names: names of the sets.
-        confidence: of the intervals, 0.5 to 0.9999.
+    """Compare two sets of judged runs, ``a`` before a change and ``b`` after it. The sets may differ in size.
 
     Raises:
         NotComparableError: fewer than two runs of a set met the target, or the confidence is out of range.

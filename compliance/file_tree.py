@@ -55,9 +55,7 @@ class FileTree:
 def list_tree(root: Path, should_enter: Callable[[str], bool]) -> FileTree:
     """List everything below a folder, at most `MAX_ENTRIES` entries.
 
-    Args:
-        root: the folder.
-        should_enter: called with a folder's name below the root; False leaves its contents out.
+    ``should_enter`` is called with a folder's name below the root; False leaves its contents out.
     """
     # Links are compared by their real targets, so the root has to be real, too.
     real_root = Path(os.path.realpath(root))

@@ -71,9 +71,6 @@ def judge_set(
         required_runs: runs of a result, 10 by the rules.
         cv_limit: this project's limit of the coefficient of variation in percent.
         name: name of the set in messages.
-
-    Returns:
-        The figures of the set, and the findings of the cross-run rules.
     """
     # Figures and convergence are those of the window. The other rules apply to every run.
     runs = [each.summary for each in judged]

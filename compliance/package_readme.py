@@ -18,12 +18,7 @@ def package_readme(
 ) -> str:
     """Return the README in Markdown. Every claim is from the report.
 
-    Args:
-        report: report on the logs.
-        system: system description.
-        name: name of the system in the tree.
-        logs: name in the tree by the name in the report.
-        code: names of the code files.
+    ``name`` is the system's in the tree, ``logs`` the names in the tree by those in the report, ``code`` names files.
     """
     from jinja2 import Environment
     from markupsafe import Markup

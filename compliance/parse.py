@@ -46,15 +46,7 @@ _BYTE_ORDER_MARKS = {
 
 
 def parse(stream: BinaryIO, name: str) -> Log:
-    """Return every record of a log.
-
-    Args:
-        stream: the file's bytes, decompressed.
-        name: file name for messages.
-
-    Raises:
-        OSError, EOFError, zlib.error: from reading the stream.
-    """
+    """Return every record of a log from its decompressed bytes. Raise what reading the stream raises."""
     log = Log(name)
     reader = _Reader(log)
     first_line = b""
@@ -196,12 +188,7 @@ def _column_value(value: Any) -> float:
 
 
 def _record(text: str, line: int, rank: int | None) -> Record:
-    """Return the record at the beginning of the text after the token.
-
-    Raises:
-        ValueError: the text is no record.
-        RecursionError: the JSON is nested too deeply.
-    """
+    """Return the record at the beginning of the text after the token. Raise ValueError or RecursionError."""
     start = len(text) - len(text.lstrip(" \t"))
     content, _ = _DECODER.raw_decode(text, start)
     if not isinstance(content, dict):

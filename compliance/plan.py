@@ -142,15 +142,9 @@ class Plan:
 
 
 def make_plan(gbs: int, ruleset: str, draws: int = DRAWS) -> Plan:
-    """Plan a global batch size. The same arguments give the same plan.
-
-    Args:
-        gbs: global batch size in sequences.
-        ruleset: "6.0.0" or "6.1.0".
-        draws: sets of ten reference runs to draw.
+    """Plan a global batch size in sequences, with ``draws`` sets of ten reference runs. The same arguments, same plan.
 
     Raises:
-        ValueError: the batch size is below 1, or the ruleset is unknown.
         RcpDataError: the RCPs of mlperf-logging cannot be read.
     """
     points = full_points(ruleset)
@@ -241,13 +235,7 @@ def lowest_passing(gbs: int, minimum: float | None) -> float | None:
 
 
 def bootstrap(rcp: Rcp, points: Sequence[PublishedPoint], draws: int) -> Bootstrap:
-    """Estimate the probability that ten runs of the reference fail the tests, by resampling its published runs.
-
-    Args:
-        rcp: tests of the batch size; only their minima are used.
-        points: published points, sorted by batch size.
-        draws: sets of ten runs to draw. The same number gives the same result.
-    """
+    """Estimate the probability that ten runs of the reference fail the tests, by resampling its published runs."""
     import numpy as np
 
     gbs = rcp.global_batch_size
@@ -277,12 +265,6 @@ def draw_runs(
     run met the target somewhere within its last evaluation interval. Draw that moment, the same fraction of the
     interval for both runs, interpolate the moments linearly in GBS, and round up to the next evaluation. Interpolating
     the logged counts and rounding up would be half an interval too many at GBS 24 and 48.
-
-    Args:
-        gbs: global batch size, at most the largest published one.
-        points: published points, sorted by batch size.
-        shape: shape of the result.
-        generator: random numbers.
 
     Returns:
         Training samples in the given shape, and a sentence about the origin of the runs.

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .benchmark import NAME, RULESETS, RUNS
+from .benchmark import NAME, RUNS
 from .findings import Rcp, RcpKind, RcpTest
 from .score import normalization_factor, olympic_mean
 
@@ -92,11 +92,7 @@ class PublishedPoint(RcpPoint):
 
 
 def read_points(path: Path) -> tuple[PublishedPoint, ...]:
-    """Read an RCP file of mlperf-logging. Return its points, sorted by batch size.
-
-    Raises:
-        RcpDataError: the file is missing, or is not an RCP file of this benchmark.
-    """
+    """Read an RCP file of mlperf-logging. Return its points, sorted by batch size. Raise `RcpDataError`."""
     try:
         entries = json.loads(path.read_bytes())
         return tuple(sorted(map(_parse_point, entries.values()), key=lambda point: point.gbs))
@@ -110,8 +106,7 @@ def _parse_point(entry: dict[str, Any]) -> PublishedPoint:
     gbs, setting = entry["BS"], entry["Hyperparams"]
     # The file format writes "Epochs" for every benchmark. For this benchmark the values are samples.
     samples = tuple(sorted(entry["Epochs to converge"]))
-    olympic = olympic_mean(samples)
-    if olympic is None or len(samples) != REFERENCE_RUNS:
+    if len(samples) != REFERENCE_RUNS or (olympic := olympic_mean(samples)) is None:
         raise ValueError(f"GBS {gbs} has {len(samples)} reference runs, expected {REFERENCE_RUNS} that converged")
     mean = sum(samples) / len(samples)
     return PublishedPoint(
@@ -130,11 +125,8 @@ def full_points(ruleset: str) -> tuple[PublishedPoint, ...]:
     """Return every published point of a ruleset, sorted by batch size.
 
     Raises:
-        ValueError: the ruleset is unknown.
         RcpDataError: mlperf-logging is not installed, or its points cannot be read.
     """
-    if ruleset not in RULESETS:
-        raise ValueError(f"unknown ruleset {ruleset!r}, expected one of {', '.join(RULESETS)}")
     package = find_spec("mlperf_logging")
     if package is None or not package.submodule_search_locations:
         raise RcpDataError(f"mlperf-logging, the source of the reference convergence points, is missing: {_INSTALL}")
@@ -153,9 +145,6 @@ def prune(points: Sequence[PublishedPoint]) -> tuple[PublishedPoint, ...]:
     First, remove points with a smaller batch size than the point of the smallest mean. Then, in ascending order, remove
     each point whose mean is above the line between its neighbours. Removing a point does not reconsider earlier ones,
     so the result need not be convex.
-
-    Args:
-        points: at least one, sorted by batch size.
     """
     fastest = min(points, key=lambda point: point.mean)
     kept = [point for point in points if point.gbs >= fastest.gbs]
@@ -178,21 +167,11 @@ def interpolate(gbs: int, low: RcpPoint, high: RcpPoint) -> RcpPoint:
 
 
 def find_point(gbs: int, points: Sequence[RcpPoint]) -> tuple[RcpKind, RcpPoint | None]:
-    """Return the point that applies to a batch size, and its kind (`findings.RcpTest.kind`).
+    """Return the point that applies to a batch size among points sorted by it, and its kind.
 
-    Args:
-        gbs: global batch size, 1 or more.
-        points: at least one, sorted by batch size.
-
-    Returns:
-        ("exact", published point), ("interpolated", point between two), ("smallest", first point) for a batch size
-        below all points, or ("missing", None) for one above all points.
-
-    Raises:
-        ValueError: the batch size is below 1.
+    The kind is "exact" for a published point, "interpolated" between two, "smallest" below all points, and "missing"
+    above all of them.
     """
-    if gbs < 1:
-        raise ValueError(f"the global batch size must be 1 or more, got {gbs}")
     above = bisect_left([point.gbs for point in points], gbs)
     if above == len(points):
         return "missing", None
@@ -209,17 +188,8 @@ def check_convergence(gbs: int, submission_mean: float | None, ruleset: str) -> 
     A mean equal to the minimum passes. Below the smallest point, the smallest point applies. A set that fails there,
     and every set above the largest point, gets "Missing RCP" from the official checker.
 
-    Args:
-        gbs: global batch size of the runs, 1 or more.
-        submission_mean: olympic mean of the samples to the target; None if there is none.
-        ruleset: "6.0.0" or "6.1.0".
-
-    Raises:
-        ValueError: the batch size is below 1, the mean is not positive and finite, or the ruleset is unknown.
-        RcpDataError: the points cannot be read (`full_points`).
+    ``submission_mean`` is the olympic mean of the samples to the target. Raise `RcpDataError`.
     """
-    if submission_mean is not None and not 0 < submission_mean < math.inf:
-        raise ValueError(f"the olympic mean must be a positive number of samples, got {submission_mean}")
     pruned, full = (_check_points(gbs, submission_mean, points(ruleset)) for points in (pruned_points, full_points))
     return Rcp(gbs, pruned, full)
 

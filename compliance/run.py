@@ -30,13 +30,7 @@ class Machine:
 
 
 class Run:
-    """One log as the rules see it. Attributes without support in the log are None or empty.
-
-    Args:
-        log: the parsed file.
-        ruleset: "6.0.0" or "6.1.0".
-        machine: the system that the run used, None if unknown.
-    """
+    """One log as the rules see it. Attributes without support in the log are None or empty."""
 
     def __init__(self, log: Log, ruleset: str, machine: Machine | None = None) -> None:
         self.log = log

@@ -45,14 +45,7 @@ class Schedule:
 
 
 class Comparison:
-    """Logged and expected learning rates, by the reading of the schedule that explains most of them.
-
-    Args:
-        schedule: the logged schedule.
-        global_batch_size: sequences per step.
-        samples: samples_count of each record.
-        logged: learning rate of each record.
-    """
+    """Logged and expected learning rates, by the reading of the schedule that explains most of them."""
 
     def __init__(
         self, schedule: Schedule, global_batch_size: int, samples: NDArray[np.float64], logged: NDArray[np.float64]

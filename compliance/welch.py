@@ -83,14 +83,10 @@ def compare_metric(
     confidence: float = CONFIDENCE,
     quanta: tuple[float | None, float | None] = (None, None),
 ) -> MetricComparison:
-    """Compare one metric of two sets.
+    """Compare one metric of two sets, in the unit ``noun`` ("samples" or "minutes").
 
-    Args:
-        noun: unit of the values, "samples" or "minutes".
-        a: values of A, above 0, one per run; ``math.inf``, which is excluded, for a run without a value.
-        b: values of B.
-        confidence: of the interval, between 0 and 1. A p-value below 1 - confidence is a difference.
-        quanta: resolution of the values of A and of B; None if there is none.
+    The values are above 0, one per run; ``math.inf``, which is excluded, for a run without a value. ``quanta`` are the
+    resolutions of A and B. A p-value below 1 - confidence is a difference.
     """
     finite_a, finite_b = ([value for value in values if math.isfinite(value)] for values in (a, b))
     olympic_a, olympic_b = (olympic_mean(values) if len(values) == RUNS else None for values in (a, b))
@@ -120,11 +116,6 @@ def welch_test(a: Spread, b: Spread, confidence: float = CONFIDENCE) -> WelchTes
     The detectable difference is the one that this test at ten runs each finds with a power of 0.8:
     (t(0.5 + confidence / 2) + t(0.8)) x se, with quantiles and se for ten runs. This shifts the central t distribution
     instead of using the noncentral one. The power stays within 0.01 of 0.8 up to a confidence of 99 %.
-
-    Args:
-        a: two or more values, with a mean above 0.
-        b: two or more values in the same unit, with a mean above 0.
-        confidence: of the interval, between 0 and 1.
 
     Returns:
         None if neither set has a spread: t is undefined.

@@ -27,9 +27,7 @@ def find_divergences(
 ) -> tuple[Divergence, ...]:
     """Return every difference, in the order of the results.
 
-    Args:
-        ours: our verdicts by official tool and subject. Without one, only a missing official verdict is a difference.
-        results: results of all official tools and subjects.
+    ``ours`` is by tool and subject. Without our verdict, only a missing official verdict is a difference.
     """
     divergences = []
     for result in results:

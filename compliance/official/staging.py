@@ -57,14 +57,9 @@ def staged_name(number: int) -> Path:
 
 
 def stage_set(paths: Sequence[Path], words: Sequence[str] = ()) -> list[Path]:
-    """Put the files of a set into one folder of the current directory, as links or copies.
+    """Put the files of a set into one folder of the current directory, as links, or as copies of lines with ``words``.
 
-    Args:
-        paths: the files, absolute.
-        words: if given, copy only lines with one of these words; else link the files.
-
-    Raises:
-        OSError, EOFError, zlib.error, RefusedError: as `plain_copy`.
+    Raises the errors of `plain_copy`.
     """
     SET_FOLDER.mkdir()
     staged = [staged_name(number) for number in range(len(paths))]
@@ -87,13 +82,7 @@ def stage_tree(root: Path) -> Path:
     """Mirror a submission tree in the current directory: folders as folders, regular files as links.
 
     Left out are the code, of which the package checker only lists the names, `NOT_STAGED`, and everything that is
-    neither folder nor regular file.
-
-    Args:
-        root: the tree, absolute.
-
-    Raises:
-        OSError: a folder cannot be listed.
+    neither folder nor regular file. The root is absolute.
     """
     TREE_FOLDER.mkdir()
     for part in ("systems", "results"):

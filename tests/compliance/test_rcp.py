@@ -161,19 +161,6 @@ def test_without_a_mean_there_is_no_outcome() -> None:
         assert result.full.passed is None
 
 
-@pytest.mark.parametrize(
-    ("gbs", "mean", "ruleset", "words"),
-    [
-        *((16, mean, "6.1.0", "positive number of samples") for mean in (0.0, -1.0, math.inf, math.nan)),
-        *((gbs, 1e5, "6.1.0", f"1 or more, got {gbs}") for gbs in (0, -16)),
-        (16, 1e5, "../6", r"'\.\./6', expected one of 6\.0\.0, 6\.1\.0"),
-    ],
-)
-def test_wrong_arguments_are_refused(gbs: int, mean: float, ruleset: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        rcp.check_convergence(gbs, mean, ruleset)
-
-
 def entries(runs: dict[int, list[int]]) -> str:
     return json.dumps(
         {

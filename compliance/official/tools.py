@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -51,16 +50,6 @@ def version() -> str:
         fix = f"pip install {PACKAGE}=={VERSION}, or leave the official tools out with --no-official"
         raise OfficialToolsError(f"the official tools are {PACKAGE} {VERSION}, found {installed}: {fix}")
     return installed
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One subprocess: tool, input paths by the user's names, subject of each answer, time limit."""
-
-    tool: OfficialTool
-    inputs: dict[str, Path]
-    subjects: tuple[str, ...]
-    limit_s: float
 
 
 class OfficialTools:
@@ -134,42 +123,43 @@ class OfficialTools:
         self, tool: OfficialTool, inputs: Mapping[str, Path], subjects: tuple[str, ...], logs: int | None = None
     ) -> None:
         limit_s = self._timeout_s * max(1, len(inputs) if logs is None else logs)
-        job = _Job(tool, {name: path.absolute() for name, path in inputs.items()}, subjects, limit_s)
-        self._results.append(self._threads.submit(self._run, job))
+        request = {
+            "tool": tool,
+            "ruleset": self._ruleset,
+            "paths": [str(path.absolute()) for path in inputs.values()],
+            "names": list(inputs),
+        }
+        self._results.append(self._threads.submit(self._run, tool, request, subjects, limit_s))
 
-    def _run(self, job: _Job) -> list[OfficialResult]:
+    def _run(
+        self, tool: OfficialTool, request: dict[str, Any], subjects: tuple[str, ...], limit_s: float
+    ) -> list[OfficialResult]:
         started = time.perf_counter()
         try:
-            answers = self._run_subprocess(job)
+            answers = self._run_subprocess(request, len(subjects), limit_s)
         except subprocess.TimeoutExpired:
-            message = f"not finished after {job.limit_s:g} s"
-            answers = [_failure("timeout", message, time.perf_counter() - started)] * len(job.subjects)
+            message = f"not finished after {limit_s:g} s"
+            answers = [_failure("timeout", message, time.perf_counter() - started)] * len(subjects)
         except OSError as error:
             message = f"the official tool could not be started: {error}"
-            answers = [_failure("crashed", message)] * len(job.subjects)
+            answers = [_failure("crashed", message)] * len(subjects)
         return [
-            OfficialResult(job.tool, subject, answer["verdict"], tuple(answer["messages"]), answer["seconds"])
-            for subject, answer in zip(job.subjects, answers, strict=True)
+            OfficialResult(tool, subject, answer["verdict"], tuple(answer["messages"]), answer["seconds"])
+            for subject, answer in zip(subjects, answers, strict=True)
         ]
 
-    def _run_subprocess(self, job: _Job) -> list[dict[str, Any]]:
+    def _run_subprocess(self, request: dict[str, Any], subjects: int, limit_s: float) -> list[dict[str, Any]]:
         """Return the answer of the subprocess for each subject. Raise TimeoutExpired, or OSError if it cannot start."""
         if self._closed.is_set():
             raise OSError("the official tools have been stopped")
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        request = {
-            "tool": job.tool,
-            "ruleset": self._ruleset,
-            "paths": [str(path) for path in job.inputs.values()],
-            "names": list(job.inputs),
-        }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         with (folder / "output.txt").open("wb") as output, _start_process(folder, output.fileno()) as process:
-            status = self._wait(process, job.limit_s)
+            status = self._wait(process, limit_s)
         if status == 0:
             answers: list[dict[str, Any]] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
         else:
-            answers = [_failure("crashed", _crash_message(status, folder / "output.txt"))] * len(job.subjects)
+            answers = [_failure("crashed", _crash_message(status, folder / "output.txt"))] * subjects
         shutil.rmtree(folder, ignore_errors=True)
         return answers
 

@@ -62,6 +62,11 @@ class Finding:
     got: str | None
     citation: str
 
+    @property
+    def place(self) -> str:
+        """Return file and line, "" if the finding concerns a whole set."""
+        return "" if self.file is None else self.file if self.line is None else f"{self.file}:{self.line}"
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:

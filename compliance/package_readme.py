@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .file_tree import printable
-from .findings import Finding, Report, RunSummary, Severity
+from .findings import Finding, Report, Severity
 from .submission import SystemDescription
 
 _TEMPLATE = Path(__file__).parent / "templates" / "package_readme.md.j2"
@@ -35,7 +35,6 @@ def package_readme(
         name=name,
         score=report.sets[0].score,
         runs=runs,
-        hyperparameters=_hyperparameters(list(runs.values())),
         command=Markup("TODO: the command" if script is None else f"`{printable(script)}`"),
         findings=_first_findings(report.findings, logs),
     )
@@ -45,16 +44,6 @@ def failing_findings(report: Report) -> list[Finding]:
     """Return the findings that make a report fail: errors, or warnings if there are none (--strict)."""
     errors = [finding for finding in report.findings if finding.severity is Severity.ERROR]
     return errors or [finding for finding in report.findings if finding.severity is Severity.WARNING]
-
-
-def _hyperparameters(runs: Sequence[RunSummary]) -> dict[str, list[float | None]]:
-    """Return the distinct logged values by title."""
-    values: dict[str, list[float | None]] = {
-        "global batch size": [run.global_batch_size for run in runs],
-        "base learning rate": [run.learning_rate for run in runs],
-        "warm-up steps": [run.warmup_steps for run in runs],
-    }
-    return {title: list(dict.fromkeys(logged)) for title, logged in values.items()}
 
 
 def _first_findings(findings: Sequence[Finding], logs: dict[str, str]) -> list[tuple[str, str, str]]:

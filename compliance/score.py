@@ -71,6 +71,8 @@ def spread(values: Sequence[float], quantum: float | None = None) -> Spread | No
     sd = math.dist(values, [mean] * len(values)) / math.sqrt(len(values) - 1)
     if not (mean > 0 and math.isfinite(mean + sd)):
         return None
+    if min(values) == max(values):
+        mean, sd = values[0], 0.0  # a floating-point sum leaves a trace of a deviation
     return Spread(
         runs=len(values),
         mean=mean,

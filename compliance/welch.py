@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
@@ -90,7 +90,7 @@ def compare_metric(
     """
     finite_a, finite_b = ([value for value in values if math.isfinite(value)] for values in (a, b))
     olympic_a, olympic_b = (olympic_mean(values) if len(values) == RUNS else None for values in (a, b))
-    spread_a, spread_b = _exact_spread(finite_a, quanta[0]), _exact_spread(finite_b, quanta[1])
+    spread_a, spread_b = spread(finite_a, quanta[0]), spread(finite_b, quanta[1])
     if spread_a is None or spread_b is None:
         verdict = (
             f"Not compared: runs with {noun} are {len(finite_a)} in A and {len(finite_b)} in B; each needs 2 or more."
@@ -155,14 +155,6 @@ def _standard_error(a: Spread, b: Spread, runs_a: int, runs_b: int) -> tuple[flo
         return 0.0, 0.0
     # Welch-Satterthwaite with fractions of the variance: fourth powers of the sd itself may overflow or underflow.
     return se, 1 / ((se_a / se) ** 4 / (runs_a - 1) + (se_b / se) ** 4 / (runs_b - 1))
-
-
-def _exact_spread(values: Sequence[float], quantum: float | None) -> Spread | None:
-    """Return the spread, exactly 0 for equal values: a floating-point sum leaves a trace of a deviation."""
-    result = spread(values, quantum)
-    if result is None or result.minimum < result.maximum:
-        return result
-    return replace(result, mean=result.minimum, sd=0.0, cv_percent=0.0)
 
 
 def _tested_verdict(noun: str, outcome: Outcome, percent: float, test: WelchTest, confidence: float) -> str:

@@ -61,20 +61,19 @@ def value_range(values: Collection[float], digits: int = 0) -> str:
     return " to ".join(f"{end:,.{digits}f}" for end in ends)
 
 
-def group_by_folder(paths: Iterable[str]) -> str:
-    """Format paths, and name a folder that several share once.
+def places(paths: Iterable[str], limit: int | None = None) -> str:
+    """Format paths, at most ``limit``. Name a folder once while it stays the same.
 
-    >>> group_by_folder(["a/x.txt:1", "a/y.txt:2", "z.txt"])
-    'x.txt:1, y.txt:2 (in a/), z.txt'
+    >>> places(["a/x.txt:1", "a/y.txt:2", "z.txt"]), places(["a", "b", "c"], 1)
+    ('a/x.txt:1, y.txt:2, z.txt', 'a, and 2 more')
     """
-    folders: dict[str, list[str]] = {}
+    shown, last = [], None
     for path in paths:
-        folder, slash, name = path.rpartition("/")
-        folders.setdefault(folder + slash, []).append(name)
-    return ", ".join(
-        f"{', '.join(names)} (in {folder})" if folder and len(names) > 1 else folder + ", ".join(names)
-        for folder, names in folders.items()
-    )
+        folder, _, name = path.rpartition("/")
+        shown.append(name if folder == last else path)
+        last = folder
+    more = [f"and {len(shown) - limit} more"] if limit is not None and len(shown) > limit else []
+    return ", ".join(shown[:limit] + more)
 
 
 def common_folder(runs: Iterable[RunSummary]) -> str:

@@ -77,8 +77,7 @@ def _outcome(case: Element, findings: Sequence[Finding], tag: str, strict: bool)
 
 
 def _entry(finding: Finding) -> str:
-    place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
-    lines = [f"{finding.severity}: {finding.rule}: {finding.message}", f"  in {place}" if place else ""]
+    lines = [f"{finding.severity}: {finding.rule}: {finding.message}", f"  in {finding.place}" if finding.place else ""]
     lines += [f"  {name}: {text}" for name, text in (("expected", finding.expected), ("got", finding.got)) if text]
     lines += [f"  source: {finding.citation}"]
     return "\n".join(printable(line) for line in lines if line)

@@ -23,7 +23,7 @@ from .. import benchmark
 from ..file_tree import printable
 from ..findings import Finding, Report, Score, SetResult, Severity, Status
 from . import figures, tables
-from .formatting import NOTHING, count, group_by_folder, number, run_ranges
+from .formatting import NOTHING, count, number, places, run_ranges
 from .plot_parts import MAX_LOSS
 from .tables import Table
 from .terminal import template_environment
@@ -121,14 +121,14 @@ def _by_rule(findings: Iterable[Finding], severity: Severity) -> list[tuple[str,
     rules: dict[tuple[str, str], dict[tuple[str, str, str], list[str]]] = {}
     for finding in findings:
         if finding.severity is severity:
-            line = "" if finding.line is None else f":{finding.line}"
-            place = ("whole set" if finding.file is None else finding.file) + line
             cells = (finding.message, finding.expected or NOTHING, finding.got or NOTHING)
-            rules.setdefault((finding.rule, finding.citation), {}).setdefault(cells, []).append(place)
+            rules.setdefault((finding.rule, finding.citation), {}).setdefault(cells, []).append(
+                finding.place or "whole set"
+            )
     columns = ("Where", "What", "Expected", "Got")
     tables_by_rule = []
     for (rule, citation), rows in rules.items():
-        table = Table(columns, [(group_by_folder(where), *cells) for cells, where in rows.items()])
+        table = Table(columns, [(places(where), *cells) for cells, where in rows.items()])
         tables_by_rule.append((rule, citation, sum(map(len, rows.values())), table))
     return tables_by_rule
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..findings import Official, Rcp, RcpTest, RunSummary, SetResult, Spread, Variance
-from .formatting import NOTHING, common_folder, group_by, group_by_folder, number, run_ranges
+from .formatting import NOTHING, common_folder, group_by, number, places, run_ranges
 from .plot_parts import phase_bars, rate_summary
 
 Cell = Callable[[RunSummary], str]
@@ -166,11 +166,9 @@ def official_tables(official: Official) -> dict[str, Any]:
     results = []
     for (tool, verdict, messages), same in by_verdict:
         seconds = number(sum(each.seconds for each in same), 1)
-        subjects = group_by_folder(each.subject for each in same)
+        subjects = places(each.subject for each in same)
         results.append((tool, subjects, verdict, seconds, "; ".join(messages) or NOTHING))
-    divergences = [
-        (tool, group_by_folder(each.subject for each in same), *outcome) for (tool, *outcome), same in differ
-    ]
+    divergences = [(tool, places(each.subject for each in same), *outcome) for (tool, *outcome), same in differ]
     return {
         "version": official.version,
         "verdict": official.verdict,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..benchmark import NAME
 from ..findings import Finding, OfficialResult, Report, Severity, Verdict
 from ..welch import Outcome, format_percent
-from .formatting import common_folder, count, group_by, number
+from .formatting import common_folder, count, group_by, number, places
 from .terminal import draw, template_environment
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def text_report(report: Report, width: int = 100, colour: bool = False) -> str:
         "common_folder": common_folder,
         "seed": lambda seed: str(seed) if seed is not None and abs(seed) < 2**64 else number(seed),
         "evidence": _evidence,
-        "places": lambda files: _places((file, None) for file in files),
+        "places": _places,
         "complaints": _complaints,
     }
     counts = {severity: sum(each.severity is severity for each in report.findings) for severity in Severity}
@@ -83,8 +83,7 @@ def _evidence(group: tuple[tuple[str | None, str | None], list[Finding]]) -> str
     """Format expected and got, and the places where they are."""
     (expected, got), findings = group
     values = [f"{name} {_shortened(text)}" for name, text in (("expected", expected), ("got", got)) if text is not None]
-    places = _places((each.file, each.line) for each in findings)
-    return ": ".join(filter(None, (", ".join(values), places)))
+    return ": ".join(filter(None, (", ".join(values), _places(each.place for each in findings if each.place))))
 
 
 def _complaints(results: Iterable[OfficialResult]) -> list[tuple[tuple[str, ...], list[str]]]:
@@ -94,17 +93,8 @@ def _complaints(results: Iterable[OfficialResult]) -> list[tuple[tuple[str, ...]
     return [(files, [text for text, _ in same]) for files, same in group_by(subjects, lambda each: each[1])]
 
 
-def _places(places: Iterable[tuple[str | None, int | None]]) -> str:
-    """Format files with lines. Name a folder once while it stays the same."""
-    shown, last = [], None
-    for file, line in places:
-        if file is None:
-            continue
-        folder, _, name = file.rpartition("/")
-        shown.append((name if folder == last else file) + (f":{line}" if line is not None else ""))
-        last = folder
-    more = f", and {len(shown) - _MAX_ENTRIES} more" if len(shown) > _MAX_ENTRIES else ""
-    return ", ".join(map(_shortened, shown[:_MAX_ENTRIES])) + more
+def _places(paths: Iterable[str]) -> str:
+    return places(map(_shortened, paths), _MAX_ENTRIES)
 
 
 def _shortened(text: str) -> str:

@@ -175,7 +175,8 @@ def test_a_bad_configuration_is_refused(sandbox: Sandbox) -> None:
 
 
 def test_the_real_check_refuses_a_bad_configuration(sandbox: Sandbox) -> None:
-    (sandbox.scripts / "gptoss20b").symlink_to(ROOT / "gptoss20b")
+    for package in ("gptoss20b", "system_info"):
+        (sandbox.scripts / package).symlink_to(ROOT / package)
     done = run(sandbox, PYTHON=sys.executable, GLOBAL_BATCH_SIZE="3", TARGET_LOSS="none")
     assert done.returncode == 2
     problems = [line.split(":")[0] for line in done.stderr.splitlines()]

@@ -4,6 +4,8 @@
 # make coverage  print the line and branch coverage of the tests
 # make pythons   run the unit tests on every supported Python: make pythons PYTHONS="python3.12 python3.13"
 # make docs      build the documentation into site/; a broken link fails
+# make reference write the generated pages of docs/reference
+# make pictures  draw docs/images and the example report (report.png needs Chromium)
 # make format    format the code and fix lint
 # make lock      regenerate requirements/*.txt from pyproject.toml
 # make bench     time the CPU run
@@ -25,7 +27,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
 
-.PHONY: run check test coverage pythons lint types unit all-tests docs format lock bench clean
+.PHONY: run check test coverage pythons lint types unit all-tests docs reference pictures format lock bench clean
 
 run: $(VENV)/run-ready
 	$(BIN)/python -m data_scripts.make_sample_data data/sample
@@ -73,6 +75,13 @@ format: $(VENV)/test-ready
 bench: $(VENV)/run-ready
 	$(BIN)/python -m data_scripts.make_sample_data data/sample
 	$(BIN)/python -m benchmarks.cpu_run
+
+reference: $(VENV)/test-ready
+	$(BIN)/python -m doc_tools.reference
+
+pictures: $(VENV)/test-ready
+	$(BIN)/python -m compliance report examples/ten_runs --system examples/CPU_1x2.json --out examples/report.html
+	$(BIN)/python -m doc_tools.pictures
 
 # requirements/*.txt: pins with hashes. lock.txt has every extra; the others are the part of it that one environment needs.
 lock: $(VENV)/test-ready

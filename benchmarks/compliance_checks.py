@@ -8,7 +8,7 @@ medians:
 - `check-set` with the official tools beside the same;
 - `check-run --no-official` on the 200 MB log beside `compliance_checker`.
 
-Figures of record: benchmarks/README.md.
+Figures of record: docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.cpu_run` times this project's torch back end and Megatron-Core's own local spec on the same
 weights and tokens and prints medians. The order is ours, theirs, theirs, ours, because machines are noisy. Start-up is
-timed over whole runs under torchrun. Figures of record: benchmarks/README.md.
+timed over whole runs under torchrun. Figures of record: docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ recurs, documents do not: 200 MB are about a hundred times the source. Both are 
   with a tensor, in one process, without its imports and the loading of the tokenizer.
 
 They alternate; figures are medians. All outputs must be the same bytes. CPU time is that of all processes; memory is
-their private memory together, sampled ten times a second. Figures of record: benchmarks/README.md.
+their private memory together, sampled ten times a second. Figures of record: docs/benchmarks.md.
 """
 
 from __future__ import annotations

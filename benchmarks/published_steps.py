@@ -2,7 +2,7 @@
 
 Only facts are here: layouts, seconds, and the source of each. "v6.0 logs" are the public result logs of MLPerf Training
 v6.0 (a block's `train_step_time` or time over steps, and its `validation_time`), with the layout that the submission's
-configuration or README names. None was measured by this project. Figures and conclusions: docs/scaling.md.
+configuration or README names. None was measured by this project. Figures and conclusions: docs/performance-model.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `python -m benchmarks.soak --minutes 20` starts two ranks of the small model on short sequences under torchrun, with an
 evaluation every 10 steps and a checkpoint every 50, and ends them with SIGTERM. `benchmarks.flatness` checks samples of
 the processes and the steps in the log. The exit status is 1 if something is not flat. Figures of record:
-benchmarks/README.md.
+docs/benchmarks.md.
 """
 
 from __future__ import annotations

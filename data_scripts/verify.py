@@ -52,7 +52,9 @@ def main(
         Path | None,
         typer.Option("--report", metavar="FILE", show_default="DIR/verified.json", help="File of the JSON report."),
     ] = None,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Reading threads.")] = _THREADS,
+    threads: Annotated[
+        int, typer.Option(metavar="N", min=1, show_default="all cores, at most 16", help="Reading threads.")
+    ] = _THREADS,
 ) -> None:
     """Verify a dataset: structure, checksums and every token.
 

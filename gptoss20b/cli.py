@@ -210,7 +210,7 @@ def estimate(
 @app.command()
 def bench(
     scenario: Annotated[
-        Literal["S1", "S2", "S3", "tiny"], typer.Option(help="What to time; see benchmarks/gpu/README.md.")
+        Literal["S1", "S2", "S3", "tiny"], typer.Option(help="What to time; see docs/gpu-benchmarks.md.")
     ],
     backend: Annotated[
         Literal["torch", "transformer_engine", "megatron_local"], typer.Option(help="Layer back end.")

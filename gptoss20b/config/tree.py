@@ -168,7 +168,9 @@ class Execution(FrozenModel):
     warmup_passes: int = setting("WARMUP_PASSES", "warm-up steps on synthetic tokens before the clock starts", 2, ge=0)
     timeout_seconds: int = setting("COLLECTIVE_TIMEOUT", "seconds until a stuck collective aborts the run", 45, ge=5)
     deterministic: bool = setting(
-        "DETERMINISTIC", "make reruns on the same machine bit-identical; slower on GPUs (docs/endurance.md)", False
+        "DETERMINISTIC",
+        "make reruns on the same machine bit-identical; slower on GPUs (docs/fault-tolerance.md)",
+        False,
     )
     cpu_threads: int = setting("CPU_THREADS", "CPU threads per rank on a machine without a GPU", 1, ge=1)
 

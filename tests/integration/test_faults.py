@@ -1,4 +1,4 @@
-"""Runs with a fault end in time, with the reason in log, last line and exit status (docs/endurance.md)."""
+"""Runs with a fault end in time, with the reason in log, last line and exit status (docs/fault-tolerance.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run every command of the README's journeys of a submitter, a reviewer and a vendor, each in a new clone.
+"""Run every command of the journeys in README and docs, each in a new clone.
 
 A journey is a fenced block after `<!-- journey: NAME -->`. An indented line, and a closing bracket, continue the line
 before. `# -> TEXT` is expected in the output of the command before it; `...` stands for any text.
@@ -26,13 +26,13 @@ from tests.support.paths import ROOT, files_in_git
 
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 FAKE_PIP = ROOT / "tests" / "support" / "fake_pip.py"
 LIMIT_S = 600.0
 
-# --- differences from the README
+# --- differences from the text
 
-# `pip` is fake_pip.py, which links the pinned packages instead of downloading them.
+# `pip` is fake_pip.py, which links this Python's packages instead of downloading them.
 ENVIRONMENT = {"python3 -m venv": f"{sys.executable} -m venv --without-pip"}
 # The CPU configuration with half its batch size, which reaches the open division's 3.34 at the first evaluation. The
 # seeds are fixed, so that the runs are the same every time.
@@ -57,6 +57,8 @@ TWO_TRIALS = {
     "10 converged": "2 converged",
     "0.006 in A": "0.008 in A",
 }
+# The environment that `make run` makes, and a run of the submitter as its result.
+MADE = "python3 -m venv --without-pip .venv && source .venv/bin/activate && pip install '.[run,data,compliance]'"
 # Without GPUs, docker and 86 GB of disk, these commands are only recorded. docker lists a setting, which
 # run_with_docker.sh asks for.
 RECORDED = ("docker", "nvidia-smi", "recording-python")
@@ -95,9 +97,9 @@ class Journey:
 
 def read_steps(name: str, changes: Mapping[str, str]) -> list[Step]:
     """Return the steps of a journey with texts replaced. Fail if the journey does not contain one of the texts."""
-    (block,) = re.findall(rf"^<!-- journey: {name} -->\n```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(rf"^<!-- journey: {name} -->\n```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     for old, new in changes.items():
-        assert old in block, f"no {old!r} in the README's journey"
+        assert old in block, f"no {old!r} in the journey"
         block = block.replace(old, new)
     steps: list[Step] = []
     for line in block.splitlines():
@@ -159,7 +161,7 @@ class Workspace:
     folder: Path
 
     def run(self, name: str, changes: dict[str, str], inputs: dict[Path, str], **environment: str) -> Journey:
-        """Run a journey of the README. `inputs` are folders to copy into its clone first."""
+        """Run a journey. `inputs` are folders to copy into its clone first."""
         steps = read_steps(name, ENVIRONMENT | changes)
         clone = self.folder / "clone"
         shutil.copytree(self.folder / "fresh", clone)
@@ -289,9 +291,14 @@ def test_the_vendor_plans_and_compares_two_sets_with_another_learning_rate(vendo
     ]
 
 
-def test_every_result_that_the_journeys_name_exists(submitter: Journey, reviewer: Journey, vendor: Journey) -> None:
-    section = README.split("## Three journeys")[1].split("\n## ")[0]
-    named = set(re.findall(r"results/[\w./]+\w", section))
-    assert {"results/report.html", "results/submission/benchmarks/gpt_oss_20b/README.md"} <= named
-    clones = [journey.clone for journey in (submitter, reviewer, vendor)]
-    assert [name for name in sorted(named) if not any((clone / name).exists() for clone in clones)] == []
+def test_a_newcomer_s_commands_work_in_one_environment(workspace: Workspace, submitter: Journey) -> None:
+    """Instead of `make run`, use a trial of the submitter, its data, and an environment with the same extras."""
+    steps = [step for name in ("quick start", "first run", "examples") for step in read_steps(name, {})]
+    clone = workspace.folder / "newcomer"
+    shutil.copytree(workspace.folder / "fresh", clone)
+    for source, target in {"results/ten/trial_1": "results/latest", "data/sample": "data/sample"}.items():
+        shutil.copytree(submitter.clone / source, clone / target)
+    made = Step(MADE.replace("python3", sys.executable, 1), [])
+    path = f"{workspace.folder / 'bin'}:{os.environ['PATH']}"
+    run_steps(clone, [made, *steps], {"PATH": path, "HOME": "/nonexistent"} | NO_COMPILER)
+    assert (clone / "results/ten_runs.html").stat().st_size > 100_000

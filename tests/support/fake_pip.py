@@ -1,13 +1,15 @@
-"""A substitute for `pip install -r FILE...` that links this Python's packages into the active virtual environment.
+"""A substitute for `pip install '.[EXTRA,...]'` that links this Python's packages into the active virtual environment.
 
-The environment then has exactly what the files pin, and its dependencies, without a network and in a second. It fails
-if this Python does not have a pinned version.
+The environment then has exactly what pyproject.toml asks for, and its dependencies, without a network and in a second.
+It fails if this Python lacks a package or has another version, or if an extra that must not bring torch does.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distribution, version
 from pathlib import Path
@@ -15,11 +17,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+TORCH_FREE = {"data", "compliance"}
 
-def read_pins(file: Path) -> dict[str, str]:
-    """Return the version of each package in a file with one `name==version` per line."""
-    lines = [line.split("#")[0].strip() for line in file.read_text().splitlines()]
-    return dict(line.split("==") for line in lines if line)
+
+def read_requirements(extras: Iterable[str]) -> list[Requirement]:
+    """Return the project's requirements with these extras."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for name in extras for line in project["optional-dependencies"][name])]
+    return [each for each in map(Requirement, lines) if each.marker is None or each.marker.evaluate()]
 
 
 def with_dependencies(names: Iterable[str]) -> Iterator[Distribution]:
@@ -50,17 +55,23 @@ def link(packages: Iterable[Distribution], site: Path) -> None:
 
 def main(words: list[str]) -> None:
     """Install as pip does, or exit with a message."""
-    if words[:1] != ["install"] or len(words) < 3 or len(words) % 2 == 0 or set(words[1::2]) != {"-r"}:
-        sys.exit(f"pip {' '.join(words)}: expected install -r FILE...")
+    named = re.fullmatch(r"install \.\[([a-z,]+)\]", " ".join(words))
+    if named is None:
+        sys.exit(f"pip {' '.join(words)}: expected install .[EXTRA,...]")
     if "VIRTUAL_ENV" not in os.environ:
         sys.exit("pip: no virtual environment is active")
     (site,) = Path(os.environ["VIRTUAL_ENV"]).glob("lib/python3*/site-packages")
-    pins = {name: pin for file in words[2::2] for name, pin in read_pins(Path(file)).items()}
-    for name, pinned in pins.items():
-        installed = version(name)
-        if installed.split("+")[0] != pinned:  # torch's build follows a plus
-            sys.exit(f"pip: {name} {pinned} is pinned, but this Python has {installed}. Run `make test` to install it")
-    link(with_dependencies(pins), site)
+    extras = named[1].split(",")
+    requirements = read_requirements(extras)
+    for each in requirements:
+        if not each.specifier.contains(version(each.name), prereleases=True):
+            sys.exit(
+                f"pip: {each} is required, but this Python has {version(each.name)}. Run `make test` to install it"
+            )
+    packages = list(with_dependencies(each.name for each in requirements))
+    if set(extras) <= TORCH_FREE and any(package.name == "torch" for package in packages):
+        sys.exit(f"pip: {named[1]} brings torch")
+    link(packages, site)
 
 
 if __name__ == "__main__":

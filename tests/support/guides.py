@@ -19,7 +19,8 @@ def table_with_header(guide: str, mark: str) -> list[list[str]]:
 
 def fenced_blocks(guide: str) -> list[str]:
     """Return the contents of the fenced blocks without a language."""
-    return re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    return [text for language, text in blocks if not language]
 
 
 def read_guide(path: Path) -> str:

@@ -25,7 +25,7 @@ from gptoss20b.tools.bench.scenarios import configure
 from tests.support.guides import read_guide, table_rows
 from tests.support.paths import ROOT
 
-TEXT = read_guide(ROOT / "benchmarks/gpu/README.md")
+TEXT = read_guide(ROOT / "docs/gpu-benchmarks.md")
 PREDICTIONS = table_rows(TEXT, "predictions")
 NORMS = {"query": 0.1, "router": 0.5}
 

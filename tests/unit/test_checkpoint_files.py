@@ -141,7 +141,7 @@ def test_a_save_takes_the_state_twice_in_memory_spread_over_the_nodes() -> None:
 
 def test_the_readme_has_the_size_of_the_reference_model() -> None:
     gigabytes = bytes_on_disk(resolve({}), 20_488_418_112) / 1e9
-    assert f"{gigabytes:.0f} GB" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{gigabytes:.0f} GB" in (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
 
 
 def test_files_are_partitioned_by_their_bytes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from compliance.rcp import full_points
 from gptoss20b.config import Config, resolve, settings
+from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import ModelConfig, Parallel, Yarn
 from gptoss20b.model.size import compute_model_size, flops_per_token
 from tests.support.guides import read_guide, table_rows
@@ -192,6 +193,17 @@ def test_megatrons_modules_have_these_parameters(variant: str) -> None:
 def test_the_logged_total_is_openais_at_the_datas_vocabulary() -> None:
     model = MODELS["openai"].model_copy(update={"vocab_size": MODELS["reference"].vocab_size})
     assert (total_parameters(model), active_parameters(model)) == (20_495_244_864, 3_398_551_104)
+
+
+@pytest.mark.parametrize("row", table_rows(GUIDE, "variants"), ids=lambda row: row[0])
+def test_table_of_variants(row: list[str]) -> None:
+    config = resolve_variant(row[0].strip("`"))
+    counts = [config.model.num_layers, total_parameters(config.model), active_parameters(config.model)]
+    assert row[1:] == [*(f"{count:,}" for count in counts), f"{flops_per_token(config) / 1e6:,.1f}"]
+
+
+def test_all_variants_are_in_their_table() -> None:
+    assert [row[0].strip("`") for row in table_rows(GUIDE, "variants")] == list(PRESETS)
 
 
 def mean_keys(window_left: int) -> float:

@@ -37,7 +37,7 @@ EVERY = tuple(predictions())
 
 def test_the_command_prints_the_largest_errors() -> None:
     assert largest_errors() == pytest.approx(BACKTEST_ERRORS)
-    # The limits that docs/scaling.md names. Its tables of errors are held by test_estimate_guide.
+    # The limits that docs/performance-model.md names. Its tables of errors are held by test_performance_model_guide.
     assert BACKTEST_ERRORS["like_worst"] < 0.07 and BACKTEST_ERRORS["worst"] < 0.30
 
 

@@ -29,7 +29,7 @@ class Assumptions:
     imbalance: float = _assumption(
         1.6,
         "x rows on the busiest rank, EP > 1",
-        "fitted to GB200 at 8 and 72 GPUs (docs/scaling.md): includes all that EP 4 and CP 2 cost beyond their bytes",
+        "fitted to GB200 at 8 and 72 GPUs (docs/performance-model.md): all that EP 4 and CP 2 cost beyond their bytes",
         1,
     )
     overlap: float = _assumption(

@@ -12,8 +12,8 @@ from .efficiency import Efficiency
 from .scaling import CONVERGENCE, Estimate
 
 _GIB = 2**30
-# Largest errors where one published run predicts another of its vendor and precision (docs/scaling.md). The back-test
-# is benchmarks/published_steps.py; a test compares these figures with it.
+# Largest errors where one published run predicts another of its vendor and precision (docs/performance-model.md). The
+# back-test is benchmarks/published_steps.py; a test compares these figures with it.
 BACKTEST_ERRORS = {
     "like_predictions": 24,
     "like_worst": 0.06886157545907046,
@@ -80,7 +80,7 @@ def as_tables(estimate: Estimate, efficiency: Efficiency) -> Sequence[Table | st
         "\n".join(f"Taken as given: {text}." for text in STATED),
         f"Error against published runs, one predicting another: at most {error['like_worst']:.0%} in "
         f"{error['like_predictions']} predictions between like GPUs and layouts, at most {error['worst']:.0%} in all "
-        f"{error['predictions']} (docs/scaling.md).",
+        f"{error['predictions']} (docs/performance-model.md).",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The tables and commands of docs/scaling.md."""
+"""The tables and commands of docs/performance-model.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gptoss20b.tools.estimate.scaling import CONVERGENCE, Estimate, ScalingModel
 from tests.support.guides import read_guide, table_rows
 from tests.support.paths import ROOT
 
-GUIDE = read_guide(ROOT / "docs" / "scaling.md")
+GUIDE = read_guide(ROOT / "docs" / "performance-model.md")
 RUNS = {run.name: run for run in PUBLISHED}
 ERRORS = tuple(predictions())
 

@@ -1,4 +1,4 @@
-"""docs/endurance.md: each fault has tests that exist, and exit statuses, settings and rules are those of the code."""
+"""docs/fault-tolerance.md: each fault has tests that exist; exit statuses, settings and rules are those of the code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptoss20b.determinism import LIBRARY_VARIABLES
 from gptoss20b.stopping import ExitCode, NonFiniteLossError, exit_code_for, signal_reason
 from tests.support.paths import ROOT
 
-GUIDE = (ROOT / "docs" / "endurance.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "fault-tolerance.md").read_text(encoding="utf-8")
 
 
 def fault_table() -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import shlex
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
@@ -29,126 +29,97 @@ from .md5_list import LIST_NAME, WORK_FOLDER, ListedFile, file_md5, parse_list
 from .progress import ByteProgress
 
 
-class Outcome(NamedTuple):
-    """Result of a download: files verified, those of them that were there before, and bytes received."""
+def download(directory: Path, source: str, streams: int, policy: RetryPolicy) -> str:
+    """Fetch, verify and commit all files that are not there yet. Return a summary.
 
-    files: int
-    kept: int
-    received: int
-
-
-class Download:
-    """One download: destination, source, number of streams and retry policy.
+    Args:
+        directory: folder for the files.
+        source: address of the metadata file.
+        streams: number of parallel requests.
+        policy: when to retry.
 
     Raises:
-        CommandError: the source is no https address.
+        CommandError, DataError: the download cannot be completed. What was fetched is kept, and no unverified file has
+            a final name.
     """
+    started = time.monotonic()
+    client = HttpsClient(source, policy)
+    work = directory / WORK_FOLDER
+    with ExitStack() as stack:
+        stack.enter_context(locked_folder(work))
+        published = fetch_list(client, source)
+        remotes = {listed: probe_file(client, published.base, listed.path) for listed in published.files}
+        required = _missing_files(directory, remotes)
+        parts = [stack.enter_context(PartialFile(work, listed, remotes[listed])) for listed in required]
+        for part in parts:
+            if part.restarted:
+                log(f"{part.listed.path}: another version than before, fetched from the start again")
+        check_space(directory, parts)
+        # From here on, --offline takes the expected files from this list.
+        atomic_write(directory / LIST_NAME, published.text)
+        fsync_path(directory)
+        total, before = sum(part.remote.size for part in parts), sum(part.received for part in parts)
+        if parts:
+            with ByteProgress("fetching").begin(total, before) as progress:
+                fetch(client, parts, streams, progress.update)
+            _verify_and_commit(directory, parts)
+        # Parts of another list go, too.
+        clear_folder(work)
+    fetched, seconds = "nothing fetched", time.monotonic() - started
+    if received := total - before:
+        fetched = f"{received:,} bytes fetched in {seconds:,.1f} s, {decimal(round(received / seconds))}/s"
+    kept = len(remotes) - len(required)
+    return f"{directory}: {len(remotes)} files verified, {kept} of them were there before; {fetched}"
 
-    def __init__(self, directory: Path, source: str, streams: int, policy: RetryPolicy) -> None:
-        self.directory = directory
-        self._source, self._streams = source, streams
-        self._client = HttpsClient(source, policy)
 
-    def run(self, *, replace: bool) -> Outcome:
-        """Fetch, verify and commit all files that are not there yet.
+def _missing_files(directory: Path, remotes: dict[ListedFile, RemoteFile]) -> list[ListedFile]:
+    """Return the files that are not there yet.
 
-        Args:
-            replace: fetch files again whose content differs from the list.
+    Raises:
+        CommandError: what is there in the place of a file has other content than the list.
+    """
+    present = {listed: path for listed in remotes if os.path.lexists(path := directory / listed.path)}
 
-        Raises:
-            CommandError: the download cannot be completed. What was fetched is kept, and no unverified file has a
-                final name.
-        """
-        with ExitStack() as stack:
-            work = self._lock_work_folder(stack)
-            published = fetch_list(self._client, self._source)
-            remotes = {listed: probe_file(self._client, published.base, listed.path) for listed in published.files}
-            required = self._files_to_fetch(remotes, replace)
-            parts = [stack.enter_context(PartialFile(work, listed, remotes[listed])) for listed in required]
-            for part in parts:
-                if part.restarted:
-                    log(f"{part.listed.path}: another version than before, fetched from the start again")
-            check_space(self.directory, parts)
-            # From here on, --offline takes the expected files from this list.
-            atomic_write(work / LIST_NAME, published.text)
-            (work / LIST_NAME).replace(self.directory / LIST_NAME)
-            fsync_path(self.directory)
-            before = sum(part.received for part in parts)
-            corrupt = self._fetch_and_commit(parts, replace=replace)
-            for part, got in corrupt.items():
-                log(f"{part.listed.path}: got MD5 {got}, expected {part.listed.md5}; fetched from the start again")
+    def check_same(path: Path, got: str, expected: str) -> None:
+        if got != expected:
+            raise CommandError(f"{path}: got {got}; expected {expected}. To fix: move it away to fetch it again.")
+
+    # Compare all sizes first: an MD5 takes minutes.
+    for listed, path in present.items():
+        size = f"{path.stat().st_size:,} bytes" if path.is_file() else "something else than a file"
+        check_same(path, size, f"{remotes[listed].size:,} bytes")
+    with ByteProgress("checking").begin(sum(remotes[listed].size for listed in present)) as progress:
+        for listed, path in present.items():
+            check_same(path, f"MD5 {file_md5(path, progress.advance)}", f"MD5 {listed.md5}")
+    return [listed for listed in remotes if listed not in present]
+
+
+def _verify_and_commit(directory: Path, parts: list[PartialFile]) -> None:
+    """Give the complete parts whose MD5 is right their final names; drop the others.
+
+    Raises:
+        CommandError: an MD5 is wrong, or a final name is taken.
+    """
+    corrupt = []
+    with ByteProgress("verifying").begin(sum(part.remote.size for part in parts)) as progress:
+        for part in parts:
+            final = directory / part.listed.path
+            got = file_md5(part.path, progress.advance)
+            if got != part.listed.md5:
                 part.reset()
-            corrupt_again = self._fetch_and_commit(list(corrupt), replace=replace)
-            for part in corrupt_again:
-                part.reset()
-            for part, got in corrupt_again.items():
+                corrupt.append(f"{part.listed.path}: got MD5 {got}; expected {part.listed.md5}")
+            elif os.path.lexists(final):
                 raise CommandError(
-                    f"{part.listed.path}: got MD5 {got} twice; expected {part.listed.md5}. To fix: the file and the "
-                    "list on the server differ; run again later, or name another --source."
+                    f"{final}: got a file that was not there at the start; expected none. "
+                    "To fix: move it away and run the same command again."
                 )
-            received = sum(part.remote.size for part in [*parts, *corrupt]) - before
-            # Parts of another list go, too.
-            clear_folder(work)
-        return Outcome(len(published.files), len(published.files) - len(required), received)
-
-    def _lock_work_folder(self, stack: ExitStack) -> Path:
-        work = self.directory / WORK_FOLDER
-        try:
-            stack.enter_context(locked_folder(work))
-        except OSError as error:
-            raise CommandError(
-                f"{work}: cannot be written ({error.strerror}). To fix: name a writable DIR; --offline only reads."
-            ) from error
-        return work
-
-    def _files_to_fetch(self, remotes: dict[ListedFile, RemoteFile], replace: bool) -> list[ListedFile]:
-        """Return the missing files, and with `replace` those whose content differs from the list."""
-        right: dict[ListedFile, Path] = {}
-
-        def keep_if(same: bool, listed: ListedFile, path: Path, difference: str) -> None:
-            if same:
-                right[listed] = path
-            elif replace:
-                right.pop(listed, None)
             else:
-                raise CommandError(f"{path}: {difference}. To fix: pass --replace to fetch it again, or move it away.")
-
-        # Compare all sizes first: an MD5 takes minutes.
-        for listed, remote in remotes.items():
-            path = self.directory / listed.path
-            if path.is_file():
-                size = path.stat().st_size
-                keep_if(size == remote.size, listed, path, f"got {size:,} bytes; expected {remote.size:,}")
-            elif os.path.lexists(path):
-                raise CommandError(f"{path}: got something else than a file; expected one. To fix: move it away.")
-        with ByteProgress("checking").begin(sum(remotes[listed].size for listed in right)) as progress:
-            for listed, path in list(right.items()):
-                md5 = file_md5(path, progress.advance)
-                keep_if(md5 == listed.md5, listed, path, f"got MD5 {md5}; expected {listed.md5}")
-        return [listed for listed in remotes if listed not in right]
-
-    def _fetch_and_commit(self, parts: list[PartialFile], *, replace: bool) -> dict[PartialFile, str]:
-        """Fetch all parts and commit those whose MD5 is right; return the others with their MD5."""
-        if not parts:
-            return {}
-        total = sum(part.remote.size for part in parts)
-        with ByteProgress("fetching").begin(total, sum(part.received for part in parts)) as progress:
-            fetch(self._client, parts, self._streams, progress.update)
-        corrupt: dict[PartialFile, str] = {}
-        with ByteProgress("verifying").begin(total) as progress:
-            for part in parts:
-                got = file_md5(part.path, progress.advance)
-                if got != part.listed.md5:
-                    corrupt[part] = got
-                    continue
-                final = self.directory / part.listed.path
-                if os.path.lexists(final) and not replace:
-                    raise CommandError(
-                        f"{final}: got a file that was not there at the start; expected none. "
-                        "To fix: move it away and run the same command again."
-                    )
                 part.commit(final)
-        return corrupt
+    if corrupt:
+        raise CommandError(
+            f"{', '.join(corrupt)}. To fix: run the same command again; if that does not help, the file and the list "
+            "on the server differ: name another --source."
+        )
 
 
 def _report_states(directory: Path) -> None:
@@ -158,7 +129,7 @@ def _report_states(directory: Path) -> None:
     is not known.
 
     Raises:
-        CommandError: the list is damaged, or a file is missing or not verified.
+        CommandError, DataError: the list is damaged, or a file is missing or not verified.
     """
     list_path = directory / LIST_NAME
     md5_by_path = dict.fromkeys(FILES, "")
@@ -187,14 +158,6 @@ def _report_states(directory: Path) -> None:
         )
 
 
-def _summary(directory: Path, outcome: Outcome, seconds: float) -> str:
-    fetched = "nothing fetched"
-    if outcome.received:
-        rate = decimal(round(outcome.received / seconds))
-        fetched = f"{outcome.received:,} bytes fetched in {seconds:,.1f} s, {rate}/s"
-    return f"{directory}: {outcome.files} files verified, {outcome.kept} of them were there before; {fetched}"
-
-
 def main(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset.")] = Path("data/c4"),
     source: Annotated[
@@ -217,22 +180,17 @@ def main(
         float,
         typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Seconds without a byte that end an attempt."),
     ] = 60.0,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Fetch files again whose content differs from the list.")
-    ] = False,
 ) -> None:
     """Download the published dataset, and verify every file.
 
     Run the command again to resume an interrupted download. A file gets its final name only after its MD5 was verified.
     Files that are there already are verified and kept.
     """
-    with cli_errors():
+    with cli_errors(directory):
         if offline:
             _report_states(directory)
             return
-        started = time.monotonic()
-        outcome = Download(directory, source, streams, RetryPolicy(retries, retry_wait, timeout)).run(replace=replace)
-        typer.echo(_summary(directory, outcome, time.monotonic() - started))
+        typer.echo(download(directory, source, streams, RetryPolicy(retries, retry_wait, timeout)))
         typer.echo(f"next: data_scripts/verify_dataset.sh {shlex.quote(str(directory))}")
 
 

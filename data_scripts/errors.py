@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -9,12 +10,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from types import FrameType
 from typing import Never
 
 import typer
 
 from gptoss20b.data.files import DataError
+
+# no room on the disk, in the user's quota, or below the limit of a file's size
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ExitCode(IntEnum):
@@ -37,10 +42,13 @@ class _TerminatedError(BaseException):
 
 
 @contextmanager
-def cli_errors() -> Iterator[None]:
+def cli_errors(place: Path | None = None) -> Iterator[None]:
     """Run a command's body; turn every failure into one line on stderr and its exit status.
 
     SIGTERM unwinds the stack like an interrupt, so that `finally` blocks run.
+
+    Args:
+        place: where the command writes, for an error of the system that names no file.
     """
 
     def terminate(number: int, frame: FrameType | None) -> Never:
@@ -65,8 +73,13 @@ def cli_errors() -> Iterator[None]:
     except (CommandError, DataError) as error:
         _exit_with(str(error), ExitCode.FAILED)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _exit_with(f"{place}{error.strerror or error}", ExitCode.FAILED)
+        reason = str(error.strerror or error)
+        if error.errno in _DISK_FULL:
+            reason = f"got {reason}; expected a disk with room. To fix: make room and run the same command again."
+        place = error.filename or place
+        _exit_with(f"{place}: {reason}" if place else reason, ExitCode.FAILED)
+    except MemoryError:
+        _exit_with("got too little memory; expected more. To fix: run fewer processes.", ExitCode.FAILED)
     except KeyboardInterrupt:
         _exit_with("interrupted", ExitCode.INTERRUPTED)
     except _TerminatedError:

@@ -7,7 +7,6 @@ end-of-document token unless asked for. The bytes depend neither on the number o
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import os
@@ -15,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -33,14 +32,12 @@ from .tokenization.blocks import NO_TOKENS, TokenizedBlock, block_tokenizer
 from .tokenization.journal import JobDescription, State, WorkFolder
 from .tokenization.shards import BLOCK_BYTES, Block, find_shards, read_shards
 from .tokenization.tokenizer import load_tokenizer, tokenizer_id
-from .tokenization.workers import WorkerDiedError, WorkerPool
+from .tokenization.workers import WorkerPool
 
 # bad lines that the summary lists
 _MAX_LISTED = 5
 # blocks per worker that are read and not yet written: one in work, one waiting
 _BLOCKS_PER_WORKER = 2
-# no room on the disk, in the user's quota, or below the limit of a file's size
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def preprocess(task: Task, workers: int, progress: ByteProgress, block_bytes: in
         block_bytes: text per block; the output does not depend on it.
 
     Raises:
-        CommandError: a bad line, existing files, another task than the interrupted one, a killed worker, a full disk.
+        CommandError: a bad line, existing files, another task than the interrupted one, a killed worker.
         DataError: an unreadable shard or tokenizer, or a damaged work folder.
     """
     if task.append_eod and load_tokenizer(task.tokenizer).eod_token is None:
@@ -103,7 +100,7 @@ def preprocess(task: Task, workers: int, progress: ByteProgress, block_bytes: in
             f"{task.tokenizer}: got no end-of-document token; expected one for --append-eod. "
             "To fix: leave --append-eod out, or give Llama 3's tokenizer."
         )
-    with _system_errors(task), WorkFolder(task.prefix, task.job()) as folder:
+    with WorkFolder(task.prefix, task.job()) as folder:
         kept = folder.state
         try:
             if not folder.state.finished:
@@ -115,28 +112,6 @@ def preprocess(task: Task, workers: int, progress: ByteProgress, block_bytes: in
             if done := folder.state.shards:
                 log(f"{done} of {len(task.shards)} shards are kept in {folder.path}; run the same command to resume")
             raise
-
-
-@contextmanager
-def _system_errors(task: Task) -> Iterator[None]:
-    """Turn errors of the system, such as a full disk or a killed worker, into a CommandError."""
-    try:
-        yield
-    except OSError as error:
-        place = error.filename or append_suffix(task.prefix, ".partial")
-        if error.errno not in _DISK_FULL:
-            raise CommandError(
-                f"{place}: got {error.strerror or error}; expected a place to write. To fix: name another --out."
-            ) from error
-        raise CommandError(
-            f"{place}: got {error.strerror or error}; expected a disk with room for the tokens. "
-            "To fix: make room, or name an --out elsewhere."
-        ) from error
-    except (WorkerDiedError, MemoryError) as error:
-        raise CommandError(
-            f"worker: got {error or 'too little memory'}; expected it to live. "
-            "To fix: if memory ran out, give fewer --workers; then run the same command again."
-        ) from error
 
 
 def _check_skipped(kept: State, task: Task) -> None:
@@ -247,7 +222,7 @@ def main(
 
     Exit status: 0 made, 1 failed, 2 usage, 130 interrupted, 143 terminated.
     """
-    with cli_errors():
+    with cli_errors(append_suffix(out, ".partial")):
         if out.name in {"", ".."} or out.is_dir():
             raise CommandError(
                 f"{out}: got a folder; expected the files' common name, without .bin. To fix: add a name."

@@ -6,7 +6,6 @@ only after the bytes it counts were flushed. So the state is never ahead of the 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,6 @@ from .remote import RemoteFile
 
 # bytes per segment: the unit of requests, and of saving the state
 SEGMENT = 64 << 20
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class State(NamedTuple):
@@ -58,11 +56,10 @@ class PartialFile(Closing):
         self.restarted = saved is not None and not resumable
         self._state = saved if saved is not None and resumable else fresh
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
         if not resumable:
             self.reset()
-        self._closed = False
-        self._write_lock, self._state_lock = threading.Lock(), threading.Lock()
+        self._state_lock = threading.Lock()
 
     @property
     def received(self) -> int:
@@ -72,7 +69,7 @@ class PartialFile(Closing):
     def bytes_to_allocate(self) -> int:
         """Return the bytes of disk that the rest of the file takes."""
         # st_blocks counts units of 512 bytes, whatever the file system's block size (stat(2)).
-        return max(self.remote.size - os.fstat(self._descriptor).st_blocks * 512, 0)
+        return max(self.remote.size - self.path.stat().st_blocks * 512, 0)
 
     def incomplete_segments(self) -> list[int]:
         """Return the numbers of the segments that are not complete."""
@@ -85,79 +82,51 @@ class PartialFile(Closing):
         return (first, end - 1) if first < end else None
 
     def write(self, segment: int, data: bytes) -> None:
-        """Append to a segment.
+        """Append to a segment, which one thread at a time may do.
 
         Raises:
-            ValueError: the data exceed the segment, or the part is closed.
-            CommandError: the disk is full.
+            ValueError: the part is closed.
         """
-        with self._write_lock:
-            # A stream that wakes up late must not write to a descriptor that belongs to another file by now.
-            if self._closed:
-                raise ValueError(f"{self.path}: is closed")
-            span = self.missing_range(segment)
-            if span is None or span[0] + len(data) > span[1] + 1:
-                raise ValueError(f"{self.path}: segment {segment}: got {len(data)} bytes more; expected {span}")
-            view = memoryview(data)
-            while view:
-                try:
-                    written = os.pwrite(self._descriptor, view, span[0] + len(data) - len(view))
-                except OSError as error:
-                    raise self._disk_error(error) from error
-                view = view[written:]
-            self._state.received[segment] += len(data)
-
-    def _disk_error(self, error: OSError) -> Exception:
-        if error.errno not in _DISK_FULL:
-            return OSError(error.errno, error.strerror, str(self.path))
-        return CommandError(
-            f"{self.path}: got a full disk at {self.received:,} bytes; expected room for {self.remote.size:,}. "
-            "To fix: free space and run the same command again; what was fetched is kept."
-        )
+        offset = segment * self._state.segment + self._state.received[segment]
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[written:], offset + written
+        self._state.received[segment] += len(data)
 
     def reset_segment(self, segment: int) -> None:
         """Forget what was received of a segment."""
-        with self._write_lock:
-            self._state.received[segment] = 0
+        self._state.received[segment] = 0
 
     def save_state(self) -> None:
         """Flush what was received to disk, then save the state that counts it.
 
         Raises:
             ValueError: the part is closed.
-            CommandError: the disk is full.
         """
         with self._state_lock:
-            if self._closed:
-                raise ValueError(f"{self.path}: is closed")
             state = self._state._replace(received=list(self._state.received))
-            try:
-                os.fdatasync(self._descriptor)
-                atomic_write(self._state_path, json.dumps(state._asdict()))
-            except OSError as error:
-                raise self._disk_error(error) from error
+            os.fdatasync(self._file.fileno())
+            atomic_write(self._state_path, json.dumps(state._asdict()))
 
     def reset(self) -> None:
         """Drop everything received."""
         # The state goes first: without it the part counts for nothing.
         self._state_path.unlink(missing_ok=True)
         self._state.received[:] = [0] * len(self._state.received)
-        os.ftruncate(self._descriptor, 0)
+        self._file.truncate(0)
 
     def commit(self, final: Path) -> None:
         """Move the complete, verified file to its final name, durably."""
-        os.fsync(self._descriptor)
+        os.fsync(self._file.fileno())
         final.parent.mkdir(parents=True, exist_ok=True)
         self.path.replace(final)
         fsync_path(final.parent)
         self._state_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
-        with self._write_lock, self._state_lock:
-            if not self._closed:
-                self._closed = True
-                os.close(self._descriptor)
+        """Close the file; safe to call twice. A stream that still receives can then write no more."""
+        self._file.close()
 
 
 def check_space(directory: Path, parts: list[PartialFile]) -> None:

@@ -17,12 +17,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from gptoss20b.data.files import Closing
 
+from ..errors import CommandError
+
 Result = TypeVar("Result")
 _CONTEXT = multiprocessing.get_context("spawn")
-
-
-class WorkerDiedError(Exception):
-    """A worker ended without a result. The message holds its signal or exit status."""
 
 
 class _Worker(NamedTuple):
@@ -61,7 +59,7 @@ class WorkerPool(Closing, Generic[Result]):
     def submit(self, block: bytes) -> Future[Result]:
         """Process a block; the future gives the result, or raises what the function or `prepare` raised.
 
-        If the worker was killed, the future raises `WorkerDiedError`.
+        If the worker was killed, the future raises `CommandError`.
         """
         return self._threads.submit(self._process, block)
 
@@ -82,7 +80,12 @@ class WorkerPool(Closing, Generic[Result]):
             result: Result | Exception = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join()
-            raise WorkerDiedError(_exit_reason(worker.process.exitcode)) from None
+            status = worker.process.exitcode or 0
+            reason = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            raise CommandError(
+                f"worker: got {reason}; expected it to live. "
+                "To fix: if memory ran out, give fewer --workers; then run the same command again."
+            ) from None
         finally:
             # A dead worker, too: the next call on it must also fail.
             self._idle.put(worker)
@@ -115,7 +118,3 @@ def _serve(connection: Connection[Any, Any], prepare: Callable[[], Callable[[byt
     except (EOFError, OSError):
         # The parent is gone.
         return
-
-
-def _exit_reason(status: int | None) -> str:
-    return f"killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"

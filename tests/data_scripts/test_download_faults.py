@@ -36,7 +36,6 @@ from tests.support.faulty_server import (
     [
         (BIG_PATH, cut(None), 2),
         (BIG_PATH, cut(0), 5),
-        (BIG_PATH, flip, 1),
         (BIG_PATH, trickle(20, 0.02), 1),
         (BIG_PATH, whole, 2),
         (BIG_PATH, status(500), 3),
@@ -54,9 +53,7 @@ def test_retries(runs: Runs, path: str, act: Action, times: int) -> None:
     runs.server.fault(BIG_PATH if probes else path, act, times, probes)
     done = runs.call("--timeout", "2")
     runs.assert_done(done, REMOTE_FILES)
-    note = f"{BIG}: got MD5 " if act is flip else ""
-    assert done.err.startswith(note)
-    assert done.err.count("\n") == bool(note)
+    assert done.err == ""
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -111,10 +108,10 @@ def no_length(handler: Handler, reply: Reply) -> None:
     handler.abort(reset=False)
 
 
-def test_a_file_that_is_wrong_twice_is_not_kept(runs: Runs) -> None:
+def test_a_file_that_is_wrong_is_not_kept(runs: Runs) -> None:
     runs.server.fault(BIG_PATH, flip, times=FOREVER)
     listed = hashlib.md5(REMOTE_FILES[BIG]).hexdigest()
-    runs.assert_failed(runs.call(), f"{BIG}: got MD5 ", "twice", f"expected {listed}", notes=1)
+    runs.assert_failed(runs.call(), f"{BIG}: got MD5 ", f"expected {listed}")
     assert runs.held() == {name: data for name, data in REMOTE_FILES.items() if name != BIG}
     runs.forget()
     done = runs.call()

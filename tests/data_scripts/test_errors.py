@@ -21,12 +21,16 @@ from tests.support.paths import ROOT
     [
         (CommandError("a thing: got 1; expected 2."), "a thing: got 1; expected 2."),
         (DataError.about(Path("x.bin"), "1", "2", "try"), "x.bin: got 1; expected 2. To fix: try."),
-        (OSError(28, "No space left on device", "y.bin"), "y.bin: No space left on device"),
-        (OSError("odd"), "odd"),
+        (OSError(13, "Permission denied", "y.bin"), "y.bin: Permission denied"),
+        (
+            OSError(28, "Full"),
+            "out: got Full; expected a disk with room. To fix: make room and run the same command again.",
+        ),
+        (OSError("odd"), "out: odd"),
     ],
 )
 def test_a_failure_is_a_line_and_1(capsys: pytest.CaptureFixture[str], error: Exception, line: str) -> None:
-    with pytest.raises(typer.Exit) as ended, cli_errors():
+    with pytest.raises(typer.Exit) as ended, cli_errors(Path("out")):
         raise error
     assert ended.value.exit_code == ExitCode.FAILED
     assert capsys.readouterr() == ("", f"error: {line}\n")

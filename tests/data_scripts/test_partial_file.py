@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from data_scripts.errors import CommandError
 from data_scripts.fetching import partial_file
 from data_scripts.fetching.partial_file import PartialFile
 from data_scripts.fetching.remote import RemoteFile
@@ -99,19 +98,7 @@ def test_neither_counts_without_the_other(tmp_path: Path, name: str) -> None:
         assert part.received == 0
 
 
-def test_a_write_stays_in_its_segment(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, LISTED, REMOTE) as part:
-        part.write(2, b"abcd")
-        for segment, data in ((0, b"0123456789x"), (2, b"ef")):
-            with pytest.raises(ValueError, match=f"segment {segment}: got {len(data)} bytes more"):
-                part.write(segment, data)
-        assert part.received == 4
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_names_the_part_and_what_was_received_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_what_a_full_disk_took_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk takes 2 bytes more, and then none."""
     begin(tmp_path)
     real, room = os.pwrite, 2
@@ -119,15 +106,14 @@ def test_a_full_disk_names_the_part_and_what_was_received_stays(
     def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
         nonlocal room
         if not room:
-            raise OSError(number, os.strerror(number))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         room -= (written := real(descriptor, data[:room], offset))
         return written
 
     with PartialFile(tmp_path, LISTED, REMOTE) as part:
         monkeypatch.setattr(os, "pwrite", pwrite)
-        with pytest.raises(CommandError) as caught:
+        with pytest.raises(OSError, match="No space"):
             part.write(1, b"456789")
-        assert str(caught.value).startswith(f"{part.path}: got a full disk at 14 bytes; expected room for 25")
         assert (part.received, part.missing_range(1)) == (14, (14, 19))
         part.save_state()
     with PartialFile(tmp_path, LISTED, REMOTE) as part:
@@ -141,9 +127,9 @@ def test_a_late_stream_cannot_touch_a_closed_part(tmp_path: Path) -> None:
     other = tmp_path / "other"
     descriptor = os.open(other, os.O_RDWR | os.O_CREAT)
     try:
-        with pytest.raises(ValueError, match="is closed"):
+        with pytest.raises(ValueError, match="closed file"):
             part.write(0, b"x")
-        with pytest.raises(ValueError, match="is closed"):
+        with pytest.raises(ValueError, match="closed file"):
             part.save_state()
         assert other.read_bytes() == b""
     finally:

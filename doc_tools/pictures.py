@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from base64 import b64decode
@@ -53,20 +54,26 @@ FLOWS: dict[str, list[tuple[str, str]]] = {
 
 
 def draw_flow(stages: list[tuple[str, str]]) -> Figure:
-    """Return a row of boxes with arrows between them."""
-    figure = Figure(figsize=(2.35 * len(stages), 1.5))
+    """Return boxes with arrows between them: up to four in a row, more in rows of three."""
+    columns = len(stages) if len(stages) <= 4 else 3
+    width, height = 2.35 * columns, 1.75 * math.ceil(len(stages) / columns) - 0.15
+    figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 2.35 * len(stages)), ylim=(0, 1.5))
+    axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
+    arrow = {"arrowstyle": "-|>", "color": "#3f51b5", "lw": 1.5}
     for number, (title, lines) in enumerate(stages):
-        left = 2.35 * number + 0.08
+        left, top = 2.35 * (number % columns) + 0.1, 1.75 * (number // columns) + 0.1
         style = "round,pad=0,rounding_size=0.08"
-        axes.add_patch(FancyBboxPatch((left, 0.1), 1.92, 1.3, boxstyle=style, fc="#f4f6fb", ec="#3f51b5"))
-        axes.text(left + 0.96, 1.14, title, ha="center", va="center", weight="bold", size=12, color="#1a237e")
-        axes.text(left + 0.96, 0.58, lines, ha="center", va="center", size=9, linespacing=1.45, color="#222222")
-        if number:
-            arrow = {"arrowstyle": "-|>", "color": "#3f51b5", "lw": 1.5}
-            axes.annotate("", (left - 0.02, 0.75), (left - 0.41, 0.75), arrowprops=arrow)
+        axes.add_patch(FancyBboxPatch((left, top), 1.92, 1.3, boxstyle=style, fc="#f4f6fb", ec="#3f51b5"))
+        axes.text(left + 0.96, top + 0.28, title, ha="center", va="center", weight="bold", size=12, color="#1a237e")
+        axes.text(left + 0.96, top + 0.82, lines, ha="center", va="center", size=9, linespacing=1.45, color="#222222")
+        if number % columns:
+            axes.annotate("", (left - 0.02, top + 0.65), (left - 0.41, top + 0.65), arrowprops=arrow)
+        elif number:  # from below the last box of the row before to above this one
+            last = width - 1.29
+            axes.plot([last, last, left + 0.96], [top - 0.45, top - 0.25, top - 0.25], color="#3f51b5", lw=1.5)
+            axes.annotate("", (left + 0.96, top - 0.01), (left + 0.96, top - 0.26), arrowprops=arrow)
     return figure
 
 
@@ -89,7 +96,7 @@ def photograph_report() -> None:
     """Write a screenshot of the example report, if this machine has Chromium."""
     chromium = shutil.which("chromium")
     if chromium:
-        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,1500"]
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,700"]
         picture = f"--screenshot={IMAGES / 'report.png'}"
         page = (ROOT / "examples" / "report.html").as_uri()
         subprocess.run([chromium, *options, picture, page], check=True, capture_output=True)

@@ -68,7 +68,7 @@ def plan_text(plan: Plan, width: int = 100) -> str:
 
 
 def rules_text(rules: Iterable[Rule[Any]], markdown: bool) -> str:
-    """Return id, severity, requirement and source of each rule; in Markdown a table, as in the README."""
+    """Return id, severity, requirement and source of each rule; in Markdown a table."""
     from markupsafe import Markup
 
     return template_environment(Markup).get_template(f"rules.{'md' if markdown else 'txt'}.j2").render(rules=rules)

@@ -236,7 +236,9 @@ def report_command(
 
 @app.command("rules")
 def rules_command(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, as in the documentation.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a Markdown table, as in the documentation.")
+    ] = False,
 ) -> None:
     """List every rule: id, severity, requirement and source."""
     from .render.text import rules_text

@@ -175,7 +175,9 @@ def log_records_page() -> str:
             method(*arguments)
             records = [json.loads(line.split(" ", 1)[1]) for line in path.read_text()[start:].splitlines()]
             text = (inspect.getdoc(method) or "").split("\n\nArgs:")[0].replace("\n", " ")
-            parts += [text, table("key | event | value | metadata", map(_record_row, records))]
+            keys = [record["key"] for record in records]
+            parts += [f"## {', '.join(keys[:2])}{', ...' if keys[2:] else ''}", text]
+            parts.append(table("key | event | value | metadata", map(_record_row, records)))
         log.close()
     return "\n\n".join(part.strip() for part in parts)
 

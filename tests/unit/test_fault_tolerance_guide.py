@@ -11,24 +11,23 @@ from compliance.rules import ALL_RULES
 from gptoss20b.config import resolve, settings
 from gptoss20b.determinism import LIBRARY_VARIABLES
 from gptoss20b.stopping import ExitCode, NonFiniteLossError, exit_code_for, signal_reason
+from tests.support.guides import read_guide, table_rows
 from tests.support.paths import ROOT
 
-GUIDE = (ROOT / "docs" / "fault-tolerance.md").read_text(encoding="utf-8")
+GUIDE = read_guide(ROOT / "docs" / "fault-tolerance.md")
 
 
-def fault_table() -> dict[str, list[str]]:
-    """Return the cells by fault: last line, exit, log, resume, tests."""
-    table = GUIDE.split("<!-- faults -->\n")[1].split("\n\n")[0].splitlines()[2:]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    return {fault: rest for fault, *rest in cells}
+def fault_table(mark: str = "faults") -> dict[str, list[str]]:
+    """Return the cells by fault: last line, exit, log, resume; or tests."""
+    return {fault: rest for fault, *rest in table_rows(GUIDE, mark)}
 
 
 def test_every_fault_has_a_complete_row_with_a_test() -> None:
-    assert len(fault_table()) == 15
+    tests = fault_table("tests of faults")
+    assert list(tests) == list(fault_table()) and len(tests) == 15
     for fault, cells in fault_table().items():
-        assert len(cells) == 5, fault
-        assert all(cells), fault
-        assert re.fullmatch(r"`test_\w+::test_\w+`(, `test_\w+::test_\w+`)*", cells[-1]), fault
+        assert len(cells) == 4 and all(cells), fault
+        assert re.fullmatch(r"`test_\w+::test_\w+`(, `test_\w+::test_\w+`)*", *tests[fault]), fault
 
 
 @pytest.mark.parametrize("test", sorted(set(re.findall(r"`(test_\w+::\w+)`", GUIDE))))

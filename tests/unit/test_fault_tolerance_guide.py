@@ -27,7 +27,8 @@ def test_every_fault_has_a_complete_row_with_a_test() -> None:
     assert list(tests) == list(fault_table()) and len(tests) == 15
     for fault, cells in fault_table().items():
         assert len(cells) == 4 and all(cells), fault
-        assert re.fullmatch(r"`test_\w+::test_\w+`(, `test_\w+::test_\w+`)*", *tests[fault]), fault
+        (named,) = tests[fault]
+        assert re.fullmatch(r"`test_\w+::test_\w+`(, `test_\w+::test_\w+`)*", named), fault
 
 
 @pytest.mark.parametrize("test", sorted(set(re.findall(r"`(test_\w+::\w+)`", GUIDE))))

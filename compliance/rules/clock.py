@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 from operator import attrgetter
@@ -23,13 +23,21 @@ _MINUTE_MS = 60_000
 _CHUNK = 1 << 16
 # Keys that may only be logged between run_start and run_stop.
 _TIMED_KEYS = (*benchmark.INTERVAL_KEYS, "eval_tokens_sha256", "tracked_stats", "resumed")
+_NEVER_AFTER_STOP = (
+    *benchmark.INTERVAL_KEYS, "eval_tokens_sha256", "resumed", "init_start", "init_stop", "run_start",
+)  # fmt: skip
 
 
 @rule("cache-clear", Severity.ERROR, "training rules, Data State at Start of Run")
 def cache_clear(run: Run) -> Iterator[Problem]:
-    """Require cache_clear true before run_start. In the open division false is a warning."""
-    start = run.run_start
-    for record in run.all("cache_clear"):
+    """Require cache_clear true before run_start. In the open division false is a warning.
+
+    Further ones after run_stop, to clean up, are not judged.
+    """
+    start, stop = run.run_start, run.run_stop
+    for number, record in enumerate(run.all("cache_clear")):
+        if number and stop is not None and record.line > stop.line:
+            continue
         if record.value is not True:
             severity = Severity.WARNING if run.division == "open" and record.value is False else None
             yield value_problem(record, "the caches were not cleared before the run", "true", severity)
@@ -106,21 +114,23 @@ def clock_run_stop(run: Run) -> Iterator[Problem]:
             yield Problem(message, stop.line, expected=f">= {latest.time_ms:.0f}", got=stop.time_ms)
 
 
-@rule("clock-after-stop", Severity.ERROR, _RUN_RESULTS)
+@rule("clock-after-stop", Severity.ERROR, f"{_RUN_RESULTS}; {_COMMON}")
 def clock_after_stop(run: Run) -> Iterator[Problem]:
-    """Reject records after run_stop. Records that only describe the run are a warning there."""
+    """Reject training, evaluation, data and milestones after run_stop. Other records may follow it."""
     stop = run.run_stop
     if stop is None:
         return
+    after = [record for record in run.records if record.line > stop.line and record.key != "run_stop"]
+    lines = {key: [record.line for record in after if record.key == key] for key in _NEVER_AFTER_STOP}
     losses = run.log.train_losses
-    if len(losses) and losses.lines[-1] > stop.line:
-        yield Problem(f"train_loss after run_stop (line {stop.line})", losses.lines[-1], expected="before run_stop")
-    for record in run.records:
-        if record.line > stop.line and record.key != "run_stop":
-            describes = record.key in benchmark.DESCRIPTION or record.key in benchmark.DISCLOSURE
-            message = f"{record.key} after run_stop (line {stop.line})"
-            severity = Severity.WARNING if describes else None
-            yield Problem(message, record.line, expected="before run_stop", severity=severity)
+    lines["train_loss"] = losses.lines[bisect_right(losses.lines, stop.line) :].tolist()
+    for key, late in lines.items():
+        if late:
+            yield Problem(f"records of {key} after run_stop", late[0], expected="before run_stop", got=len(late))
+    others = [record for record in after if record.key not in lines]
+    if others:
+        keys = ", ".join(dict.fromkeys(record.key for record in others))
+        yield Problem(f"after run_stop, to describe the run: {keys}", others[0].line, severity=Severity.INFO)
 
 
 @rule("clock-stop-late", Severity.WARNING, "this project")

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE_LOGS = ROOT.parent / "shared" / "data" / "rcp_logs" / "gbs32"
+REAL_SHAPES = ROOT.parent / "shared" / "data" / "real_shapes"
 
 
 def files_in_git() -> list[str]:

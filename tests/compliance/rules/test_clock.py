@@ -117,7 +117,7 @@ BREAKS: list[tuple[str, str, Change]] = [
     ("clock-run-stop", "a millisecond before the pass", lambda log: stop_after_the_pass(log, -1)),
     ("clock-run-stop", "before run_start", move_time("run_stop", 0, -100_000_000)),
     ("clock-run-stop", "again", append_last("run_stop", later_ms=5000)),
-    ("clock-after-stop", "a record", append_last("tracked_stats")),
+    ("clock-after-stop", "data", append_last("eval_tokens_sha256")),
     ("clock-after-stop", "a loss", append_last("train_loss")),
     ("clock-backwards", "a loss", move_time("train_loss", 30, -HUNDRED_MINUTES)),
     ("clock-backwards", "an evaluation", move_time("eval_stop", 3, -5_000)),
@@ -226,12 +226,16 @@ def test_an_aborted_run_stops_after_its_start_and_its_last_record() -> None:
     assert "clock-run-stop" not in fired(judged(empty).findings)
 
 
-@pytest.mark.parametrize("key", ["train_samples", "micro_batch_size", "opt_name", "config_filename"])
-def test_descriptions_after_run_stop_are_warnings(key: str) -> None:
-    def move(log: MadeLog) -> None:
-        log.events.append({**log.events.pop(log.index(key)), "time_ms": log.events[-1]["time_ms"]})
+def test_descriptions_after_run_stop_are_one_note() -> None:
+    def describe(log: MadeLog) -> None:
+        log.events.append(log.events.pop(log.index("train_samples")))
+        for key in ("tracked_stats", "run_duration", "overall_throughput", "status", "cache_clear", "run_duration"):
+            log.events.append(event(key, True, log.find("run_stop")["time_ms"] + 8_000))
+        log.events[-8]["time_ms"] = log.events[-7]["time_ms"] = log.find("run_stop")["time_ms"]
 
-    assert_fires_alone("clock-after-stop", move, Severity.WARNING)
+    (finding,) = judged_after(describe).findings
+    assert (finding.rule, finding.severity) == ("clock-after-stop", Severity.INFO)
+    assert "train_samples, tracked_stats, run_duration, overall_throughput, status, cache_clear" in finding.message
 
 
 @pytest.mark.parametrize(("back_ms", "is_valid"), [(999, True), (1000, True), (1001, False)])

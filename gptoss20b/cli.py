@@ -6,13 +6,14 @@ so that `--help` and `--dry-run` are fast and need no GPU.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -87,7 +88,8 @@ def train(
     """
     config = _resolve_or_exit(given)
     if dry_run:
-        print_config(config)
+        with _reader_may_leave():
+            print_config(config)
         return
     _silence_dependencies()
     from .train import run
@@ -132,7 +134,8 @@ def info(
 @app.command("settings")
 def list_settings() -> None:
     """List the environment variables that configure a run, one per line."""
-    print(*settings(), sep="\n")
+    with _reader_may_leave():
+        print(*settings(), sep="\n")
 
 
 @app.command()
@@ -336,11 +339,23 @@ def print_config(config: Config) -> None:
         print(f"  {variable} = {value} (rule: {required})")
     print("derived:")
     for name, value in config.derived().items():
-        print(f"  {name} = {value}")
+        # 0.1 x 0.006 is 0.0006000000000000001 in binary.
+        print(f"  {name} = {float(f'{value:.12g}') if isinstance(value, float) else value}")
     print("settings:")
     for variable, setting in settings().items():
         value = setting.value_in(config)
         print(f"  {variable} = {'(not set)' if value is None else value}")
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """End quietly where the reader of stdout has left, as `head` does."""
+    try:
+        yield
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # Without /dev/null, the flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _console() -> Console:

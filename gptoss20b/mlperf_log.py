@@ -1,4 +1,4 @@
-"""MLPerf log of one run: rank 0 writes the records to stdout and to the result file.
+"""MLPerf log of one run: rank 0 writes the records to the result file, and echoes them on stdout.
 
 Only `RunLog.run_start` and `RunLog.resumed` create a `RunClock`, and `dataloader.build_dataloader` needs one. So no
 code can touch the data before the clock runs.
@@ -76,7 +76,7 @@ class RunLog:
 
     Args:
         path: the result file. It must exist if ``resuming``, and must not otherwise.
-        echo: prints a line on stdout. A display with a live line brings its own.
+        echo: prints a line on stdout. A display brings its own, which knows whether stdout is a terminal.
         resuming: continue the log of an interrupted run. Nothing is written before `resumed`.
 
     Raises:

@@ -34,7 +34,7 @@ from .run_metadata import (
     update_latest_link,
     write_metadata,
 )
-from .stopping import ExitCode, NonFiniteLossError, die_with_parent, exit_on_signal, signal_reason
+from .stopping import ExitCode, NonFiniteLossError, die_with_parent, exit_code_for, exit_on_signal, signal_reason
 from .trainer import Trainer
 from .warmup import warm_up
 
@@ -94,7 +94,7 @@ def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
             progress.close()
             log.close()
     if log.path is not None:
-        print(read_result(log.path), file=sys.stderr, flush=True)
+        progress.finish(str(read_result(log.path)))
     return ExitCode.CONVERGED if converged else ExitCode.NOT_CONVERGED
 
 
@@ -107,6 +107,7 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     saved = checkpointer.find_newest()
     seed = saved.train_state.seed if saved else _choose_seed(config)
     log.describe(config, seed)
+    _show_start(context, seed)
     record = build_metadata(config) | {"seed": seed, "backend": context.backend}
     log.code(record["git_commit"])
     trainer = Trainer(config, context.backend, rank.device, seed)
@@ -114,8 +115,6 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     record |= trainer.parameter_counts()
     if context.directory is not None:
         write_metadata(context.directory, record)
-    progress.message(_opening_line(context, seed))
-
     if saved:
         checkpointer.load(trainer, saved)
     # The clock starts when the slowest rank is ready, and before any rank opens the data.
@@ -143,7 +142,7 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
             *extra_callbacks,
         ]
     )
-    progress.message(f"callbacks, in order: {callbacks}")
+    progress.detail(f"callbacks, in order: {callbacks}")
     converged = fit(config, trainer, dataloader, callbacks, start_step)
     # Not in a finally: after an error this would wait for a read that storage may never answer.
     dataloader.close()
@@ -231,18 +230,29 @@ def data_shard(config: Config) -> DataShard:
     return DataShard(parallel_state.get_data_parallel_rank(), config.parallel.data, config.execution.micro_batch_size)
 
 
-def _opening_line(context: RunContext, seed: int) -> str:
-    config = context.config
-    return (
-        f"{config.model.variant} on {config.parallel.world_size} ranks ({context.rank.device.type}, EP "
-        f"{config.parallel.expert}, {context.backend}, {config.execution.precision}), "
-        f"GBS {config.free.global_batch_size}, seed {seed}, torch {torch.__version__}; log: {context.log.path}"
-    )
+def _show_start(context: RunContext, seed: int) -> None:
+    config, log, batch = context.config, str(context.log.path), context.config.free.global_batch_size
+    model, version, interval = config.model.variant, torch.__version__, config.eval_interval_steps * batch
+    layout = f"{config.parallel.world_size} ranks ({context.rank.device.type}, EP {config.parallel.expert}, "
+    layout += f"{context.backend}, {config.execution.precision})"
+    facts = {
+        "model": f"{model}, torch {version}",
+        "layout": layout,
+        "batch": f"{batch} sequences of {config.fixed.sequence_length:,} tokens, seed {seed}",
+        "target": f"loss {config.fixed.target_loss:g} in an evaluation, every {interval:,} samples",
+        "log": log,
+    }
+    line = f"{model} on {layout}, GBS {batch}, seed {seed}, torch {version}; log: {log}"
+    context.progress.start(facts, line)
 
 
 def _refuse(reason: str) -> ExitCode:
     print(f"error: {reason}", file=sys.stderr, flush=True)
     return ExitCode.BAD_CONFIGURATION
+
+
+def _ends_all_ranks(reason: str) -> bool:
+    return exit_code_for("aborted", reason) in (ExitCode.DIVERGED, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 def _abort(context: RunContext, reason: str) -> None:
@@ -252,4 +262,6 @@ def _abort(context: RunContext, reason: str) -> None:
     except OSError as error:
         reason += f" (and the log could not be written: {error})"
     context.progress.close()
+    if context.rank.under_torchrun and not context.rank.is_rank_zero and _ends_all_ranks(reason):
+        return  # rank 0 says it
     print(f"rank {context.rank.rank} aborted: {reason}", file=sys.stderr, flush=True)

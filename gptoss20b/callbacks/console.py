@@ -1,30 +1,45 @@
-"""Progress for people: one live line on a terminal, a plain line at every logged loss in a pipe.
+"""Progress for people: header, live line, evaluations and loss curve on a terminal; in a pipe, plain lines.
 
 Everything goes to stderr, so that stdout carries nothing but the log's records.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from ..config import Config
 from .base import Callback
+from .loss_curve import plot, samples_to_target
 
 
 class NullProgress(Callback):
     """Progress of every rank but the first: shows nothing."""
 
+    def start(self, facts: dict[str, str], line: str) -> None:
+        """Show what runs: the facts as a header on a terminal, the line in a pipe."""
+
     def message(self, text: str) -> None:
         """Print a line that stays."""
 
+    def detail(self, text: str) -> None:
+        """Print a line that stays, but not on a terminal."""
+
     def close(self) -> None:
         """Remove the live line."""
+
+    def finish(self, result: str) -> None:
+        """Print the result, below a plot of the loss curve on a terminal."""
 
 
 class ConsoleProgress(NullProgress):
@@ -35,26 +50,57 @@ class ConsoleProgress(NullProgress):
         self._tokens_per_sample = config.fixed.sequence_length
         self._eval_interval_samples = config.eval_interval_steps * self._batch_size
         self._target = config.fixed.target_loss
-        self._samples, self._loss = 0, 0.0
+        wanted = config.logging.records_on_stdout
+        self._records_on_stdout = not _is_terminal(sys.stdout) if wanted is None else wanted
+        self._samples, self._evaluating = 0, False
         self._recent: deque[tuple[float, int]] = deque(maxlen=32)
+        self._train: list[tuple[int, float]] = []
         self._evaluations: list[tuple[int, float]] = []
+        self._reach: float | None = None
         self._console = Console(stderr=True)
         self._live: Live | None = None
 
+    def start(self, facts: dict[str, str], line: str) -> None:
+        """Show what runs."""
+        if not self._on_terminal:
+            self.message(line)
+            return
+        table = Table.grid(padding=(0, 2))
+        for name, fact in facts.items():
+            table.add_row(Text(name), Text(fact, overflow="fold"))
+        self._console.print(Panel(table, title="GPT-OSS pretraining", expand=False))
+        self._show()
+
     def on_train_loss(self, step: int, loss: float, learning_rate: float) -> None:
         """Show the progress made."""
-        self._samples, self._loss = step * self._batch_size, loss
+        self._samples = step * self._batch_size
+        self._train.append((self._samples, loss))
         self._recent.append((time.perf_counter(), self._samples))
         self._show()
 
+    def on_eval_start(self, step: int) -> None:
+        """Show on a terminal that an evaluation runs."""
+        self._evaluating = True
+        if self._on_terminal:
+            self._show()
+
     def on_eval_stop(self, step: int, loss: float, converged: bool) -> None:
         """Show the evaluation. Measure training speed anew from here, without the evaluation's time."""
-        samples = step * self._batch_size
+        samples, self._evaluating = step * self._batch_size, False
         self._evaluations.append((samples, loss))
         self._recent.clear()
         self._recent.append((time.perf_counter(), samples))
+        self._reach = samples_to_target(self._train, self._evaluations, self._target)
         verdict = "target reached" if converged else f"target {self._target:g}"
-        self.message(f"evaluation at {samples:,} samples: loss {loss:.4f} ({verdict})")
+        text = f"evaluation at {samples:,} samples: loss {loss:.4f} ({verdict})"
+        if not self._on_terminal:
+            self.message(text)
+            return
+        first = (self._train or self._evaluations)[0][1]
+        done = 1.0 if converged else (first - loss) / max(first - self._target, 1e-9)
+        row = Table.grid(padding=(0, 1))
+        row.add_row(ProgressBar(total=1.0, completed=min(max(done, 0.0), 1.0), width=24), Text(text))
+        self._console.print(row)
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the live one."""
@@ -63,9 +109,16 @@ class ConsoleProgress(NullProgress):
         else:
             print(text, file=sys.stderr, flush=True)
 
+    def detail(self, text: str) -> None:
+        """Print a line that stays, but not on a terminal."""
+        if not self._on_terminal:
+            self.message(text)
+
     def echo(self, line: str) -> None:
-        """Print a record on stdout; above the live line if both are on one terminal."""
-        if self._live is not None and sys.stdout.isatty():
+        """Print a record on stdout, above the live line if both are on one terminal."""
+        if not self._records_on_stdout:
+            return
+        if self._live is not None and _is_terminal(sys.stdout):
             self.message(line)
         else:
             print(line, flush=True)
@@ -76,23 +129,39 @@ class ConsoleProgress(NullProgress):
             self._live.stop()
             self._live = None
 
+    def finish(self, result: str) -> None:
+        """Print the result, below a plot of the loss curve on a terminal."""
+        if self._on_terminal and self._train:
+            self.message(plot(self._train, self._evaluations, self._target, min(self._console.width - 1, 100)))
+        self.message(result)
+
     def line(self) -> str:
         """Return the progress as one line of text."""
-        parts = [f"{self._samples:,} samples", f"loss {self._loss:.4f}"]
+        if not self._train:
+            return "starting"
+        parts = [f"{self._samples:,} samples", f"loss {self._train[-1][1]:.4f}"]
         if self._evaluations:
             parts.append(f"last evaluation {self._evaluations[-1][1]:.4f}")
         rate = self._samples_per_second()
         if rate:
             parts.append(f"{rate * self._tokens_per_sample:,.0f} tokens/s")
-            parts.append(f"next evaluation in {format_duration((-self._samples % self._eval_interval_samples) / rate)}")
-            reach = samples_to_target(self._evaluations, self._target)
-            if reach is not None:
-                parts.append(f"target in about {format_duration(max(0.0, reach - self._samples) / rate)}")
+        to_evaluation = -self._samples % self._eval_interval_samples
+        if self._evaluating or to_evaluation == 0:
+            parts.append("evaluating")
+        elif rate:
+            parts.append(f"next evaluation in {format_duration(to_evaluation / rate)}")
+            to_target = self._samples_to_passing_evaluation()
+            when = "unknown" if to_target is None else f"in about {format_duration(to_target / rate)}"
+            parts.append(f"target {when}")
         return " | ".join(parts)
 
-    def _show(self) -> None:
+    @property
+    def _on_terminal(self) -> bool:
         # Do not ask rich: FORCE_COLOR makes it take a pipe for a terminal. A dumb terminal cannot redraw a line.
-        if not sys.stderr.isatty() or self._console.is_dumb_terminal:
+        return _is_terminal(sys.stderr) and not self._console.is_dumb_terminal
+
+    def _show(self) -> None:
+        if not self._on_terminal:
             print(self.line(), file=sys.stderr, flush=True)
             return
         if self._live is None:
@@ -101,6 +170,14 @@ class ConsoleProgress(NullProgress):
             self._live.start()
         self._live.update(Text(self.line()))
 
+    def _samples_to_passing_evaluation(self) -> int | None:
+        """Return the samples left until the first evaluation at or after the estimate; None if there is none."""
+        if self._reach is None:
+            return None
+        to_evaluation = -self._samples % self._eval_interval_samples
+        more = math.ceil((self._reach - self._samples - to_evaluation) / self._eval_interval_samples)
+        return to_evaluation + max(0, more) * self._eval_interval_samples
+
     def _samples_per_second(self) -> float:
         if not self._recent:
             return 0.0
@@ -108,21 +185,9 @@ class ConsoleProgress(NullProgress):
         return (last - first) / (end - start) if last > first and end > start else 0.0
 
 
-def samples_to_target(evaluations: list[tuple[int, float]], target: float) -> float | None:
-    """Extrapolate the line through the last two evaluations (samples, loss) to the target.
-
-    Returns:
-        Samples at the target, or None with fewer than two evaluations or a loss that does not fall.
-
-    >>> samples_to_target([(100, 4.0), (200, 3.5)], 3.0)
-    300.0
-    """
-    if len(evaluations) < 2:
-        return None
-    (x0, y0), (x1, y1) = evaluations[-2:]
-    if y1 >= y0:
-        return None
-    return x1 + (y1 - target) * (x1 - x0) / (y0 - y1)
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal; it is None where the caller closed it."""
+    return stream is not None and stream.isatty()
 
 
 def format_duration(seconds: float) -> str:

@@ -192,6 +192,9 @@ class Logging(FrozenModel):
 
     directory: Path | None = setting("LOGDIR", "result folder; default: a new folder under results/", None)
     interval: int = setting("LOG_INTERVAL", "optimizer steps between train_loss records and progress lines", 10, ge=1)
+    records_on_stdout: bool | None = setting(
+        "MLLOG_STDOUT", "print the log's records on stdout, too; default: only where stdout is no terminal", None
+    )
 
 
 class Checkpointing(FrozenModel):

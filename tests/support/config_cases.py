@@ -65,6 +65,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "EOD_TOKEN": ("5", 5),
     "LOGDIR": ("/some/log", Path("/some/log")),
     "LOG_INTERVAL": ("3", 3),
+    "MLLOG_STDOUT": ("0", False),
     "SAVE_INTERVAL": ("30min", "30min"),
     "SAVE_KEEP": ("3", 3),
     "SAVE_DIR": ("/saves", Path("/saves")),

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from gptoss20b.callbacks import console
-from gptoss20b.callbacks.console import ConsoleProgress, format_duration, samples_to_target
+from gptoss20b.callbacks.console import ConsoleProgress, format_duration
 from gptoss20b.config import Config, resolve, settings
 from tests.support.paths import ROOT
 
@@ -66,11 +66,16 @@ def test_the_first_line_has_samples_and_loss(config: Config, clock: Clock, capsy
 # Seconds that pass, then (samples, training loss) or (samples, evaluation loss).
 Event = tuple[float, str, int, float]
 FIRST = (0, "eval", 12_288, 5.34)  # speed is measured from here
+CURVE: list[Event] = [
+    (0, kind, n, 3 + 100 * n**-0.5) for n in range(4_096, 49_153, 4_096) for kind in ("train", "eval")
+]
+LOW: list[Event] = [(0, kind, n, loss - 0.15) for _, kind, n, loss in CURVE]
 EVENTS: dict[str, tuple[list[Event], str]] = {
     # 16 samples a second; 12,128 samples to the next evaluation take 758 s.
     "speed and next evaluation": (
         [FIRST, (10, "train", 12_448, 4.9876)],
-        "12,448 samples | loss 4.9876 | last evaluation 5.3400 | 131,072 tokens/s | next evaluation in 12.6 min",
+        "12,448 samples | loss 4.9876 | last evaluation 5.3400 | 131,072 tokens/s | next evaluation in 12.6 min"
+        " | target unknown",
     ),
     # Ten seconds each at 1, then at 16 samples a second.
     "speed of the last lines": (
@@ -89,16 +94,15 @@ EVENTS: dict[str, tuple[list[Event], str]] = {
         [(600, "train", 16, 11.9), (10, "train", 176, 11.8)],
         "| 131,072 tokens/s |",
     ),
-    # One nat per 12,288 samples: the target is at 36,864; 12,128 samples at 16 a second take 758 s.
-    "target from the last two evaluations": (
-        [FIRST, (10, "eval", 24_576, 4.34), (10, "train", 24_736, 4.3)],
+    # The curve reaches 3.34 at 86,505 samples, so the evaluation at 98,304 passes.
+    "the passing evaluation": ([*CURVE, (10, "train", 49_312, 4.26)], "| target in about 51.0 min"),
+    "no evaluation, no estimate": ([*CURVE[::2], (10, "train", 49_312, 4.26)], "| target unknown"),
+    # The fit has passed the target, and the evaluation has not.
+    "a target in the past": (
+        [*LOW, (0, "eval", 49_152, 3.35), (10, "train", 49_312, 3.1)],
         "| next evaluation in 12.6 min | target in about 12.6 min",
     ),
-    # Past the crossing.
-    "a target in the past": (
-        [(0, "eval", 12_288, 4.34), (0, "eval", 24_576, 3.341), (10, "train", 36_848, 3.4)],
-        "| target in about 0 s",
-    ),
+    "an evaluation is due": ([*LOW, (10, "train", 61_440, 3.1)], "| 10,066,330 tokens/s | evaluating"),
 }
 
 
@@ -117,29 +121,6 @@ def line_after(config: Config, clock: Clock, events: list[Event]) -> str:
 def test_the_line(case: str, config: Config, clock: Clock) -> None:
     events, expected = EVENTS[case]
     assert expected in line_after(config, clock, events)
-
-
-# One evaluation makes no line; a rising loss does not reach the target.
-@pytest.mark.parametrize("evaluations", [[FIRST], [FIRST, (0, "eval", 24_576, 5.4)]])
-def test_no_estimate_of_the_target(evaluations: list[Event], config: Config, clock: Clock) -> None:
-    line = line_after(config, clock, [*evaluations, (10, "train", 24_736, 5.0)])
-    assert "next evaluation" in line and "target" not in line
-
-
-@pytest.mark.parametrize(
-    ("evaluations", "target", "expected"),
-    [
-        ([], 3.0, None),
-        ([(100, 4.0)], 3.0, None),
-        ([(100, 4.0), (200, 3.5)], 3.0, 300.0),
-        ([(0, 9.0), (100, 4.0), (200, 3.5)], 3.0, 300.0),
-        ([(100, 4.0), (200, 4.0)], 3.0, None),
-        ([(100, 4.0), (200, 4.5)], 3.0, None),
-        ([(100, 4.0), (200, 3.0)], 3.0, 200.0),
-    ],
-)
-def test_samples_to_target(evaluations: list[tuple[int, float]], target: float, expected: float | None) -> None:
-    assert samples_to_target(evaluations, target) == expected
 
 
 @pytest.mark.parametrize(
@@ -199,23 +180,25 @@ ON_A_TERMINAL = f"""
 import sys, time
 from gptoss20b.config import resolve
 from gptoss20b.callbacks.console import ConsoleProgress
-display = ConsoleProgress(resolve({ONE_SAMPLE_A_STEP!r}))
+display = ConsoleProgress(resolve({ONE_SAMPLE_A_STEP!r} | {{"MLLOG_STDOUT": sys.argv[1]}}))
+display.start({{"model": "[small]"}}, "the plain line")
+display.detail("a detail")
 for step in range(1, 6):
     display.echo(f":::MLLOG record {{step}} " + 200 * "x")  # wider than the terminal
     display.on_train_loss(16 * step, 10.0, 0.0)
     time.sleep(0.15)  # the live line is drawn four times a second
 display.on_eval_stop(80, 9.0, converged=False)
 display.close()
-print("[the last words]", file=sys.stderr)
+display.finish("[the last words]")
 """
 
 
-def on_a_terminal(stdout_too: bool) -> tuple[str, str]:
+def on_a_terminal(stdout_too: bool, records: str = "") -> tuple[str, str]:
     """Return what the script writes to a terminal, and to a pipe if its stdout is one."""
     leader, follower = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name not in {*FOR_RICH, *settings()}}
     process = subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL],
+        [sys.executable, "-c", ON_A_TERMINAL, records],
         cwd=ROOT,
         env={**environment, "TERM": "xterm", "COLUMNS": "150"},
         stdout=follower if stdout_too else subprocess.PIPE,
@@ -243,13 +226,15 @@ def test_a_real_terminal_with_stdout_in_a_pipe() -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     assert re.search(r"(16|32|48|64|80) samples \| loss 10\.0000", plain)
     assert "\x1b[2K" in seen  # the line is drawn over itself
-    assert "evaluation at 80 samples: loss 9.0000 (target 3.34)\r\n" in seen
-    assert seen.endswith("\x1b[2K[the last words]\r\n")  # and removed at the end
+    assert "evaluation at 80 samples: loss 9.0000 (target 3.34)" in plain
+    assert "[small]" in plain and "the plain line" not in plain and "a detail" not in plain
+    _, _, end = seen.rpartition("\x1b[2K")  # the line is removed before the plot and the result
+    assert re.fullmatch(r"[^[]*3\.34 \|-+[^[]*80 samples\r\n\[the last words\]\r\n", end, re.DOTALL)
 
 
-def test_a_real_terminal_shows_records_above_the_live_line() -> None:
-    seen, _ = on_a_terminal(stdout_too=True)
-    assert "\x1b[2K" in seen
+def test_records_are_shown_above_the_live_line_of_a_real_terminal_on_demand() -> None:
+    assert ":::MLLOG" not in on_a_terminal(stdout_too=True)[0]
+    seen, _ = on_a_terminal(stdout_too=True, records="1")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     positions = [plain.index(f":::MLLOG record {step} {200 * 'x'}\r\n") for step in range(1, 6)]
     assert positions == sorted(positions)

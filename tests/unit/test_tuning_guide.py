@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
@@ -26,7 +25,6 @@ from compliance.rules import ALL_RULES
 from compliance.schedule import Schedule
 from compliance.score import spread
 from compliance.welch import welch_test
-from gptoss20b.callbacks.console import samples_to_target
 from gptoss20b.config import resolve, settings
 from gptoss20b.config.tree import FixedHyperparameters, FreeHyperparameters
 from gptoss20b.memory import activation_bytes
@@ -236,7 +234,8 @@ def crossing(summary: RunSummary) -> float:
     """Return the samples at which a run's loss, interpolated between evaluations, crosses the target."""
     curve = [(evaluation.samples, evaluation.loss) for evaluation in summary.evaluations]
     first = next(index for index, (_, loss) in enumerate(curve) if loss <= benchmark.TARGET_LOSS)
-    return samples_to_target(curve[first - 1 : first + 1], benchmark.TARGET_LOSS) or math.nan
+    (x0, y0), (x1, y1) = curve[first - 1 : first + 1]
+    return x0 + (y0 - benchmark.TARGET_LOSS) * (x1 - x0) / (y0 - y1)
 
 
 def cv_percent(values: list[float]) -> float:

@@ -24,6 +24,7 @@ is_leader=1
 # Check the whole configuration once, before any rank starts.
 "$PYTHON" -m gptoss20b train --dry-run > /dev/null || exit 2
 check_data
+given_logdir=${LOGDIR:+1} show_result=0
 export LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
 # Only on the leader: its ranks may have created the log before a worker reaches this line. When resuming, a log exists,
 # and the run itself checks whether it can be continued.
@@ -43,7 +44,7 @@ case "$CLEAR_CACHES" in
         ;;
 esac
 
-torchrun=("$PYTHON" -m torch.distributed.run --nproc_per_node="$DGXNGPU")
+torchrun=("$PYTHON" -m gptoss20b.launch --nproc_per_node="$DGXNGPU")
 if [[ "$DGXNNODES" == 1 ]]; then
     torchrun+=(--standalone)
 else
@@ -69,6 +70,8 @@ if [[ ! -e "$LOGDIR/result_0.txt" ]]; then
 fi
 outcome=0
 report=$("$PYTHON" -m gptoss20b result "$LOGDIR") || outcome=$?
+# On a terminal the run has just shown its end, if it could.
+[[ -t 2 && "$outcome" =~ ^(0|3|4|130|143)$ ]] || show_result=1
 # torchrun returns only 0 or 1, so the status comes from the log. A failure that is not in the log is still a failure.
 ((outcome != 0 || status == 0)) || outcome=1
 # torchrun sends TERM to the other ranks when one fails: that is a failure, not a request to terminate.
@@ -83,5 +86,9 @@ if [[ "$outcome" == 0 && "$CHECK_COMPLIANCE" == 1 ]]; then
         outcome=5
     fi
 fi
-echo "$report" >&2
+[[ ! "$outcome" =~ ^[0345]$ ]] || draw_report "$LOGDIR" "$PYTHON"
+# A trial of a set has a LOGDIR and no terminal.
+[[ "$outcome" != 0 || (! -t 2 && "$given_logdir" == 1) ]] ||
+    echo "next, the ten runs of a result: source config_$DGXSYSTEM.sh && NEXP=10 ./run_local.sh" >&2
+((show_result == 0)) || echo "$report" >&2
 exit "$outcome"

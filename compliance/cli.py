@@ -213,6 +213,9 @@ def report_command(
     out: Annotated[Path, typer.Option("--out", help="File to write, for example report.html or report.md.")],
     options: Options,
     system: SystemOption = None,
+    curve: Annotated[
+        Path | None, typer.Option("--curve", help="Draw the evaluation losses to this file, too: .svg or .png.")
+    ] = None,
 ) -> None:
     """Check logs or a submission tree, and write the report with its pictures to one HTML or Markdown file."""
     kind = {".html": "html", ".htm": "html", ".md": "md"}.get(out.suffix.lower())
@@ -220,7 +223,9 @@ def report_command(
         raise typer.BadParameter(f"--out {out}: the name must end in .html or .md")
     if not out.parent.is_dir() or out.is_dir():
         raise typer.BadParameter(f"--out {out}: not a file that can be written; name one in an existing folder")
-    from .render.report_file import report_file
+    if curve is not None and curve.suffix not in (".svg", ".png"):
+        raise typer.BadParameter(f"--curve {curve}: the name must end in .svg or .png")
+    from .render.report_file import loss_curve, report_file
 
     options = replace(options, system=system)
     is_tree = len(logs) == 1 and (logs[0] / "results").is_dir() and (logs[0] / "systems").is_dir()
@@ -228,8 +233,11 @@ def report_command(
     text = report_file(report, kind)  # type: ignore[arg-type]
     try:
         out.write_text(text, encoding="utf-8")
+        if curve is not None:
+            curve.write_bytes(loss_curve(report, curve.suffix[1:]))  # type: ignore[arg-type]
     except OSError as error:
-        raise typer.BadParameter(f"--out {out}: {error.strerror}") from error
+        option = "--out" if error.filename == str(out) else "--curve"
+        raise typer.BadParameter(f"{option} {error.filename}: {error.strerror}") from error
     _print(f"{report.verdict}: {out}")
     raise typer.Exit(_exit_code(report))
 

@@ -103,3 +103,19 @@ run_compliance_checker() {
     "$@" -m mlperf_logging.compliance_checker --usage training --ruleset 6.1.0 \
         --log_output "$folder/compliance_checker.log" "$folder/result_0.txt" > /dev/null 2>&1
 }
+
+# draw_report FOLDER PYTHON...: draw the log in FOLDER. A failure is only a warning.
+draw_report() {
+    local folder=$1 output status=0
+    shift
+    # An environment without these packages draws nothing.
+    "$@" -c 'import compliance.render.report_file' 2> /dev/null || return 0
+    output=$("$@" -m compliance report --no-official --out "$folder/report.html" \
+        --curve "$folder/loss_curve.svg" "$folder/result_0.txt" 2>&1) || status=$?
+    # Status 1: the log violates a rule, as the report says.
+    if ((status > 1)); then
+        echo "warning: could not draw '$folder/report.html': $output" >&2
+    else
+        echo "report: $folder/report.html, loss curve: $folder/loss_curve.svg" >&2
+    fi
+}

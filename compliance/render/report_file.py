@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import html
 import re
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -72,6 +73,12 @@ def report_file(report: Report, kind: Literal["html", "md"]) -> str:
         findings=[(SEVERITY_TITLES[severity], rules) for severity, rules in findings.items() if rules],
         official=tables.official_tables(report.official) if report.official else None,
     )
+
+
+def loss_curve(report: Report, kind: Literal["svg", "png"]) -> bytes:
+    """Return the picture of the evaluation losses; empty without an evaluation."""
+    drawn = figures.render_figure(figures.draw_losses, report.sets[0], kind) if report.sets else None
+    return b64decode(drawn[1].partition(",")[2]) if drawn else b""
 
 
 def _printed(value: object) -> object:

@@ -69,7 +69,7 @@ def assert_restart_repeats(settings: dict[str, str], failed: list[tuple[str, str
     assert 0 < log.count('"train_loss"') < 100
 
 
-@pytest.mark.parametrize("killed", ["-u -m gptoss20b train", "torch.distributed.run", "run_and_time.sh"])
+@pytest.mark.parametrize("killed", ["-u -m gptoss20b train", "gptoss20b.launch", "run_and_time.sh"])
 def test_a_killed_process_ends_the_trial(trial: dict[str, str], killed: str) -> None:
     with launched(trial) as launch:
         wait_for_first_step(launch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -54,12 +55,13 @@ def test_one_node_is_launched_with_exactly_these_arguments(sandbox: Sandbox) -> 
     assert done.returncode == 0, done.stderr
     assert python_calls(sandbox) == [
         ["-m", "gptoss20b", "train", "--dry-run"],
-        ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "gptoss20b", "train"],
+        ["-m", "gptoss20b.launch", "--nproc_per_node=2", "--standalone", "-m", "gptoss20b", "train"],
         ["-m", "gptoss20b", "result", "results/one"],
         [
             *["-m", "mlperf_logging.compliance_checker", "--usage", "training", "--ruleset", "6.1.0"],
             *["--log_output", "results/one/compliance_checker.log", "results/one/result_0.txt"],
         ],
+        ["-c", "import compliance.render.report_file"],
     ]
     assert done.stdout == ""  # reserved for the log's records
     assert "run of CPU_1x2 started at " in done.stderr
@@ -73,10 +75,10 @@ def test_two_nodes_are_launched_with_exactly_these_arguments(sandbox: Sandbox, p
     done = run(sandbox, "config_B200_1x8.sh", NODE_RANK="0", MASTER_PORT=port, **TWO_NODES)
     assert done.returncode == 0, done.stderr
     assert python_calls(sandbox)[1] == [
-        *["-m", "torch.distributed.run", "--nproc_per_node=8", "--nnodes=2", "--node_rank=0"],
+        *["-m", "gptoss20b.launch", "--nproc_per_node=8", "--nnodes=2", "--node_rank=0"],
         *["--master_addr=leader", f"--master_port={expected}", "-m", "gptoss20b", "train"],
     ]
-    assert len(python_calls(sandbox)) == 4
+    assert len(python_calls(sandbox)) == 5
 
 
 @pytest.mark.parametrize("rank", ["NODE_RANK", "SLURM_NODEID"])
@@ -129,6 +131,38 @@ def test_a_log_that_fails_the_check_fails_the_run(sandbox: Sandbox, check: str, 
     assert ("results/one/compliance_checker.log" in done.stderr) == (check == "1")
 
 
+# Status 1 is a report of a log that violates a rule.
+@pytest.mark.parametrize(("status", "drawn"), [(0, True), (1, True), (2, False)])
+@pytest.mark.parametrize("log", [0, 3])
+def test_a_report_is_drawn_at_the_end_and_a_failure_to_draw_changes_no_status(
+    sandbox: Sandbox, status: int, drawn: bool, log: int
+) -> None:
+    sandbox.control(report_status=status, log_status=log)
+    done = run(sandbox, LOGDIR="results/one")
+    assert done.returncode == log
+    files = ["--out", "results/one/report.html", "--curve", "results/one/loss_curve.svg", "results/one/result_0.txt"]
+    assert python_calls(sandbox)[-1] == ["-m", "compliance", "report", "--no-official", *files]
+    assert ("results/one/loss_curve.svg" in done.stderr, "the cause" in done.stderr) == (drawn, not drawn)
+
+
+@pytest.mark.parametrize(("log", "shown_by_the_run"), [(0, True), (4, True), (143, True), (1, False)])
+def test_on_a_terminal_the_run_has_shown_its_expected_end(sandbox: Sandbox, log: int, shown_by_the_run: bool) -> None:
+    sandbox.control(log_status=log)
+    leader, sandbox.stderr = pty.openpty()
+    run(sandbox, LOGDIR="results/one")
+    os.close(sandbox.stderr)
+    seen = b"".join(iter(lambda: read_terminal(leader), b"")).decode()
+    os.close(leader)
+    assert ("the result" in seen, "./run_local.sh" in seen) == (not shown_by_the_run, log == 0)
+
+
+def read_terminal(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65_536)
+    except OSError:  # how Linux says that the other side is closed
+        return b""
+
+
 @pytest.mark.parametrize(("torchrun", "expected"), [(1, 1), (2, 2), (0, 1)])
 def test_a_run_without_a_log_is_never_a_success(sandbox: Sandbox, torchrun: int, expected: int) -> None:
     sandbox.control(no_log="", torchrun_status=torchrun)
@@ -161,7 +195,7 @@ def test_a_run_without_a_log_is_never_a_success(sandbox: Sandbox, torchrun: int,
 )
 def test_a_bad_value_is_refused(sandbox: Sandbox, given: dict[str, str], facts: tuple[str, ...]) -> None:
     assert_refused(run(sandbox, **given), *facts)
-    assert not any("torch.distributed.run" in call for call in python_calls(sandbox))
+    assert not any("gptoss20b.launch" in call for call in python_calls(sandbox))
 
 
 def test_no_configuration_sourced(sandbox: Sandbox) -> None:

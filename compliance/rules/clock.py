@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import benchmark
 from ..findings import Severity
 from ..run import JITTER_MS, Run
-from .rule import MAX_FINDINGS, Problem, rule, value_problem
+from .rule import MAX_FINDINGS, OWN, Problem, rule, value_problem
 
 _RUN_RESULTS = "training rules, Run Results"
 _COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml"
@@ -133,7 +133,7 @@ def clock_after_stop(run: Run) -> Iterator[Problem]:
         yield Problem(f"after run_stop, to describe the run: {keys}", others[0].line, severity=Severity.INFO)
 
 
-@rule("clock-stop-late", Severity.WARNING, "this project")
+@rule("clock-stop-late", Severity.WARNING, OWN)
 def clock_stop_late(run: Run) -> Iterator[Problem]:
     """Warn if run_stop comes over 60 seconds after the last evaluation of a converged run: the score includes them."""
     stop, passing = run.run_stop, run.passing_evaluation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from .. import benchmark
 from ..findings import Severity
 from ..json_values import finite_float, whole_number
 from ..run import Run
-from .rule import Problem, rule, value_problem
+from .rule import OWN, Problem, rule, value_problem
 
 _CLOSED = ("closed",)
 _YAML = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/closed_gpt_oss_20b.yaml"
@@ -35,6 +36,12 @@ _COUNTS = {
 }
 _POSITIVE = ("opt_base_learning_rate", "opt_adamw_epsilon", "opt_gradient_clip_norm", "target_accuracy")
 _NOT_NEGATIVE = ("opt_end_learning_rate", "opt_adamw_beta_1", "opt_adamw_beta_2", "opt_adamw_weight_decay")
+# Marks anywhere in a name. "Example" only where nothing else names the organisation.
+_PLACEHOLDER = re.compile(
+    r"(?<![a-z])(placeholder|todo|tbd|fixme|change_?me)(?![a-z])|^\W*<.*>\W*$"
+    r"|^\W*((your|my|an?|the)[\W_]+)?example([\W_]*(org(ani[sz]ation)?|company|name|platform|system))?\W*$",
+    re.IGNORECASE,
+)
 
 
 @rule("submission-benchmark", Severity.ERROR, _COMMON)
@@ -62,6 +69,15 @@ def submission_identity(run: Run) -> Iterator[Problem]:
             severity = Severity.WARNING if key == "submission_status" else None
             if not isinstance(record.value, str) or not record.value.strip():
                 yield value_problem(record, f"{key} is empty", "a name", severity)
+
+
+@rule("submission-placeholder", Severity.WARNING, OWN)
+def submission_placeholder(run: Run) -> Iterator[Problem]:
+    """Warn about a submission_org or submission_platform that still has to be filled in, e.g. TODO or Example."""
+    for key in ("submission_org", "submission_platform"):
+        for record in run.all(key):
+            if isinstance(record.value, str) and _PLACEHOLDER.search(record.value):
+                yield value_problem(record, f"{key} is a placeholder", "the name")
 
 
 @rule("hyperparameter-number", Severity.ERROR, _COMMON)

@@ -19,12 +19,12 @@ from ..submission import (
     Submission,
     SystemDescription,
 )
-from .rule import Problem, parse_problems, quote_json, rule
+from .rule import OWN, Problem, parse_problems, quote_json, rule
 
 _LAYOUT = "MLPerf submission rules, Directory structure (Training)"
 _CHECKER = "mlperf-logging 4.1.68, package_checker"
 _DESCRIBER = "mlperf-logging 4.1.68, system_desc_checker"
-_OWN = "this project"
+
 
 MAX_FILE_BYTES = 50 << 20  # limit of mlperf-logging's repo_checker
 # Files that official tools read or write beside the logs, and optional power logs.
@@ -156,7 +156,7 @@ def _description_problems(system: SystemDescription) -> Iterator[Problem]:
             yield field_problem(name, "is not a positive whole number", 'e.g. "8"')
 
 
-@rule("division-agreement", Severity.ERROR, _OWN)
+@rule("division-agreement", Severity.ERROR, f"{_LAYOUT}; {_CHECKER}")
 def division_agreement(context: PackageContext) -> Iterator[Problem]:
     """Require one division in the logs, in the system description, and in the folder name.
 
@@ -181,11 +181,11 @@ def division_agreement(context: PackageContext) -> Iterator[Problem]:
                 yield Problem(message, file=file, expected=quote_json(expected), got=value)
 
 
-@rule("organisation-agreement", Severity.ERROR, _OWN)
+@rule("organisation-agreement", Severity.WARNING, OWN)
 def organisation_agreement(context: PackageContext) -> Iterator[Problem]:
-    """Require submission_org in the logs to equal the system description's submitter.
+    """Warn if submission_org in the logs is not the system description's submitter.
 
-    submission_platform has no prescribed spelling. It is a warning if it shares no word of three or more letters and
+    submission_platform has no prescribed spelling. It is reported if it shares no word of three or more letters and
     digits, without a leading node count like 2x, with the system's folder, system_name or accelerator_model_name.
     """
     for name, runs in context.runs.items():
@@ -203,7 +203,7 @@ def organisation_agreement(context: PackageContext) -> Iterator[Problem]:
         for value, count, file in _logged_values(runs, "platform"):
             if known and _words(value) and known.isdisjoint(_words(value)):
                 message = f"{_count_logs(count)} with a submission_platform that looks like another system's"
-                yield Problem(message, file=file, expected=quote_json(name), got=value, severity=Severity.WARNING)
+                yield Problem(message, file=file, expected=quote_json(name), got=value)
 
 
 @rule("package-code", Severity.ERROR, _LAYOUT)
@@ -240,7 +240,7 @@ def package_code(context: PackageContext) -> Iterator[Problem]:
         yield Problem(message, file=tree.path("."), severity=Severity.WARNING)
 
 
-@rule("package-scaling", Severity.INFO, _OWN)
+@rule("package-scaling", Severity.INFO, OWN)
 def package_scaling(context: PackageContext) -> Iterator[Problem]:
     """Report a scaling.json in results/, a score factor for the official summarizer.
 
@@ -266,7 +266,7 @@ def _files_named(context: PackageContext, name: str, message: str) -> Iterator[P
             yield Problem(message, file=tree.path(file.name))
 
 
-@rule("package-link", Severity.ERROR, _OWN)
+@rule("package-link", Severity.ERROR, _LAYOUT)
 def package_link(context: PackageContext) -> Iterator[Problem]:
     """Reject links out of the tree, and links to folders in systems/ and results/, which are not followed.
 

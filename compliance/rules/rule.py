@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 from ..findings import Finding, Severity
 from ..records import ParseError, Record
 
+# Citation of a rule without a sentence of MLPerf or an official check behind it. Such a rule warns.
+OWN = "this project's judgement, not a rule of MLPerf"
 BOTH_DIVISIONS = frozenset({"closed", "open"})
 # A file with a hundred thousand corrupt records would bury all other findings.
 MAX_FINDINGS = 20

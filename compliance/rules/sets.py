@@ -10,11 +10,10 @@ from .. import benchmark
 from ..findings import Rcp, RunSummary, Severity, Status, Variance
 from ..json_values import comparison_key, whole_number
 from ..run import Run
-from .rule import Problem, quote_json, rule
+from .rule import OWN, Problem, quote_json, rule
 
 _BENCHMARK_RESULTS = "training rules, Benchmark Results"
 _RCP = "training rules, Reference Convergence Points; mlperf-logging 4.1.68, rcp_checker"
-_OWN = "this project, not a rule of MLPerf"
 # Some logs write the samples trained so far as train_samples.
 _MAY_DIFFER = ("seed", "train_samples", "config_filename")
 
@@ -84,7 +83,7 @@ def set_seed(subject: RunSet) -> Iterator[Problem]:
             files.setdefault(value, run.log.name)
 
 
-@rule("set-copy", Severity.ERROR, _OWN)
+@rule("set-copy", Severity.ERROR, f"{_BENCHMARK_RESULTS}: a result is a number of runs")
 def set_copy(subject: RunSet) -> Iterator[Problem]:
     """Reject copied runs: runs with different seeds never have losses that are equal to the last digit."""
     seen: dict[tuple[str, object], str] = {}
@@ -125,7 +124,7 @@ def set_not_converged(subject: RunSet) -> Iterator[Problem]:
         yield Problem(message, file=missed[0], severity=Severity.INFO)
 
 
-@rule("variance-limit", Severity.WARNING, _OWN)
+@rule("variance-limit", Severity.WARNING, OWN)
 def variance_limit(subject: RunSet) -> Iterator[Problem]:
     """Warn if the coefficient of variation (ddof 1) of samples or minutes exceeds --cv-limit percent."""
     if subject.variance is None:

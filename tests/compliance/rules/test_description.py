@@ -74,8 +74,16 @@ def test_exactly_this_rule_fires(rule: str, key: str, value: object) -> None:
     assert_fires_alone(rule, set_value(key, value))
 
 
+@pytest.mark.parametrize(
+    "value", ["SUBMISSION_ORG_PLACEHOLDER", "TODO: name", "example", "Your Example Company", "<org>"]
+)
+def test_placeholders_are_warnings(value: str) -> None:
+    for key in ("submission_org", "submission_platform"):
+        assert_fires_alone("submission-placeholder", set_value(key, value), Severity.WARNING)
+
+
 def test_every_rule_is_tested() -> None:
-    assert {*BREAKS, "hyperparameter-end-rate", "open-division"} == rule_ids(description)
+    assert {*BREAKS, "hyperparameter-end-rate", "open-division", "submission-placeholder"} == rule_ids(description)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,14 @@ from __future__ import annotations
 from enum import StrEnum
 
 NAME = "gpt_oss_20b"
+# The other benchmarks of MLPerf Training (`mlperf_logging/benchmark_meta.py`). Their logs are not judged.
+OTHERS = frozenset(
+    {
+        "bert", "dlrm", "dlrm_dcnv2", "dlrmv4", "deepseekv3_671b", "flux1", "gnmt", "gnn", "gpt3", "llama2_70b_lora",
+        "llama31_405b", "llama31_8b", "maskrcnn", "minigo", "ncf", "qwen35_397b_grpo", "resnet", "retinanet", "rgat",
+        "rnnt", "ssd", "stable_diffusion", "transformer", "unet3d",
+    }
+)  # fmt: skip
 
 
 class Ruleset(StrEnum):

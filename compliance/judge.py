@@ -15,6 +15,7 @@ from .benchmark import RUNS
 from .findings import Curve, Finding, Phase, RunSummary, Score, SetResult, Severity, Status, Variance
 from .records import Log
 from .rules import RUN_RULES, SET_RULES, UNVERIFIABLE
+from .rules.description import submission_benchmark
 from .rules.evaluations import logged_schedule, run_not_converged
 from .rules.sets import RunSet
 from .run import Machine, Run, common_eval_interval
@@ -51,9 +52,10 @@ def judge_run(
         in_set: False makes a run without convergence an error. In a set, the rules on sets decide.
     """
     run = Run(log, ruleset, machine)
+    rules = RUN_RULES if in_set else (*RUN_RULES, run_not_converged)
     findings = tuple(
         finding
-        for rule in (RUN_RULES if in_set else (*RUN_RULES, run_not_converged))
+        for rule in ((submission_benchmark,) if run.is_other_benchmark else rules)
         if run.division in rule.divisions
         for finding in rule.judge(run, log.name)
     )
@@ -72,8 +74,9 @@ def judge_set(
         cv_limit: this project's limit of the coefficient of variation in percent.
         name: name of the set in messages.
     """
-    # Figures and convergence are those of the window. The other rules apply to every run.
-    runs = [each.summary for each in judged]
+    # Figures and convergence are those of the window. The other rules apply to every run of this benchmark.
+    own = [each for each in judged if not each.run.is_other_benchmark]
+    runs = [each.summary for each in own]
     window = _window(runs, required_runs)
     batch = _most_common_batch(runs)
     samples = [_samples(run) for run in window]
@@ -82,20 +85,20 @@ def judge_set(
     # Reference convergence points exist for the closed division only.
     if batch is not None and all(run.division != "open" for run in runs):
         tested = rcp.check_convergence(batch, olympic_samples, ruleset)
-    interval = common_eval_interval([each.run for each in judged])
+    interval = common_eval_interval([each.run for each in own])
     variance: Variance | None = None
     if window:
         # Runs without convergence are infinite here, and left out of the spread.
         variance = score.variance(samples, [_minutes(run) for run in window], interval, batch, cv_limit)
     subject = RunSet(
-        runs=tuple(each.run for each in judged), summaries=tuple(runs), window=tuple(window),
-        required_runs=required_runs, variance=variance, rcp=tested,
+        runs=tuple(each.run for each in own), summaries=tuple(runs), window=tuple(window),
+        others=len(judged) - len(own), required_runs=required_runs, variance=variance, rcp=tested,
     )  # fmt: skip
-    findings = tuple(finding for rule in SET_RULES for finding in rule.judge(subject))
+    findings = tuple(finding for rule in SET_RULES for finding in rule.judge(subject)) if own else ()
     has_errors = any(finding.severity is Severity.ERROR for finding in [*findings, *run_findings(judged)])
     normalization = tested.pruned.normalization if tested is not None else 1.0
     scored = _score(window, valid=not has_errors, normalization=normalization)
-    return SetResult(name, tuple(runs), scored, variance, tested, interval), findings
+    return SetResult(name, tuple(each.summary for each in judged), scored, variance, tested, interval), findings
 
 
 def run_findings(judged: Iterable[JudgedRun]) -> list[Finding]:

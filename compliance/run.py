@@ -66,6 +66,11 @@ class Run:
         return whole_number(self.value(key))
 
     @cached_property
+    def is_other_benchmark(self) -> bool:
+        """Return True for a log of another benchmark of MLPerf Training, to which no rule of this one applies."""
+        return str(self.value("submission_benchmark")) in benchmark.OTHERS
+
+    @cached_property
     def division(self) -> str:
         """Return the division whose rules apply: closed unless the log declares open."""
         return "open" if self.value("submission_division") == "open" else "closed"

@@ -46,10 +46,16 @@ _PLACEHOLDER = re.compile(
 
 @rule("submission-benchmark", Severity.ERROR, _COMMON)
 def submission_benchmark(run: Run) -> Iterator[Problem]:
-    """Require submission_benchmark `gpt_oss_20b`, with underscores."""
+    """Require submission_benchmark `gpt_oss_20b`, with underscores.
+
+    No other rule is applied to a log of another benchmark.
+    """
     for record in run.all("submission_benchmark"):
         if record.value != benchmark.NAME:
-            yield value_problem(record, "submission_benchmark is another benchmark or misspelt", benchmark.NAME)
+            message = "submission_benchmark is misspelt"
+            if run.is_other_benchmark:
+                message = f"a log of {record.value}, to which no rule of {benchmark.NAME} is applied"
+            yield value_problem(record, message, benchmark.NAME)
 
 
 @rule("submission-division", Severity.ERROR, _COMMON)

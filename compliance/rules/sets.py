@@ -24,6 +24,7 @@ class RunSet:
 
     Attributes:
         window: the runs that count, by start time.
+        others: number of logs of other benchmarks, which are not in ``runs``.
         variance: variance of the window.
         rcp: the convergence tests; None in the open division or without a batch size.
     """
@@ -31,6 +32,7 @@ class RunSet:
     runs: tuple[Run, ...]
     summaries: tuple[RunSummary, ...]
     window: tuple[RunSummary, ...]
+    others: int
     required_runs: int
     variance: Variance | None
     rcp: Rcp | None
@@ -39,7 +41,7 @@ class RunSet:
 @rule("set-count", Severity.ERROR, _BENCHMARK_RESULTS)
 def set_count(subject: RunSet) -> Iterator[Problem]:
     """Require 10 runs. Of more runs, the window of 10 consecutive ones with the median score counts."""
-    count, required = len(subject.runs), subject.required_runs
+    count, required = len(subject.runs) + subject.others, subject.required_runs
     if count < required:
         yield Problem("too few runs for a result", expected=str(required), got=count)
     elif count > required:

@@ -135,7 +135,7 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
             results.append(result)
             runs[folder.system] = result.runs
             # Findings on a whole set name its folder in a tree.
-            found = [*run_findings(judged), *(replace(each, file=each.file or folder.path) for each in set_findings)]
+            found = [replace(each, file=each.file or folder.path) for each in [*run_findings(judged), *set_findings]]
             own |= _verdicts_on_files(judged) | _verdicts_on_set(result, found)
             # package-result-count reports too few logs of the folder.
             findings += [each for each in found if each.rule != "set-count" or each.severity is not Severity.ERROR]

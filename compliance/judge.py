@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from .schedule import Comparison
 
 # More points than a chart can show.
 _MAX_CURVE_POINTS = 1000
+_OF_SET = frozenset(rule.id for rule in RUN_RULES if rule.of_set)
 _PHASES = {
     "init_start": ("init", "init_stop"),
     "block_start": ("training", "block_stop"),
@@ -101,9 +102,18 @@ def judge_set(
     return SetResult(name, tuple(each.summary for each in judged), scored, variance, tested, interval), findings
 
 
-def run_findings(judged: Iterable[JudgedRun]) -> list[Finding]:
-    """Return the findings of all runs."""
-    return [finding for each in judged for finding in each.findings]
+def run_findings(judged: Sequence[JudgedRun]) -> list[Finding]:
+    """Return the findings of all runs. What all runs have in common of a rule with ``of_set`` is one finding."""
+    found = [finding for each in judged for finding in each.findings]
+    kinds = [(each.message, each.expected, each.got) if each.rule in _OF_SET else None for each in found]
+    logs = Counter(kind for kind in kinds if kind is not None)
+    shared = {kind for kind, count in logs.items() if count == len(judged) > 1}
+    merged = {
+        kind: replace(each, message=f"{each.message}; in all {len(judged)} logs", file=None, line=None)
+        for kind, each in zip(kinds, found, strict=True)
+        if kind in shared
+    }
+    return [*merged.values(), *(each for kind, each in zip(kinds, found, strict=True) if kind not in shared)]
 
 
 def unverifiable_findings() -> tuple[Finding, ...]:

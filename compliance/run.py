@@ -115,6 +115,13 @@ class Run:
         return benchmark.eval_interval_samples(batch) if batch is not None and batch > 0 else None
 
     @cached_property
+    def regular_interval(self) -> int | None:
+        """Return the samples between evaluations if two or more keep one interval from the start, else None."""
+        counts = [each.samples for each in self.evaluations]
+        first = counts[0] if len(counts) > 1 else 0
+        return first if first > 0 and counts == [first * number for number in range(1, len(counts) + 1)] else None
+
+    @cached_property
     def trained_samples(self) -> int | None:
         """Return the largest number of training samples in any record of training."""
         blocks = [*self.all("block_stop"), *self.all("epoch_stop"), *self.all("run_stop")]

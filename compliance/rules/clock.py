@@ -114,7 +114,7 @@ def clock_run_stop(run: Run) -> Iterator[Problem]:
             yield Problem(message, stop.line, expected=f">= {latest.time_ms:.0f}", got=stop.time_ms)
 
 
-@rule("clock-after-stop", Severity.ERROR, f"{_RUN_RESULTS}; {_COMMON}")
+@rule("clock-after-stop", Severity.ERROR, f"{_RUN_RESULTS}; {_COMMON}", of_set=True)
 def clock_after_stop(run: Run) -> Iterator[Problem]:
     """Reject training, evaluation, data and milestones after run_stop. Other records may follow it."""
     stop = run.run_stop

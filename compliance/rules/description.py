@@ -77,7 +77,7 @@ def submission_identity(run: Run) -> Iterator[Problem]:
                 yield value_problem(record, f"{key} is empty", "a name", severity)
 
 
-@rule("submission-placeholder", Severity.WARNING, OWN)
+@rule("submission-placeholder", Severity.WARNING, OWN, of_set=True)
 def submission_placeholder(run: Run) -> Iterator[Problem]:
     """Warn about a submission_org or submission_platform that still has to be filled in, e.g. TODO or Example."""
     for key in ("submission_org", "submission_platform"):

@@ -64,11 +64,12 @@ def _decreasing_counts(run: Run) -> Iterator[Problem]:
             last = last if samples is None else samples
 
 
-@rule("eval-cadence", Severity.ERROR, _CADENCE)
+@rule("eval-cadence", Severity.ERROR, _CADENCE, of_set=True)
 def eval_cadence(run: Run) -> Iterator[Problem]:
     """Require an evaluation exactly every CEIL(12288 / GBS) x GBS samples.
 
-    In the open division the first evaluation sets the interval.
+    A run that keeps another interval throughout is one finding. In the open division the first evaluation sets the
+    interval.
     """
     interval = run.eval_interval_samples
     counts = [whole_number(record.samples) for record in run.all("eval_accuracy")]
@@ -77,6 +78,13 @@ def eval_cadence(run: Run) -> Iterator[Problem]:
     is_growing = all(before < after for before, after in pairwise(known))
     if interval is None or len(known) < len(counts) or not is_growing:
         return  # other rules report this
+    regular, batch = run.regular_interval, run.count("global_batch_size")
+    if regular is not None and regular != interval and batch is not None and len(run.evaluations) == len(known):
+        yield Problem(
+            f"evaluates every {_steps(regular, batch)}; the rules say CEIL, {_steps(interval, batch)}",
+            run.evaluations[0].line, expected=f"every {interval} samples", got=regular,
+        )  # fmt: skip
+        interval = regular
     due = interval
     for record, count in zip(run.all("eval_accuracy"), known, strict=True):
         if count % interval or count < interval:
@@ -93,6 +101,16 @@ def eval_cadence(run: Run) -> Iterator[Problem]:
     if run.passing_evaluation is None and trained is not None and trained > due:
         message = f"an evaluation is missing at the end: training continued to {trained:,} samples"
         yield Problem(message, expected=str(due), got=known[-1] if known else ABSENT)
+
+
+def _steps(samples: int, batch: int) -> str:
+    """Return an interval in steps and samples.
+
+    >>> _steps(12276, 36), _steps(12312, 36), _steps(8192, 36)
+    ('341 steps, FLOOR = 12,276 samples', '342 steps = 12,312 samples', '227.6 steps = 8,192 samples')
+    """
+    is_floor = samples == benchmark.EVAL_INTERVAL_SAMPLES // batch * batch and benchmark.EVAL_INTERVAL_SAMPLES % batch
+    return f"{samples / batch:.4g} steps{', FLOOR' if is_floor else ''} = {samples:,} samples"
 
 
 @rule("eval-size", Severity.ERROR, f"{_QUALITY}; {_YAML}")

@@ -46,6 +46,7 @@ class Rule(Generic[Subject]):
         id: name in findings, e.g. "eval-cadence".
         severity: default severity of its findings.
         citation: document or file that states the rule, or "this project".
+        of_set: report once for a set what all of its logs have in common.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Rule(Generic[Subject]):
     citation: str
     check: Callable[[Subject], Iterator[Problem]]
     divisions: frozenset[str] = BOTH_DIVISIONS
+    of_set: bool = False
 
     @property
     def description(self) -> str:
@@ -82,12 +84,17 @@ class Rule(Generic[Subject]):
 
 
 def rule(
-    name: str, severity: Severity, citation: str, divisions: Iterable[str] = BOTH_DIVISIONS
+    name: str,
+    severity: Severity,
+    citation: str,
+    divisions: Iterable[str] = BOTH_DIVISIONS,
+    *,
+    of_set: bool = False,
 ) -> Callable[[Callable[[Subject], Iterator[Problem]]], Rule[Subject]]:
     """Declare the decorated generator to be the check of a rule."""
 
     def declare(check: Callable[[Subject], Iterator[Problem]]) -> Rule[Subject]:
-        return Rule(name, severity, citation, check, frozenset(divisions))
+        return Rule(name, severity, citation, check, frozenset(divisions), of_set)
 
     return declare
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from .. import benchmark
 from ..findings import Rcp, RunSummary, Severity, Status, Variance
 from ..json_values import comparison_key, whole_number
 from ..run import Run
+from ..score import olympic_mean
 from .rule import OWN, Problem, quote_json, rule
 
 _BENCHMARK_RESULTS = "training rules, Benchmark Results"
@@ -101,6 +103,22 @@ def set_copy(subject: RunSet) -> Iterator[Problem]:
             yield Problem(f"the {name} losses are those of {other}: one is a copy", file=run.log.name)
         for name, losses in series.items():
             seen.setdefault((name, losses), run.log.name)
+
+
+@rule("set-cadence", Severity.INFO, OWN)
+def set_cadence(subject: RunSet) -> Iterator[Problem]:
+    """Report the score of a set with another interval of evaluations, had that been accepted, as real rounds did."""
+    intervals = {run.regular_interval for run in subject.runs}
+    regular, due = intervals.pop() if len(intervals) == 1 else None, subject.runs[0].eval_interval_samples
+    if regular is None or due in (None, regular) or len(subject.window) < 3:
+        return
+    minutes = olympic_mean([math.inf if run.minutes is None else run.minutes for run in subject.window])
+    if minutes is None:
+        return
+    normalized = "the RCP test fails"
+    if subject.rcp is not None and subject.rcp.pruned.passed and subject.rcp.pruned.normalization is not None:
+        normalized = f"{minutes * subject.rcp.pruned.normalization:.3f} normalised"
+    yield Problem(f"had the cadence been accepted, the score would be {minutes:.3f} minutes; {normalized}")
 
 
 @rule("set-invalid-run", Severity.INFO, _BENCHMARK_RESULTS)

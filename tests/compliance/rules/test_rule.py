@@ -69,7 +69,7 @@ def test_values_are_quoted_as_json_on_one_line(value: object, shown: str) -> Non
 
 
 def test_every_rule_is_declared_once_with_a_source_and_a_sentence() -> None:
-    assert len({each.id for each in ALL_RULES}) == len(ALL_RULES) == 64
+    assert len({each.id for each in ALL_RULES}) == len(ALL_RULES) > 60
     for each in ALL_RULES:
         assert each.citation and len(each.description) > 40 and each.description.endswith(".")
 

@@ -378,5 +378,5 @@ def test_the_open_division_has_no_reference_points() -> None:
 def test_every_rule_is_tested() -> None:
     assert rule_ids(sets) == {
         "set-count", "set-alike", "set-seed", "set-copy", "set-invalid-run", "set-not-converged", "variance-limit",
-        "rcp-missing", "rcp-pruned", "rcp-full", "rcp-normalization",
+        "rcp-missing", "rcp-pruned", "rcp-full", "rcp-normalization", "set-cadence",
     }  # fmt: skip

@@ -233,8 +233,8 @@ def report_command(
     text = report_file(report, kind)  # type: ignore[arg-type]
     try:
         out.write_text(text, encoding="utf-8")
-        if curve is not None:
-            curve.write_bytes(loss_curve(report, curve.suffix[1:]))  # type: ignore[arg-type]
+        if curve is not None and (picture := loss_curve(report, curve.suffix[1:])):  # type: ignore[arg-type]
+            curve.write_bytes(picture)
     except OSError as error:
         option = "--out" if error.filename == str(out) else "--curve"
         raise typer.BadParameter(f"{option} {error.filename}: {error.strerror}") from error

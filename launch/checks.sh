@@ -116,6 +116,8 @@ draw_report() {
     if ((status > 1)); then
         echo "warning: could not draw '$folder/report.html': $output" >&2
     else
-        echo "report: $folder/report.html, loss curve: $folder/loss_curve.svg" >&2
+        echo "report: $folder/report.html" >&2
+        # A run that ended before its first evaluation has no curve.
+        [[ ! -e "$folder/loss_curve.svg" ]] || echo "loss curve: $folder/loss_curve.svg" >&2
     fi
 }

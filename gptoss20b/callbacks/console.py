@@ -149,9 +149,9 @@ class ConsoleProgress(NullProgress):
         if self._evaluating or to_evaluation == 0:
             parts.append("evaluating")
         elif rate:
-            parts.append(f"next evaluation in {format_duration(to_evaluation / rate)}")
+            parts.append(f"next evaluation in {format_duration(max(1.0, to_evaluation / rate))}")
             to_target = self._samples_to_passing_evaluation()
-            when = "unknown" if to_target is None else f"in about {format_duration(to_target / rate)}"
+            when = "unknown" if to_target is None else f"in about {format_duration(max(1.0, to_target / rate))}"
             parts.append(f"target {when}")
         return " | ".join(parts)
 

@@ -232,6 +232,17 @@ def test_a_report_is_one_file(bad: Path, tree: Path, tmp_path: Path, capsys: Cap
         assert ("cache-clear" if source == bad else "sys_1x8") in out.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("suffix", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_a_report_draws_its_loss_curve(good: Path, tmp_path: Path, capsys: Capture, suffix: str, start: bytes) -> None:
+    curve = tmp_path / f"curve.{suffix}"
+    written = ("--out", tmp_path / "r.html", "--curve", curve)
+    assert command(capsys, "report", good, "--no-official", *written).status == 0
+    assert curve.read_bytes().startswith(start)
+    for wrong in (tmp_path / "curve.gif", tmp_path / "no" / "curve.svg"):
+        found = command(capsys, "report", good, "--no-official", *written[:2], "--curve", wrong)
+        assert found.status == ExitCode.USAGE and "--curve" in found.err
+
+
 def test_a_report_that_cannot_be_written_is_wrong_usage(good: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "folder.html").mkdir()
     for out in (tmp_path / "folder.html", Path("/proc/report.html")):

@@ -102,6 +102,7 @@ EVENTS: dict[str, tuple[list[Event], str]] = {
         [*LOW, (0, "eval", 49_152, 3.35), (10, "train", 49_312, 3.1)],
         "| next evaluation in 12.6 min | target in about 12.6 min",
     ),
+    "an evaluation in half a second": ([*LOW, (600, "train", 61_439, 3.1)], "in 1 s | target in about 1 s"),
     "an evaluation is due": ([*LOW, (10, "train", 61_440, 3.1)], "| 10,066,330 tokens/s | evaluating"),
 }
 

@@ -221,7 +221,7 @@ def _compare(tools: OfficialTools | None, own: Mapping[tuple[str, str], OwnVerdi
 
 
 def _worst_verdict(results: Iterable[OfficialResult]) -> OfficialVerdict:
-    verdicts = {result.verdict for result in results}
+    verdicts = {result.verdict for result in results if result.decides}
     worst_first: tuple[OfficialVerdict, ...] = ("refused", "crashed", "timeout", "fail")
     return next((verdict for verdict in worst_first if verdict in verdicts), "pass")
 

@@ -264,6 +264,7 @@ class OfficialResult:
         subject: file, folder or tree as the user named it.
         verdict: "refused": not run, because that would be unsafe.
         seconds: wall time.
+        decides: false for the RCP test against all points, which the official package checker does not ask.
     """
 
     tool: OfficialTool
@@ -271,6 +272,7 @@ class OfficialResult:
     verdict: OfficialVerdict
     messages: tuple[str, ...]
     seconds: NonNegativeFloat
+    decides: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +291,7 @@ class Official:
     """Verdicts of the official tools (mlperf-logging). They stand beside ours and do not change it.
 
     Attributes:
-        verdict: "pass" if every tool passed, else the worst verdict.
+        verdict: "pass" if every deciding check passed, else the worst verdict of these.
     """
 
     version: str

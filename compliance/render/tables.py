@@ -161,13 +161,14 @@ def rcp_table(rcp: Rcp | None) -> Table | None:
 
 def official_tables(official: Official) -> dict[str, Any]:
     """Return the official verdicts. Files with the same verdict and messages of a tool share a row."""
-    by_verdict = group_by(official.results, lambda each: (each.tool, each.verdict, each.messages))
+    by_verdict = group_by(official.results, lambda each: (each.tool, each.verdict, each.decides, each.messages))
     differ = group_by(official.divergences, lambda each: (each.tool, each.ours, each.official, each.reason))
     results = []
-    for (tool, verdict, messages), same in by_verdict:
+    for (tool, verdict, decides, messages), same in by_verdict:
         seconds = number(sum(each.seconds for each in same), 1)
         subjects = places(each.subject for each in same)
-        results.append((tool, subjects, verdict, seconds, "; ".join(messages) or NOTHING))
+        shown = verdict if decides or verdict == "pass" else f"{verdict} (does not decide)"
+        results.append((tool, subjects, shown, seconds, "; ".join(messages) or NOTHING))
     divergences = [(tool, places(each.subject for each in same), *outcome) for (tool, *outcome), same in differ]
     return {
         "version": official.version,

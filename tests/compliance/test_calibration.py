@@ -13,6 +13,7 @@ from tests.support.made_logs import compliant_set
 from tests.support.paths import REAL_SHAPES
 
 ERROR = Severity.ERROR
+DERIVED, SYSTEM = REAL_SHAPES / "derived_stack" / "ExampleSystems", "X8_ngc26.04_nemo"
 needs_shapes = pytest.mark.skipif(not REAL_SHAPES.is_dir(), reason="the logs in published forms are not here")
 
 
@@ -39,3 +40,21 @@ def test_another_cadence_is_one_error_of_a_log_and_of_a_set() -> None:
     assert [run.status for run in report.sets[0].runs] == ["invalid"] * 10
     log = check_run(REAL_SHAPES / "floor_cadence_gbs36" / "result_3.txt", Options(ruleset="6.0.0", official=False))
     assert [each.rule for each in log.findings if each.severity is ERROR] == ["eval-cadence"]
+
+
+@needs_shapes
+@pytest.mark.parametrize("ruleset", benchmark.RULESETS)
+def test_a_published_set_passes_but_for_the_disclosures_of_6_1(ruleset: str) -> None:
+    report = check_set([DERIVED / "results" / SYSTEM / benchmark.NAME], Options(ruleset=ruleset))
+    errors = [each for each in report.findings if each.severity is ERROR]
+    score = report.sets[0].score
+    assert report.official is not None and report.official.divergences == () and score is not None
+    # The full RCP test fails and does not decide.
+    assert [each.verdict for each in report.official.results if not each.decides] == ["fail"]
+    if ruleset == "6.1.0":
+        assert (report.verdict, report.official.verdict) == ("fail", "fail")
+        assert {each.rule for each in errors} == {"record-required"}
+        assert all(each.message.endswith(", ".join(benchmark.DISCLOSURE)) for each in errors)
+    else:
+        assert (report.verdict, report.official.verdict, errors) == ("pass", "pass", [])
+        assert (score.normalized_minutes, score.normalization) == (85.15519323521282, 1.0315091210613598)

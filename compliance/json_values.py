@@ -25,6 +25,18 @@ def whole_number(value: object) -> int | None:
     return value if isinstance(value, int) else int(number)
 
 
+def seed_number(value: object) -> int | None:
+    """Return a seed as mlperf-logging's seed_checker reads it, by `int()`; None if it cannot.
+
+    >>> seed_number(4083), seed_number("4083"), seed_number(1.5), seed_number("x"), seed_number(None)
+    (4083, 4083, 1, None, None)
+    """
+    try:
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
 def comparison_key(value: object) -> str:
     """Return a key that is equal for equal JSON values. Numbers are equal however they are written.
 

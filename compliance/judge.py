@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from . import rcp, score
 from .benchmark import RUNS
 from .findings import Curve, Finding, Phase, RunSummary, Score, SetResult, Severity, Status, Variance
+from .json_values import seed_number
 from .records import Log
 from .rules import RUN_RULES, SET_RULES, UNVERIFIABLE
 from .rules.description import submission_benchmark
@@ -180,7 +181,7 @@ def _summary(run: Run, status: Status, system: str | None) -> RunSummary:
     return RunSummary(
         file=run.log.name,
         status=status,
-        seed=run.count("seed"),
+        seed=seed_number(run.value("seed")),
         global_batch_size=run.count("global_batch_size"),
         learning_rate=run.number("opt_base_learning_rate"),
         warmup_steps=run.count("opt_learning_rate_warmup_steps"),

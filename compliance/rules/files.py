@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import benchmark
 from ..findings import Severity
-from ..json_values import comparison_key, whole_number
+from ..json_values import comparison_key, seed_number
 from ..run import EARLIEST_MS, Run
 from .rule import MAX_FINDINGS, Problem, parse_problems, quote_json, rule, value_problem
 
@@ -115,7 +115,15 @@ def _is_invalid_amount(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 @rule("seed", Severity.ERROR, "training rules, Random numbers; mlperf-logging 4.1.68, package_checker/seed_checker")
 def seed(run: Run) -> Iterator[Problem]:
-    """Require an integer seed. Several ranks may log the same one."""
+    """Require a seed that `int()` converts, text included.
+
+    A fraction, a truth value or more than 64 bits is a warning: this project's judgement.
+    """
     for record in run.all("seed"):
-        if whole_number(record.value) is None:
+        number = seed_number(record.value)
+        if number is None:
             yield value_problem(record, "the seed is not an integer", "an integer")
+        elif isinstance(record.value, bool) or (isinstance(record.value, float) and number != record.value):
+            yield value_problem(record, "int() changes this seed", "an integer", Severity.WARNING)
+        elif abs(number) >= 1 << 64:
+            yield value_problem(record, "the seed has more than 64 bits", "an integer", Severity.WARNING)

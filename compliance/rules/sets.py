@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from .. import benchmark
 from ..findings import Rcp, RunSummary, Severity, Status, Variance
-from ..json_values import comparison_key, whole_number
+from ..json_values import comparison_key, seed_number
+from ..records import Record
 from ..run import Run
 from ..score import olympic_mean
 from .rule import OWN, Problem, quote_json, rule
@@ -73,18 +74,25 @@ def set_alike(subject: RunSet) -> Iterator[Problem]:
 
 @rule("set-seed", Severity.ERROR, "training rules, Random numbers; mlperf-logging 4.1.68, package_checker/seed_checker")
 def set_seed(subject: RunSet) -> Iterator[Problem]:
-    """Reject a seed that another run uses, too."""
-    files: dict[int, str] = {}
+    """Reject a seed that another run logs at the same line of source. From another line it is a warning."""
+    seen: dict[int, dict[tuple[str, str], str]] = {}
     for run in subject.runs:
-        for value in dict.fromkeys(whole_number(record.value) for record in run.all("seed")):
-            if value is None:
-                continue
-            if value in files:
-                record = run.first("seed")
-                line = record.line if record else None
-                message = f"the seed is that of {files[value]}"
-                yield Problem(message, line, expected="a distinct seed", got=value, file=run.log.name)
-            files.setdefault(value, run.log.name)
+        logged: dict[int, dict[tuple[str, str], Record]] = {}
+        for record in run.all("seed"):
+            if (value := seed_number(record.value)) is not None:
+                source = (repr(record.metadata.get("file")), repr(record.metadata.get("lineno")))
+                logged.setdefault(value, {}).setdefault(source, record)
+        for value, records in logged.items():
+            files = seen.setdefault(value, {})
+            same = next((source for source in records if source in files), None)
+            if files:
+                message = f"the seed is that of {next(iter(files.values())) if same is None else files[same]}"
+                line, severity = next(iter(records.values())).line, Severity.WARNING if same is None else None
+                yield Problem(
+                    message, line, expected="a distinct seed", got=value, file=run.log.name, severity=severity
+                )
+            for source in records:
+                files.setdefault(source, run.log.name)
 
 
 @rule("set-copy", Severity.ERROR, f"{_BENCHMARK_RESULTS}: a result is a number of runs")

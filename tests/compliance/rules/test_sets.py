@@ -172,6 +172,12 @@ def test_seeds_of_64_bits_are_compared_to_the_last_bit() -> None:
     assert [(each.rule, each.file) for each in judged_set(logs)[1]] == [("set-seed", "result_7.txt")]
 
 
+def test_a_seed_that_another_line_of_source_logs_is_a_warning() -> None:
+    logs = compliant_set(16)
+    logs[7].set("seed", str(logs[1].find("seed")["value"])).find("seed")["metadata"]["lineno"] = 3
+    assert [(each.rule, each.severity) for each in judged_set(logs)[1]] == [("set-seed", Severity.WARNING)]
+
+
 def test_a_run_may_log_several_seeds() -> None:
     logs = compliant_set(16)
     repeat(logs[5], "seed")

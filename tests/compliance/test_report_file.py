@@ -56,6 +56,8 @@ from tests.support.made_reports import (
 )
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 Kind = Literal["html", "md"]
 KINDS: tuple[Kind, ...] = ("html", "md")
 OFFICIAL = Official(

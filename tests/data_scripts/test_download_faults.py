@@ -28,6 +28,8 @@ from tests.support.faulty_server import (
     with_headers,
 )
 
+pytestmark = pytest.mark.slow
+
 # --- faults that a retry overcomes
 
 

@@ -42,6 +42,8 @@ from tests.support.small_sets import (
     write_set,
 )
 
+pytestmark = pytest.mark.slow
+
 # --- what passes
 
 

@@ -37,6 +37,8 @@ from tests.support.hf_folders import (
 )
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

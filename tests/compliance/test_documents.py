@@ -147,6 +147,7 @@ def test_json_is_ascii_and_has_no_lone_surrogate() -> None:
     assert made["options"] == {readable: readable}
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(ANY_REPORT)
 def test_any_report_is_valid_by_its_schema(report: Report) -> None:

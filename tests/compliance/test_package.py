@@ -130,6 +130,7 @@ def test_the_tree(workshop: Workshop) -> None:
     assert workshop.out.stat().st_mode & 0o777 == workshop.code.stat().st_mode & 0o777
 
 
+@pytest.mark.slow
 def test_the_official_package_checker_finds_no_errors(workshop: Workshop) -> None:
     workshop.build(write_scaling=True)
     said, copy = official_checker(workshop.out, workshop.folder)
@@ -138,6 +139,7 @@ def test_the_official_package_checker_finds_no_errors(workshop: Workshop) -> Non
     assert tree_of(copy) == tree_of(workshop.out)
 
 
+@pytest.mark.slow
 def test_scaling_is_what_the_official_package_checker_writes(tmp_path: Path, fast: tuple[list[Path], Report]) -> None:
     workshop = Workshop(tmp_path, fast)
     workshop.build(write_scaling=True)

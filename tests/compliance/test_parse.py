@@ -283,6 +283,7 @@ def test_records_past_a_limit_are_counted(monkeypatch: pytest.MonkeyPatch, count
         assert message.startswith(f"{more} ") and what in message
 
 
+@pytest.mark.slow
 def test_a_large_file_is_not_held_in_memory() -> None:
     text = line(event("train_loss", 3.0, 1_790_000_000_000, {"samples_count": 16, "lr": 1e-4})) + "\n"
 

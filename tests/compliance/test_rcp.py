@@ -109,6 +109,7 @@ def test_edges_of_the_evaluation_grid(gbs: int, mean: float, pruned: bool, full:
         assert test.normalization == max(1.0, test.mean / mean)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(gbs=st.integers(16, 64), ruleset=st.sampled_from(RULESETS), excess=st.sampled_from([-2e-9, 0.0, 2e-9]))
 def test_the_official_checker_draws_the_same_line(gbs: int, ruleset: str, excess: float) -> None:
@@ -182,6 +183,7 @@ RUNS_OF_ONE = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(runs=st.dictionaries(st.integers(8, 256), RUNS_OF_ONE, min_size=1, max_size=7))
 def test_pruning_of_any_points_is_the_official_one(

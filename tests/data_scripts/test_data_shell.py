@@ -62,6 +62,7 @@ def test_the_python_of_the_repository_comes_first(tmp_path: Path, command: str) 
     assert run(copy, cwd=tmp_path, PATH=path).stdout == "the repository\n"
 
 
+@pytest.mark.slow
 def test_they_run_and_pass_the_exit_status_through(tmp_path: Path) -> None:
     make(tmp_path / "set", [Document(f"m{number}", "Some text. " * 9000) for number in range(60)])
     done = run(script(ROOT, "verify"), "set", cwd=tmp_path, PYTHON=sys.executable)

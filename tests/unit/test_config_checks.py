@@ -317,6 +317,7 @@ def can_run(layout: dict[str, int]) -> bool:
     )
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=300, deadline=None)
 @given(layout=layouts())
 def test_a_layout_is_accepted_exactly_when_it_can_run(layout: dict[str, int]) -> None:

@@ -131,6 +131,7 @@ def test_a_launcher_s_variable_that_is_no_number_is_one_clear_line(variable: str
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("address", "reports"), [("", True), ("127.0.0.1", False)])
 def test_only_rank_zero_of_a_launcher_reports_problems(address: str, reports: bool) -> None:
     launcher = {"RANK": "1"} | ({"MASTER_ADDR": address} if address else {})

@@ -44,6 +44,7 @@ def test_stays_in_range_and_injective_for_any_count(seed: int, count: int, data:
     assert len(set(shown.tolist())) == len(positions)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=ANY_INTEGER,
@@ -113,6 +114,7 @@ def chi_square_z(values: npt.NDArray[np.int64], kinds: int) -> float:
     return (chi - (kinds - 1)) / float(np.sqrt(2 * (kinds - 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0, 1, 499, 511, 512, 999])
 def test_place_of_a_window_is_uniform(thousand_orders: npt.NDArray[np.int64], window: int) -> None:
     places = np.argmax(thousand_orders == window, axis=1)

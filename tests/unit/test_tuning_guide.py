@@ -283,6 +283,7 @@ def counted() -> dict[str, int]:
     return {"experts": experts, "other": figures["total_parameters"] - experts, "state": figures["state_bytes_per_gpu"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", table_rows(GUIDE, "memory"), ids=lambda row: f"EP {row[0]}")
 def test_the_memory_table(row: list[str], counted: dict[str, int]) -> None:
     header = " ".join(table_with_header(GUIDE, "memory")[0])

@@ -57,6 +57,7 @@ def test_of_more_runs_the_median_window_counts() -> None:
     assert "result_10.txt to result_1.txt" in next(each.message for each in findings if each.rule == "set-count")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "first", "missed"),
     [

@@ -185,7 +185,7 @@ def _machine(path: Path | None) -> Machine | None:
     system = read_system_description(path)
     if isinstance(system, ParseError):
         raise InputError(f"{path}{'' if system.line is None else f':{system.line}'}: {system.message}")
-    if system.machine is None:
+    if system.machine is None and system.count("accelerators_per_node", 0) != 0:
         raise InputError(f"{path}: number_of_nodes and accelerators_per_node must be whole numbers above 0")
     return system.machine
 

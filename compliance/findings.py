@@ -149,12 +149,14 @@ class RunSummary(RunOutcome):
         logged_learning_rates: logged learning rates.
         expected_learning_rates: learning rates of the logged schedule at the same points.
         phases: intervals for the timeline.
+        logged_status: submission_status.
     """
 
     train_loss: Curve
     logged_learning_rates: Curve
     expected_learning_rates: Curve
     phases: tuple[Phase, ...]
+    logged_status: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,7 @@ def _summary(run: Run, status: Status, system: str | None) -> RunSummary:
         platform=_text(run, "submission_platform"),
         division=_text(run, "submission_division"),
         organisation=_text(run, "submission_org"),
+        logged_status=_text(run, "submission_status"),
         system=system,
     )
 

@@ -35,7 +35,6 @@ _LIBRARIES = {
     "triton": "Triton",
 }  # fmt: skip
 _INTERCONNECT = ("accelerator_interconnect", "accelerator_interconnect_topology")
-# All but accelerators_per_node: the rules require a positive number, which only the submitter can give.
 _WITHOUT_ACCELERATOR = (
     "accelerator_model_name", "accelerator_host_interconnect", "accelerator_frequency", "accelerator_on-chip_memories",
     "accelerator_memory_configuration", "accelerator_memory_capacity", *_INTERCONNECT,
@@ -109,7 +108,8 @@ def accelerator_fields(root: Path, limit_s: float) -> dict[str, str]:
     report = read_gpus(limit_s)
     if report is not None and report.gpus:
         return gpu_fields(report, read_interconnect(report, limit_s))
-    return dict.fromkeys(_WITHOUT_ACCELERATOR, "N/A (no accelerator)") if has_accelerator(root) is False else {}
+    none = dict.fromkeys(_WITHOUT_ACCELERATOR, "N/A (no accelerator)") | {"accelerators_per_node": "0"}
+    return none if has_accelerator(root) is False else {}
 
 
 def gpu_fields(report: GpuReport, interconnect: Interconnect) -> dict[str, str]:

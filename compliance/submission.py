@@ -23,7 +23,14 @@ from .run import Machine
 MAX_DESCRIPTION_BYTES = 1 << 20
 CODE_FOLDER = f"benchmarks/{benchmark.NAME}"
 DIVISIONS = ("closed", "open")
-STATUSES = ("Available on-premise", "Available cloud", "Research, Development, or Internal (RDI)", "Preview")
+# By the submission_status of the logs.
+LOGGED_STATUSES = {
+    "onprem": "Available on-premise",
+    "cloud": "Available cloud",
+    "research": "Research, Development, or Internal (RDI)",
+    "preview": "Preview",
+}
+STATUSES = tuple(LOGGED_STATUSES.values())
 # Fields required by mlperf-logging's system_desc_checker, with help texts. No commas in the text fields below, which
 # the official summary separates by commas.
 FIELD_HELP = {
@@ -45,7 +52,7 @@ FIELD_HELP = {
     "host_networking": "ports of one node and their rates, e.g. 8 x InfiniBand 400 Gb/s",
     "host_networking_topology": "how the nodes are connected, e.g. fat tree; N/A for one node",
     "host_memory_configuration": "memory modules of one node, e.g. 24 x 96 GB DDR5 5600 MT/s (root may read it)",
-    "accelerators_per_node": "accelerators in one node as a whole number; without any the training processes per node",
+    "accelerators_per_node": "accelerators in one node as a whole number; 0 without any",
     "accelerator_model_name": "maker and model of the accelerator",
     "accelerator_host_interconnect": "link between processor and accelerator, e.g. PCIe 5.0 x16",
     "accelerator_frequency": "highest clock, e.g. 1965 MHz max",
@@ -83,16 +90,16 @@ class SystemDescription:
         value = self.raw.get(field)
         return value if isinstance(value, str) else None
 
-    def count(self, field: str) -> int | None:
-        """Return a positive whole number that is written as a JSON number or as text, else None."""
+    def count(self, field: str, minimum: int = 1) -> int | None:
+        """Return a whole number that is written as a JSON number or as text; None if it is below the minimum."""
         value = self.raw.get(field)
         if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
             value = int(value)
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= minimum else None
 
     @property
     def machine(self) -> Machine | None:
-        """Return the size of the whole system, None unless both counts are known."""
+        """Return the size of the whole system, None unless both counts are known. CPUs alone have 0 accelerators."""
         nodes, accelerators = self.count("number_of_nodes"), self.count("accelerators_per_node")
         return None if nodes is None or accelerators is None else Machine(nodes * accelerators, self.path)
 

@@ -36,7 +36,7 @@ _TOOL_LIMIT_S = 30.0
 # Valid values that the submitter has to confirm: the first of each vocabulary, and the one machine that was read.
 DEFAULTS = {"division": DIVISIONS[0], "status": STATUSES[0], "number_of_nodes": "1"}
 _CHOICES = {"division": DIVISIONS, "status": STATUSES}
-_COUNTS = ("number_of_nodes", "accelerators_per_node")
+_MINIMA = {"number_of_nodes": 1, "accelerators_per_node": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,9 @@ def check_values(given: Mapping[str, str]) -> list[str]:
         choices = _CHOICES.get(name, (value,))
         if value not in choices:
             problems.append(f"{name} is {value!r}, expected one of {' | '.join(choices)}")
-        if name in _COUNTS and not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0):
-            problems.append(f"{name} is {value!r}, expected a positive whole number")
+        minimum = _MINIMA.get(name)
+        if minimum is not None and not (value.isascii() and value.isdigit() and minimum <= int(value[:10]) < 10**9):
+            problems.append(f"{name} is {value!r}, expected a whole number of at least {minimum}")
         if name in ("submitter", "system_name") and not value.strip():
             problems.append(f"{name} is empty, expected a name")
     return problems

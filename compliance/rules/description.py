@@ -11,6 +11,7 @@ from .. import benchmark
 from ..findings import Severity
 from ..json_values import finite_float, whole_number
 from ..run import Run
+from ..submission import LOGGED_STATUSES
 from .rule import OWN, Problem, rule, value_problem
 
 _CLOSED = ("closed",)
@@ -75,6 +76,15 @@ def submission_identity(run: Run) -> Iterator[Problem]:
             severity = Severity.WARNING if key == "submission_status" else None
             if not isinstance(record.value, str) or not record.value.strip():
                 yield value_problem(record, f"{key} is empty", "a name", severity)
+
+
+@rule("submission-status", Severity.WARNING, OWN, of_set=True)
+def submission_status(run: Run) -> Iterator[Problem]:
+    """Warn about a submission_status that is none of the official list: onprem, cloud, research, preview."""
+    for record in run.all("submission_status"):
+        # submission-identity reports an empty one.
+        if isinstance(record.value, str) and record.value.strip() and record.value not in LOGGED_STATUSES:
+            yield value_problem(record, "submission_status is not of the official list", ", ".join(LOGGED_STATUSES))
 
 
 @rule("submission-placeholder", Severity.WARNING, OWN, of_set=True)

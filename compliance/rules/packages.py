@@ -13,6 +13,7 @@ from ..findings import RunSummary, Severity
 from ..submission import (
     CODE_FOLDER,
     DIVISIONS,
+    LOGGED_STATUSES,
     REQUIRED_FIELDS,
     STATUSES,
     TEXT_FIELDS,
@@ -121,7 +122,7 @@ def package_system_description(context: PackageContext) -> Iterator[Problem]:
 
     A system description is a JSON object with the 33 required fields, text where the official checker expects text,
     a status of the official list, division closed or open (the official checker tests seeds and convergence only for
-    exactly "closed"), and positive whole numbers of nodes and accelerators.
+    exactly "closed"), a positive whole number of nodes, and a whole number of accelerators, 0 on CPUs alone.
     """
     for file, error in context.submission.problems:
         yield from parse_problems([error], "package-system-description", file)
@@ -152,8 +153,10 @@ def _description_problems(system: SystemDescription) -> Iterator[Problem]:
             yield field_problem(name, "is not exactly one of the allowed values", " | ".join(allowed))
     # accelerators_per_node as a number is already reported as not being text.
     for name in ("number_of_nodes", "accelerators_per_node"):
-        if system.count(name) is None and name in raw and (isinstance(raw[name], str) or name not in TEXT_FIELDS):
-            yield field_problem(name, "is not a positive whole number", 'e.g. "8"')
+        minimum = 0 if name == "accelerators_per_node" else 1  # a system of CPUs has none
+        is_text = isinstance(raw.get(name), str) or name not in TEXT_FIELDS
+        if system.count(name, minimum) is None and name in raw and is_text:
+            yield field_problem(name, f"is not a whole number of at least {minimum}", 'e.g. "8"')
 
 
 @rule("division-agreement", Severity.ERROR, f"{_LAYOUT}; {_CHECKER}")
@@ -206,6 +209,18 @@ def organisation_agreement(context: PackageContext) -> Iterator[Problem]:
                 yield Problem(message, file=file, expected=quote_json(name), got=value)
 
 
+@rule("status-agreement", Severity.WARNING, OWN)
+def status_agreement(context: PackageContext) -> Iterator[Problem]:
+    """Warn if submission_status in the logs is not the system description's status: onprem is Available on-premise."""
+    for name, runs in context.runs.items():
+        system = context.submission.systems.get(name)
+        status = None if system is None else system.text("status")
+        for value, count, file in _logged_values(runs, "logged_status") if status in STATUSES else ():
+            if LOGGED_STATUSES.get(value, status) != status:
+                message = f"{_count_logs(count)} with another submission_status than {_description_file(name)}"
+                yield Problem(message, file=file, expected=quote_json(status), got=value)
+
+
 @rule("package-code", Severity.ERROR, _LAYOUT)
 def package_code(context: PackageContext) -> Iterator[Problem]:
     """Require source code and a README in benchmarks/gpt_oss_20b, and no binaries or archives outside results/.
@@ -249,20 +264,27 @@ def package_scaling(context: PackageContext) -> Iterator[Problem]:
     yield from _files_named(context, "scaling.json", "present, not read: the normalisation is computed from the logs")
 
 
-@rule("package-bypass", Severity.WARNING, _CHECKER)
+@rule("package-bypass", Severity.INFO, _CHECKER)
 def package_bypass(context: PackageContext) -> Iterator[Problem]:
-    """Warn about a package_checker_params file, which lets failed convergence or seed tests pass officially.
+    """Report a package_checker_params file, which lets failed convergence or seed tests pass officially.
 
-    This project ignores it.
+    This project ignores it. The official checker reads it in results/<system>/ and below.
     """
-    message = "can make the official checker pass failed tests; ignored here. Remove it"
-    yield from _files_named(context, "package_checker_params", message)
+    yield from _files_named(context, "package_checker_params", "bypass requested, audit due; ignored here")
+
+
+@rule("package-power", Severity.INFO, OWN)
+def package_power(context: PackageContext) -> Iterator[Problem]:
+    """Report power logs, which are not judged."""
+    for folder in context.submission.results:
+        if "power" in folder.others:
+            yield Problem("power logs are not judged", file=f"{folder.path}/power")
 
 
 def _files_named(context: PackageContext, name: str, message: str) -> Iterator[Problem]:
     tree = context.submission
     for file in tree.files:
-        if file.name.startswith("results/") and file.name.endswith(f"/{name}"):
+        if file.name == name or (file.name.startswith("results/") and file.name.endswith(f"/{name}")):
             yield Problem(message, file=tree.path(file.name))
 
 

@@ -82,8 +82,19 @@ def test_placeholders_are_warnings(value: str) -> None:
         assert_fires_alone("submission-placeholder", set_value(key, value), Severity.WARNING)
 
 
+def test_a_status_off_the_official_list_is_a_warning() -> None:
+    change = set_value("submission_status", "Available on-premise")
+    assert_fires_alone("submission-status", change, Severity.WARNING)
+
+
 def test_every_rule_is_tested() -> None:
-    assert {*BREAKS, "hyperparameter-end-rate", "open-division", "submission-placeholder"} == rule_ids(description)
+    assert {
+        *BREAKS,
+        "hyperparameter-end-rate",
+        "open-division",
+        "submission-placeholder",
+        "submission-status",
+    } == rule_ids(description)
 
 
 @pytest.mark.parametrize(

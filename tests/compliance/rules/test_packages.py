@@ -156,7 +156,7 @@ LINK = "package-link"
         (set_field("division", "Closed"), DESCRIPTION, ERROR, "^division "),
         (set_field("number_of_nodes", "two"), DESCRIPTION, ERROR, "^number_of_nodes "),
         (set_field("number_of_nodes", 0), DESCRIPTION, ERROR, "^number_of_nodes "),
-        (set_field("accelerators_per_node", "0"), DESCRIPTION, ERROR, "^accelerators_per_node "),
+        (set_field("accelerators_per_node", "-1"), DESCRIPTION, ERROR, "^accelerators_per_node "),
         (set_field("accelerators_per_node", 8), DESCRIPTION, ERROR, "^accelerators_per_node "),
         (set_field("system_name", " "), DESCRIPTION, ERROR, "^system_name "),
         (lambda tree: setattr(tree, "description", "{\n,"), DESCRIPTION, ERROR, "JSON"),
@@ -176,8 +176,11 @@ LINK = "package-link"
         (add_file(f"{CODE}/.env"), CODE_RULE, WARNING, r"/\.env;"),
         (add_file(f"{CODE}/a b.py"), CODE_RULE, WARNING, "a b\\.py"),
         (add_file(f"{RESULTS}/scaling.json", "{}"), "package-scaling", INFO, ""),
-        (add_file(f"{RESULTS}/package_checker_params", "rcp-bypass"), "package-bypass", WARNING, ""),
-        (add_file(f"results/{SYSTEM}/package_checker_params", "x"), "package-bypass", WARNING, ""),
+        (add_file(f"{RESULTS}/package_checker_params", "rcp-bypass"), "package-bypass", INFO, "bypass requested"),
+        (add_file(f"results/{SYSTEM}/package_checker_params", "x"), "package-bypass", INFO, ""),
+        (add_file("package_checker_params"), "package-bypass", INFO, ""),
+        (add_file(f"{RESULTS}/power/result_0/node_0.txt"), "package-power", INFO, "not judged"),
+        (change_runs(3, logged_status="cloud"), "status-agreement", WARNING, "^a log "),
         (add_link(f"{CODE}/passwd", "/etc/passwd"), LINK, ERROR, ""),
         (add_link(f"{CODE}/home", "../../../../.."), LINK, ERROR, ""),
         (add_link(f"{CODE}/old.sh", "missing.sh"), LINK, WARNING, ""),
@@ -240,8 +243,8 @@ def test_every_system_is_compared_with_its_logs(tree: Tree) -> None:
     assert finding.expected == quote_json("z")
 
 
-def test_power_logs_may_lie_beside_logs(tree: Tree) -> None:
-    tree.write(f"{RESULTS}/power/result_0/node_0.txt")
+def test_a_system_of_cpus_has_no_accelerators(tree: Tree) -> None:
+    set_field("accelerators_per_node", "0")(tree)
     assert tree.judge() == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pty
 import re
@@ -47,20 +46,6 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Config:
         monkeypatch.delenv(name, raising=False)
     # A batch of one makes steps samples: an evaluation every 12,288; 8,192 tokens a sample; target 3.34.
     return resolve(ONE_SAMPLE_A_STEP)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_the_first_line_has_samples_and_loss(config: Config, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    display = ConsoleProgress(config)
-    display.on_train_loss(16, 11.8539, 0.0)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("16 samples | loss 11.8539")
-    assert err.count("\n") == 1
 
 
 # Seconds that pass, then (samples, training loss) or (samples, evaluation loss).
@@ -154,29 +139,6 @@ def test_in_a_pipe_every_report_is_one_plain_line(
     ]
 
 
-def test_on_a_terminal_the_line_lives_on_stderr_only(
-    config: Config, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    terminal, pipe = Terminal(), io.StringIO()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(sys, "stdout", pipe)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "150")
-    display = ConsoleProgress(config)
-    try:
-        display.on_train_loss(16, 11.8, 0.0)
-        display.on_eval_stop(12_288, 3.5, converged=False)
-        print("a record")  # what the log prints goes to stdout as it is
-    finally:
-        display.close()
-    shown = terminal.getvalue()
-    assert "16 samples | loss 11.8000" in shown or "starting" in shown
-    assert "evaluation at 12,288 samples: loss 3.5000 (target 3.34)" in shown
-    assert "\x1b[" in shown
-    assert pipe.getvalue() == "a record\n"
-    assert "a record" not in shown
-
-
 ON_A_TERMINAL = f"""
 import sys, time
 from gptoss20b.config import resolve
@@ -184,6 +146,7 @@ from gptoss20b.callbacks.console import ConsoleProgress
 display = ConsoleProgress(resolve({ONE_SAMPLE_A_STEP!r} | {{"MLLOG_STDOUT": sys.argv[1]}}))
 display.start({{"model": "[small]"}}, "the plain line")
 display.detail("a detail")
+display.message("log: results/[red]")
 for step in range(1, 6):
     display.echo(f":::MLLOG record {{step}} " + 200 * "x")  # wider than the terminal
     display.on_train_loss(16 * step, 10.0, 0.0)
@@ -228,7 +191,12 @@ def test_a_real_terminal_with_stdout_in_a_pipe() -> None:
     assert re.search(r"(16|32|48|64|80) samples \| loss 10\.0000", plain)
     assert "\x1b[2K" in seen  # the line is drawn over itself
     assert "evaluation at 80 samples: loss 9.0000 (target 3.34)" in plain
-    assert "[small]" in plain and "the plain line" not in plain and "a detail" not in plain
+    assert (
+        "[small]" in plain
+        and "log: results/[red]" in plain
+        and "the plain line" not in plain
+        and "a detail" not in plain
+    )
     _, _, end = seen.rpartition("\x1b[2K")  # the line is removed before the plot and the result
     assert re.fullmatch(r"[^[]*3\.34 \|-+[^[]*80 samples\r\n\[the last words\]\r\n", end, re.DOTALL)
 
@@ -241,18 +209,6 @@ def test_records_are_shown_above_the_live_line_of_a_real_terminal_on_demand() ->
     assert positions == sorted(positions)
     # A record starts its own line instead of continuing the live one.
     assert all(plain[position - 1] in "\r\n" for position in positions[1:])
-
-
-def test_a_message_is_shown_as_it_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    display = ConsoleProgress(config)
-    display.on_train_loss(16, 11.8, 0.0)  # from here on a line is alive, and rich prints
-    display.message("log: results/[red]/result_0.txt")
-    for _ in range(2):  # closing twice is harmless
-        display.close()
-    assert "log: results/[red]/result_0.txt" in terminal.getvalue()
 
 
 def test_a_pipe_stays_a_pipe_whatever_force_color_says(

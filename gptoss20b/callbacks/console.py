@@ -193,8 +193,8 @@ def _is_terminal(stream: TextIO | None) -> bool:
 def format_duration(seconds: float) -> str:
     """Format a duration with the unit that people would use.
 
-    >>> format_duration(42.4), format_duration(600), format_duration(9000)
-    ('42 s', '10.0 min', '2.5 h')
+    >>> format_duration(42.4), format_duration(99), format_duration(600), format_duration(5999), format_duration(9000)
+    ('42 s', '99 s', '10.0 min', '100.0 min', '2.5 h')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"

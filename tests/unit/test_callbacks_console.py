@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from gptoss20b.callbacks import console
-from gptoss20b.callbacks.console import ConsoleProgress, format_duration
+from gptoss20b.callbacks.console import ConsoleProgress
 from gptoss20b.config import Config, resolve, settings
 from tests.support.paths import ROOT
 
@@ -107,14 +107,6 @@ def line_after(config: Config, clock: Clock, events: list[Event]) -> str:
 def test_the_line(case: str, config: Config, clock: Clock) -> None:
     events, expected = EVENTS[case]
     assert expected in line_after(config, clock, events)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0, "0 s"), (42.4, "42 s"), (99, "99 s"), (600, "10.0 min"), (5999, "100.0 min"), (9000, "2.5 h")],
-)
-def test_durations_as_people_say_them(seconds: float, said: str) -> None:
-    assert format_duration(seconds) == said
 
 
 def test_in_a_pipe_every_report_is_one_plain_line(

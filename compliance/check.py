@@ -22,6 +22,7 @@ from .findings import (
     OfficialVerdict,
     Report,
     RunSummary,
+    Score,
     SetResult,
     Severity,
     Status,
@@ -121,6 +122,7 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
     findings: list[Finding] = []
     results: list[SetResult] = []
     runs: dict[str, tuple[RunSummary, ...]] = {}
+    factors: dict[str, float | None] = {}
     own: OwnVerdicts = {}
     with _official_tools(options) as tools:
         if tools:
@@ -134,13 +136,17 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
             )
             results.append(result)
             runs[folder.system] = result.runs
+            factors[folder.system] = result.rcp.pruned.normalization if result.rcp else 1.0
             # Findings on a whole set name its folder in a tree.
             found = [replace(each, file=each.file or folder.path) for each in [*run_findings(judged), *set_findings]]
             own |= _verdicts_on_files(judged) | _verdicts_on_set(result, found)
             # package-result-count reports too few logs of the folder.
             findings += [each for each in found if each.rule != "set-count" or each.severity is not Severity.ERROR]
-        context = PackageContext(tree, runs, options.runs)
-        findings += [finding for rule in PACKAGE_RULES for finding in rule.judge(context)]
+        context = PackageContext(tree, runs, options.runs, factors)
+        of_tree = [finding for rule in PACKAGE_RULES for finding in rule.judge(context)]
+        findings += of_tree
+        if any(finding.severity in _failing(options) for finding in of_tree):
+            results = [replace(each, score=_invalid(each.score)) for each in results]
         own |= _verdicts_on_tree(tree, findings)
         official = _compare(tools, own)
     return _report("check-package", options, findings, results, official)
@@ -156,9 +162,17 @@ def _report(
     command: str, options: Options, judged: Sequence[Finding], sets: Sequence[SetResult], official: Official | None
 ) -> Report:
     findings = (*judged, *unverifiable_findings())
-    failing = {Severity.ERROR, Severity.WARNING} if options.strict else {Severity.ERROR}
-    verdict = Verdict.FAIL if any(finding.severity in failing for finding in findings) else Verdict.PASS
+    verdict = Verdict.FAIL if any(finding.severity in _failing(options) for finding in findings) else Verdict.PASS
     return Report(command, options.ruleset, verdict, findings, tuple(sets), official, _versions(), _plain(options))
+
+
+def _failing(options: Options) -> set[Severity]:
+    return {Severity.ERROR, Severity.WARNING} if options.strict else {Severity.ERROR}
+
+
+def _invalid(score: Score | None) -> Score | None:
+    """Return the score of a set whose tree fails: no score, and the other figures for information."""
+    return None if score is None else replace(score, valid=False, olympic_minutes=None, normalized_minutes=None)
 
 
 def _versions() -> dict[str, str]:

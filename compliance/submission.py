@@ -111,12 +111,14 @@ class ResultFolder:
     Attributes:
         logs: files named result_<i>.txt, ordered by i; each is a regular file inside the tree.
         others: names of everything else in the folder.
+        scaling: scaling_factor of the folder's scaling.json, of whatever type; None without one.
     """
 
     system: str
     path: str
     logs: tuple[Path, ...]
     others: tuple[str, ...]
+    scaling: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,17 @@ def _result_folder(root: Path, display_root: Path, folder: str, tree: FileTree) 
     logs = [name for _, name in numbered]
     others = sorted({*files, *_names_in(folder, tree.folders)} - set(logs))
     paths = tuple(root / folder / name for name in logs)
-    return ResultFolder(folder.split("/")[1], printable(display_root / folder), paths, tuple(others))
+    scaling = _scaling_factor(root / folder / "scaling.json") if "scaling.json" in files else None
+    return ResultFolder(folder.split("/")[1], printable(display_root / folder), paths, tuple(others), scaling)
+
+
+def _scaling_factor(path: Path) -> Any:
+    """Return the factor of a scaling.json, or a text that says why it has none."""
+    try:
+        with path.open("rb") as file:
+            return json.loads(file.read(MAX_DESCRIPTION_BYTES))["scaling_factor"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"not read: {type(error).__name__}"
 
 
 def _names_in(folder: str, names: Iterable[str]) -> list[str]:

@@ -19,7 +19,7 @@ from .rule import MAX_FINDINGS, OWN, Problem, rule, value_problem
 _RUN_RESULTS = "training rules, Run Results"
 _COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml"
 _STOP_LIMIT_S = 60
-_MINUTE_MS = 60_000
+_MINUTE_MS, _HOUR_MS = 60_000, 3_600_000
 _CHUNK = 1 << 16
 # Keys that may only be logged between run_start and run_stop.
 _TIMED_KEYS = (*benchmark.INTERVAL_KEYS, "eval_tokens_sha256", "tracked_stats", "resumed")
@@ -70,6 +70,28 @@ def clock_init_limit(run: Run) -> Iterator[Problem]:
     if minutes > limit:
         message = "initialization before run_start takes too long"
         yield Problem(message, start.line, expected=f"at most {limit} minutes", got=round(minutes, 3))
+
+
+@rule("clock-init-measured", Severity.WARNING, OWN, of_set=True)
+def clock_init_measured(run: Run) -> Iterator[Problem]:
+    """Warn if the first init_start may be late: logged after the description, or an hour after cache_clear."""
+    inits, described = run.all("init_start"), [run.first(key) for key in benchmark.DESCRIPTION]
+    if not inits or not run.times_in_ms:
+        return
+    first, stop = min(inits, key=attrgetter("time_ms")), run.first("init_stop")
+    if stop is not None and stop.line < first.line:
+        return  # clock-order reports this
+    before = [
+        each for each in described if each is not None and each.line < first.line and each.time_ms < first.time_ms
+    ]
+    cleared = run.first("cache_clear")
+    measured = "the init limit was measured from init_start, which is logged"
+    if before:
+        yield Problem(
+            f"{measured} after {before[0].key} and {len(before) - 1} more", first.line, expected="init_start first"
+        )
+    elif cleared is not None and len(inits) == 1 and (hours := (first.time_ms - cleared.time_ms) / _HOUR_MS) > 1:
+        yield Problem(f"{measured} {hours:.1f} hours after cache_clear", first.line, expected="at most an hour")
 
 
 @rule("clock-run-start", Severity.ERROR, _RUN_RESULTS)

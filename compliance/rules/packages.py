@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..benchmark import NAME, RUNS
 from ..file_tree import has_rejected_name, is_binary, is_source, printable
 from ..findings import RunSummary, Severity
+from ..json_values import finite_float
 from ..submission import (
     CODE_FOLDER,
     DIVISIONS,
@@ -36,11 +38,12 @@ _OFFICIAL_LOG_NAME = re.compile(r"result_.*\.txt")
 
 @dataclass(frozen=True, slots=True)
 class PackageContext:
-    """A submission tree and, by system name, the runs of `results/<system>/gpt_oss_20b`."""
+    """A submission tree and, by system name, the runs of `results/<system>/gpt_oss_20b` and their score's factor."""
 
     submission: Submission
     runs: dict[str, tuple[RunSummary, ...]] = field(default_factory=dict)
     required_runs: int = RUNS
+    factors: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @rule("package-structure", Severity.ERROR, _LAYOUT)
@@ -255,13 +258,22 @@ def package_code(context: PackageContext) -> Iterator[Problem]:
         yield Problem(message, file=tree.path("."), severity=Severity.WARNING)
 
 
-@rule("package-scaling", Severity.INFO, OWN)
+@rule("package-scaling", Severity.ERROR, "mlperf-logging 4.1.68, result_summarizer: multiplies the score by the factor")
 def package_scaling(context: PackageContext) -> Iterator[Problem]:
-    """Report a scaling.json in results/, a score factor for the official summarizer.
-
-    This project never reads it and computes the normalisation from the logs.
-    """
-    yield from _files_named(context, "scaling.json", "present, not read: the normalisation is computed from the logs")
+    """Require the factor of a shipped scaling.json to be the computed one. An equal factor is a note."""
+    for folder in context.submission.results:
+        if "scaling.json" not in folder.others:
+            continue
+        file, computed, shipped = f"{folder.path}/scaling.json", context.factors.get(folder.system), folder.scaling
+        if computed is None:
+            message = "a factor on the score, not compared: no factor can be computed"
+            yield Problem(message, file=file, got=shipped, severity=Severity.INFO)
+        elif (number := finite_float(shipped)) is None or not math.isclose(number, computed, rel_tol=1e-9):
+            message = "a factor on the score that is not the one computed from the logs"
+            yield Problem(message, file=file, expected=repr(computed), got=shipped)
+        else:
+            message = "a factor on the score, equal to the one computed from the logs"
+            yield Problem(message, file=file, got=shipped, severity=Severity.INFO)
 
 
 @rule("package-bypass", Severity.INFO, _CHECKER)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from mlperf_logging.benchmark_meta import get_result_file_counts
 
 from compliance import benchmark
-from compliance.check import Options, check_run, check_set
+from compliance.check import Options, check_package, check_run, check_set
+from compliance.documents import report_document, to_json
 from compliance.findings import Severity
+from compliance.render.report_file import report_file
+from compliance.render.text import text_report
 from tests.support.judging import judged_set
-from tests.support.made_logs import compliant_set
+from tests.support.made_logs import compliant_set, write_tree
 from tests.support.paths import REAL_SHAPES
 
 ERROR = Severity.ERROR
@@ -58,3 +65,30 @@ def test_a_published_set_passes_but_for_the_disclosures_of_6_1(ruleset: str) -> 
     else:
         assert (report.verdict, report.official.verdict, errors) == ("pass", "pass", [])
         assert (score.normalized_minutes, score.normalization) == (85.15519323521282, 1.0315091210613598)
+
+
+def test_a_failing_tree_has_no_score(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "tree", compliant_set(16))
+    assert check_package(root, Options(official=False)).verdict == "pass"
+    for file in (root / "benchmarks").rglob("README.md"):
+        file.unlink()
+    report = check_package(root, Options(official=False))
+    assert (report.verdict, {each.rule for each in report.findings if each.severity is ERROR}) == (
+        "fail",
+        {"package-code"},
+    )
+    assert "No score" in text_report(report)
+    assert '"normalized_minutes": null' in to_json(report_document(report)) and "No score" in report_file(
+        report, "html"
+    )
+
+
+@needs_shapes
+@pytest.mark.parametrize("factor", [1.0315091210613598, 1.0])
+def test_a_shipped_factor_is_compared(tmp_path: Path, factor: float) -> None:
+    root = tmp_path / "tree"
+    shutil.copytree(DERIVED, root)
+    (root / "results" / SYSTEM / benchmark.NAME / "scaling.json").write_text(json.dumps({"scaling_factor": factor}))
+    report = check_package(root, Options(ruleset="6.0.0", official=False))
+    (finding,) = (each for each in report.findings if each.rule == "package-scaling")
+    assert finding.severity == (ERROR if factor == 1 else "info")

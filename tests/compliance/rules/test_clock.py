@@ -133,8 +133,19 @@ def test_exactly_this_rule_fires(rule: str, change: Change) -> None:
     assert_fires_alone(rule, change)
 
 
+def init_after_the_description(log: MadeLog) -> None:
+    start = log.events.pop(log.index("init_start"))
+    log.insert_before("init_stop", 0, {**start, "time_ms": log.find("seed")["time_ms"] + 1})
+
+
+@pytest.mark.parametrize("change", [init_after_the_description, move_time("cache_clear", 0, -3_700_000)])
+def test_an_init_start_that_may_be_late_is_a_warning(change: Change) -> None:
+    assert_fires_alone("clock-init-measured", change, Severity.WARNING)
+    assert "measured from init_start" in findings_of(change, "clock-init-measured")[0].message
+
+
 def test_every_rule_is_tested() -> None:
-    assert {*(rule for rule, _, _ in BREAKS), "clock-stop-late"} == rule_ids(clock)
+    assert {*(rule for rule, _, _ in BREAKS), "clock-stop-late", "clock-init-measured"} == rule_ids(clock)
 
 
 def test_a_wrong_status_is_quoted_with_its_line() -> None:

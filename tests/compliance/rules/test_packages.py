@@ -57,7 +57,9 @@ class Tree:
         if path.is_file() and not path.is_symlink():
             text = self.description
             path.write_text(text if isinstance(text, str) else json.dumps(text))
-        context = PackageContext(read_submission(self.root), {SYSTEM: tuple(self.runs)}, self.required_runs)
+        context = PackageContext(
+            read_submission(self.root), {SYSTEM: tuple(self.runs)}, self.required_runs, {SYSTEM: 1.0}
+        )
         return [finding for rule in PACKAGE_RULES for finding in rule.judge(context)]
 
 
@@ -175,7 +177,8 @@ LINK = "package-link"
         (add_large_file(f"{RESULTS}/result_0.txt"), CODE_RULE, WARNING, "50 MB"),
         (add_file(f"{CODE}/.env"), CODE_RULE, WARNING, r"/\.env;"),
         (add_file(f"{CODE}/a b.py"), CODE_RULE, WARNING, "a b\\.py"),
-        (add_file(f"{RESULTS}/scaling.json", "{}"), "package-scaling", INFO, ""),
+        *((add_file(f"{RESULTS}/scaling.json", text), "package-scaling", severity, "^a factor")
+          for text, severity in (('{"scaling_factor": 1}', INFO), ('{"scaling_factor": 0.9}', ERROR), ("{}", ERROR))),
         (add_file(f"{RESULTS}/package_checker_params", "rcp-bypass"), "package-bypass", INFO, "bypass requested"),
         (add_file(f"results/{SYSTEM}/package_checker_params", "x"), "package-bypass", INFO, ""),
         (add_file("package_checker_params"), "package-bypass", INFO, ""),

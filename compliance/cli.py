@@ -208,7 +208,8 @@ def package_command(
 @_takes_check_options
 def report_command(
     logs: Annotated[
-        list[Path], typer.Argument(metavar="DIR|LOG...", help="Folder of logs, log files, or a submission tree.")
+        list[Path],
+        typer.Argument(metavar="DIR|LOG...", help="One log, a set as a folder or log files, or a submission tree."),
     ],
     out: Annotated[Path, typer.Option("--out", help="File to write, for example report.html or report.md.")],
     options: Options,
@@ -229,7 +230,12 @@ def report_command(
 
     options = replace(options, system=system)
     is_tree = len(logs) == 1 and (logs[0] / "results").is_dir() and (logs[0] / "systems").is_dir()
-    report = check_package(logs[0], options) if is_tree else check_set(logs, options)
+    if is_tree:
+        report = check_package(logs[0], options)
+    elif len(logs) == 1 and logs[0].is_file():
+        report = check_run(logs[0], options)
+    else:
+        report = check_set(logs, options)
     text = report_file(report, kind)  # type: ignore[arg-type]
     try:
         out.write_text(text, encoding="utf-8")

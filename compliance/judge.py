@@ -94,9 +94,9 @@ def judge_set(
         variance = score.variance(samples, [_minutes(run) for run in window], interval, batch, cv_limit)
     subject = RunSet(
         runs=tuple(each.run for each in own), summaries=tuple(runs), window=tuple(window),
-        others=len(judged) - len(own), required_runs=required_runs, variance=variance, rcp=tested,
+        others=len(judged) - len(own), required_runs=required_runs, interval=interval, variance=variance, rcp=tested,
     )  # fmt: skip
-    findings = tuple(finding for rule in SET_RULES for finding in rule.judge(subject)) if own else ()
+    findings = tuple(finding for rule in SET_RULES for finding in rule.judge(subject)) if own or not judged else ()
     has_errors = any(finding.severity is Severity.ERROR for finding in [*findings, *run_findings(judged)])
     normalization = tested.pruned.normalization if tested is not None else 1.0
     scored = _score(window, valid=not has_errors, normalization=normalization)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from . import clock, description, evaluations, files, packages, resumption, sets, unprovable
+from . import clock, description, evaluations, files, packages, plausibility, resumption, sets, unprovable
 from .rule import Rule
 
 
@@ -19,7 +19,7 @@ ALONE_RULES = (evaluations.run_not_converged,)
 RUN_RULES = tuple(
     each for each in _rules_of(files, description, evaluations, clock, resumption) if each not in ALONE_RULES
 )
-SET_RULES = _rules_of(sets)
+SET_RULES = _rules_of(sets, plausibility)
 PACKAGE_RULES = _rules_of(packages)
 UNVERIFIABLE = _rules_of(unprovable)
 ALL_RULES = (*RUN_RULES, *ALONE_RULES, *SET_RULES, *PACKAGE_RULES, *UNVERIFIABLE)

@@ -287,7 +287,7 @@ def package_bypass(context: PackageContext) -> Iterator[Problem]:
 
 @rule("package-power", Severity.INFO, OWN)
 def package_power(context: PackageContext) -> Iterator[Problem]:
-    """Report power logs, which are not judged."""
+    """Report power logs beside a result, which are not judged."""
     for folder in context.submission.results:
         if "power" in folder.others:
             yield Problem("power logs are not judged", file=f"{folder.path}/power")

@@ -28,6 +28,7 @@ class RunSet:
     Attributes:
         window: the runs that count, by start time.
         others: number of logs of other benchmarks, which are not in ``runs``.
+        interval: samples between evaluations that the rules require, None if the runs differ.
         variance: variance of the window.
         rcp: the convergence tests; None in the open division or without a batch size.
     """
@@ -37,6 +38,7 @@ class RunSet:
     window: tuple[RunSummary, ...]
     others: int
     required_runs: int
+    interval: int | None
     variance: Variance | None
     rcp: Rcp | None
 
@@ -117,7 +119,7 @@ def set_copy(subject: RunSet) -> Iterator[Problem]:
 def set_cadence(subject: RunSet) -> Iterator[Problem]:
     """Report the score of a set with another interval of evaluations, had that been accepted, as real rounds did."""
     intervals = {run.regular_interval for run in subject.runs}
-    regular, due = intervals.pop() if len(intervals) == 1 else None, subject.runs[0].eval_interval_samples
+    regular, due = intervals.pop() if len(intervals) == 1 else None, subject.interval
     if regular is None or due in (None, regular) or len(subject.window) < 3:
         return
     minutes = olympic_mean([math.inf if run.minutes is None else run.minutes for run in subject.window])

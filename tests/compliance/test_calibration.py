@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from compliance.findings import Severity
 from compliance.render.report_file import report_file
 from compliance.render.text import text_report
 from tests.support.judging import judged_set
-from tests.support.made_logs import compliant_set, write_tree
+from tests.support.made_logs import MadeLog, compliant_set, write_tree
 from tests.support.paths import REAL_SHAPES
 
 ERROR = Severity.ERROR
@@ -92,3 +93,37 @@ def test_a_shipped_factor_is_compared(tmp_path: Path, factor: float) -> None:
     report = check_package(root, Options(ruleset="6.0.0", official=False))
     (finding,) = (each for each in report.findings if each.rule == "package-scaling")
     assert finding.severity == (ERROR if factor == 1 else "info")
+
+
+def short_evaluation(logs: list[MadeLog]) -> None:
+    logs[2].find("eval_stop", 1)["time_ms"] = logs[2].find("eval_start", 1)["time_ms"] + 9_000
+    logs[2].find("eval_accuracy", 1)["time_ms"] = logs[2].find("eval_start", 1)["time_ms"] + 9_000
+
+
+def equal_loss(logs: list[MadeLog]) -> None:
+    logs[2].set("eval_accuracy", logs[5].find("eval_accuracy", 3)["value"], 3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "file"),
+    [
+        ("set-overlap", lambda logs: logs[4].shift(0, -9 * 3_600_000), None),
+        ("eval-duration", short_evaluation, "result_2.txt"),
+        ("set-pace", lambda logs: logs[7].shift(logs[7].index("train_loss", 9), 5 * 3_600_000), "result_7.txt"),
+        ("eval-equal", equal_loss, "result_5.txt"),
+    ],
+)
+def test_what_is_implausible_is_a_warning(
+    rule: str, change: Callable[[list[MadeLog]], object], file: str | None
+) -> None:
+    logs = compliant_set(16)
+    change(logs)
+    found = [each for each in judged_set(logs, cv_limit=90)[1] if each.rule != "variance-limit"]
+    assert [(each.rule, each.severity, each.file) for each in found] == [(rule, "warning", file)]
+
+
+@pytest.mark.parametrize(("longer", "warns"), [(0, True), (1, False)])
+def test_an_rcp_margin_of_one_evaluation_is_a_warning(longer: int, warns: bool) -> None:
+    samples = [196_608] * (4 + longer) + [184_320] * (6 - longer)
+    found = judged_set(compliant_set(16, samples_to_target=samples), cv_limit=90)[1]
+    assert [each.rule for each in found if each.severity == "warning"] == (["rcp-margin"] if warns else [])

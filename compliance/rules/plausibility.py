@@ -1,0 +1,91 @@
+"""Rules on plausibility: what no rule of MLPerf forbids, and a reviewer would ask about. All are warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from ..benchmark import RUNS
+from ..findings import Severity
+from .rule import OWN, Problem, rule
+from .sets import RunSet
+
+# Runs scored by an olympic mean of ten.
+_SCORED = RUNS - 2
+
+
+@rule("set-overlap", Severity.WARNING, OWN)
+def set_overlap(subject: RunSet) -> Iterator[Problem]:
+    """Warn if runs of one system overlap in time."""
+    times = sorted(
+        (run.start_ms, run.start_ms + run.minutes * 60_000, run.file)
+        for run in subject.summaries
+        if run.start_ms is not None and run.minutes is not None
+    )
+    last_stop, last_file, overlaps = 0.0, "", []
+    for start, stop, file in times:
+        if start < last_stop:
+            overlaps.append(f"{file} starts before {last_file} stops")
+        if stop > last_stop:
+            last_stop, last_file = stop, file
+    if overlaps:
+        more = f"; and {len(overlaps) - 3} more" if len(overlaps) > 3 else ""
+        yield Problem(f"runs of one system overlap in time: {'; '.join(overlaps[:3])}{more}", got=len(overlaps))
+
+
+@rule("eval-duration", Severity.WARNING, OWN)
+def eval_duration(subject: RunSet) -> Iterator[Problem]:
+    """Warn about evaluations that take no time, or less than a fifth of the set's median."""
+    durations = {
+        run.file: [each.stop_ms - each.start_ms for each in run.phases if each.name == "evaluation"]
+        for run in subject.summaries
+    }
+    every = [duration for of_run in durations.values() for duration in of_run]
+    usual = median(every) if every else 0.0
+    for file, of_run in durations.items():
+        if short := [duration for duration in of_run if duration <= 0 or duration < usual / 5]:
+            message = f"{len(short)} of {len(of_run)} evaluations are implausibly short"
+            yield Problem(message, expected=f"about {usual / 1000:.3g} s", got=f"{min(short) / 1000:.3g} s", file=file)
+
+
+@rule("set-pace", Severity.WARNING, OWN)
+def set_pace(subject: RunSet) -> Iterator[Problem]:
+    """Warn about a run whose seconds per sample differ from the set's median by more than a third."""
+    paces = {
+        run.file: 60 * run.minutes_to_target / run.samples_to_target
+        for run in subject.summaries
+        if run.minutes_to_target is not None and run.samples_to_target
+    }
+    usual = median(paces.values()) if paces else 0.0
+    for file, pace in paces.items():
+        if abs(pace - usual) > usual / 3:
+            message = "the seconds per sample differ from the set's median by more than a third"
+            yield Problem(message, expected=f"about {usual:.4g}", got=f"{pace:.4g}", file=file)
+
+
+@rule("rcp-margin", Severity.WARNING, OWN)
+def rcp_margin(subject: RunSet) -> Iterator[Problem]:
+    """Warn if the RCP test would fail had one run met the target one evaluation earlier: 1/8 of it in the mean."""
+    interval, test = subject.interval, None if subject.rcp is None else subject.rcp.pruned
+    if interval is None or test is None or not test.passed or test.margin_samples is None:
+        return
+    if test.margin_samples < interval / _SCORED:
+        message = f"{test.margin_samples:,.1f} samples above the minimum: one evaluation earlier in one run would fail"
+        yield Problem(message, expected=f">= {interval / _SCORED:g} samples", got=round(test.margin_samples, 1))
+
+
+@rule("eval-equal", Severity.WARNING, OWN)
+def eval_equal(subject: RunSet) -> Iterator[Problem]:
+    """Warn if two runs log the same eval_accuracy at the same samples. `set-copy` reports copies."""
+    seen: dict[tuple[int, float], int] = {}
+    pairs: dict[tuple[int, int], list[int]] = {}
+    series = [[(each.samples, each.loss) for each in run.evaluations] for run in subject.summaries]
+    for number, points in enumerate(series):
+        for point in points:
+            other = seen.setdefault(point, number)
+            if series[other] != points:
+                pairs.setdefault((other, number), []).append(point[0])
+    for (other, number), samples in pairs.items():
+        first, second = subject.summaries[other].file, subject.summaries[number].file
+        message = f"{len(samples)} losses equal to the last digit those of {first} at the same samples"
+        yield Problem(message, got=samples[0], file=second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -145,7 +146,8 @@ class RunSummary(RunOutcome):
     """One run as judged, with the curves and phases for pictures. JSON reports hold the `RunOutcome` only.
 
     Attributes:
-        train_loss: logged training losses.
+        train_loss: logged training losses, of tracked_stats without any train_loss.
+        tracked: medians that tracked_stats log: step_s, validation_s, and throughput in samples per second.
         logged_learning_rates: logged learning rates.
         expected_learning_rates: learning rates of the logged schedule at the same points.
         phases: intervals for the timeline.
@@ -157,6 +159,7 @@ class RunSummary(RunOutcome):
     expected_learning_rates: Curve
     phases: tuple[Phase, ...]
     logged_status: str | None = None
+    tracked: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

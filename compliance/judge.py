@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from . import rcp, score
 from .benchmark import RUNS
 from .findings import Curve, Finding, Phase, RunSummary, Score, SetResult, Severity, Status, Variance
-from .json_values import seed_number
-from .records import Log
+from .json_values import finite_float, seed_number
+from .records import Log, Record
 from .rules import RUN_RULES, SET_RULES, UNVERIFIABLE
 from .rules.description import submission_benchmark
 from .rules.evaluations import logged_schedule, run_not_converged
@@ -25,6 +26,7 @@ from .schedule import Comparison
 # More points than a chart can show.
 _MAX_CURVE_POINTS = 1000
 _OF_SET = frozenset(rule.id for rule in RUN_RULES if rule.of_set)
+_TRACKED = {"train_step_time": "step_s", "validation_time": "validation_s", "throughput": "throughput"}
 _PHASES = {
     "init_start": ("init", "init_stop"),
     "block_start": ("training", "block_stop"),
@@ -197,6 +199,7 @@ def _summary(run: Run, status: Status, system: str | None) -> RunSummary:
         logged_learning_rates=logged_rates,
         expected_learning_rates=expected_rates,
         phases=_phases(run),
+        tracked=_tracked_medians(run),
         platform=_text(run, "submission_platform"),
         division=_text(run, "submission_division"),
         organisation=_text(run, "submission_org"),
@@ -214,6 +217,11 @@ def _curves(run: Run) -> tuple[Curve, Curve, Curve]:
     """Return training loss, logged and expected learning rates, each thinned to `_MAX_CURVE_POINTS`."""
     columns = run.log.train_losses
     samples, losses, rates = (np.asarray(each) for each in (columns.samples, columns.losses, columns.learning_rates))
+    if not len(samples):
+        points = [(record.samples, value) for record, value in _tracked(run, "reduced_train_loss")]
+        points = [(count, loss) for count, loss in points if finite_float(count) is not None]
+        samples, losses = np.array(points, np.float64).reshape(-1, 2).T
+        rates = np.full(len(samples), np.nan)
     stride = max(1, math.ceil(len(samples) / _MAX_CURVE_POINTS))
     samples, losses, rates = samples[::stride], losses[::stride], rates[::stride]
     has_loss = np.isfinite(samples) & np.isfinite(losses)
@@ -224,6 +232,19 @@ def _curves(run: Run) -> tuple[Curve, Curve, Curve]:
         comparison = Comparison(schedule, batch, samples[has_rate], rates[has_rate])
         expected = _curve(samples[has_rate], comparison.expected())
     return _curve(samples[has_loss], losses[has_loss]), _curve(samples[has_rate], rates[has_rate]), expected
+
+
+def _tracked(run: Run, name: str) -> Iterator[tuple[Record, float]]:
+    """Yield the finite numbers of one name in the tracked_stats, as logs derived from NVIDIA's hold them."""
+    for record in run.all("tracked_stats"):
+        number = finite_float(record.value.get(name)) if isinstance(record.value, dict) else None
+        if number is not None:
+            yield record, number
+
+
+def _tracked_medians(run: Run) -> dict[str, float]:
+    values = {kind: [value for _, value in _tracked(run, name)] for name, kind in _TRACKED.items()}
+    return {kind: median(logged) for kind, logged in values.items() if logged}
 
 
 def _curve(samples: NDArray[np.float64], values: NDArray[np.float64]) -> Curve:

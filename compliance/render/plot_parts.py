@@ -173,6 +173,13 @@ def plausible_rates(run: RunSummary) -> tuple[Floats, Floats, Floats]:
     return x[kept], logged[kept], expected[kept]
 
 
+def plausible_losses(run: RunSummary) -> tuple[Floats, Floats]:
+    """Return samples and training losses without implausible points."""
+    x, losses = np.array(run.train_loss.samples, float), np.array(run.train_loss.values, float)
+    kept = (x >= 0) & (x <= MAX_SAMPLES) & (np.abs(losses) <= MAX_VALUE)
+    return x[kept], losses[kept]
+
+
 def relative_difference(logged: Floats, expected: Floats) -> Floats:
     """Return |logged - expected| / the larger of the two: 0 to 2, raised to `RATE_FLOOR` where they are equal."""
     larger = np.maximum(np.abs(logged), np.abs(expected))

@@ -36,7 +36,7 @@ PICTURES: tuple[tuple[figures.DrawFunction, str, str], ...] = (
         figures.draw_losses,
         "Evaluation loss",
         "Dashed: the target, which the first evaluation at or below it reaches. The right panel enlarges what happens "
-        f"there; losses above {MAX_LOSS:g} are off the left one.",
+        f"there; losses above {MAX_LOSS:g} are off the left one, where grey is training.",
     ),
     (
         figures.draw_samples,
@@ -155,6 +155,7 @@ def _set(result: SetResult, report: Report, kind: Literal["svg", "png"]) -> dict
         "phases": tables.phases_table(result.runs),
         "evaluations": tables.evaluations_table(result.runs),
         "pictures": [(title, caption, *shown) for title, caption, shown in drawn if shown],
+        "no_rates": bool(result.runs) and not any(run.logged_learning_rates.samples for run in result.runs),
         "missing": [title for title, _, shown in drawn if not shown],
         "variance": tables.variance_table(result.variance),
         "definition": result.variance.definition if result.variance else None,

@@ -96,10 +96,20 @@ def phases_table(runs: Sequence[RunSummary]) -> Table | None:
         "Of evaluation": lambda run: total(run, "evaluation"),
         "Evaluations": lambda run: number(len(run.evaluations)),
         "First loss": lambda run: number(run.first_eval_loss, 4),
+        "Logged s per step": lambda run: number(run.tracked.get("step_s"), 4),
+        "Logged samples per s": lambda run: number(_logged_speed(run), 2),
+        "Logged s per evaluation": lambda run: number(run.tracked.get("validation_s"), 2),
         "Largest rate": lambda run: rate_summary(run)[0],
         "Largest relative difference": lambda run: rate_summary(run)[1],
     }
-    return _by_run(cells, runs, 1) if runs else None
+    empty = {name for name, cell in cells.items() if name.startswith("Logged") and {*map(cell, runs)} <= {NOTHING}}
+    return _by_run({name: cell for name, cell in cells.items() if name not in empty}, runs, 1) if runs else None
+
+
+def _logged_speed(run: RunSummary) -> float | None:
+    """Return the logged samples per second, or those of the logged step time."""
+    step, batch = run.tracked.get("step_s"), run.global_batch_size
+    return run.tracked.get("throughput", batch / step if step and batch else None)
 
 
 def evaluations_table(runs: Sequence[RunSummary]) -> Table | None:

@@ -127,3 +127,15 @@ def test_an_rcp_margin_of_one_evaluation_is_a_warning(longer: int, warns: bool) 
     samples = [196_608] * (4 + longer) + [184_320] * (6 - longer)
     found = judged_set(compliant_set(16, samples_to_target=samples), cv_limit=90)[1]
     assert [each.rule for each in found if each.severity == "warning"] == (["rcp-margin"] if warns else [])
+
+
+@needs_shapes
+def test_tracked_stats_give_curves_and_speed(tmp_path: Path) -> None:
+    logs = [DERIVED / "results" / SYSTEM / benchmark.NAME / f"result_{number}.txt" for number in range(3)]
+    report = check_set(logs, Options(ruleset="6.0.0", runs=3, official=False))
+    run = report.sets[0].runs[0]
+    assert run.train_loss.samples[:3] == (0, 3072, 6144) and run.train_loss.values[0] == 5.09654
+    assert run.tracked == {"step_s": 0.5605, "validation_s": 7.24}
+    page = report_file(report, "html")
+    assert "Logged s per step" in page and "42.82" in page  # 24 sequences / 0.5605 s
+    assert "No learning rate: no train_loss record has one." in page

@@ -53,7 +53,7 @@ def test_the_first_evaluation_that_passes_meets_the_target() -> None:
 def test_the_summary_of_a_file_without_records() -> None:
     found = judged(b"nothing")
     assert fired(found.findings) == {"file-empty"}
-    known = {name: value for name, value in dataclasses.asdict(found.summary).items() if value not in (None, ())}
+    known = {name: value for name, value in dataclasses.asdict(found.summary).items() if value not in (None, (), {})}
     assert known.pop("train_loss") == known.pop("logged_learning_rates") == known.pop("expected_learning_rates")
     assert known == {"file": "result_0.txt", "status": Status.INVALID, "target": 3.34}
 

@@ -443,7 +443,9 @@ BAD_NUMBERS = (math.nan, math.inf, -math.inf, 1e300, -5.0, 0.0)
 def run_of(value: float) -> RunSummary:
     """Return a run with one number in every field."""
     numbers: dict[str, Any] = {
-        field.name: value for field in fields(RunSummary) if "float" in str(field.type) and field.name != "target"
+        field.name: value
+        for field in fields(RunSummary)
+        if "float" in str(field.type) and field.name not in ("target", "tracked")
     }
     whole = int(value) if math.isfinite(value) else 10**400
     numbers |= dict.fromkeys(("samples_to_target", "global_batch_size", "warmup_steps", "seed"), whole)

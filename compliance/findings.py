@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -98,8 +98,8 @@ class Phase:
 class Curve:
     """Logged values over training samples, thinned to about a thousand points."""
 
-    samples: tuple[float, ...]
-    values: tuple[float, ...]
+    samples: Sequence[float]
+    values: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +64,9 @@ def judge_run(
         if run.division in rule.divisions
         for finding in rule.judge(run, log.name)
     )
-    return JudgedRun(run, findings, _summary(run, _status(run, findings), system))
+    summary = _summary(run, _status(run, findings), system)
+    run.release()
+    return JudgedRun(run, findings, summary)
 
 
 def judge_set(
@@ -248,7 +251,7 @@ def _tracked_medians(run: Run) -> dict[str, float]:
 
 
 def _curve(samples: NDArray[np.float64], values: NDArray[np.float64]) -> Curve:
-    return Curve(tuple(samples.tolist()), tuple(values.tolist()))
+    return Curve(array("d", samples.tobytes()), array("d", values.tobytes())) if len(samples) else Curve((), ())
 
 
 def _phases(run: Run) -> tuple[Phase, ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 from . import benchmark
@@ -36,13 +37,29 @@ class Run:
         self.log = log
         self.ruleset = ruleset
         self.machine = machine
-        self.records = list(_without_repeats(log.records))
-        self._by_key: dict[str, list[Record]] = {}
-        for record in self.records:
-            self._by_key.setdefault(record.key, []).append(record)
+        self._index(list(_without_repeats(log.records)))
         # The records that start and stop the clock.
         self.run_start, self.run_stop = self.first("run_start"), self.first("run_stop")
         self.run_status: Any = None if self.run_stop is None else self.run_stop.metadata.get("status")
+
+    def _index(self, records: list[Record]) -> None:
+        self.records = records
+        self._by_key: dict[str, list[Record]] = {}
+        for record in records:
+            self._by_key.setdefault(record.key, []).append(record)
+
+    def release(self) -> None:
+        """Free the losses and the records of the timed part: a judged set needs settings and evaluations only."""
+        _ = self.evaluations, self.training_digest  # computed of what goes
+        start = math.inf if self.run_start is None else self.run_start.line
+        self._index(
+            [
+                record
+                for record in self.records
+                if record.key in benchmark.SETTING_KEYS or (record.event == "POINT_IN_TIME" and record.line < start)
+            ]
+        )
+        self.log = Log(self.log.name)
 
     def all(self, key: str) -> Sequence[Record]:
         """Return every distinct record of a key, in file order."""
@@ -97,6 +114,12 @@ class Run:
             if samples is not None and loss is not None:
                 found.append(Evaluation(samples, loss, record.time_ms, record.line))
         return found
+
+    @cached_property
+    def training_digest(self) -> bytes:
+        """Return a hash of the training losses, in which NaN are equal; empty without losses."""
+        losses = self.log.train_losses.losses
+        return blake2b(losses, digest_size=16).digest() if losses else b""
 
     @cached_property
     def passing_evaluation(self) -> Evaluation | None:

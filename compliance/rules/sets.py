@@ -104,8 +104,7 @@ def set_copy(subject: RunSet) -> Iterator[Problem]:
     for run in subject.runs:
         series: dict[str, object] = {
             "evaluation": tuple((each.samples, each.loss) for each in run.evaluations),
-            # As bytes: NaN losses compare equal, and a tuple of a million floats would cost memory.
-            "training": run.log.train_losses.losses.tobytes(),
+            "training": run.training_digest,
         }
         same = [(name, seen[name, losses]) for name, losses in series.items() if losses and (name, losses) in seen]
         # A copy has both series in common; one finding suffices.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from compliance import benchmark
 from compliance.check import Options, check_package, check_run, check_set
 from compliance.documents import report_document, to_json
 from compliance.findings import Severity
+from compliance.judge import judge_run
+from compliance.log_files import read_log
 from compliance.render.report_file import report_file
 from compliance.render.text import text_report
 from tests.support.judging import judged_set
-from tests.support.made_logs import MadeLog, compliant_set, write_tree
+from tests.support.made_logs import MadeLog, compliant_set, long_log, write_tree
 from tests.support.paths import REAL_SHAPES
 
 ERROR = Severity.ERROR
@@ -134,8 +137,18 @@ def test_tracked_stats_give_curves_and_speed(tmp_path: Path) -> None:
     logs = [DERIVED / "results" / SYSTEM / benchmark.NAME / f"result_{number}.txt" for number in range(3)]
     report = check_set(logs, Options(ruleset="6.0.0", runs=3, official=False))
     run = report.sets[0].runs[0]
-    assert run.train_loss.samples[:3] == (0, 3072, 6144) and run.train_loss.values[0] == 5.09654
+    assert list(run.train_loss.samples[:3]) == [0, 3072, 6144] and run.train_loss.values[0] == 5.09654
     assert run.tracked == {"step_s": 0.5605, "validation_s": 7.24}
     page = report_file(report, "html")
     assert "Logged s per step" in page and "42.82" in page  # 24 sequences / 0.5605 s
     assert "No learning rate: no train_loss record has one." in page
+
+
+def test_a_judged_log_keeps_less_than_100_kib(tmp_path: Path) -> None:
+    path = long_log(tmp_path / "result_0.txt")
+    judge_run(read_log(path), "6.1.0")
+    tracemalloc.start()
+    kept = [judge_run(read_log(path), "6.1.0") for _ in range(4)]
+    bytes_kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert bytes_kept / len(kept) < 100 << 10

@@ -1,6 +1,6 @@
 """Numbers that the rules fix: MLPerf Training, benchmark gpt_oss_20b, mostly the closed division.
 
-The rule files of mlperf-logging 4.1.68 (`compliance_checker/training_6.x.0/closed_gpt_oss_20b.yaml`) hold the same
+The rule files of mlperf-logging (`compliance_checker/training_6.x.0/closed_gpt_oss_20b.yaml`) hold the same
 values. A test compares them.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 NAME = "gpt_oss_20b"
+# The package of the official tools, and the version whose rule files and verdicts count.
+OFFICIAL_PACKAGE, OFFICIAL_VERSION = "mlperf-logging", "4.1.68"
 # The other benchmarks of MLPerf Training (`mlperf_logging/benchmark_meta.py`). Their logs are not judged.
 OTHERS = frozenset(
     {

@@ -33,7 +33,7 @@ from .log_files import InputError, find_logs, read_log
 from .official import TIMEOUT_S, OfficialTools, OwnVerdict, find_divergences
 from .official import version as official_version
 from .records import ParseError
-from .rules import PACKAGE_RULES
+from .rules import ALL_RULES, PACKAGE_RULES
 from .rules.packages import PackageContext
 from .run import Machine, common_eval_interval
 from .submission import Submission, read_submission, read_system_description
@@ -254,15 +254,12 @@ def _verdicts_on_set(result: SetResult, findings: Sequence[Finding]) -> OwnVerdi
     """Return our verdicts on the subjects of the official RCP and seed checkers. Closed division only."""
     if result.rcp is None:
         return {}
-    convergence = ("set-not-converged", "rcp-missing")
     own: OwnVerdicts = {}
-    for tool, part, passed, rules in (
-        ("rcp_checker", "pruned", result.rcp.pruned.passed, (*convergence, "rcp-pruned")),
-        ("rcp_checker", "full", result.rcp.full.passed, convergence),
-        ("seed_checker", "seeds", None, ("seed", "set-seed")),
-    ):
+    passed = {"pruned": result.rcp.pruned.passed, "full": result.rcp.full.passed}
+    for tool, part in (("rcp_checker", "pruned"), ("rcp_checker", "full"), ("seed_checker", "seeds")):
+        rules = {rule.id for rule in ALL_RULES if part in rule.official}
         errors = tuple(each for each in findings if each.rule in rules and each.severity is Severity.ERROR)
-        verdict = "fail" if errors or passed is False else "pass"
+        verdict = "fail" if errors or passed.get(part) is False else "pass"
         own[tool, f"{result.name} {part}".strip()] = OwnVerdict(verdict, errors)
     return own
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .benchmark import NAME, RUNS
+from .benchmark import NAME, OFFICIAL_PACKAGE, OFFICIAL_VERSION, RUNS
 from .findings import Rcp, RcpKind, RcpTest
 from .score import normalization_factor, olympic_mean
 
@@ -26,7 +26,7 @@ REFERENCE_RUNS = 2 * RUNS
 T_QUANTILES = {24: 1.710882079909428, 26: 1.7056179197592727}
 # In samples. The official checker ends its bisection at this width.
 _TOLERANCE = 1e-4
-_INSTALL = "pip install mlperf-logging==4.1.68"
+_INSTALL = f"pip install {OFFICIAL_PACKAGE}=={OFFICIAL_VERSION}"
 
 
 class RcpDataError(Exception):

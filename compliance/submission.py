@@ -69,7 +69,7 @@ FIELD_HELP = {
     "sw_notes": "remarks on the software, or nothing",
 }  # fmt: skip
 REQUIRED_FIELDS = tuple(FIELD_HELP)
-# mlperf-logging 4.1.68's system_desc_checker joins these into one line, and crashes on a number.
+# mlperf-logging's system_desc_checker joins these into one line, and crashes on a number.
 TEXT_FIELDS = (
     "submitter", "system_name", "host_processor_model_name", "host_processor_core_count", "accelerator_model_name",
     "accelerators_per_node", "framework",

@@ -70,7 +70,7 @@ def _check_rcp(rcp_pass: str, paths: list[Path], ruleset: str, complaints: Compl
 
     for path in stage_set(paths, RCP_WORDS):
         refuse_unsafe_benchmark(path)
-    # set_scaling=True writes scaling.json beside the logs. mlperf-logging 4.1.68 without it removes /scaling.json.
+    # set_scaling=True writes scaling.json beside the logs. mlperf-logging without it removes /scaling.json.
     passed, message, factor = rcp_checker.check_directory(
         str(SET_FOLDER), "training", ruleset, verbose=False, bert_train_samples=False, rcp_pass=rcp_pass,
         set_scaling=True,

@@ -21,11 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..benchmark import OFFICIAL_PACKAGE as PACKAGE
+from ..benchmark import OFFICIAL_VERSION as VERSION
 from ..benchmark import RULESETS
 from ..findings import OfficialResult, OfficialTool
 from .messages import shorten
 
-PACKAGE, VERSION = "mlperf-logging", "4.1.68"
 TIMEOUT_S = 120.0
 _POLL_S = 0.1
 # The folder of `compliance`, for the subprocess's import path.
@@ -40,7 +41,7 @@ def version() -> str:
     """Return the version of the official tools without importing them.
 
     Raises:
-        OfficialToolsError: mlperf-logging is missing or not 4.1.68.
+        OfficialToolsError: mlperf-logging is missing or another version.
     """
     try:
         installed = metadata.version(PACKAGE)

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from .. import benchmark
 from ..findings import Severity
 from ..run import JITTER_MS, Run
-from .rule import MAX_FINDINGS, OWN, Problem, rule, value_problem
+from .rule import COMMON_YAML, MAX_FINDINGS, OWN, Problem, rule, value_problem
 
 _RUN_RESULTS = "training rules, Run Results"
-_COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml"
 _STOP_LIMIT_S = 60
 _MINUTE_MS, _HOUR_MS = 60_000, 3_600_000
 _CHUNK = 1 << 16
@@ -46,7 +45,7 @@ def cache_clear(run: Run) -> Iterator[Problem]:
             yield Problem(f"cache_clear after run_start (line {start.line})", record.line, expected="before run_start")
 
 
-@rule("clock-order", Severity.ERROR, _COMMON)
+@rule("clock-order", Severity.ERROR, COMMON_YAML)
 def clock_order(run: Run) -> Iterator[Problem]:
     """Require the order init_start, init_stop, run_start."""
     # By line and, beyond jitter, by time: either order can be wrong alone.
@@ -136,7 +135,7 @@ def clock_run_stop(run: Run) -> Iterator[Problem]:
             yield Problem(message, stop.line, expected=f">= {latest.time_ms:.0f}", got=stop.time_ms)
 
 
-@rule("clock-after-stop", Severity.ERROR, f"{_RUN_RESULTS}; {_COMMON}", of_set=True)
+@rule("clock-after-stop", Severity.ERROR, f"{_RUN_RESULTS}; {COMMON_YAML}", of_set=True)
 def clock_after_stop(run: Run) -> Iterator[Problem]:
     """Reject training, evaluation, data and milestones after run_stop. Other records may follow it."""
     stop = run.run_stop
@@ -207,7 +206,7 @@ def _times_in_file_order(run: Run) -> Iterator[tuple[NDArray[np.int64], NDArray[
             yield lines[order], times[order]
 
 
-@rule("run-status", Severity.ERROR, _COMMON)
+@rule("run-status", Severity.ERROR, COMMON_YAML)
 def run_status(run: Run) -> Iterator[Problem]:
     """Require status success or aborted in run_stop."""
     for record in run.all("run_stop"):

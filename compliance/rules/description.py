@@ -12,11 +12,9 @@ from ..findings import Severity
 from ..json_values import finite_float, whole_number
 from ..run import Run
 from ..submission import LOGGED_STATUSES
-from .rule import OWN, Problem, rule, value_problem
+from .rule import CLOSED_YAML, COMMON_YAML, OFFICIAL, OWN, Problem, rule, value_problem
 
 _CLOSED = ("closed",)
-_YAML = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/closed_gpt_oss_20b.yaml"
-_COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml"
 _RULES = "training rules, Hyperparameters"
 
 # Whole numbers with their minimum, then real numbers above 0, then real numbers of 0 or more.
@@ -45,7 +43,7 @@ _PLACEHOLDER = re.compile(
 )
 
 
-@rule("submission-benchmark", Severity.ERROR, _COMMON)
+@rule("submission-benchmark", Severity.ERROR, COMMON_YAML)
 def submission_benchmark(run: Run) -> Iterator[Problem]:
     """Require submission_benchmark `gpt_oss_20b`, with underscores.
 
@@ -59,7 +57,7 @@ def submission_benchmark(run: Run) -> Iterator[Problem]:
             yield value_problem(record, message, benchmark.NAME)
 
 
-@rule("submission-division", Severity.ERROR, _COMMON)
+@rule("submission-division", Severity.ERROR, COMMON_YAML)
 def submission_division(run: Run) -> Iterator[Problem]:
     """Require submission_division `closed` or `open`. Any other value is judged as closed."""
     for record in run.all("submission_division"):
@@ -67,7 +65,7 @@ def submission_division(run: Run) -> Iterator[Problem]:
             yield value_problem(record, "submission_division is neither closed nor open", "closed or open")
 
 
-@rule("submission-identity", Severity.ERROR, _COMMON)
+@rule("submission-identity", Severity.ERROR, COMMON_YAML)
 def submission_identity(run: Run) -> Iterator[Problem]:
     """Require non-empty text in submission_org, _platform and _status and in config_filename."""
     for key in ("submission_org", "submission_platform", "submission_status", "config_filename"):
@@ -96,7 +94,7 @@ def submission_placeholder(run: Run) -> Iterator[Problem]:
                 yield value_problem(record, f"{key} is a placeholder", "the name")
 
 
-@rule("hyperparameter-number", Severity.ERROR, _COMMON)
+@rule("hyperparameter-number", Severity.ERROR, COMMON_YAML)
 def hyperparameter_number(run: Run) -> Iterator[Problem]:
     """Require finite, non-negative numbers, and whole ones for counts.
 
@@ -116,7 +114,7 @@ def hyperparameter_number(run: Run) -> Iterator[Problem]:
                 yield value_problem(record, f"{key} is not a {sign} finite number", f"a {sign} number")
 
 
-@rule("hyperparameter-fixed", Severity.ERROR, f"{_RULES}; {_YAML}", _CLOSED)
+@rule("hyperparameter-fixed", Severity.ERROR, f"{_RULES}; {CLOSED_YAML}", _CLOSED)
 def hyperparameter_fixed(run: Run) -> Iterator[Problem]:
     """Require the fixed values of the closed division.
 
@@ -152,7 +150,7 @@ def hyperparameter_end_rate(run: Run) -> Iterator[Problem]:
         yield value_problem(record, message, " or ".join(f"{rate:.6g}" for rate in allowed))
 
 
-@rule("hyperparameter-warmup", Severity.ERROR, f"{_RULES}; {_YAML}")
+@rule("hyperparameter-warmup", Severity.ERROR, f"{_RULES}; {CLOSED_YAML}")
 def hyperparameter_warmup(run: Run) -> Iterator[Problem]:
     """Require opt_learning_rate_warmup_steps to be a whole number from 0 to max_steps."""
     last = run.count("max_steps")
@@ -231,7 +229,7 @@ def parallel_sizes(run: Run) -> Iterator[Problem]:
             yield problem if run.machine is not None else replace(problem, severity=Severity.WARNING)
 
 
-@rule("precision-name", Severity.ERROR, f"training rules, Numerical formats; {_COMMON}")
+@rule("precision-name", Severity.ERROR, f"training rules, Numerical formats; {COMMON_YAML}")
 def precision_name(run: Run) -> Iterator[Problem]:
     """Require known formats in lowest_numerical_precision_in_linear, _in_attn and _in_comm."""
     known = benchmark.PRECISIONS | benchmark.PRECISIONS_ADDED[run.ruleset]
@@ -243,7 +241,7 @@ def precision_name(run: Run) -> Iterator[Problem]:
                 yield value_problem(record, message, ", ".join(sorted(known)))
 
 
-@rule("open-division", Severity.ERROR, "mlperf-logging 4.1.68, training_6.x.0/open_gpt_oss_20b.yaml", ("open",))
+@rule("open-division", Severity.ERROR, f"{OFFICIAL}training_6.x.0/open_gpt_oss_20b.yaml", ("open",))
 def open_division(run: Run) -> Iterator[Problem]:
     """Require sequence length 8192, adamw and an evaluation loss of at most 3.34 in the open division, too."""
     # mlperf-logging's open_gpt_oss_20b.yaml checks these three, whatever the log declares.

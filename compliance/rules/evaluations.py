@@ -12,14 +12,13 @@ from ..findings import Severity
 from ..json_values import finite_float, whole_number
 from ..run import Run
 from ..schedule import Comparison, Schedule
-from .rule import ABSENT, MAX_FINDINGS, Problem, rule, value_problem
+from .rule import ABSENT, CLOSED_YAML, COMMON_YAML, MAX_FINDINGS, Problem, rule, value_problem
 
 _QUALITY = "training rules, Quality measure"
 _CADENCE = f"{_QUALITY}; gpt_oss_20b: every CEIL(12288 / GBS) steps"
-_YAML = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/closed_gpt_oss_20b.yaml"
 
 
-@rule("samples-count", Severity.ERROR, _YAML)
+@rule("samples-count", Severity.ERROR, CLOSED_YAML)
 def samples_count(run: Run) -> Iterator[Problem]:
     """Require a whole, growing samples_count in evaluations, and that of the last one in run_stop.
 
@@ -113,7 +112,7 @@ def _steps(samples: int, batch: int) -> str:
     return f"{samples / batch:.4g} steps{', FLOOR' if is_floor else ''} = {samples:,} samples"
 
 
-@rule("eval-size", Severity.ERROR, f"{_QUALITY}; {_YAML}")
+@rule("eval-size", Severity.ERROR, f"{_QUALITY}; {CLOSED_YAML}")
 def eval_size(run: Run) -> Iterator[Problem]:
     """Require 1,024 sequences per evaluation at any batch size; in the open division the declared number."""
     required = benchmark.EVAL_SAMPLES if run.division == "closed" else run.count("eval_samples")
@@ -130,7 +129,7 @@ def eval_size(run: Run) -> Iterator[Problem]:
                 yield Problem(message, record.line, expected=str(required), got=count)
 
 
-@rule("eval-balance", Severity.ERROR, "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml")
+@rule("eval-balance", Severity.ERROR, COMMON_YAML)
 def eval_balance(run: Run) -> Iterator[Problem]:
     """Require matching starts and stops of blocks, epochs and evaluations, and an evaluation for every loss.
 
@@ -158,7 +157,7 @@ def eval_balance(run: Run) -> Iterator[Problem]:
         yield Problem(f"more {more} than {fewer}", line, expected=f"{losses} eval_start", got=starts)
 
 
-@rule("eval-loss", Severity.ERROR, _YAML)
+@rule("eval-loss", Severity.ERROR, CLOSED_YAML)
 def eval_loss(run: Run) -> Iterator[Problem]:
     """Require positive finite evaluation losses."""
     for record in run.all("eval_accuracy"):
@@ -189,7 +188,7 @@ def eval_after_target(run: Run) -> Iterator[Problem]:
         yield Problem(message, line, expected=expected, got=last)
 
 
-@rule("eval-target", Severity.ERROR, _YAML)
+@rule("eval-target", Severity.ERROR, CLOSED_YAML)
 def eval_target(run: Run) -> Iterator[Problem]:
     """Require the last evaluation of a run with status success to meet the target."""
     if run.run_status == "success" and run.evaluations and not 0 < run.evaluations[-1].loss <= run.target:

@@ -11,10 +11,20 @@ from .. import benchmark
 from ..findings import Severity
 from ..json_values import comparison_key, seed_number
 from ..run import EARLIEST_MS, Run
-from .rule import MAX_FINDINGS, Problem, parse_problems, quote_json, rule, value_problem
+from .rule import (
+    COMMON_YAML,
+    MAX_FINDINGS,
+    OFFICIAL,
+    SEED_CHECKER,
+    Problem,
+    parse_problems,
+    quote_json,
+    rule,
+    value_problem,
+)
 
-_PARSER = "mlperf-logging 4.1.68, compliance_checker/mlp_parser"
-_COMMON = "mlperf-logging 4.1.68, compliance_checker/training_6.x.0/common.yaml and closed_gpt_oss_20b.yaml"
+_PARSER = f"{OFFICIAL}compliance_checker/mlp_parser"
+_COMMON = f"{COMMON_YAML} and closed_gpt_oss_20b.yaml"
 
 
 @rule("file-empty", Severity.ERROR, _PARSER)
@@ -113,7 +123,12 @@ def _is_invalid_amount(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
     return (numbers < 0) | np.isinf(numbers)
 
 
-@rule("seed", Severity.ERROR, "training rules, Random numbers; mlperf-logging 4.1.68, package_checker/seed_checker")
+@rule(
+    "seed",
+    Severity.ERROR,
+    SEED_CHECKER,
+    official=("seeds",),
+)
 def seed(run: Run) -> Iterator[Problem]:
     """Require a seed that `int()` converts, text included.
 

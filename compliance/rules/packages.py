@@ -22,11 +22,11 @@ from ..submission import (
     Submission,
     SystemDescription,
 )
-from .rule import OWN, Problem, parse_problems, quote_json, rule
+from .rule import OFFICIAL, OWN, Problem, parse_problems, quote_json, rule
 
 _LAYOUT = "MLPerf submission rules, Directory structure (Training)"
-_CHECKER = "mlperf-logging 4.1.68, package_checker"
-_DESCRIBER = "mlperf-logging 4.1.68, system_desc_checker"
+_CHECKER = f"{OFFICIAL}package_checker"
+_DESCRIBER = f"{OFFICIAL}system_desc_checker"
 
 
 MAX_FILE_BYTES = 50 << 20  # limit of mlperf-logging's repo_checker
@@ -258,7 +258,7 @@ def package_code(context: PackageContext) -> Iterator[Problem]:
         yield Problem(message, file=tree.path("."), severity=Severity.WARNING)
 
 
-@rule("package-scaling", Severity.ERROR, "mlperf-logging 4.1.68, result_summarizer: multiplies the score by the factor")
+@rule("package-scaling", Severity.ERROR, f"{OFFICIAL}result_summarizer: multiplies the score by the factor")
 def package_scaling(context: PackageContext) -> Iterator[Problem]:
     """Require the factor of a shipped scaling.json to be the computed one. An equal factor is a note."""
     for folder in context.submission.results:

@@ -8,9 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ..benchmark import OFFICIAL_PACKAGE, OFFICIAL_VERSION
 from ..findings import Finding, Severity
 from ..records import ParseError, Record
 
+# Citations. OFFICIAL is followed by a file or a tool of that package.
+OFFICIAL = f"{OFFICIAL_PACKAGE} {OFFICIAL_VERSION}, "
+COMMON_YAML = f"{OFFICIAL}compliance_checker/training_6.x.0/common.yaml"
+CLOSED_YAML = f"{OFFICIAL}compliance_checker/training_6.x.0/closed_gpt_oss_20b.yaml"
+SEED_CHECKER = f"training rules, Random numbers; {OFFICIAL}package_checker/seed_checker"
 # Citation of a rule without a sentence of MLPerf or an official check behind it. Such a rule warns.
 OWN = "this project's judgement, not a rule of MLPerf"
 BOTH_DIVISIONS = frozenset({"closed", "open"})
@@ -46,6 +52,7 @@ class Rule(Generic[Subject]):
         id: name in findings, e.g. "eval-cadence".
         severity: default severity of its findings.
         citation: document or file that states the rule, or "this project".
+        official: parts of the official checks that test the same: "pruned", "full" or "seeds".
         of_set: report once for a set what all of its logs have in common.
     """
 
@@ -54,6 +61,7 @@ class Rule(Generic[Subject]):
     citation: str
     check: Callable[[Subject], Iterator[Problem]]
     divisions: frozenset[str] = BOTH_DIVISIONS
+    official: tuple[str, ...] = ()
     of_set: bool = False
 
     @property
@@ -89,12 +97,13 @@ def rule(
     citation: str,
     divisions: Iterable[str] = BOTH_DIVISIONS,
     *,
+    official: tuple[str, ...] = (),
     of_set: bool = False,
 ) -> Callable[[Callable[[Subject], Iterator[Problem]]], Rule[Subject]]:
     """Declare the decorated generator to be the check of a rule."""
 
     def declare(check: Callable[[Subject], Iterator[Problem]]) -> Rule[Subject]:
-        return Rule(name, severity, citation, check, frozenset(divisions), of_set)
+        return Rule(name, severity, citation, check, frozenset(divisions), official, of_set)
 
     return declare
 

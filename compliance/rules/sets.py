@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from .. import benchmark
 from ..findings import Rcp, RunSummary, Severity, Status, Variance
 from ..json_values import comparison_key, seed_number
+from ..rcp import full_points
 from ..records import Record
 from ..run import Run
 from ..score import olympic_mean
-from .rule import OWN, Problem, quote_json, rule
+from .rule import OFFICIAL, OWN, SEED_CHECKER, Problem, quote_json, rule
 
 _BENCHMARK_RESULTS = "training rules, Benchmark Results"
-_RCP = "training rules, Reference Convergence Points; mlperf-logging 4.1.68, rcp_checker"
+_RCP = f"training rules, Reference Convergence Points; {OFFICIAL}rcp_checker"
 # Some logs write the samples trained so far as train_samples.
 _MAY_DIFFER = ("seed", "train_samples", "config_filename")
 
@@ -74,7 +75,12 @@ def set_alike(subject: RunSet) -> Iterator[Problem]:
                 yield Problem(message, record.line, expected=expected, got=record.value, file=file)
 
 
-@rule("set-seed", Severity.ERROR, "training rules, Random numbers; mlperf-logging 4.1.68, package_checker/seed_checker")
+@rule(
+    "set-seed",
+    Severity.ERROR,
+    SEED_CHECKER,
+    official=("seeds",),
+)
 def set_seed(subject: RunSet) -> Iterator[Problem]:
     """Reject a seed that another run logs at the same line of source. From another line it is a warning."""
     seen: dict[int, dict[tuple[str, str], str]] = {}
@@ -141,7 +147,7 @@ def set_invalid_run(subject: RunSet) -> Iterator[Problem]:
             yield Problem("an invalid run, which cannot be dropped as the slowest", file=run.file)
 
 
-@rule("set-not-converged", Severity.ERROR, _BENCHMARK_RESULTS)
+@rule("set-not-converged", Severity.ERROR, _BENCHMARK_RESULTS, official=("pruned", "full"))
 def set_not_converged(subject: RunSet) -> Iterator[Problem]:
     """Allow one run without convergence, which is dropped as the slowest. Two make the result invalid."""
     missed = [run.file for run in subject.window if run.status is Status.NOT_CONVERGED]
@@ -168,7 +174,7 @@ def variance_limit(subject: RunSet) -> Iterator[Problem]:
             yield Problem(message, expected=f"<= {limit:g} %", got=round(spread.cv_percent, 3))
 
 
-@rule("rcp-missing", Severity.ERROR, _RCP)
+@rule("rcp-missing", Severity.ERROR, _RCP, official=("pruned", "full"))
 def rcp_missing(subject: RunSet) -> Iterator[Problem]:
     """Require a reference convergence point for the batch size, two around it, or a larger one that the set meets."""
     if subject.rcp is None:
@@ -176,14 +182,14 @@ def rcp_missing(subject: RunSet) -> Iterator[Problem]:
     test, size = subject.rcp.pruned, subject.rcp.global_batch_size
     if test.kind == "missing":
         message = f"no reference convergence point for global batch size {size} or above; submit reference runs"
-        # The batch sizes of mlperf-logging's `rcps_gpt_oss_20b.json`.
-        yield Problem(message, expected="16 to 64", got=size)
+        points = full_points(subject.runs[0].ruleset)
+        yield Problem(message, expected=f"{points[0].gbs} to {points[-1].gbs}", got=size)
     elif test.kind == "smallest" and test.passed is False:
         message = f"global batch size {size} is below the smallest RCP, and the set converges faster than that"
         yield Problem(message, expected=f">= {test.minimum:.6f}", got=test.submission_mean)
 
 
-@rule("rcp-pruned", Severity.ERROR, _RCP)
+@rule("rcp-pruned", Severity.ERROR, _RCP, official=("pruned",))
 def rcp_pruned(subject: RunSet) -> Iterator[Problem]:
     """Require an olympic mean of samples to target of at least the pruned RCP's minimum. This test decides."""
     if subject.rcp is None or subject.rcp.pruned.kind in ("missing", "smallest"):

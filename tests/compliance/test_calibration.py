@@ -17,8 +17,10 @@ from compliance.documents import report_document, to_json
 from compliance.findings import Severity
 from compliance.judge import judge_run
 from compliance.log_files import read_log
+from compliance.rcp import full_points
 from compliance.render.report_file import report_file
 from compliance.render.text import text_report
+from compliance.rules import ALL_RULES
 from tests.support.judging import judged_set
 from tests.support.made_logs import MadeLog, compliant_set, long_log, write_tree
 from tests.support.paths import REAL_SHAPES
@@ -152,3 +154,11 @@ def test_a_judged_log_keeps_less_than_100_kib(tmp_path: Path) -> None:
     bytes_kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert bytes_kept / len(kept) < 100 << 10
+
+
+def test_official_checks_name_their_rules_and_rcp_missing_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    tied = {part: {rule.id for rule in ALL_RULES if part in rule.official} for part in ("pruned", "full", "seeds")}
+    assert tied["seeds"] == {"seed", "set-seed"} and tied["full"] == {"set-not-converged", "rcp-missing"}
+    assert tied["pruned"] == tied["full"] | {"rcp-pruned"}
+    monkeypatch.setattr("compliance.rules.sets.full_points", lambda ruleset: full_points(ruleset)[1:2])
+    assert [each.expected for each in judged_set(compliant_set(128))[1] if each.rule == "rcp-missing"] == ["32 to 32"]

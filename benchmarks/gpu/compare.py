@@ -2,33 +2,27 @@
 
 Each baseline runs in a separate process, one after the other, on the same tokens and weights. Its first loss and
 gradient norms must be ours before it is timed. The best baseline and ours then have a second trial each, so these two
-are timed in the order A, B, B, A. FOLDER holds every finished trial; the same command resumes with the rest.
+are timed in the order A, B, B, A. FOLDER holds every finished trial.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from pydantic import ValidationError
 
-from gptoss20b.config import ConfigError
 from gptoss20b.durable import atomic_write
-from gptoss20b.run_metadata import git_commit, versions
-from gptoss20b.tools.bench.scenarios import SCENARIOS, ScenarioName, configure
-from system_info.accelerators import read_gpus
+from gptoss20b.run_metadata import versions
+from gptoss20b.tools.bench.scenarios import SCENARIOS, ScenarioName
 
 from .baselines import BASELINES, Attempt, Baseline, attempts
-from .records import Request, Settings, Trial
-from .results import Comparison
+from .results import Comparison, Request, Settings, Trial
 from .table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,20 +30,13 @@ RESULTS = "results.json"
 # Seconds for the timed steps of one kind, with or without the optimizer: 20 steps of 1.5 s.
 STEPS_LIMIT_S = 30.0
 _LOGS = "logs"
-# A trial needs at least this long to start.
-_MIN_TRIAL_S = 15.0
-
-
-class OutOfTimeError(RuntimeError):
-    """The time for the whole comparison is over."""
 
 
 class Session:
-    """The trials that are still to run into an existing folder, within ``seconds`` in all."""
+    """The trials of a comparison, which run into an existing folder."""
 
-    def __init__(self, folder: Path, comparison: Comparison, seconds: float) -> None:
+    def __init__(self, folder: Path, comparison: Comparison) -> None:
         self.folder, self.comparison = folder, comparison
-        self._end = time.monotonic() + seconds
 
     def first_trials(self, names: list[str]) -> None:
         """Run all first trials. A baseline runs only if our trial of its architecture has a result."""
@@ -68,13 +55,7 @@ class Session:
         self.run_trial(next(name for name, each in BASELINES.items() if each.is_ours and each.variant == variant), 2)
 
     def run_trial(self, name: str, number: int) -> None:
-        """Run a baseline with the first attempt that fits, unless this trial is final.
-
-        Raises:
-            OutOfTimeError: the trial could not be finished.
-        """
-        if self.comparison.is_final(name, number):
-            return
+        """Run a baseline with the first attempt that fits, and keep the trial."""
         trial = Trial(baseline=name, number=number, status="out of memory", reason="its attention scores do not fit")
         for attempt in self._attempts(name, number):
             recompute = attempt.recompute or "as set"
@@ -83,7 +64,7 @@ class Session:
             if trial.status != "out of memory":
                 break
         print(f"  {trial.status} {trial.reason}")
-        self.comparison = self.comparison.with_trial(trial)
+        self.comparison.trials.append(trial)
         atomic_write(self.folder / RESULTS, self.comparison.model_dump_json(indent=2) + "\n")
 
     def _attempts(self, name: str, number: int) -> Iterator[Attempt]:
@@ -96,29 +77,20 @@ class Session:
         yield from attempts(BASELINES[name], self.comparison.scenario, self.comparison.sequences, memory)
 
     def _run(self, name: str, number: int, attempt: Attempt) -> Trial:
-        remaining = self._end - time.monotonic()
-        if remaining < _MIN_TRIAL_S:
-            raise OutOfTimeError(f"{remaining:.0f} s are left, and {name} has not had trial {number}")
         logs = self.folder / _LOGS
         logs.mkdir(exist_ok=True)
         request, outcome = logs / "request.json", logs / "outcome.json"
         outcome.unlink(missing_ok=True)
         request.write_text(self._request(name, attempt).model_dump_json(), encoding="utf-8")
         with (logs / f"{name}-{number}.log").open("w", encoding="utf-8") as log:
-            try:
-                subprocess.run(
-                    [sys.executable, "-m", "benchmarks.gpu.trial", request.resolve(), outcome.resolve(), str(number)],
-                    cwd=ROOT,
-                    env=os.environ | _environment(BASELINES[name], attempt),
-                    check=False,
-                    stdout=log,
-                    stderr=log,
-                    timeout=remaining,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise OutOfTimeError(
-                    f"{name} did not finish trial {number} in the {remaining:.0f} s that were left"
-                ) from error
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.gpu.trial", request.resolve(), outcome.resolve(), str(number)],
+                cwd=ROOT,
+                env=os.environ | _environment(BASELINES[name], attempt),
+                check=False,
+                stdout=log,
+                stderr=log,
+            )
         if outcome.exists():
             return Trial.model_validate_json(outcome.read_text(encoding="utf-8"))
         return Trial(baseline=name, number=number, status="failed", reason=f"its process ended; see {log.name}")
@@ -141,13 +113,12 @@ def _environment(baseline: Baseline, attempt: Attempt) -> dict[str, str]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the results; an existing comparison is resumed.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results, without those of another comparison.")],
     scenario: Annotated[ScenarioName, typer.Option(help="S1, S3 or tiny.")] = "S1",
     only: Annotated[str, typer.Option(help="Baselines, with commas; ours comes with them.")] = ",".join(BASELINES),
     sequences: Annotated[int, typer.Option(min=0, help="Sequences per step; the scenario's if 0.")] = 0,
     warmup: Annotated[int, typer.Option(min=1, help="Warm-up steps.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps; fewer where they take more than 30 s.")] = 20,
-    seconds: Annotated[float, typer.Option(help="Start nothing and stop a running trial after this time.")] = 580.0,
 ) -> None:
     """Compare this project's training step with its baselines."""
     names = only.split(",")
@@ -157,83 +128,25 @@ def main(
         raise typer.BadParameter(
             f"--scenario: got {scenario}, which has no optimizer. Use `python -m gptoss20b bench`."
         )
+    if (out / RESULTS).exists():
+        raise typer.BadParameter(f"--out: {out} has the results of another comparison. Name another folder.")
     variants = {BASELINES[name].variant for name in names}
     names += [name for name, each in BASELINES.items() if each.is_ours and each.variant in variants]
-    try:
-        found = identity(scenario)
-    except ConfigError as error:
-        raise typer.BadParameter(f"this machine and its settings: {error}") from error
-    new = Comparison(
+    # torch names its local build tag, which the package metadata may lack.
+    found = versions("triton", "transformers") | {"torch": torch.__version__}
+    comparison = Comparison(
         scenario=scenario,
         sequences=sequences or SCENARIOS[scenario].micro_batch_size,
         warmup=warmup,
         steps=steps,
-        identity=found,
+        versions=found,
         trials=[],
     )
     out.mkdir(parents=True, exist_ok=True)
-    session = Session(out, _resume_or_start(out, new), seconds)
-    try:
-        session.first_trials(names)
-        session.second_trials()
-    except OutOfTimeError as error:
-        print(f"stopped: {error}. Run the same command again to resume.", file=sys.stderr)
-        raise typer.Exit(1) from error
-    finally:
-        print(markdown(session.comparison))
-
-
-def identity(scenario: ScenarioName) -> dict[str, str]:
-    """Return what all trials share by name: device, versions, commit and the environment's settings.
-
-    The vendor's library names the device: torch would hold device memory for a context.
-
-    Raises:
-        ConfigError: unsuitable settings.
-    """
-    report = read_gpus()
-    execution = configure(scenario, "reference", "torch", torch.cuda.is_available()).execution
-    found = versions("triton", "transformer-engine-torch", "transformers")
-    return {
-        "device": str(report.gpus[0].name) if report and report.gpus else f"CPU ({platform.machine()})",
-        "commit": git_commit() or os.environ.get("GIT_COMMIT") or "unknown",
-        **{name: getattr(execution, name) for name in ("precision", "recompute", "compile_mode")},
-        **{name: version or "none" for name, version in found.items()},
-        "torch": torch.__version__,  # with the local build tag, which the package metadata may lack
-    }
-
-
-def _resume_or_start(out: Path, new: Comparison) -> Comparison:
-    """Return the comparison in the folder, or the new one if there is none.
-
-    Raises:
-        typer.BadParameter: the folder holds another comparison, or one that cannot be told from this one.
-    """
-    doubt = _why_not_resumable(new.identity["commit"])
-    if not (out / RESULTS).exists():
-        if doubt:
-            print(f"warning: {doubt}. These results cannot be resumed later.", file=sys.stderr)
-        return new
-    try:
-        held = Comparison.model_validate_json((out / RESULTS).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise typer.BadParameter(
-            f"--out: {out / RESULTS}: {error}. Name the folder of a comparison, or a new one."
-        ) from error
-    if doubt:
-        raise typer.BadParameter(f"--out: {out} has results, and {doubt}. Name another folder, or commit.")
-    if other := held.differences(new):
-        raise typer.BadParameter(
-            f"--out: {out} has results of other code or settings: {'; '.join(other)}. Name another folder."
-        )
-    return held
-
-
-def _why_not_resumable(commit: str) -> str:
-    """Return why results of this commit cannot be resumed; empty if they can."""
-    if commit == "unknown":
-        return "the commit is unknown: set GIT_COMMIT where there is no .git"
-    return "the working tree differs from its commit" if commit.endswith("-dirty") else ""
+    session = Session(out, comparison)
+    session.first_trials(names)
+    session.second_trials()
+    print(markdown(comparison))
 
 
 if __name__ == "__main__":

@@ -1,55 +1,64 @@
-"""Results of a comparison and the ratios that follow from them."""
+"""Request and outcome of a trial, which `compare` and `trial` exchange as JSON files, and results of a comparison."""
 
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Literal
 
-from gptoss20b.tools.bench.result import BenchResult
+from gptoss20b.tools.bench.result import BenchResult, Outcome, Record
+from gptoss20b.tools.bench.scenarios import ScenarioName
 
 from .baselines import BASELINES
-from .records import Settings, Trial
 
-# Statuses that the same command would only find again. Others are tried again.
-_FINAL = ("measured", "refused", "out of memory")
+Status = Literal["measured", "refused", "out of memory", "not available", "failed"]
+
+
+class Settings(Record):
+    """Settings that all trials of a comparison share."""
+
+    scenario: ScenarioName
+    sequences: int
+    warmup: int
+    steps: int
+
+
+class Request(Settings):
+    """One trial to run.
+
+    Attributes:
+        baseline: key of BASELINES.
+        limit: `bench.measure.Timing.limit`.
+        expected: our first step, which a baseline must reproduce before it is timed; None for ours.
+    """
+
+    baseline: str
+    micro_batch_size: int
+    limit: float
+    expected: Outcome | None
+
+
+class Trial(Record):
+    """Outcome of one trial. ``number`` counts the baseline's trials from 1; ``reason`` explains a missing result."""
+
+    baseline: str
+    number: int
+    status: Status
+    reason: str = ""
+    result: BenchResult | None = None
 
 
 class Comparison(Settings):
     """Trials on the same tokens, weights, code and settings, in the order in which they ran.
 
-    `identity` is from `compare.identity`.
+    ``versions`` are of the packages, by name; None if one is not installed.
     """
 
-    identity: dict[str, str]
+    versions: dict[str, str | None]
     trials: list[Trial]
 
     def trial(self, baseline: str, number: int) -> Trial | None:
         """Return a baseline's trial, if there is one."""
         return next((t for t in self.trials if (t.baseline, t.number) == (baseline, number)), None)
-
-    def is_final(self, baseline: str, number: int) -> bool:
-        """Return whether a trial needs no retry. Failures and missing software may be fixed since."""
-        trial = self.trial(baseline, number)
-        return trial is not None and trial.status in _FINAL
-
-    def with_trial(self, trial: Trial) -> Comparison:
-        """Return a copy with a trial appended, in place of an earlier attempt at it."""
-        others = [t for t in self.trials if (t.baseline, t.number) != (trial.baseline, trial.number)]
-        return self.model_copy(update={"trials": [*others, trial]})
-
-    def differences(self, other: Comparison) -> list[str]:
-        """Describe every setting and identity that differs from another comparison's."""
-        mine, theirs = (
-            {
-                name: str(value)
-                for name, value in (each.model_dump(exclude={"trials", "identity"}) | each.identity).items()
-            }
-            for each in (self, other)
-        )
-        return [
-            f"{name} {mine.get(name, 'none')} and not {theirs.get(name, 'none')}"
-            for name in mine | theirs
-            if mine.get(name) != theirs.get(name)
-        ]
 
     def our_trial(self, variant: str) -> Trial | None:
         """Return our first trial of an architecture."""

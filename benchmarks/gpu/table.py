@@ -5,8 +5,7 @@ from __future__ import annotations
 from gptoss20b.tools.bench.result import BenchResult
 
 from .baselines import BASELINES
-from .records import Trial
-from .results import Comparison
+from .results import Comparison, Trial
 
 _COLUMNS = (
     "baseline", "trial", "micro batch", "step, s (p10 to p90; n)", "without optimizer, s", "TFLOP/s",
@@ -20,13 +19,12 @@ def markdown(comparison: Comparison) -> str:
     if known is None:
         return "Nothing was measured.\n"
     names = ("python", "torch", "triton", "megatron-core", "transformer-engine", "transformers")
-    found = {name: comparison.identity.get(name, "none") for name in names}
-    versions = ", ".join(f"{name} {version}" for name, version in found.items() if version != "none")
+    versions = ", ".join(f"{name} {comparison.versions[name]}" for name in names if comparison.versions.get(name))
     lines = [
         f"Scenario {comparison.scenario}, {comparison.sequences} sequences of {known.sequence_length:,} tokens a step, "
         f"{known.precision}, on {known.system}; a plain {known.gemm.size}^3 {known.gemm.dtype} multiplication reached "
         f"{known.gemm_tflops:,.3g} TFLOP/s.",
-        f"Recorded on {known.date}, commit {comparison.identity['commit']}; {versions}.",
+        f"Recorded on {known.date}, commit {known.git_commit}; {versions}.",
         "",
         _row(_COLUMNS),
         _row(["---"] * len(_COLUMNS)),

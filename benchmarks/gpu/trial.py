@@ -18,7 +18,7 @@ from gptoss20b.tools.bench.scenarios import configure
 from gptoss20b.tools.bench.workload import Workload
 
 from .baselines import BASELINES
-from .records import Request, Status, Trial
+from .results import Request, Status, Trial
 
 # Relative differences of the loss, and of gradient norms, between equal steps. Measured in bf16 on a CPU (width 2,880
 # with 4 layers, and width 720 with 24 layers and scores of the same size): baselines and fp32 were within 1.4e-4 and

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.records import Trial
-from benchmarks.gpu.results import Comparison
+from benchmarks.gpu.results import Comparison, Trial
 from gptoss20b.tools.bench.norms import KINDS
 from gptoss20b.tools.bench.result import BenchResult, Parts
 from tests.support.paths import ROOT
@@ -112,13 +110,8 @@ def test_the_gate_in_bf16_tells_equal_baselines_from_mutants() -> None:
 def test_a_comparison_of_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu.compare", "--scenario", "tiny", "--only", "hugging_face"]
     command += ["--warmup", "1", "--steps", "3", "--out", str(tmp_path / "out")]
-    # Without git on PATH: results of a checkout with changes cannot be resumed.
-    environment = os.environ | NO_GPU | {"OMP_NUM_THREADS": "1", "PATH": str(tmp_path), "GIT_COMMIT": "abc"}
-
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *more], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
-
-    done = run()
+    environment = os.environ | NO_GPU | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kept = Comparison.model_validate_json((tmp_path / "out/results.json").read_bytes())
     trials = [(trial.baseline, trial.number, trial.status) for trial in kept.trials]
@@ -127,7 +120,3 @@ def test_a_comparison_of_processes(tmp_path: Path) -> None:
         ("hugging_face", 2, "measured"), ("ours_openai", 2, "measured"),
     ]  # fmt: skip
     assert "| Hugging Face | 2 | 2 |" in done.stdout
-    assert run().stdout == done.stdout[done.stdout.index("Scenario tiny") :]
-    other = run("--steps", "4")
-    assert other.returncode == 2
-    assert "steps 3 and not 4" in re.sub(r"[\s│]+", " ", other.stderr)  # typer draws a box

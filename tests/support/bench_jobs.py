@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.gpu.hugging_face import HuggingFace
-from benchmarks.gpu.records import Request, Trial
+from benchmarks.gpu.results import Request, Trial
 from benchmarks.gpu.trial import GateError, gate, run_trial
 from gptoss20b.cli import app
 from gptoss20b.config import Config

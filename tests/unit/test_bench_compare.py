@@ -1,24 +1,21 @@
-"""The comparison with baselines: order of trials, attempts, kept results, gate, table, and the README's predictions."""
+"""The comparison with baselines: order of trials, attempts, gate, table, and the README's predictions."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from benchmarks.gpu import compare
 from benchmarks.gpu.baselines import BASELINES, Attempt, attempts, attention_score_bytes
-from benchmarks.gpu.compare import Session, identity
-from benchmarks.gpu.records import Request, Status, Trial
-from benchmarks.gpu.results import Comparison
+from benchmarks.gpu.compare import Session
+from benchmarks.gpu.results import Comparison, Request, Trial
 from benchmarks.gpu.table import markdown
 from benchmarks.gpu.trial import GateError, gate, is_out_of_memory, run_trial
-from gptoss20b.config import ConfigError
 from gptoss20b.model.size import flops_per_token
 from gptoss20b.tools.bench.result import BenchResult, Gemm, Outcome, Parts, Spread
 from gptoss20b.tools.bench.scenarios import configure
@@ -53,8 +50,7 @@ def result(seconds: float, **more: Any) -> BenchResult:
     return BenchResult(**(filled | more))
 
 
-IDENTITY = {"device": "NVIDIA H200", "commit": "abc", "torch": "2.13.0", "transformer-engine": "2.9", "triton": "none"}
-EMPTY = Comparison(scenario="S1", sequences=2, warmup=5, steps=20, identity=IDENTITY, trials=[])
+VERSIONS = {"torch": "2.13.0", "transformer-engine": "2.9", "triton": None}
 # Seconds of each baseline's step in the runs below, which have no Transformer Engine.
 SECONDS = {
     "ours": 0.8, "megatron_local": 3.2, "ours_openai": 1.0, "hugging_face_compiled": 1.3, "hugging_face": 1.5,
@@ -161,14 +157,11 @@ class Machine:
         self.environments: list[dict[str, str]] = []
         self.seconds = dict(SECONDS)
         self.too_large: set[tuple[str, int, str | None]] = set()
-        self.hangs: set[str] = set()
 
-    def run(self, command: list[Any], env: dict[str, str], timeout: float, **_: Any) -> None:
+    def run(self, command: list[Any], env: dict[str, str], **_: Any) -> None:
         request = Request.model_validate_json(Path(command[3]).read_text())
         self.requests.append(request)
         self.environments.append(env)
-        if request.baseline in self.hangs:
-            raise subprocess.TimeoutExpired("trial", timeout)
         name, attempt = request.baseline, (request.baseline, request.micro_batch_size, env.get("RECOMPUTE"))
         trial = Trial(baseline=name, number=int(command[5]), status="not available", reason="not installed")
         if attempt in self.too_large:
@@ -191,7 +184,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.fixture
 def session(machine: Machine, tmp_path: Path) -> Session:
-    return Session(tmp_path, EMPTY, 600)
+    return Session(tmp_path, Comparison(scenario="S1", sequences=2, warmup=5, steps=20, versions=VERSIONS, trials=[]))
 
 
 def read_results(folder: Path) -> Comparison:
@@ -233,44 +226,11 @@ def test_baselines_are_compared_with_ours_of_their_architecture(session: Session
     assert session.comparison.best_baseline() == "hugging_face_compiled"
 
 
-def test_finished_trials_are_kept_and_not_run_again(session: Session, machine: Machine, tmp_path: Path) -> None:
-    machine.hangs = {"ours_openai"}
-    with pytest.raises(compare.OutOfTimeError, match="ours_openai"):
-        session.first_trials(list(BASELINES))
-    kept = read_results(tmp_path)
-    assert [trial.baseline for trial in kept.trials] == list(BASELINES)[:3]
-    machine.hangs, machine.requests = set(), []
-    session = Session(tmp_path, kept, 600)
-    session.first_trials(list(BASELINES))
-    # A missing package may have been installed since. Its new trial takes the place of the old one, at the end.
-    again = ["transformer_engine", *list(BASELINES)[3:]]
-    assert [request.baseline for request in machine.requests] == again
-    assert trials_of(session) == [("ours", 1), ("megatron_local", 1), *((name, 1) for name in again)]
-
-
-@pytest.mark.parametrize(
-    ("status", "again"),
-    [("measured", 0), ("refused", 0), ("out of memory", 0), ("not available", 1), ("failed", 1)],
-)
-def test_only_final_trials_are_not_tried_again(machine: Machine, tmp_path: Path, status: Status, again: int) -> None:
-    kept = Trial(baseline="ours", number=1, status=status, reason="r", result=result(0.8))
-    session = Session(tmp_path, EMPTY.with_trial(kept), 600)
-    session.run_trial("ours", 1)
-    assert len(machine.requests) == again
-    assert [trial.status for trial in session.comparison.trials] == ["measured" if again else status]
-
-
 def test_the_limit_of_timed_steps_leaves_hugging_face_twenty(session: Session, machine: Machine) -> None:
     session.run_trial("ours", 1)
     (request,) = machine.requests
     slowest = 1.5 * sum(float(row[4]) for row in PREDICTIONS) / 1000  # predicted of Hugging Face, not compiled
     assert request.limit // slowest >= request.steps == 20
-
-
-def test_no_trial_starts_when_the_time_is_over(machine: Machine, tmp_path: Path) -> None:
-    with pytest.raises(compare.OutOfTimeError, match="ours"):
-        Session(tmp_path, EMPTY, 1).first_trials(["ours"])
-    assert not machine.requests
 
 
 def test_baselines_without_ours_are_not_run(session: Session, machine: Machine) -> None:
@@ -338,79 +298,18 @@ def test_ratios_are_of_all_trials_and_the_recomputation_is_named(session: Sessio
 # --- the command
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: Machine) -> Path:
-    """Return a folder for the command on the made machine."""
-    monkeypatch.setattr(compare, "identity", lambda _: dict(IDENTITY))
+def test_one_command_runs_and_prints_the_table_and_never_overwrites_results(machine: Machine, tmp_path: Path) -> None:
     machine.seconds |= {"transformer_engine": 0.9}
-    return tmp_path
-
-
-def command(*arguments: str) -> Result:
     app = typer.Typer()
     app.command()(compare.main)
-    return CliRunner(env={"COLUMNS": "1000", "TERM": "dumb"}).invoke(app, list(arguments))
-
-
-def test_one_command_runs_and_prints_the_table(here: Path, machine: Machine) -> None:
-    out = str(here / "out")
-    for _ in range(2):  # the second time all trials are final, and nothing runs
-        done = command("--out", out)
-        assert done.exit_code == 0, done.output
-        assert len(machine.requests) == 8
-        assert done.output.endswith(markdown(read_results(here / "out")) + "\n")
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"scenario": "S1"}', "\xff"])
-def test_unreadable_results_are_an_error_that_names_the_file(here: Path, text: str) -> None:
-    (here / "results.json").write_bytes(text.encode("latin-1"))
-    done = command("--out", str(here))
-    assert done.exit_code == 2
-    assert "results.json" in done.stderr
-    assert "Traceback" not in done.output
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("device", "NVIDIA B200"), ("commit", "abd"), ("torch", "2.11.0"), ("transformer-engine", "none"),
-        ("precision", "fp8"), ("recompute", "moe"), ("compile_mode", "layers"),
-    ],
-)  # fmt: skip
-def test_a_comparison_resumes_only_with_the_same_identity(
-    here: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    assert command("--out", str(here / "out"), "--only", "ours").exit_code == 0
-    monkeypatch.setattr(compare, "identity", lambda _: IDENTITY | {name: value})
-    done = command("--out", str(here / "out"), "--only", "ours,megatron_local")
-    assert done.exit_code == 2
-    assert f"{name} {IDENTITY.get(name, 'none')} and not {value}" in done.stderr
-    assert len(machine.requests) == 1
-
-
-@pytest.mark.parametrize(("commit", "why"), [("unknown", "set GIT_COMMIT"), ("abc-dirty", "working tree differs")])
-def test_a_comparison_without_a_clean_commit_is_not_resumed(
-    here: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, commit: str, why: str
-) -> None:
-    monkeypatch.setattr(compare, "identity", lambda _: IDENTITY | {"commit": commit})
-    begun = command("--out", str(here / "out"), "--only", "ours")
-    assert begun.exit_code == 0
-    assert why in begun.stderr
-    again = command("--out", str(here / "out"), "--only", "ours,megatron_local")
-    assert again.exit_code == 2
-    assert why in again.stderr
-    assert len(machine.requests) == 1
-
-
-def test_identity_names_everything_that_decides_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RECOMPUTE", "moe_act")
-    found = identity("tiny")
-    assert (found["precision"], found["recompute"], found["compile_mode"]) == ("fp32", "moe_act", "kernels")
-    assert found["torch"] == torch.__version__
-    assert {"device", "commit", "megatron-core", "transformers", "transformer-engine", "triton"} <= found.keys()
-    monkeypatch.setenv("RECOMPUTE", "everything")
-    with pytest.raises(ConfigError, match="RECOMPUTE"):
-        identity("tiny")
+    runner = CliRunner(env={"COLUMNS": "1000", "TERM": "dumb"})
+    done = runner.invoke(app, ["--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert len(machine.requests) == 8
+    assert done.output.endswith(markdown(read_results(tmp_path / "out")) + "\n")
+    again = runner.invoke(app, ["--out", str(tmp_path / "out"), "--only", "ours"])
+    assert again.exit_code == 2 and "Name another folder" in again.stderr
+    assert len(machine.requests) == 8
 
 
 # --- the README

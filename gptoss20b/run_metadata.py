@@ -16,7 +16,7 @@ from .config import Config, fixed_hyperparameter_overrides
 from .durable import atomic_write
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("torch", "megatron-core", "transformer-engine", "mlperf-logging", "numpy", "pydantic", "pydantic-settings")
+_PACKAGES = ("torch", "megatron-core", "transformer-engine", "mlperf-logging", "numpy", "pydantic")
 
 
 def create_result_directory(config: Config) -> Path:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gptoss20b.config.presets import PRESETS
-from gptoss20b.tools.bench.scenarios import SCENARIOS, ScenarioName, Variant
+from gptoss20b.tools.bench.scenarios import Variant
 
 Backend = Literal["torch", "transformer_engine", "megatron_local"]
 
@@ -56,27 +55,14 @@ class Attempt:
     recompute: str | None = None
 
 
-def attempts(baseline: Baseline, scenario: ScenarioName, sequences: int, memory_bytes: int | None) -> list[Attempt]:
+def attempts(baseline: Baseline, sequences: int) -> list[Attempt]:
     """Return the attempts to fit a baseline into memory, the fastest first.
 
     Recomputing an activation costs less than smaller micro batches, so it comes first. Recomputing whole layers, the
-    last resort of the local spec, costs more. Attempts that cannot fit into ``memory_bytes`` are left out.
+    last resort of the local spec, costs more.
     """
     sizes = sorted({sequences, 1}, reverse=True)
     if baseline.backend != "megatron_local":
         return [Attempt(size, level) for size in sizes for level in (None, *baseline.recompute)]
-    if memory_bytes is not None:
-        sizes = [size for size in sizes if attention_score_bytes(scenario, size) < memory_bytes]
-    # One layer's scores take many GiB too, in fp32 on their way: with recomputation, only one sequence can fit.
+    # One layer's scores take many GiB, in fp32 on their way: with recomputation, only one sequence can fit.
     return [*(Attempt(size) for size in sizes), *(Attempt(1, level) for level in baseline.recompute)]
-
-
-def attention_score_bytes(scenario: ScenarioName, micro_batch_size: int) -> int:
-    """Return the bytes of bf16 attention probabilities that Megatron-Core's local attention keeps for backward.
-
-    >>> attention_score_bytes("S1", 1) / 2**30
-    192.0
-    """
-    sizes: dict[str, int] = PRESETS["reference"]["model"] | SCENARIOS[scenario].sizes
-    scores = sizes["num_attention_heads"] * SCENARIOS[scenario].sequence_length ** 2
-    return 2 * scores * micro_batch_size * sizes["num_layers"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +55,6 @@ class Session:
 
     def run_trial(self, name: str, number: int) -> None:
         """Run a baseline with the first attempt that fits, and keep the trial."""
-        trial = Trial(baseline=name, number=number, status="out of memory", reason="its attention scores do not fit")
         for attempt in self._attempts(name, number):
             recompute = attempt.recompute or "as set"
             print(f"{name}, trial {number}: micro batch {attempt.micro_batch_size}, RECOMPUTE {recompute}")
@@ -67,14 +65,11 @@ class Session:
         self.comparison.trials.append(trial)
         atomic_write(self.folder / RESULTS, self.comparison.model_dump_json(indent=2) + "\n")
 
-    def _attempts(self, name: str, number: int) -> Iterator[Attempt]:
+    def _attempts(self, name: str, number: int) -> list[Attempt]:
         first = self.comparison.trial(name, 1)
         if number > 1 and first and first.result:
-            yield Attempt(first.result.micro_batch_size, first.result.recompute)
-            return
-        known = self.comparison.any_result()
-        memory = known.device_memory_bytes if known else None
-        yield from attempts(BASELINES[name], self.comparison.scenario, self.comparison.sequences, memory)
+            return [Attempt(first.result.micro_batch_size, first.result.recompute)]
+        return attempts(BASELINES[name], self.comparison.sequences)
 
     def _run(self, name: str, number: int, attempt: Attempt) -> Trial:
         logs = self.folder / _LOGS

@@ -20,8 +20,7 @@ from gptoss20b.model.initialize import INIT_THREADS, initial_tensor
 from gptoss20b.model.megatron_config import params_dtype
 from gptoss20b.tools.bench.norms import norms_by_kind
 from gptoss20b.tools.bench.result import Outcome
-from gptoss20b.tools.bench.tokens import micro_batches
-from gptoss20b.tools.bench.workload import SEED, describe_optimizer, gradient_norm
+from gptoss20b.tools.bench.workload import SEED, describe_optimizer, gradient_norm, micro_batches
 
 
 class HuggingFace:

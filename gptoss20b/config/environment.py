@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, Field, create_model
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel
 
 from .tree import Config
 
@@ -53,24 +52,15 @@ def _iterate_settings(branch: type[BaseModel], path: tuple[str, ...]) -> Iterato
             yield from _iterate_settings(field.annotation, (*path, name))
 
 
-@cache
-def _environment_reader() -> type[BaseSettings]:
-    """Create a flat pydantic-settings class with one text field per variable. Empty variables count as unset."""
-    fields: dict[str, Any] = {}
-    for variable in settings():
-        aliases = [f"{prefix}{variable}" for prefix in _PREFIXES] if variable.startswith("SUBMISSION_") else []
-        fields[variable.lower()] = (str | None, Field(None, validation_alias=AliasChoices(variable, *aliases)))
-    reader = create_model("EnvironmentReader", __base__=BaseSettings, **fields)
-    # create_model takes no configuration beside a base class.
-    reader.model_config = SettingsConfigDict(case_sensitive=True, env_ignore_empty=True, extra="ignore")
-    reader.model_rebuild(force=True)
-    return reader
-
-
 def read_settings() -> dict[str, str]:
-    """Return the settings that the environment gives, by variable name."""
-    given = _environment_reader()().model_dump()
-    return {name.upper(): value for name, value in given.items() if value is not None}
+    """Return the settings that the environment gives, by variable name. Empty variables count as unset."""
+    given = {}
+    for variable in settings():
+        prefixes = ("", *_PREFIXES) if variable.startswith("SUBMISSION_") else ("",)
+        texts = (os.environ.get(prefix + variable) for prefix in prefixes)
+        if text := next(filter(None, texts), None):
+            given[variable] = text
+    return given
 
 
 @dataclass(frozen=True, kw_only=True)

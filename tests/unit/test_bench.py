@@ -21,7 +21,7 @@ from gptoss20b.tools.bench.result import BenchResult, Outcome, Spread, as_table,
 from gptoss20b.tools.bench.routing import summarize_routing
 from gptoss20b.tools.bench.scenarios import SCENARIOS, configure
 from gptoss20b.tools.bench.timing import summarize_seconds, time_calls, time_steps
-from gptoss20b.tools.bench.tokens import micro_batches
+from gptoss20b.tools.bench.workload import micro_batches
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,6 @@ from gptoss20b.checkpoint.files import (
     file_checksums,
     host_bytes_to_save,
     list_checkpoints,
-    partition_by_size,
     prepare_save,
     prune,
     quarantine,
@@ -144,12 +143,7 @@ def test_the_readme_has_the_size_of_the_reference_model() -> None:
     assert f"{gigabytes:.0f} GB" in (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
 
 
-def test_files_are_partitioned_by_their_bytes(tmp_path: Path) -> None:
-    sizes = {"a": 5, "b": 143, "c": 143, "d": 2, "e": 140}
-    lists = partition_by_size(sizes, 3)
-    assert sorted(name for names in lists for name in names) == sorted(sizes)
-    assert sorted(sum(sizes[name] for name in names) for names in lists) == [143, 145, 145]
-    assert partition_by_size({}, 2) == [[], []]
+def test_each_file_is_in_one_share(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path)
     for name in checkpoint.files:
         (checkpoint.folder / name).unlink()

@@ -129,7 +129,7 @@ def test_later_metadata_replace_the_earlier_atomically(tmp_path: Path) -> None:
 
 
 def test_versions_are_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = ("torch", "megatron-core", "mlperf-logging", "numpy", "pydantic", "pydantic-settings")
+    packages = ("torch", "megatron-core", "mlperf-logging", "numpy", "pydantic")
     assert set(packages) <= versions().keys()
     monkeypatch.setattr(run_metadata, "_PACKAGES", (*packages, "no-such-package-anywhere"))
     installed = {package: importlib.metadata.version(package) for package in packages}

@@ -17,7 +17,6 @@ from ...trainer import Trainer, build_and_initialize, mean_loss
 from .norms import norms_by_kind, to_hf_names
 from .parts import OPTIMIZER, OTHER, range_name
 from .result import Outcome
-from .tokens import micro_batches
 
 # Seed of the initial weights, the same for every baseline.
 SEED = 1
@@ -44,6 +43,24 @@ class Workload(Protocol):
 
     def full_step(self) -> object:
         """Run a whole step, optimizer included."""
+
+
+def micro_batches(config: Config, device: torch.device) -> list[DeviceBatch]:
+    """Return the micro batches of a step: uniformly random tokens, the same for every baseline and micro batch size.
+
+    A sequence depends only on its number in the step. The last token has no label, as in Hugging Face's loss.
+    """
+    shape = (1, config.fixed.sequence_length)
+    rows = []
+    for number in range(config.free.global_batch_size):
+        generator = torch.Generator().manual_seed(number)
+        rows.append(torch.randint(config.model.vocab_size, shape, generator=generator))
+    batches = []
+    for tokens in torch.split(torch.cat(rows).to(device), config.execution.micro_batch_size):
+        mask = torch.ones(tokens.shape, device=device)
+        mask[:, -1] = 0.0
+        batches.append(DeviceBatch(tokens, tokens.roll(-1, dims=1), mask))
+    return batches
 
 
 def gradient_norm(model: torch.nn.Module) -> Tensor:

@@ -1,6 +1,6 @@
 """The scaling model behind `python -m gptoss20b estimate`: step time and time to train, with every assumption named."""
 
+from .assumptions import EstimateError
 from .command import run
-from .errors import EstimateError
 
 __all__ = ["EstimateError", "run"]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from .errors import EstimateError
+
+class EstimateError(ValueError):
+    """An unknown system, an impossible efficiency or an unsupported layout. The message names what to change."""
 
 
 def _assumption(value: float, unit: str, source: str, low: float = 0.0, high: float = float("inf")) -> Any:

@@ -10,9 +10,8 @@ from rich.table import Table
 
 from ...config import Config, resolve
 from ...config.environment import read_settings
-from .assumptions import Assumptions
+from .assumptions import Assumptions, EstimateError
 from .efficiency import assumed_efficiency, efficiency_from_mfu, efficiency_from_s1
-from .errors import EstimateError
 from .report import as_document, as_tables
 from .scaling import ScalingModel, check_supported, make_estimate
 from .systems import find_system

@@ -13,7 +13,7 @@ from pydantic import BaseModel, PositiveInt, ValidationError
 
 from ...hardware import SYSTEMS, System, system_of_device
 from ...model.size import flops_per_token
-from .errors import EstimateError
+from .assumptions import EstimateError
 from .scaling import ScalingModel, work_per_token
 
 # S1 is an EP-8 rank's share of the model. A measurement names its micro batch; an MFU is taken to be of micro batch 2.

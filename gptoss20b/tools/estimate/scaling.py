@@ -15,8 +15,7 @@ from ...config import Config
 from ...hardware import System
 from ...memory import activation_bytes
 from ...model.size import flops_per_token, state_bytes_per_gpu
-from .assumptions import Assumptions
-from .errors import EstimateError
+from .assumptions import Assumptions, EstimateError
 from .traffic import (
     ReplicaGroup,
     all_to_all_bytes,

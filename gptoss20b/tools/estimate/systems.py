@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...hardware import SYSTEMS, System
-from .errors import EstimateError
+from .assumptions import EstimateError
 
 _FIGURES = ("peak_tflops", "memory_gb", "memory_tbs", "link_gbs", "network_gbs", "domain")
 # Command-line option of each figure of a system that can be overridden.

@@ -16,8 +16,7 @@ from gptoss20b.config import Config, ModelConfig
 from gptoss20b.config.presets import PRESETS
 from gptoss20b.config.tree import Execution, FixedHyperparameters, FreeHyperparameters, Parallel
 from gptoss20b.hardware import SYSTEMS
-from gptoss20b.tools.estimate import EstimateError
-from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.assumptions import Assumptions, EstimateError
 from gptoss20b.tools.estimate.scaling import ScalingModel
 
 # Parameters of the reference model, as `info` counts them; those of the submissions differ by 0.03 %.

@@ -116,10 +116,8 @@ def info(
     config = _resolve_or_exit(given)
     _silence_dependencies()
     from .model.size import compute_model_size
-    from .process_groups import single_process
 
-    with single_process():
-        size = compute_model_size(config)
+    size = compute_model_size(config)
     if as_json:
         print(json.dumps(asdict(size), indent=2))
         return
@@ -149,15 +147,9 @@ def doctor(
     It changes nothing and takes less than a minute. Exit status 1 if a check fails.
     """
     config = _resolve_or_exit(given)
-    from .tools.doctor import (
-        Verdict,
-        as_document,
-        as_table,
-        check_node,
-        overall_verdict,
-        read_node_context,
-        summary_line,
-    )
+    from .tools.doctor.checks import check_node
+    from .tools.doctor.finding import Verdict, as_document, as_table, overall_verdict, summary_line
+    from .tools.doctor.node_context import read_node_context
 
     findings = check_node(config, read_node_context(os.environ))
     if as_json:
@@ -190,7 +182,8 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """Estimate step time, time to train and memory of a layout on a system. Prints every assumption; runs no model."""
-    from .tools.estimate import EstimateError, run
+    from .tools.estimate.assumptions import EstimateError
+    from .tools.estimate.command import run
 
     overrides = {
         "peak_tflops": peak_tflops,
@@ -239,7 +232,7 @@ def bench(
     from .config.environment import LaunchError
     from .model.backend import BackendError
     from .tools.bench.measure import Timing, time_scenario
-    from .tools.bench.result import as_table, to_json
+    from .tools.bench.result import as_table
 
     try:
         measured = time_scenario(scenario, backend, variant, Timing(warmup, steps, not no_optimizer), micro_batch)
@@ -249,7 +242,7 @@ def bench(
         print(f"error: {scenario} does not fit: {error}. Set RECOMPUTE, or a smaller --micro-batch.", file=sys.stderr)
         raise typer.Exit(ExitCode.FAILED) from error
     if out:
-        out.write_text(to_json(measured), encoding="utf-8")
+        out.write_text(measured.model_dump_json(indent=2) + "\n", encoding="utf-8")
     _console().print(as_table(measured))
 
 

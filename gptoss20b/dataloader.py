@@ -17,7 +17,6 @@ from .data.samples import (
     TRAIN_PREFIX,
     VALIDATION_PREFIX,
     Batch,
-    TrainingSamples,
     ValidationSamples,
     Windows,
     collate,
@@ -67,11 +66,12 @@ class DataLoader:
         config: Config,
         shard: DataShard,
         device: torch.device,
-        train: TrainingSamples,
+        train: Windows,
         validation: ValidationSamples,
+        seed: int,
     ) -> None:
         self._config, self._shard, self._device = config, shard, device
-        self._train, self._validation = train, validation
+        self._train, self._validation, self._seed = train, validation, seed
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="data")
         self._prefetched: tuple[int, Future[list[Batch]]] | None = None
 
@@ -96,7 +96,7 @@ class DataLoader:
     def eval_batches(self) -> Iterator[DeviceBatch]:
         """Yield this rank's micro batches of the validation set. Padding rows have an all-zero loss mask."""
         for numbers in self._shard.eval_positions(self._validation.samples):
-            host = self._collate([self._validation.sample(0 if n is None else n) for n in numbers])
+            host = self._collate([self._validation.windows.window(0 if n is None else n) for n in numbers])
             for row, number in enumerate(numbers):
                 if number is None:
                     host.loss_mask[row] = 0.0
@@ -105,12 +105,12 @@ class DataLoader:
     def close(self) -> None:
         """Stop reading ahead and close the files."""
         self._reader.shutdown(wait=True, cancel_futures=True)
-        self._train.windows.dataset.close()
+        self._train.dataset.close()
         self._validation.windows.dataset.close()
 
     def _read(self, step: int) -> list[Batch]:
         rows = self._shard.train_positions(step, self._config.free.global_batch_size)
-        return [self._collate([self._train.sample(position) for position in row]) for row in rows]
+        return [self._collate([self._train.train_sample(position, self._seed) for position in row]) for row in rows]
 
     def _collate(self, windows: Sequence[npt.NDArray[np.int64]]) -> Batch:
         return collate(windows, self._config.data.eod_token)
@@ -135,6 +135,7 @@ def build_dataloader(clock: RunClock, config: Config, shard: DataShard, device: 
         config,
         shard,
         device,
-        TrainingSamples(windows(TRAIN_PREFIX), seed),
+        windows(TRAIN_PREFIX),
         ValidationSamples(windows(VALIDATION_PREFIX), config.fixed.eval_samples),
+        seed,
     )

@@ -55,7 +55,5 @@ def activation_bytes(config: Config) -> int:
 
 def _measure_size(config: Config) -> ModelSize:
     from .model.size import compute_model_size
-    from .process_groups import single_process
 
-    with single_process():
-        return compute_model_size(config)
+    return compute_model_size(config)

@@ -19,6 +19,7 @@ from .callbacks.console import ConsoleProgress, NullProgress
 from .callbacks.mlperf import MlperfLogging
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.files import CheckpointError, CheckpointMetadata, should_resume
+from .checkpoint.train_state import load_state
 from .config import Config, mismatched_settings
 from .config.environment import LaunchError
 from .data.files import DataError
@@ -116,7 +117,7 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     if context.directory is not None:
         write_metadata(context.directory, record)
     if saved:
-        checkpointer.load(trainer, saved)
+        load_state(trainer, saved)
     # The clock starts when the slowest rank is ready, and before any rank opens the data.
     dist.barrier()
     start_step = saved.train_state.step if saved else 0

@@ -37,7 +37,7 @@ from .files import (
     verify_files,
 )
 from .shards import Shards
-from .train_state import load_state, sharded_state_dict
+from .train_state import sharded_state_dict
 
 # How often to log that a checkpoint is still being written.
 _LOG_INTERVAL_S = 60
@@ -183,14 +183,6 @@ class Checkpointer:
                 return checkpoint
             damaged[folder] = "; ".join(errors)
         raise CheckpointError(f"no checkpoint in {self.folder} is intact: {'; '.join(damaged.values())}")
-
-    def load(self, trainer: Trainer, checkpoint: CheckpointMetadata) -> None:
-        """Load weights, optimizer, schedule and random states into a new trainer.
-
-        Raises:
-            CheckpointError: Megatron-Core cannot read the checkpoint.
-        """
-        load_state(trainer, checkpoint)
 
     def _verify(self, folder: Path) -> tuple[CheckpointMetadata | None, list[str]]:
         """Return a checkpoint of this run, and one message per damaged file. Each rank reads a share of the bytes."""

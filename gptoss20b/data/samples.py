@@ -84,21 +84,13 @@ class Windows:
             )
         return ids
 
-
-class TrainingSamples:
-    """The windows of a training set in the order that `seed` gives, epoch after epoch, without end."""
-
-    def __init__(self, windows: Windows, seed: int) -> None:
-        self.windows = windows
-        self.seed = seed
-
-    def sample(self, position: int) -> npt.NDArray[np.int64]:
-        """Read the sample at a global position of the run (from 0) as int64, shape [sequence_length + 1].
+    def train_sample(self, position: int, seed: int) -> npt.NDArray[np.int64]:
+        """Read the window at a global position of a run (from 0), in the order that `seed` gives, without end.
 
         Raises:
-            DataError: as `Windows.window`.
+            DataError: as `window`.
         """
-        return self.windows.window(int(windows_at(position, self.seed, self.windows.count)))
+        return self.window(int(windows_at(position, seed, self.count)))
 
 
 class ValidationSamples:
@@ -120,14 +112,6 @@ class ValidationSamples:
         self.windows = windows
         self.samples = samples
 
-    def sample(self, number: int) -> npt.NDArray[np.int64]:
-        """Read validation sample `number` (0 to samples - 1) as int64, shape [sequence_length + 1].
-
-        Raises:
-            DataError: as `Windows.window`.
-        """
-        return self.windows.window(number)
-
     def sha256(self) -> str:
         """Return the SHA-256 (hex) of the validation tokens: all windows in order, their ids as int32 little-endian.
 
@@ -138,7 +122,7 @@ class ValidationSamples:
         """
         digest = hashlib.sha256()
         for number in range(self.samples):
-            digest.update(self.sample(number).astype("<i4").tobytes())
+            digest.update(self.windows.window(number).astype("<i4").tobytes())
         return digest.hexdigest()
 
 

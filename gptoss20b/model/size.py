@@ -8,6 +8,7 @@ import torch
 
 from ..config import Config
 from ..config.tree import Parallel
+from ..process_groups import single_process
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ModelSize:
 def count_parameters(config: Config) -> dict[str, int]:
     """Count parameters by kind ("experts", "embedding", "other") in Megatron-Core's modules on the meta device.
 
-    Builds the whole model on one rank: needs process groups of size one (`process_groups.single_process`).
+    Builds the whole model in this process, on process groups of its own: not for use inside a run.
     """
     from .build import build_model
 
@@ -41,7 +42,7 @@ def count_parameters(config: Config) -> dict[str, int]:
     model_config = config.model.model_copy(update={"yarn": None})
     one_rank = Parallel(nodes=1, gpus_per_node=1, expert=1)
     whole = config.model_copy(update={"parallel": one_rank, "model": model_config})
-    with torch.device("meta"):
+    with single_process(), torch.device("meta"):
         model = build_model(whole, "torch", on_gpu=False)
     counts = {"experts": 0, "embedding": 0, "other": 0}
     for name, parameter in model.named_parameters():
@@ -99,7 +100,7 @@ def state_bytes_per_gpu(config: Config, counts: dict[str, int]) -> int:
 
 
 def compute_model_size(config: Config) -> ModelSize:
-    """Return all figures of one configuration. Needs process groups of size one."""
+    """Return all figures of one configuration, counted by `count_parameters`."""
     counts = count_parameters(config)
     model, p = config.model, config.parallel
     return ModelSize(

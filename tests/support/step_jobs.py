@@ -57,6 +57,7 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
 
     from gptoss20b.checkpoint.checkpointer import Checkpointer
     from gptoss20b.checkpoint.files import TrainState
+    from gptoss20b.checkpoint.train_state import load_state
 
     outcome: dict[str, Any] = {}
     with layouts([variables]) as configs:
@@ -79,12 +80,12 @@ def fused(variables: Variables, place: str) -> dict[str, Any]:
                     fuse_adam(part.optimizer, True)
             saved = checkpointer.find_newest()
             assert saved is not None
-            checkpointer.load(again, saved)
+            load_state(again, saved)
             outcome[f"{name} again"] = [again.step(dataloader.train_batches(3)).loss() for _ in range(2)]
             groups = [g for part in optimizer_parts(again.optimizer) for g in part.optimizer.param_groups]
             outcome[f"{name} groups"] = {group["fused"] for group in groups}
             other = Trainer(config, "torch", CPU, 2)  # a machine without the kernel
-            checkpointer.load(other, saved)
+            load_state(other, saved)
             groups = [g for part in optimizer_parts(other.optimizer) for g in part.optimizer.param_groups]
             outcome[f"{name} elsewhere"] = {group["fused"] for group in groups}
         dataloader.close()

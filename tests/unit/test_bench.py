@@ -17,7 +17,7 @@ from gptoss20b.model.size import flops_per_token
 from gptoss20b.tools.bench.measure import Timing, measure
 from gptoss20b.tools.bench.norms import norms_by_kind
 from gptoss20b.tools.bench.parts import profile_step, range_name, seconds_by_part
-from gptoss20b.tools.bench.result import BenchResult, Outcome, Spread, as_table, find_peak, throughput, to_json
+from gptoss20b.tools.bench.result import BenchResult, Outcome, Spread, as_table, find_peak, throughput
 from gptoss20b.tools.bench.routing import summarize_routing
 from gptoss20b.tools.bench.scenarios import SCENARIOS, configure
 from gptoss20b.tools.bench.timing import summarize_seconds, time_calls, time_steps
@@ -241,7 +241,7 @@ def test_the_host_is_timed_call_by_call() -> None:
 
 def test_a_result_survives_json_and_has_the_public_keys(clock: Clock) -> None:
     found = measured(FakeWorkload(clock), Timing(warmup=1, steps=2))
-    assert BenchResult.model_validate_json(to_json(found)) == found
+    assert BenchResult.model_validate_json(found.model_dump_json()) == found
     names = {
         "scenario", "system", "backend", "variant", "micro_batch_size", "sequence_length", "step_seconds",
         "step_without_optimizer_seconds", "tokens_per_second", "tflops_per_second", "mfu", "mfu_without_optimizer",
@@ -250,7 +250,7 @@ def test_a_result_survives_json_and_has_the_public_keys(clock: Clock) -> None:
     }  # fmt: skip
     assert names <= BenchResult.model_fields.keys()
     with pytest.raises(ValueError, match="further"):
-        BenchResult.model_validate_json(to_json(found).replace("{", '{"further": 1,', 1))
+        BenchResult.model_validate_json(found.model_dump_json().replace("{", '{"further": 1,', 1))
     shown = [row for column in as_table(found).columns for row in column.cells]
     assert "384" in shown
 

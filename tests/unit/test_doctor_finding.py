@@ -8,8 +8,18 @@ import sys
 
 from rich.console import Console
 
-from gptoss20b.tools.doctor import Verdict, as_document, as_table, overall_verdict, summary_line
-from gptoss20b.tools.doctor.finding import failed, judged, passed, skipped, warned
+from gptoss20b.tools.doctor.finding import (
+    Verdict,
+    as_document,
+    as_table,
+    failed,
+    judged,
+    overall_verdict,
+    passed,
+    skipped,
+    summary_line,
+    warned,
+)
 from tests.support.configs import BARE
 from tests.support.paths import ROOT
 

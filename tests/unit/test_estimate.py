@@ -24,8 +24,7 @@ from gptoss20b.config.tree import Execution, FreeHyperparameters, Parallel
 from gptoss20b.hardware import SYSTEMS, System
 from gptoss20b.memory import activation_bytes
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
-from gptoss20b.tools.estimate import EstimateError
-from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.assumptions import Assumptions, EstimateError
 from gptoss20b.tools.estimate.efficiency import (
     DEFAULT_MFU,
     assumed_efficiency,
@@ -55,7 +54,7 @@ def estimate(config: Config, system: System = H200, efficiency: float = 0.4, **c
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the known parameter counts: building the model on the meta device takes seconds."""
-    monkeypatch.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
+    monkeypatch.setattr("gptoss20b.tools.estimate.command.count_parameters", lambda config: dict(COUNTS))
 
 
 REFERENCE = config_of()

@@ -177,10 +177,9 @@ def test_megatrons_modules_have_these_parameters(variant: str) -> None:
     config, model = resolve_variant(variant), MODELS[variant]
     # YaRN has no parameters, and its tables cannot be computed without memory.
     plain = {"model": model.model_copy(update={"yarn": None}), "parallel": Parallel(gpus_per_node=1, expert=1)}
-    with single_process():
-        size = compute_model_size(config)
-        with torch.device("meta"):
-            gpt = build_model(config.model_copy(update=plain), "torch", on_gpu=False)
+    size = compute_model_size(config)
+    with single_process(), torch.device("meta"):
+        gpt = build_model(config.model_copy(update=plain), "torch", on_gpu=False)
     assert (size.total_parameters, size.active_parameters) == (total_parameters(model), active_parameters(model))
     counts = {name: parameter.numel() for name, parameter in gpt.named_parameters()}
     for part in (*LAYER_PARTS, *OTHER_PARTS):

@@ -146,7 +146,7 @@ def test_h200(row: list[str]) -> None:
 
 
 def test_its_commands_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("gptoss20b.tools.estimate.command._count_parameters", lambda config: dict(COUNTS))
+    monkeypatch.setattr("gptoss20b.tools.estimate.command.count_parameters", lambda config: dict(COUNTS))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s1.json").write_text(
         '{"scenario": "S1", "system": "NVIDIA B200", "backend": "torch", "micro_batch_size": 2, '

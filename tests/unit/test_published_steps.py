@@ -25,9 +25,7 @@ from gptoss20b.config import resolve
 from gptoss20b.config.checks import check_config
 from gptoss20b.config.tree import Parallel
 from gptoss20b.model.size import count_parameters
-from gptoss20b.process_groups import single_process
-from gptoss20b.tools.estimate import EstimateError
-from gptoss20b.tools.estimate.assumptions import Assumptions
+from gptoss20b.tools.estimate.assumptions import Assumptions, EstimateError
 from gptoss20b.tools.estimate.report import BACKTEST_ERRORS
 from tests.support.paths import REFERENCE_LOGS
 
@@ -99,8 +97,7 @@ def test_layouts_of_published_runs_are_ones_that_train_takes() -> None:
 
 
 def test_the_counts_are_those_of_the_modules() -> None:
-    with single_process():
-        assert count_parameters(resolve({})) == COUNTS
+    assert count_parameters(resolve({})) == COUNTS
 
 
 @pytest.mark.skipif(not REFERENCE_LOGS.is_dir(), reason="the published reference logs are not beside this checkout")

@@ -14,7 +14,7 @@ import pytest
 
 from gptoss20b.data.files import DataError
 from gptoss20b.data.indexed_dataset import IndexedDataset
-from gptoss20b.data.samples import Batch, TrainingSamples, ValidationSamples, Windows, collate
+from gptoss20b.data.samples import Batch, ValidationSamples, Windows, collate
 from tests.support.small_sets import write_with_megatron
 
 LENGTH = 16
@@ -82,20 +82,19 @@ def test_token_ids_outside_the_vocabulary_are_named(tmp_path: Path, place: int, 
         with pytest.raises(DataError, match=rf"token {place} \(byte {4 * place}\);"):
             ValidationSamples(windows, 3).sha256()
         with pytest.raises(DataError, match=rf"token {place} \(byte {4 * place}\);"):
-            [TrainingSamples(windows, 0).sample(position) for position in range(3)]
+            [windows.train_sample(position, 0) for position in range(3)]
 
 
 def test_an_epoch_shows_every_window_once(windows: Windows) -> None:
-    training = TrainingSamples(windows, seed=3)
     for epoch in range(2):
-        shown = [training.sample(position).tobytes() for position in range(epoch * 40, epoch * 40 + 40)]
+        shown = [windows.train_sample(position, seed=3).tobytes() for position in range(epoch * 40, epoch * 40 + 40)]
         assert len(set(shown)) == 40
         assert set(shown) == {windows.window(number).tobytes() for number in range(40)}
 
 
 def test_training_order_follows_the_seed(windows: Windows) -> None:
     def order(seed: int, start: int = 0) -> list[bytes]:
-        return [TrainingSamples(windows, seed).sample(position).tobytes() for position in range(start, start + 40)]
+        return [windows.train_sample(position, seed).tobytes() for position in range(start, start + 40)]
 
     assert order(1) == order(1)
     assert order(1) != order(2)
@@ -106,7 +105,7 @@ def test_training_order_follows_the_seed(windows: Windows) -> None:
 def test_validation_is_the_start_of_the_file(windows: Windows) -> None:
     validation = ValidationSamples(windows, 11)
     for number in range(11):
-        assert np.array_equal(validation.sample(number), STREAM[number * LENGTH : number * LENGTH + LENGTH + 1])
+        assert np.array_equal(validation.windows.window(number), STREAM[number * LENGTH : number * LENGTH + LENGTH + 1])
 
 
 def test_validation_needs_enough_sequences(windows: Windows) -> None:
@@ -167,8 +166,9 @@ def shown_to_a_rank(prefix: Path) -> tuple[str, list[bytes]]:
 
 def shown(windows: Windows) -> tuple[str, list[bytes]]:
     """Return the hash of the validation samples and the first training samples."""
-    training = TrainingSamples(windows, seed=3)
-    return ValidationSamples(windows, 8).sha256(), [training.sample(position).tobytes() for position in range(50)]
+    return ValidationSamples(windows, 8).sha256(), [
+        windows.train_sample(position, seed=3).tobytes() for position in range(50)
+    ]
 
 
 def test_batch_shifts_labels_by_one(windows: Windows) -> None:

@@ -193,8 +193,3 @@ def _rows(result: BenchResult) -> list[tuple[str, str]]:
 
 def _format_percent(fraction: float | None, reason: str) -> str:
     return f"{fraction:.1%}" if fraction is not None else f"- ({reason})"
-
-
-def to_json(result: BenchResult) -> str:
-    """Return JSON text that `BenchResult.model_validate_json` reads."""
-    return result.model_dump_json(indent=2) + "\n"

@@ -1,6 +1,1 @@
 """The scaling model behind `python -m gptoss20b estimate`: step time and time to train, with every assumption named."""
-
-from .assumptions import EstimateError
-from .command import run
-
-__all__ = ["EstimateError", "run"]

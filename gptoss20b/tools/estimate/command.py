@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ...config import Config, resolve
+from ...config import resolve
 from ...config.environment import read_settings
+from ...model.size import count_parameters
 from .assumptions import Assumptions, EstimateError
 from .efficiency import assumed_efficiency, efficiency_from_mfu, efficiency_from_s1
 from .report import as_document, as_tables
@@ -45,18 +46,10 @@ def run(
         settings["DGXNGPU"] = str(system.gpus_per_node)
     config = resolve(settings)
     check_supported(config)
-    model = ScalingModel(config, _count_parameters(config), system, assumptions)
+    model = ScalingModel(config, count_parameters(config), system, assumptions)
     if s1_json is not None:
         efficiency = efficiency_from_s1(s1_json, model)
     else:
         efficiency = assumed_efficiency(model) if mfu is None else efficiency_from_mfu(mfu, model)
     estimate = make_estimate(model, efficiency.value)
     return [json.dumps(as_document(estimate, efficiency), indent=2)] if as_json else as_tables(estimate, efficiency)
-
-
-def _count_parameters(config: Config) -> dict[str, int]:
-    from ...model.size import count_parameters
-    from ...process_groups import single_process
-
-    with single_process():
-        return count_parameters(config)

@@ -6,13 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from gptoss20b.data.index import Index
 
 from .findings import CappedFindings, Finding
-
-Int64Array = npt.NDArray[np.int64]
 
 
 class TableCheck(NamedTuple):
@@ -39,110 +36,88 @@ def check_tables(index: Index, advance: Callable[[int], None]) -> TableCheck:
     Raises:
         DataError: the file shrank or failed since it was opened.
     """
-    sequences = _SequenceCheck(index)
+    sequence_findings, empty_sequences = _check_sequences(index, advance)
+    boundary_findings, empty_documents = _check_boundaries(index, advance)
+    return TableCheck(sequence_findings + boundary_findings, empty_sequences, empty_documents)
+
+
+def _check_sequences(index: Index, advance: Callable[[int], None]) -> tuple[list[Finding], int]:
+    """Check that each sequence starts where the previous one ends. Return the number of empty sequences too."""
+    bad_lengths = CappedFindings(index.path.name, "negative lengths")
+    bad_pointers = CappedFindings(index.path.name, "pointers that are not where the previous sequence ends")
+    # Where the next sequence starts by the lengths so far, and how far the last pointer was from that.
+    end = last_drift = empty = 0
     for (first, lengths), (_, pointers) in zip(index.lengths.blocks(), index.pointers.blocks(), strict=True):
-        sequences.check(first, lengths, pointers)
-        advance(lengths.size * (index.lengths.dtype.itemsize + index.pointers.dtype.itemsize))
-    boundaries = _BoundaryCheck(index)
-    for first, block in index.boundaries.blocks():
-        boundaries.check(first, block)
-        advance(block.nbytes)
-    return TableCheck(sequences.findings() + boundaries.findings(), sequences.empty, boundaries.empty)
-
-
-class _SequenceCheck:
-    """Lengths and pointers: each sequence starts where the previous one ends."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._negative = CappedFindings(index.path.name, "negative lengths")
-        self._misplaced = CappedFindings(index.path.name, "pointers that are not where the previous sequence ends")
-        # Where the next sequence starts by the lengths so far, and how far the last pointer was from that.
-        self._end = 0
-        self._drift = 0
-        self.empty = 0
-
-    def check(self, first: int, lengths: Int64Array, pointers: Int64Array) -> None:
-        self.empty += lengths.size - int(np.count_nonzero(lengths))
+        empty += lengths.size - int(np.count_nonzero(lengths))
         negative = np.flatnonzero(lengths < 0)
-        self._negative.add((self._bad_length(first + at, lengths[at]) for at in negative), negative.size)
+        bad_lengths.add((_bad_length(index, first + int(at), lengths[at]) for at in negative), negative.size)
         # The distance to the previous pointer would blame two entries for one wrong pointer. The drift, a pointer's
         # distance from the sum of all lengths before it, changes once for a wrong length, and there and back for a
         # wrong pointer. Absurd pointers wrap around in int64, which keeps different values different.
-        sizes = lengths * self._index.dtype.itemsize
-        ends = self._end + np.cumsum(sizes)
+        sizes = lengths * index.dtype.itemsize
+        ends = end + np.cumsum(sizes)
         starts = ends - sizes
         drift = pointers - starts
-        before = np.concatenate((np.array([self._drift]), drift[:-1]))
+        before = np.concatenate((np.array([last_drift]), drift[:-1]))
         misplaced = np.flatnonzero((drift != before) & (drift != 0))
-        expected = starts[misplaced] + before[misplaced]
-        self._misplaced.add(
-            (self._bad_pointer(first + at, pointers[at], end) for at, end in zip(misplaced, expected, strict=True)),
-            misplaced.size,
+        expected = starts + before
+        bad_pointers.add(
+            (_bad_pointer(index, first + int(at), pointers[at], expected[at]) for at in misplaced), misplaced.size
         )
-        self._end, self._drift = int(ends[-1]), int(drift[-1])
-
-    def findings(self) -> list[Finding]:
-        return self._negative.findings() + self._misplaced.findings()
-
-    def _bad_length(self, number: np.integer, length: np.int64) -> Finding:
-        return Finding.about(
-            self._index.path.name,
-            f"a length of {length} tokens for sequence {number} (at byte {self._index.lengths.offset(int(number))})",
-            "0 or more",
-        )
-
-    def _bad_pointer(self, number: np.integer, pointer: np.int64, expected: np.int64) -> Finding:
-        inside = 0 <= pointer <= self._index.data_bytes
-        outside = "" if inside else f", outside the {self._index.data_bytes} bytes of its .bin"
-        return Finding.about(
-            self._index.path.name,
-            f"pointer {pointer} for sequence {number} (at byte {self._index.pointers.offset(int(number))}){outside}",
-            f"{expected}, where sequence {number - 1} ends by its length "
-            f"(at byte {self._index.lengths.offset(int(number) - 1)})",
-        )
+        end, last_drift = int(ends[-1]), int(drift[-1])
+        advance(lengths.size * (index.lengths.dtype.itemsize + index.pointers.dtype.itemsize))
+    return bad_lengths.findings() + bad_pointers.findings(), empty
 
 
-class _BoundaryCheck:
-    """Document boundaries: sequence numbers that never decrease."""
+def _bad_length(index: Index, number: int, length: np.int64) -> Finding:
+    place = f"at byte {index.lengths.offset(number)}"
+    return Finding.about(index.path.name, f"a length of {length} tokens for sequence {number} ({place})", "0 or more")
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._outside = CappedFindings(index.path.name, "boundaries outside the sequences")
-        self._decreasing = CappedFindings(index.path.name, "boundaries below the previous one")
-        self._last = 0
-        self.empty = 0
 
-    def check(self, first: int, boundaries: Int64Array) -> None:
-        sequences = self._index.sequence_count
-        before = np.concatenate((np.array([self._last]), boundaries[:-1]))
+def _bad_pointer(index: Index, number: int, pointer: np.int64, expected: np.int64) -> Finding:
+    outside = "" if 0 <= pointer <= index.data_bytes else f", outside the {index.data_bytes} bytes of its .bin"
+    return Finding.about(
+        index.path.name,
+        f"pointer {pointer} for sequence {number} (at byte {index.pointers.offset(number)}){outside}",
+        f"{expected}, where sequence {number - 1} ends by its length (at byte {index.lengths.offset(number - 1)})",
+    )
+
+
+def _check_boundaries(index: Index, advance: Callable[[int], None]) -> tuple[list[Finding], int]:
+    """Check that document boundaries never decrease. Return the number of empty documents too."""
+    out_of_range = CappedFindings(index.path.name, "boundaries outside the sequences")
+    decreasing = CappedFindings(index.path.name, "boundaries below the previous one")
+    count = index.sequence_count
+    last = empty = 0
+    for first, boundaries in index.boundaries.blocks():
+        before = np.concatenate((np.array([last]), boundaries[:-1]))
         # The first entry, 0, starts a document and ends none.
-        self.empty += int(np.count_nonzero(boundaries == before)) - (first == 0)
-        outside_mask = (boundaries < 0) | (boundaries > sequences)
-        outside = np.flatnonzero(outside_mask)
-        self._outside.add(
-            (self._bad_boundary(first + at, boundaries[at], f"0 to {sequences}, the sequences") for at in outside),
+        empty += int(np.count_nonzero(boundaries == before)) - (first == 0)
+        is_outside = (boundaries < 0) | (boundaries > count)
+        outside = np.flatnonzero(is_outside)
+        out_of_range.add(
+            (_bad_boundary(index, first + int(at), boundaries[at], f"0 to {count}, the sequences") for at in outside),
             outside.size,
         )
         # After a boundary beyond the sequences every good one is smaller: the finding above covers it.
-        decreasing = np.flatnonzero((boundaries < before) & (before <= sequences) & ~outside_mask)
-        self._decreasing.add(
+        below = np.flatnonzero((boundaries < before) & (before <= count) & ~is_outside)
+        decreasing.add(
             (
-                self._bad_boundary(first + at, boundaries[at], f"at least {before[at]}, the previous one")
-                for at in decreasing
+                _bad_boundary(index, first + int(at), boundaries[at], f"at least {before[at]}, the previous one")
+                for at in below
             ),
-            decreasing.size,
+            below.size,
         )
-        self._last = int(boundaries[-1])
+        last = int(boundaries[-1])
+        advance(boundaries.nbytes)
+    return out_of_range.findings() + decreasing.findings(), empty
 
-    def findings(self) -> list[Finding]:
-        return self._outside.findings() + self._decreasing.findings()
 
-    def _bad_boundary(self, number: np.integer, boundary: np.int64, expected: str) -> Finding:
-        place = f"at byte {self._index.boundaries.offset(int(number))}"
-        return Finding.about(
-            self._index.path.name, f"sequence {boundary} as the boundary of document {number} ({place})", expected
-        )
+def _bad_boundary(index: Index, number: int, boundary: np.int64, expected: str) -> Finding:
+    place = f"at byte {index.boundaries.offset(number)}"
+    return Finding.about(
+        index.path.name, f"sequence {boundary} as the boundary of document {number} ({place})", expected
+    )
 
 
 def document_at(index: Index, token: int) -> tuple[int, int]:

@@ -225,4 +225,4 @@ def test_a_forked_child_does_not_keep_its_parent() -> None:
         print("left at once" if time.monotonic() - began < 0.5 else "waited for the child")
         """
     )
-    assert finish(process, 5) == (0, "left at once\n", "")
+    assert finish(process, 5)[:2] == (0, "left at once\n")  # Python 3.12 warns of the fork on stderr

@@ -210,12 +210,12 @@ def test_every_rule_fires_somewhere() -> None:
 def test_a_finding_names_file_line_and_values(tree: Tree) -> None:
     tree.description["status"] = "onprem"
     tree.remove(f"{RESULTS}/result_3.txt")
-    tree.write("systems/bad.json", '{\n"a": 1,\n}')
+    tree.write("systems/bad.json", '{\n"a": 1,\nb}')
     tree.write(f"results/bad/{Path(RESULTS).name}/result_0.txt")
     count, other_count, bad, status = tree.judge()
     assert (count.file, count.expected, count.got) == (str(tree.root / "results/bad/gpt_oss_20b"), "10", "1")
     assert (other_count.file, other_count.got) == (str(tree.root / RESULTS), "9")
-    assert (bad.file, bad.line, bad.got) == (str(tree.root / "systems/bad.json"), 3, quote_json("}"))
+    assert (bad.file, bad.line, bad.got) == (str(tree.root / "systems/bad.json"), 3, quote_json("b}"))
     assert (status.file, status.got) == (str(tree.root / f"systems/{SYSTEM}.json"), quote_json("onprem"))
     assert status.expected == " | ".join(STATUSES)
     assert count.citation

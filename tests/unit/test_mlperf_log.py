@@ -205,11 +205,6 @@ def test_stdout_gets_the_same_lines_as_the_file(
     assert capsys.readouterr().out == (tmp_path / "result_0.txt").read_text()
 
 
-def test_a_record_is_in_the_file_before_the_call_returns(log: RunLog, tmp_path: Path) -> None:
-    log.block_start(0)
-    assert len(records(tmp_path / "result_0.txt")) == 1
-
-
 def test_an_existing_result_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "full").write_text("the result of another run\n")
     (tmp_path / "empty").touch()

@@ -43,7 +43,7 @@ _PLACEHOLDER = re.compile(
 )
 
 
-@rule("submission-benchmark", Severity.ERROR, COMMON_YAML)
+@rule("submission-benchmark", Severity.ERROR, f"{OFFICIAL}compliance_checker/training_6.x.0/closed_common.yaml")
 def submission_benchmark(run: Run) -> Iterator[Problem]:
     """Require submission_benchmark `gpt_oss_20b`, with underscores.
 

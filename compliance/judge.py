@@ -110,16 +110,19 @@ def judge_set(
 
 def run_findings(judged: Sequence[JudgedRun]) -> list[Finding]:
     """Return the findings of all runs. What all runs have in common of a rule with ``of_set`` is one finding."""
-    found = [finding for each in judged for finding in each.findings]
-    kinds = [(each.message, each.expected, each.got) if each.rule in _OF_SET else None for each in found]
-    logs = Counter(kind for kind in kinds if kind is not None)
-    shared = {kind for kind, count in logs.items() if count == len(judged) > 1}
-    merged = {
-        kind: replace(each, message=f"{each.message}; in all {len(judged)} logs", file=None, line=None)
-        for kind, each in zip(kinds, found, strict=True)
+    by_run = [{_kind(finding): finding for finding in each.findings if finding.rule in _OF_SET} for each in judged]
+    shared = set.intersection(*map(set, by_run)) if len(judged) > 1 else set()
+    note = f"; in all {len(judged)} logs"
+    merged = [
+        replace(finding, message=finding.message + note, file=None, line=None)
+        for kind, finding in (by_run[0] if by_run else {}).items()
         if kind in shared
-    }
-    return [*merged.values(), *(each for kind, each in zip(kinds, found, strict=True) if kind not in shared)]
+    ]
+    return merged + [finding for each in judged for finding in each.findings if _kind(finding) not in shared]
+
+
+def _kind(finding: Finding) -> tuple[str, ...]:
+    return finding.rule, finding.severity, finding.message, str(finding.expected), str(finding.got)
 
 
 def unverifiable_findings() -> tuple[Finding, ...]:

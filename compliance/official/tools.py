@@ -98,7 +98,7 @@ class OfficialTools:
         """
         if files:
             pruned, full, seeds = (f"{name} {part}".strip() for part in ("pruned", "full", "seeds"))
-            self._start("rcp_checker", files, (pruned, full), undecided=(full,))
+            self._start("rcp_checker", files, (pruned, full))
             self._start("seed_checker", files, (seeds,))
 
     def check_system(self, name: str, path: Path) -> None:
@@ -121,12 +121,7 @@ class OfficialTools:
         return tuple(result for future in self._results for result in future.result())
 
     def _start(
-        self,
-        tool: OfficialTool,
-        inputs: Mapping[str, Path],
-        subjects: tuple[str, ...],
-        logs: int | None = None,
-        undecided: tuple[str, ...] = (),
+        self, tool: OfficialTool, inputs: Mapping[str, Path], subjects: tuple[str, ...], logs: int | None = None
     ) -> None:
         limit_s = self._timeout_s * max(1, len(inputs) if logs is None else logs)
         request = {
@@ -135,15 +130,10 @@ class OfficialTools:
             "paths": [str(path.absolute()) for path in inputs.values()],
             "names": list(inputs),
         }
-        self._results.append(self._threads.submit(self._run, tool, request, subjects, undecided, limit_s))
+        self._results.append(self._threads.submit(self._run, tool, request, subjects, limit_s))
 
     def _run(
-        self,
-        tool: OfficialTool,
-        request: dict[str, Any],
-        subjects: tuple[str, ...],
-        undecided: tuple[str, ...],
-        limit_s: float,
+        self, tool: OfficialTool, request: dict[str, Any], subjects: tuple[str, ...], limit_s: float
     ) -> list[OfficialResult]:
         started = time.perf_counter()
         try:
@@ -154,9 +144,10 @@ class OfficialTools:
         except OSError as error:
             message = f"the official tool could not be started: {error}"
             answers = [_failure("crashed", message)] * len(subjects)
+        # Only the first subject decides: the pruned RCP test, before the full one.
         return [
             OfficialResult(
-                tool, subject, answer["verdict"], tuple(answer["messages"]), answer["seconds"], subject not in undecided
+                tool, subject, answer["verdict"], tuple(answer["messages"]), answer["seconds"], subject == subjects[0]
             )
             for subject, answer in zip(subjects, answers, strict=True)
         ]

@@ -74,21 +74,18 @@ def clock_init_limit(run: Run) -> Iterator[Problem]:
 @rule("clock-init-measured", Severity.WARNING, OWN, of_set=True)
 def clock_init_measured(run: Run) -> Iterator[Problem]:
     """Warn if the first init_start may be late: logged after the description, or an hour after cache_clear."""
-    inits, described = run.all("init_start"), [run.first(key) for key in benchmark.DESCRIPTION]
+    inits, described = run.all("init_start"), [record for key in benchmark.DESCRIPTION for record in run.all(key)[:1]]
     if not inits or not run.times_in_ms:
         return
     first, stop = min(inits, key=attrgetter("time_ms")), run.first("init_stop")
     if stop is not None and stop.line < first.line:
         return  # clock-order reports this
-    before = [
-        each for each in described if each is not None and each.line < first.line and each.time_ms < first.time_ms
-    ]
+    before = [each for each in described if each.line < first.line and each.time_ms < first.time_ms]
     cleared = run.first("cache_clear")
     measured = "the init limit was measured from init_start, which is logged"
     if before:
-        yield Problem(
-            f"{measured} after {before[0].key} and {len(before) - 1} more", first.line, expected="init_start first"
-        )
+        message = f"{measured} after {before[0].key} and {len(before) - 1} more"
+        yield Problem(message, first.line, expected="init_start first")
     elif cleared is not None and len(inits) == 1 and (hours := (first.time_ms - cleared.time_ms) / _HOUR_MS) > 1:
         yield Problem(f"{measured} {hours:.1f} hours after cache_clear", first.line, expected="at most an hour")
 

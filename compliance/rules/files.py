@@ -123,12 +123,7 @@ def _is_invalid_amount(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
     return (numbers < 0) | np.isinf(numbers)
 
 
-@rule(
-    "seed",
-    Severity.ERROR,
-    SEED_CHECKER,
-    official=("seeds",),
-)
+@rule("seed", Severity.ERROR, SEED_CHECKER, official=("seeds",))
 def seed(run: Run) -> Iterator[Problem]:
     """Require a seed that `int()` converts, text included.
 

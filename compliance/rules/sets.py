@@ -75,12 +75,7 @@ def set_alike(subject: RunSet) -> Iterator[Problem]:
                 yield Problem(message, record.line, expected=expected, got=record.value, file=file)
 
 
-@rule(
-    "set-seed",
-    Severity.ERROR,
-    SEED_CHECKER,
-    official=("seeds",),
-)
+@rule("set-seed", Severity.ERROR, SEED_CHECKER, official=("seeds",))
 def set_seed(subject: RunSet) -> Iterator[Problem]:
     """Reject a seed that another run logs at the same line of source. From another line it is a warning."""
     seen: dict[int, dict[tuple[str, str], str]] = {}
@@ -96,9 +91,8 @@ def set_seed(subject: RunSet) -> Iterator[Problem]:
             if files:
                 message = f"the seed is that of {next(iter(files.values())) if same is None else files[same]}"
                 line, severity = next(iter(records.values())).line, Severity.WARNING if same is None else None
-                yield Problem(
-                    message, line, expected="a distinct seed", got=value, file=run.log.name, severity=severity
-                )
+                expected, file = "a distinct seed", run.log.name
+                yield Problem(message, line, expected=expected, got=value, file=file, severity=severity)
             for source in records:
                 files.setdefault(source, run.log.name)
 

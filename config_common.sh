@@ -8,6 +8,8 @@ unset GLOBAL_BATCH_SIZE MICRO_BATCH_SIZE LEARNING_RATE WARMUP_STEPS
 # Unhide the GPUs that config_CPU_1x2.sh hides. Keep the user's own selection of GPUs.
 [[ "${CUDA_VISIBLE_DEVICES:-}" != -1 ]] || unset CUDA_VISIBLE_DEVICES
 [[ "${HIP_VISIBLE_DEVICES:-}" != -1 ]] || unset HIP_VISIBLE_DEVICES
+# Leave its sample data, too. Keep the user's own folder.
+[[ "${DATADIR:-}" != data/sample ]] || unset DATADIR
 
 CONFIG_FILENAME="${BASH_SOURCE[1]##*/}"
 DGXSYSTEM="${CONFIG_FILENAME#config_}"

@@ -264,7 +264,10 @@ def result(
             raise typer.Exit(outcome.exit_code)
         outcomes = read_trials(path, trials)
     except (OSError, ValueError) as error:
-        _exit_with_error(str(error))
+        is_set = trials is None and (path / "trials.tsv").exists()
+        _exit_with_error(
+            f"{path}: the folder of a set. Add --trials N, or name a trial's folder" if is_set else str(error)
+        )
     _console().print(build_table(path, outcomes))
     raise typer.Exit(exit_code_of_set(outcomes))
 

@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import HashStore
 
 from . import determinism, megatron_cpu
 from .config import Config
-from .config.environment import Launch, LaunchError, read_launch
+from .config.environment import Launch, LaunchError, hides_gpus, read_launch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ def read_rank(config: Config) -> Rank:
     """Return this process's rank as the launcher's environment variables give it.
 
     Raises:
-        LaunchError: the number of processes differs from the configuration's.
+        LaunchError: the number of processes differs from the configuration's, or a large model would train on CPUs.
     """
     launch = read_launch()
     if launch.world_size != config.parallel.world_size:
@@ -42,6 +42,11 @@ def read_rank(config: Config) -> Rank:
             f"torchrun --nproc_per_node={config.parallel.gpus_per_node} -m gptoss20b train, or use run_and_time.sh."
         )
     device = torch.device("cuda", launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu" and config.model.variant != "tiny" and not hides_gpus():
+        raise LaunchError(
+            f"MODEL_VARIANT: {config.model.variant} trains on GPUs, and torch sees none here. Run python -m gptoss20b "
+            "doctor to find out why, or set CUDA_VISIBLE_DEVICES=-1 to train on the CPU."
+        )
     return Rank(**asdict(launch), device=device)
 
 

@@ -110,7 +110,7 @@ draw_report() {
     shift
     # An environment without these packages draws nothing.
     "$@" -c 'import compliance.render.report_file' 2> /dev/null || return 0
-    output=$("$@" -m compliance report --no-official --out "$folder/report.html" \
+    output=$("$@" -m compliance report --out "$folder/report.html" \
         --curve "$folder/loss_curve.svg" "$folder/result_0.txt" 2>&1) || status=$?
     # Status 1: the log violates a rule, as the report says.
     if ((status > 1)); then

@@ -91,6 +91,7 @@ exec_in_trial_environment() {
     ((is_leader)) || run_detached stop_without_leader "$current" "$BASHPID"
     export LOGDIR="$trial_logdir/trial_$1" DATADIR="$trial_datadir" MASTER_PORT=$((MASTER_PORT + $1 - 1))
     export CLEAR_CACHES=$caches
+    ((on_terminal == 0)) || export MLLOG_STDOUT="${MLLOG_STDOUT:-0}"
     exec_trial
 }
 

@@ -18,7 +18,7 @@
 # Exit status: 0 all converged, 1 a trial failed, 2 bad configuration, 3 a trial diverged or did not reach the target,
 # 5 converged but not compliant, 130 interrupted, 143 terminated.
 
-: "${trial_datadir:=}" "${trial_logdir:=}" "${terminated:=0}" "${single_launcher:=0}"
+: "${trial_datadir:=}" "${trial_logdir:=}" "${terminated:=0}" "${single_launcher:=0}" "${on_terminal:=0}"
 clear_caches_command=()
 # Status of the worst trial so far: 1 if any failed.
 worst=0
@@ -36,6 +36,8 @@ prepare_trials() {
     require_variables DGXSYSTEM DGXNGPU DATADIR
     : "${DGXNNODES:=1}" "${CLEAR_CACHES:=0}" "${CHECK_COMPLIANCE:=1}" "${STOP_ON_FAILURE:=0}" "${NEXP:=10}"
     : "${MASTER_PORT:=29500}"
+    # A trial writes to a pipe. On a terminal behind that pipe, the log's records would hide the progress.
+    [[ ! -t 1 ]] || on_terminal=1
     check_integer NEXP 1 1000
     # Trial i uses port MASTER_PORT + i - 1: the port of the trial before may still be in use.
     check_integer MASTER_PORT 1 $((65536 - NEXP))
@@ -175,7 +177,10 @@ report_set() {
     run_python -m gptoss20b result --trials "$NEXP" "$trial_logdir" > >(tee -p "$LOGDIR/summary.txt" >&2) || outcome=$?
     # Wait for tee: the files must be complete when this script ends.
     wait $! || true
-    ((terminated == 0)) || exit "$terminated"
+    ((terminated == 0)) || {
+        log "to run the missing trials: LOGDIR=$LOGDIR $0, with the same settings"
+        exit "$terminated"
+    }
     if [[ "$CHECK_COMPLIANCE" == 1 ]]; then
         if [[ ! "$outcome" =~ ^[035]$ ]]; then
             log "set not checked: a trial failed. Start again with the same LOGDIR to repeat it"

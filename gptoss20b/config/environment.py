@@ -96,6 +96,11 @@ def read_launch() -> Launch:
     )
 
 
+def hides_gpus() -> bool:
+    """Return True if the user hides all GPUs of this machine, as config_CPU_1x2.sh does."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") == "-1"
+
+
 def is_rank_zero() -> bool:
     """Return True if this process reports what all ranks find: rank 0, or a process without a launcher."""
     return "MASTER_ADDR" not in os.environ or os.environ.get("RANK", "0") == "0"

@@ -15,6 +15,10 @@ pytestmark = pytest.mark.usefixtures("no_settings")
 
 def test_a_process_without_a_launcher_is_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(LaunchError, match="MODEL_VARIANT"):  # no GPU for the large model
+        read_rank(resolve(ONE_RANK))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     rank = read_rank(resolve(ONE_RANK))
     assert (rank.rank, rank.world_size, rank.device.type, rank.standalone) == (0, 1, "cpu", True)
     assert rank.is_rank_zero

@@ -143,7 +143,7 @@ def test_a_report_is_drawn_at_the_end_and_a_failure_to_draw_changes_no_status(
     done = run(sandbox, LOGDIR="results/one")
     assert done.returncode == log
     files = ["--out", "results/one/report.html", "--curve", "results/one/loss_curve.svg", "results/one/result_0.txt"]
-    assert python_calls(sandbox)[-1] == ["-m", "compliance", "report", "--no-official", *files]
+    assert python_calls(sandbox)[-1] == ["-m", "compliance", "report", *files]
     assert ("report: results/one/report.html" in done.stderr, "the cause" in done.stderr) == (drawn, not drawn)
 
 

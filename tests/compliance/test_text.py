@@ -37,6 +37,8 @@ from tests.support.made_reports import (
     passing_report,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def lines(report: Report, **options: Any) -> list[str]:
     return text_report(report, **options).splitlines()
@@ -271,7 +273,6 @@ def test_markup_and_control_characters_of_a_log_are_shown_as_text() -> None:
     assert printable("plain é 漢") == "plain é 漢"
 
 
-@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(ANY_REPORT, st.integers(min_value=40, max_value=200))
 def test_any_report_prints_and_fits(report: Report, width: int) -> None:

@@ -34,6 +34,8 @@ from tests.support.configs import BARE, dry_run, load_config
 from tests.support.guides import fenced_blocks, read_guide, table_rows, table_with_header
 from tests.support.paths import REFERENCE_LOGS, ROOT
 
+pytestmark = pytest.mark.slow
+
 GUIDE = read_guide(ROOT / "docs" / "tuning.md")
 BLOCKS = fenced_blocks(GUIDE)
 GIB = 2**30
@@ -283,7 +285,6 @@ def counted() -> dict[str, int]:
     return {"experts": experts, "other": figures["total_parameters"] - experts, "state": figures["state_bytes_per_gpu"]}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", table_rows(GUIDE, "memory"), ids=lambda row: f"EP {row[0]}")
 def test_the_memory_table(row: list[str], counted: dict[str, int]) -> None:
     header = " ".join(table_with_header(GUIDE, "memory")[0])

@@ -237,13 +237,13 @@ def report_command(
     else:
         report = check_set(logs, options)
     text = report_file(report, kind)  # type: ignore[arg-type]
-    try:
-        out.write_text(text, encoding="utf-8")
-        if curve is not None and (picture := loss_curve(report, curve.suffix[1:])):  # type: ignore[arg-type]
-            curve.write_bytes(picture)
-    except OSError as error:
-        option = "--out" if error.filename == str(out) else "--curve"
-        raise typer.BadParameter(f"{option} {error.filename}: {error.strerror}") from error
+    picture = loss_curve(report, curve.suffix[1:]) if curve else None  # type: ignore[arg-type]
+    for option, path, content in (("--out", out, text.encode()), ("--curve", curve, picture)):
+        if path and content:
+            try:
+                path.write_bytes(content)
+            except OSError as error:
+                raise typer.BadParameter(f"{option} {path}: {error.strerror}") from error
     _print(f"{report.verdict}: {out}")
     raise typer.Exit(_exit_code(report))
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import logging
 import sys
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main as torchrun
+from system_info.missing_package import explain_missing_package
+
+with explain_missing_package("run"):
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
 
 from .stopping import ExitCode
 

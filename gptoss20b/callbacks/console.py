@@ -6,6 +6,7 @@ Everything goes to stderr, so that stdout carries nothing but the log's records.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -121,7 +122,12 @@ class ConsoleProgress(NullProgress):
         if self._live is not None and _is_terminal(sys.stdout):
             self.message(line)
         else:
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:
+                # The reader has left, as `head` does. The file has the records, so the run continues without this copy.
+                self._records_on_stdout = False
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self) -> None:
         """Remove the live line."""

@@ -69,7 +69,7 @@ coverage: $(VENV)/test-ready
 	$(PYTEST) -n 3 --cov --cov-report term:skip-covered $(LONGEST_FIRST)
 
 docs: $(VENV)/test-ready
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/test-ready
 	$(BIN)/ruff format .

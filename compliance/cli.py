@@ -70,7 +70,7 @@ FormatOption = Annotated[Format, typer.Option("--format", help="Format of the re
 SystemOption = Annotated[
     Path | None, typer.Option("--system", help="System description (JSON) of the logs, to check parallel sizes.")
 ]
-LogsArgument = Annotated[list[Path], typer.Argument(metavar="DIR|LOG...", help="Folder of logs, or log files.")]
+LogsArgument = Annotated[list[Path], typer.Argument(metavar="DIR_OR_LOG...", help="Folder of logs, or log files.")]
 LATEST = Ruleset.V6_1_0
 
 
@@ -209,7 +209,7 @@ def package_command(
 def report_command(
     logs: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR|LOG...", help="One log, a set as a folder or log files, or a submission tree."),
+        typer.Argument(metavar="DIR_OR_LOG...", help="One log, a set as a folder or log files, or a submission tree."),
     ],
     out: Annotated[Path, typer.Option("--out", help="File to write, for example report.html or report.md.")],
     options: Options,

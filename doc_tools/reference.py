@@ -111,7 +111,7 @@ def exit_codes_page() -> str:
     parts = []
     for tool, (_, codes) in TOOLS.items():
         rows = [(status.value, code(status.name), MEANINGS[status.name]) for status in codes]
-        parts.append(f"## python -m {tool}\n\n{table('status | name | meaning', rows)}")
+        parts.append(f"## {tool}\n\n{table('status | name | meaning', rows)}")
     return "\n".join(parts)
 
 
@@ -124,7 +124,7 @@ def cli_page() -> str:
     """Return every command with its arguments and options. Settings are on a page of their own."""
     parts = []
     for tool, (app, _) in TOOLS.items():
-        parts += [f"## python -m {tool}", app.info.help or ""]
+        parts += [f"## {tool}", f"`python -m {tool} COMMAND`. {app.info.help or ''}"]
         group: Any = typer.main.get_command(app)
         for name, command in group.commands.items():
             own = [each for each in command.params if not getattr(each, "rich_help_panel", None)]
@@ -174,7 +174,7 @@ def log_records_page() -> str:
             start = 0 if method == log.resumed else path.stat().st_size
             method(*arguments)
             records = [json.loads(line.split(" ", 1)[1]) for line in path.read_text()[start:].splitlines()]
-            text = (inspect.getdoc(method) or "").split("\n\nArgs:")[0].replace("\n", " ")
+            text = (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " ")
             keys = [record["key"] for record in records]
             parts += [f"## {', '.join(keys[:2])}{', ...' if keys[2:] else ''}", text]
             parts.append(table("key | event | value | metadata", map(_record_row, records)))

@@ -19,6 +19,26 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
+# Files test_<name>.py by folder whose tests start programs or take seconds: `make check` leaves them out.
+SLOW_FILES = {
+    "compliance": "calibration cli compare figures fuzz machine_fields made_logs official report_file text",
+    "data_scripts": (
+        "bad_lines download download_faults download_resume make_sample_data preprocess preprocess_resume "
+        "tokenizer verify verify_damage verify_fuzz"
+    ),
+    "unit": (
+        "callbacks_console check_packages cli configs docs doctor_checks flatness flex hf_convert launch "
+        "launch_trials launchers mlperf_log run_and_time size stopping tuning_guide"
+    ),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW_FILES.get(item.path.parent.name, "").split():
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -25,8 +25,6 @@ from tests.support.judging import judged_set
 from tests.support.made_logs import MadeLog, compliant_set, long_log, write_tree
 from tests.support.paths import REAL_SHAPES
 
-pytestmark = pytest.mark.slow
-
 ERROR = Severity.ERROR
 DERIVED, SYSTEM = REAL_SHAPES / "derived_stack" / "ExampleSystems", "X8_ngc26.04_nemo"
 needs_shapes = pytest.mark.skipif(not REAL_SHAPES.is_dir(), reason="the logs in published forms are not here")

@@ -23,8 +23,6 @@ from tests.support.made_logs import MadeLog, compliant_log, compliant_set, syste
 from tests.support.paths import ROOT
 from tests.support.schemas import check_document
 
-pytestmark = pytest.mark.slow
-
 CHECKS = ("check-run", "check-set", "check-package")
 Capture = pytest.CaptureFixture[str]
 

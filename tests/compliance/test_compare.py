@@ -23,8 +23,6 @@ from tests.support.made_logs import MadeLog, compliant_log, event, write_set
 from tests.support.paths import REFERENCE_LOGS
 from tests.support.schemas import check_document
 
-pytestmark = pytest.mark.slow
-
 INTERVAL = 12_288
 Capture = pytest.CaptureFixture[str]
 

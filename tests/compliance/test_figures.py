@@ -34,8 +34,6 @@ from tests.support.made_reports import (
     mixed_set,
 )
 
-pytestmark = pytest.mark.slow
-
 DRAWINGS = (
     figures.draw_losses,
     figures.draw_samples,

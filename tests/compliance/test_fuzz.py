@@ -22,8 +22,6 @@ from tests.support.commands import command
 from tests.support.made_logs import MadeLog, compliant_log, compliant_set, write_set
 from tests.support.schemas import check_document
 
-pytestmark = pytest.mark.slow
-
 BASE = compliant_log(64, steps_between_train_loss=96)
 TEXT = BASE.text().encode()
 JSON = st.recursive(

@@ -38,8 +38,6 @@ from tests.support.made_machines import (
     write_files,
 )
 
-pytestmark = pytest.mark.slow
-
 LIMIT_S = 20.0
 ALONE = "N/A (one accelerator)"
 H200 = replace(B200, name="NVIDIA H200", memory_mib=143771)

@@ -35,8 +35,6 @@ from tests.support.made_logs import (
 )
 from tests.support.paths import REFERENCE_LOGS
 
-pytestmark = pytest.mark.slow
-
 SIZES = (16, 24, 32, 48, 64)
 RULESETS = ("6.0.0", "6.1.0")
 PUBLISHED = REFERENCE_LOGS / "run_3.log.gz"

@@ -41,8 +41,6 @@ from tests.support.made_logs import (
 )
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 RULE_FILES = Path(mlperf_logging.__file__).parent / "compliance_checker" / "training_6.1.0"
 # The official parser takes minutes for one long line.
 SLOW = ":::MLLOG run_stop " + "x" * 400_000 + "\n"

@@ -56,8 +56,6 @@ from tests.support.made_reports import (
 )
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 Kind = Literal["html", "md"]
 KINDS: tuple[Kind, ...] = ("html", "md")
 OFFICIAL = Official(

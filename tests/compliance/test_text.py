@@ -37,8 +37,6 @@ from tests.support.made_reports import (
     passing_report,
 )
 
-pytestmark = pytest.mark.slow
-
 
 def lines(report: Report, **options: Any) -> list[str]:
     return text_report(report, **options).splitlines()

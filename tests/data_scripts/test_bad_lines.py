@@ -32,8 +32,6 @@ from tests.support.preprocess_runs import (
     write_shard,
 )
 
-pytestmark = pytest.mark.slow
-
 
 def check_bad(folder: Path, shard: Path, kind: BadLineKind, number: int, got: str, rest: int) -> None:
     """Check that the command stops at line `number` and makes nothing, or skips it and makes `rest` documents."""

@@ -23,8 +23,6 @@ from tests.support.download_runs import (
 from tests.support.faulty_server import BASE, LIST, NAME, URI, Hold, answer
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("end", ["", "\n", "/", "/\r\n"])
 def test_fetches_verifies_and_names_everything(runs: Runs, end: str) -> None:

@@ -28,8 +28,6 @@ from tests.support.faulty_server import (
     with_headers,
 )
 
-pytestmark = pytest.mark.slow
-
 # --- faults that a retry overcomes
 
 

@@ -12,8 +12,6 @@ import pytest
 from tests.support.download_runs import BIG, BIG_PATH, LIMIT, REMOTE_FILES, SEGMENT, Runs, ended
 from tests.support.faulty_server import LIST, URI, answer
 
-pytestmark = pytest.mark.slow
-
 SIZE = len(REMOTE_FILES[BIG])
 
 

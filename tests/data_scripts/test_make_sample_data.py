@@ -20,8 +20,6 @@ from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, Windows
 from tests.support.data_commands import run_data_command
 from tests.support.small_sets import flip
 
-pytestmark = pytest.mark.slow
-
 FEW = [Document(f"module:m{number}", f"Text number {number}, with an accent: é.") for number in range(40)]
 FILES = sorted(c4.FILES)
 

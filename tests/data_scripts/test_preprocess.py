@@ -39,8 +39,6 @@ from tests.support.preprocess_runs import (
 )
 from tests.support.small_sets import dataset_bytes, write_with_megatron
 
-pytestmark = pytest.mark.slow
-
 ODD = [
     "é, e\u0301, \u1100\u1161\u11a8",
     "👩‍👩‍👧‍👦 🇸🇪 😀",

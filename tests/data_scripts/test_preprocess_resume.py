@@ -39,8 +39,6 @@ from tests.support.preprocess_runs import (
 )
 from tests.support.small_sets import dataset_bytes
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def long_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

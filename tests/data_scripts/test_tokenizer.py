@@ -19,8 +19,6 @@ from gptoss20b.data.files import DataError
 from tests.support.llama3_files import meta_tokenizer, model_file, write_json
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 ODD = [
     "",
     "a",

@@ -42,8 +42,6 @@ from tests.support.small_sets import (
     write_set,
 )
 
-pytestmark = pytest.mark.slow
-
 # --- what passes
 
 

@@ -28,8 +28,6 @@ from tests.support.small_sets import (
     verify_set,
 )
 
-pytestmark = pytest.mark.slow
-
 LENGTHS, POINTERS, BOUNDARIES = table_offsets(TRAIN_DOCUMENTS)
 
 

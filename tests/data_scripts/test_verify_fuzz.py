@@ -15,8 +15,6 @@ from gptoss20b.data.indexed_dataset import IndexedDataset
 from gptoss20b.data.samples import TRAIN_PREFIX, VALIDATION_PREFIX
 from tests.support.small_sets import open_with_megatron, random_documents, verify_set, write_with_megatron
 
-pytestmark = pytest.mark.slow
-
 TOKENS = 60
 
 

@@ -15,8 +15,6 @@ from gptoss20b.callbacks.console import ConsoleProgress
 from gptoss20b.config import Config, resolve, settings
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 # What makes rich take a pipe for a terminal, or a terminal for a pipe.
 ONE_SAMPLE_A_STEP = {"GLOBAL_BATCH_SIZE": "1", "MICRO_BATCH_SIZE": "1", "DGXNGPU": "1", "EXPERT_PARALLEL": "1"}
 FOR_RICH = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")

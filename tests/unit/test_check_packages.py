@@ -13,8 +13,6 @@ import pytest
 
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 class FakeImage:
     """Folders of a base image and of the virtual environment on top of it, with small packages that a project needs."""

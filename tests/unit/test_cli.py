@@ -11,8 +11,6 @@ from gptoss20b.config import settings
 from tests.support.config_cases import EVERY_SETTING, EVERY_TEXT, run_cli, run_python
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 def as_options(values: dict[str, str]) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name.lower().replace('_', '-')}", value)]

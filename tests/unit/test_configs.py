@@ -13,8 +13,6 @@ from gptoss20b.config import settings
 from tests.support.configs import BARE, CONFIGS, dry_run, load_config
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 # Variables that configurations may export beside settings: for run_and_time.sh, and for libraries.
 OTHER_VARIABLES = {"CLEAR_CACHES", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"}
 

@@ -19,8 +19,6 @@ from tests.support.findings import assert_finding
 from tests.support.paths import ROOT
 from tests.support.waiting import is_gone, wait_until
 
-pytestmark = pytest.mark.slow
-
 
 def test_checks_run_at_the_same_time_and_answer_in_their_order() -> None:
     together = multiprocessing.get_context("fork").Barrier(4)

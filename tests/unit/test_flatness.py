@@ -10,8 +10,6 @@ import pytest
 
 from benchmarks.flatness import MIB, WINDOWS, Progress, Sample, Verdict, check_flatness, drift
 
-pytestmark = pytest.mark.slow
-
 SETTLE, END = 60.0, 1200.0
 Change = Callable[[float, float], float]
 

@@ -14,8 +14,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from gptoss20b.model.flex import BLOCK_SIZE, _flex_with_sink, flex_sink_attention, window_block_mask
 from tests.support.attention_reference import check_attention
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 
 

@@ -37,8 +37,6 @@ from tests.support.hf_folders import (
 )
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -9,8 +9,6 @@ import pytest
 
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
     ("end", "fact"),

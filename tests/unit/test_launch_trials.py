@@ -15,8 +15,6 @@ from tests.support.launch_stubs import Sandbox, assert_refused
 from tests.support.local_runs import mounted
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Sandbox:

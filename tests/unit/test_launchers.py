@@ -17,8 +17,6 @@ from tests.support.configs import load_config
 from tests.support.launch_stubs import Sandbox, assert_refused
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Sandbox:

@@ -66,7 +66,7 @@ REFERENCE_RUN = {
     "config_filename": "config_box.sh",
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_settings")]
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 @pytest.fixture

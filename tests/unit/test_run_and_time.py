@@ -19,8 +19,6 @@ from tests.support.launch_stubs import Sandbox, assert_refused
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.slow
-
 TWO_NODES = {"DGXNNODES": "2", "MASTER_ADDR": "leader"}
 
 

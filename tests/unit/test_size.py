@@ -11,8 +11,6 @@ import pytest
 from gptoss20b.config import resolve
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 
-pytestmark = pytest.mark.slow
-
 REFERENCE_COUNTS = {"experts": 24 * 32 * 3 * 2880 * 2880, "embedding": 128_256 * 2880, "other": 0}
 REFERENCE_COUNTS["other"] = 20_488_418_112 - REFERENCE_COUNTS["experts"] - REFERENCE_COUNTS["embedding"]
 

@@ -16,8 +16,6 @@ import pytest
 from gptoss20b.stopping import ExitCode, exit_on_signal
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
-
 LIMIT_S = 2.0
 
 PREAMBLE = """

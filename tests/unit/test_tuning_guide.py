@@ -34,8 +34,6 @@ from tests.support.configs import BARE, dry_run, load_config
 from tests.support.guides import fenced_blocks, read_guide, table_rows, table_with_header
 from tests.support.paths import REFERENCE_LOGS, ROOT
 
-pytestmark = pytest.mark.slow
-
 GUIDE = read_guide(ROOT / "docs" / "tuning.md")
 BLOCKS = fenced_blocks(GUIDE)
 GIB = 2**30

@@ -64,6 +64,7 @@ def soak(folder: Path, data: Path, seconds: float, every: float) -> tuple[list[S
     try:
         started = _wait_for_start(launcher, log, errors)
         samples = list(_sample_processes(launcher.pid, errors, started, seconds, every))
+        alive = launcher.poll() is None
         launcher.send_signal(signal.SIGTERM)
         launcher.wait(timeout=60)
     finally:
@@ -71,7 +72,9 @@ def soak(folder: Path, data: Path, seconds: float, every: float) -> tuple[list[S
         launcher.wait()
     records = read_log(log)
     last, text = records[-1], errors.read_text()
-    if last["key"] != "run_stop" or last["metadata"].get("reason") != "received SIGTERM" or "warning: " in text:
+    # A rank that the signal reaches late may see the connection of another end first, and give that as the reason.
+    stopped = alive and last["key"] == "run_stop" and last["metadata"].get("status") == "aborted"
+    if not stopped or "warning: " in text:
         raise RuntimeError(
             f"the run did not stop on SIGTERM as expected; its last record is {last}, its stderr:\n{text[-3000:]}"
         )

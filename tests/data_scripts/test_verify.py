@@ -250,12 +250,17 @@ def test_a_report_that_cannot_be_written_changes_no_verdict(folder: Path) -> Non
     assert line.startswith(f"{folder}/verified.json: not written: Is a directory") and "--report" in line
 
 
+FULL_DISK = (
+    "error: got No space left on device; expected a disk with room. To fix: make room and run the same command again.\n"
+)
+
+
 @pytest.mark.parametrize(
     ("redirection", "statuses", "error"),
     [
         # The reader may be gone before the first line, or after the last.
         ("| true; exit ${PIPESTATUS[0]}", {0, 141}, ""),
-        ("> /dev/full", {1}, "error: No space left on device\n"),
+        ("> /dev/full", {1}, FULL_DISK),
         (">&-", {0}, ""),
     ],
     ids=["reader gone", "full", "closed"],

@@ -55,7 +55,7 @@ types: $(VENV)/test-ready
 	$(BIN)/mypy
 
 unit: $(VENV)/test-ready
-	$(PYTEST) -n 2 -m "not slow and not gpu" tests/unit tests/compliance tests/data_scripts tests/system_info
+	$(PYTEST) -n 2 --hypothesis-profile quick -m "not slow and not gpu" tests/unit tests/compliance tests/data_scripts tests/system_info
 
 all-tests: $(VENV)/test-ready
 	$(PYTEST) -n 3 --durations 25 $(LONGEST_FIRST)

@@ -17,6 +17,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # Other tests run beside each, on a machine that may be busy: no example is wrong because it took long.
 settings.register_profile("shared machine", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=10)  # of `make check`
 settings.load_profile("shared machine")
 
 # Files test_<name>.py by folder whose tests start programs or take seconds: `make check` leaves them out.

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from .config import Config, ConfigError, fixed_hyperparameter_overrides, resolve, settings
 from .config.environment import is_rank_zero, read_settings
-from .stopping import ExitCode, hard_exit
+from .stopping import ExitCode, discard_stdout, hard_exit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -350,8 +350,7 @@ def _reader_may_leave() -> Iterator[None]:
         yield
         print(end="", flush=True)
     except BrokenPipeError:
-        # Without /dev/null, the flush at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
 
 
 def _console() -> Console:

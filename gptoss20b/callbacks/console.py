@@ -6,7 +6,6 @@ Everything goes to stderr, so that stdout carries nothing but the log's records.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import Config
+from ..stopping import discard_stdout
 from .base import Callback
 from .loss_curve import plot, samples_to_target
 
@@ -127,7 +127,7 @@ class ConsoleProgress(NullProgress):
             except BrokenPipeError:
                 # The reader has left, as `head` does. The file has the records, so the run continues without this copy.
                 self._records_on_stdout = False
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_stdout()
 
     def close(self) -> None:
         """Remove the live line."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Never
 import typer
 
 from gptoss20b.data.files import DataError
+from gptoss20b.stopping import discard_stdout
 
 # no room on the disk, in the user's quota, or below the limit of a file's size
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -67,8 +67,7 @@ def cli_errors(place: Path | None = None) -> Iterator[None]:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the pipe is gone. Without /dev/null, the flush at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         raise typer.Exit(ExitCode.READER_GONE) from None
     except (CommandError, DataError) as error:
         _exit_with(str(error), ExitCode.FAILED)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import theilslopes  # type: ignore[import-untyped]
 
@@ -71,9 +71,9 @@ def check_flatness(samples: Sequence[Sample], progress: Sequence[Progress], sett
         )
     table = pd.DataFrame(samples)
     borders = np.linspace(settle_seconds, end, WINDOWS + 1)
-    table["window"] = pd.cut(table.seconds, borders, right=False, labels=False)
+    table["window"] = pd.cut(table.seconds, borders.tolist(), right=False, labels=False)
     by_process = dict(list(table.groupby("process", sort=False)))
-    verdicts = [each for name, own in by_process.items() for each in _check_process(name, own)]
+    verdicts = [each for name, own in by_process.items() for each in _check_process(str(name), own)]
     return [*verdicts, _check_steps(list(by_process.values()), progress, borders)]
 
 
@@ -86,7 +86,8 @@ def _check_process(name: str, samples: pd.DataFrame) -> Iterator[Verdict]:
     spread = high / low - 1
     resident, anonymous = (f"{low[k]:.1f} to {high[k]:.1f} MiB, {100 * spread[k]:.2f} %" for k in sizes)
     yield Verdict(f"{name}: memory", f"{resident} (anonymous {anonymous})", bool(spread.resident <= MEMORY_LIMIT))
-    for kind, least in windows[["descriptors", "threads"]].min().items():
+    for kind in ("descriptors", "threads"):
+        least = windows[kind].min()
         first, most = least.iloc[0], least.max()
         yield Verdict(f"{name}: {kind}", f"{first:g}, then at most {most:g}", bool(most <= first))
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 
-from system_info.missing_package import explain_missing_package
+from system_info.entry_point import entry_point
 
 
 def main() -> None:
     """Run a command."""
     # A command lives for seconds. Collecting cycles among a million losses would cost 5 % of its time.
     gc.disable()
-    with explain_missing_package("compliance"):
+    with entry_point("compliance"):
         from .cli import main as run_command
 
         run_command()

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from system_info.entry_point import StdoutError
+
 from . import system_description
 from .benchmark import RUNS, Ruleset
 from .check import DEFAULTS, Options, check_package, check_run, check_set, unreadable_report
@@ -53,6 +55,7 @@ _STATUSES: dict[type[Exception], ExitCode] = {
     NotComparableError: ExitCode.USAGE,
     OfficialToolsError: ExitCode.USAGE,
     RcpDataError: ExitCode.USAGE,
+    StdoutError: ExitCode.USAGE,
 }
 
 app = typer.Typer(
@@ -319,9 +322,7 @@ def _colour() -> bool:
 
 
 def _print(text: str) -> None:
-    """Print text to stdout; characters that its encoding lacks become escapes."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    print(text.rstrip("\n"), flush=True)
 
 
 def main() -> NoReturn:

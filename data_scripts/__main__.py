@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
-from system_info.missing_package import explain_missing_package
+from system_info.entry_point import entry_point
 
 
 def main() -> None:
     """Run a command."""
-    try:
-        with explain_missing_package("data"):
-            from .cli import app
+    with entry_point("data"):
+        from .cli import app
 
-            app(prog_name="python -m data_scripts")
-    except KeyboardInterrupt:
-        # Interrupted while importing; a running command reports its own interrupt.
-        sys.stderr.write("error: interrupted\n")
-        sys.exit(130)
+        app(prog_name="python -m data_scripts")
 
 
 if __name__ == "__main__":

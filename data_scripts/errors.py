@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Never
 import typer
 
 from gptoss20b.data.files import DataError
-from gptoss20b.stopping import discard_stdout
+from system_info.entry_point import prepare_stdout
 
 # no room on the disk, in the user's quota, or below the limit of a file's size
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -29,7 +28,6 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     INTERRUPTED = 130
-    READER_GONE = 141
     TERMINATED = 143
 
 
@@ -55,20 +53,12 @@ def cli_errors(place: Path | None = None) -> Iterator[None]:
         raise _TerminatedError
 
     previous_handler = signal.signal(signal.SIGTERM, terminate)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # File names and texts may hold characters that the terminal's encoding lacks.
-            stream.reconfigure(errors="backslashreplace")
+    prepare_stdout()
     try:
         try:
             yield
         finally:
-            # Flush here, where a failure can still be reported. stdout is None where the caller closed it.
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BrokenPipeError:
-        discard_stdout()
-        raise typer.Exit(ExitCode.READER_GONE) from None
+            sys.stdout.flush()  # here, where a failure can still be reported
     except (CommandError, DataError) as error:
         _exit_with(str(error), ExitCode.FAILED)
     except OSError as error:

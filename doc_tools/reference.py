@@ -46,7 +46,6 @@ MEANINGS = {
     "UNREADABLE": "an input file cannot be read",
     "INTERNAL": "a bug; please report it",
     "OK": "done; every file is present and valid",
-    "READER_GONE": "the reader of the output ended first, as `head` does; the work was done",
     "INTERRUPTED": "Ctrl-C (SIGINT)",
     "TERMINATED": "SIGTERM, or SIGHUP of a closed terminal",
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from system_info.missing_package import explain_missing_package
+from system_info.entry_point import entry_point
 
 
 def main() -> None:
     """Run a command."""
-    with explain_missing_package("run"):
+    with entry_point("run"):
         from .cli import app
 
         app(prog_name="python -m gptoss20b")

@@ -6,14 +6,12 @@ so that `--help` and `--dry-run` are fast and need no GPU.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -24,7 +22,7 @@ from rich.table import Table
 
 from .config import Config, ConfigError, fixed_hyperparameter_overrides, resolve, settings
 from .config.environment import is_rank_zero, read_settings
-from .stopping import ExitCode, discard_stdout, hard_exit
+from .stopping import ExitCode, hard_exit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -88,8 +86,7 @@ def train(
     """
     config = _resolve_or_exit(given)
     if dry_run:
-        with _reader_may_leave():
-            print_config(config)
+        print_config(config)
         return
     _silence_dependencies()
     from .train import run
@@ -132,8 +129,7 @@ def info(
 @app.command("settings")
 def list_settings() -> None:
     """List the environment variables that configure a run, one per line."""
-    with _reader_may_leave():
-        print(*settings(), sep="\n")
+    print(*settings(), sep="\n")
 
 
 @app.command()
@@ -328,7 +324,6 @@ def _exit_with_error(message: str) -> NoReturn:
 
 def print_config(config: Config) -> None:
     """Print the configuration on stdout: overridden rules of the closed division first, then derived and set values."""
-    _escape_unprintable()
     overrides = fixed_hyperparameter_overrides(config)
     print(f"differs from the closed division's fixed values: {len(overrides) or 'nothing'}")
     for _, variable, value, required in overrides:
@@ -343,23 +338,6 @@ def print_config(config: Config) -> None:
         print(f"  {variable} = {'(not set)' if value is None else value}")
 
 
-@contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """End quietly where the reader of stdout has left, as `head` does."""
-    try:
-        yield
-        print(end="", flush=True)
-    except BrokenPipeError:
-        discard_stdout()
-
-
 def _console() -> Console:
     """Return a console for tables: as wide as the terminal, or 120 columns in a pipe."""
-    _escape_unprintable()
     return Console(width=None if sys.stdout.isatty() else 120)
-
-
-def _escape_unprintable() -> None:
-    """Escape characters that the terminal's encoding lacks, e.g. in the name of a system, instead of failing."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")

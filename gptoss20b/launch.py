@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 
-from system_info.missing_package import explain_missing_package
+from system_info.entry_point import entry_point
 
-with explain_missing_package("run"):
+with entry_point("run"):
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

@@ -33,11 +33,6 @@ class ExitCode(enum.IntEnum):
     TERMINATED = 143
 
 
-def discard_stdout() -> None:
-    """Send the rest of stdout to /dev/null. Its reader has left, and the flush at exit would fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def exit_code_for(status: str, reason: str | None) -> ExitCode:
     """Return the exit status of a run whose log ends with this status and reason.
 

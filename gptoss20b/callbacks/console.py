@@ -19,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import Config
-from ..stopping import discard_stdout
 from .base import Callback
 from .loss_curve import plot, samples_to_target
 
@@ -122,12 +121,7 @@ class ConsoleProgress(NullProgress):
         if self._live is not None and _is_terminal(sys.stdout):
             self.message(line)
         else:
-            try:
-                print(line, flush=True)
-            except BrokenPipeError:
-                # The reader has left, as `head` does. The file has the records, so the run continues without this copy.
-                self._records_on_stdout = False
-                discard_stdout()
+            print(line, flush=True)
 
     def close(self) -> None:
         """Remove the live line."""

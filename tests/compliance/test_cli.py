@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from compliance import cli
 from compliance.cli import ExitCode
 from compliance.official import OfficialToolsError
 from compliance.rcp import RcpDataError
@@ -375,11 +373,3 @@ def test_only_a_terminal_without_no_color_has_colour(
     monkeypatch.setenv("NO_COLOR", "1")
     plain = shown()
     assert "\x1b[" not in plain and max(map(len, plain.splitlines())) <= 60
-
-
-def test_characters_that_the_encoding_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", newline="\n"))
-    cli._print("a\u00e9\n")
-    sys.stdout.flush()
-    assert raw.getvalue() == b"a\\xe9\n"

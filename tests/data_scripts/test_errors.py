@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ import typer
 
 from data_scripts.errors import CommandError, ExitCode, cli_errors
 from gptoss20b.data.files import DataError
-from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -58,18 +55,3 @@ def test_a_signal_unwinds_and_gives_its_status(
             unwound = True
     assert (ended.value.exit_code, unwound, capsys.readouterr().err) == (status, True, f"error: {word}\n")
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_reader_that_has_gone_is_no_traceback() -> None:
-    script = """
-import typer
-from data_scripts.errors import cli_errors
-def main() -> None:
-    with cli_errors():
-        for number in range(100_000):
-            typer.echo("line")
-typer.run(main)
-"""
-    command = f"{sys.executable} -c '{script}' | head -1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.READER_GONE, "line\n", "")

@@ -250,28 +250,22 @@ def test_a_report_that_cannot_be_written_changes_no_verdict(folder: Path) -> Non
     assert line.startswith(f"{folder}/verified.json: not written: Is a directory") and "--report" in line
 
 
-FULL_DISK = (
-    "error: got No space left on device; expected a disk with room. To fix: make room and run the same command again.\n"
-)
+FULL_DISK = "error: stdout: got No space left on device"
 
 
 @pytest.mark.parametrize(
-    ("redirection", "statuses", "error"),
-    [
-        # The reader may be gone before the first line, or after the last.
-        ("| true; exit ${PIPESTATUS[0]}", {0, 141}, ""),
-        ("> /dev/full", {1}, FULL_DISK),
-        (">&-", {0}, ""),
-    ],
+    ("redirection", "status", "error"),
+    [("| true; exit ${PIPESTATUS[0]}", 0, ""), ("> /dev/full", 1, FULL_DISK), (">&-", 0, "")],
     ids=["reader gone", "full", "closed"],
 )
 def test_the_report_is_saved_whatever_becomes_of_the_output(
-    folder: Path, redirection: str, statuses: set[int], error: str
+    folder: Path, redirection: str, status: int, error: str
 ) -> None:
     words = [sys.executable, "-m", "data_scripts.verify", str(folder), *OPTIONS]
     script = ["bash", "-c", f'"$@" {redirection}', "bash", *words]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode in statuses and done.stderr == error
+    assert done.returncode == status
+    assert done.stderr.startswith(error) and bool(done.stderr) == bool(error)
     assert read_report(folder)["verdict"] == "pass"
 
 

@@ -84,7 +84,9 @@ def _check_process(name: str, samples: pd.DataFrame) -> Iterator[Verdict]:
     sizes = windows[["resident", "anonymous"]].median() / MIB
     low, high = sizes.min(), sizes.max()
     spread = high / low - 1
-    resident, anonymous = (f"{low[k]:.1f} to {high[k]:.1f} MiB, {100 * spread[k]:.2f} %" for k in sizes)
+    resident, anonymous = (
+        f"{low[k]:.1f} to {high[k]:.1f} MiB, {100 * spread[k]:.2f} %" for k in ("resident", "anonymous")
+    )
     yield Verdict(f"{name}: memory", f"{resident} (anonymous {anonymous})", bool(spread.resident <= MEMORY_LIMIT))
     for kind in ("descriptors", "threads"):
         least = windows[kind].min()

@@ -89,7 +89,7 @@ def build_table(folder: Path, trials: list[Trial]) -> Table:
     """Return a table with one row per trial. Its title counts the outcomes."""
     outcomes = Counter(trial.outcome for trial in trials)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    table = Table(title=f"{len(trials)} trials in {folder}: {counts}", title_justify="left", min_width=100)
+    table = Table(title=f"{len(trials)} trials in {folder}: {counts}", title_justify="left")
     for name in ("trial", "seed", "minutes", "samples", "final loss", "attempts"):
         table.add_column(name, justify="right")
     table.add_column("outcome")

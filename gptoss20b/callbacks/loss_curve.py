@@ -79,4 +79,5 @@ def plot(train: Sequence[Point], evaluations: Sequence[Point], target: float, wi
             rows[row(loss)][round(n / last * (columns - 1))] = mark
     labels = {0: f"{high:.2f}", height - 1: f"{low:.2f}", row(target): f"{target:.2f}"}
     lines = [f"{labels.get(i, ''):>7} |{''.join(marks).rstrip()}" for i, marks in enumerate(rows)]
-    return "\n".join([*lines, f"{'0':>9}{f'{last:,} samples':>{columns}}"])
+    legend = ". training  o evaluation"
+    return "\n".join([*lines, f"{'0':>9}{legend:^{max(columns - 14, 0)}}{f'{last:,} samples':>14}".rstrip()])

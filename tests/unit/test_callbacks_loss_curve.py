@@ -46,4 +46,4 @@ def test_the_plot_has_every_kind_of_point_and_the_target() -> None:
     assert lines[0] == f"{'9.00':>7} |  ."
     assert "o" in lines[4] and lines[5].endswith(".") and lines[6] == f"{'3.00':>7} |{51 * '-'}"
     assert math.isclose(lines[5].index(".") - 9, 50)
-    assert lines[7].split() == ["0", "100", "samples"]
+    assert lines[7].split()[0] == "0" and lines[7].endswith("100 samples")

@@ -17,7 +17,10 @@ from gptoss20b.config import settings
 from tests.support.paths import ROOT
 
 README = ROOT / "README.md"
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [README, *(ROOT / "docs").rglob("*.md")]}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text().replace("\\\n", "")
+    for path in [README, *(ROOT / "docs").rglob("*.md")]
+}
 GROUPS = {name: typer.main.get_command(app) for name, (app, _) in reference.TOOLS.items()}
 
 

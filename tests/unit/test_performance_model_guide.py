@@ -152,7 +152,7 @@ def test_its_commands_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         '{"scenario": "S1", "system": "NVIDIA B200", "backend": "torch", "micro_batch_size": 2, '
         '"sequence_length": 8192, "step_without_optimizer_seconds": {"median": 0.4}}'
     )
-    commands = re.findall(r"^python -m gptoss20b (estimate .*)$", GUIDE, re.MULTILINE)
+    commands = re.findall(r"^python -m gptoss20b (estimate .*)$", GUIDE.replace("\\\n", ""), re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         done = CliRunner().invoke(app, shlex.split(command))

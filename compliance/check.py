@@ -33,10 +33,12 @@ from .log_files import InputError, find_logs, read_log
 from .official import TIMEOUT_S, OfficialTools, OwnVerdict, find_divergences
 from .official import version as official_version
 from .records import ParseError
-from .rules import ALL_RULES, PACKAGE_RULES
+from .rules import ALL_RULES, PACKAGE_RULES, WAIVER_RULES
 from .rules.packages import PackageContext
+from .rules.rule import judge_by
 from .run import Machine, common_eval_interval
 from .submission import Submission, read_submission, read_system_description
+from .waivers import Waivers, read_waivers
 
 # By official tool and subject.
 OwnVerdicts = dict[tuple[str, str], OwnVerdict]
@@ -55,6 +57,7 @@ class Options:
         official: run the official tools, too.
         official_timeout: time limit of an official tool in seconds per log.
         system: system description of the logs. A submission tree holds its own.
+        waive: file of waivers.
     """
 
     ruleset: str = RULESETS[-1]
@@ -64,6 +67,7 @@ class Options:
     official: bool = True
     official_timeout: float = TIMEOUT_S
     system: Path | None = None
+    waive: Path | None = None
 
 
 DEFAULTS = Options()
@@ -78,14 +82,16 @@ def check_run(log: Path, options: Options = DEFAULTS) -> Report:
     """
     if find_logs([log]) != [log]:
         raise InputError(f"{log}: a folder; check-run takes one log, check-set a folder of them")
+    waivers = read_waivers(options.waive)
     with _official_tools(options) as tools:
         # The official tools run in parallel with our own judging.
         if tools:
             tools.check_files({str(log): log})
-        judged = judge_run(read_log(log), options.ruleset, _machine(options.system), in_set=False)
+        machine = _machine(options.system)
+        judged = judge_run(read_log(log), options.ruleset, machine, in_set=False, waive=waivers.waive)
         official = _compare(tools, _verdicts_on_files([judged]))
     result = SetResult("", (judged.summary,), None, None, None, common_eval_interval([judged.run]))
-    return _report("check-run", options, judged.findings, [result], official)
+    return _report("check-run", options, judged.findings, [result], official, waivers)
 
 
 def check_set(paths: Sequence[Path], options: Options = DEFAULTS) -> Report:
@@ -95,16 +101,22 @@ def check_set(paths: Sequence[Path], options: Options = DEFAULTS) -> Report:
         InputError, OfficialToolsError: as `check_run`. InputError also if there is no log.
     """
     logs = {str(path): path for path in find_logs(paths)}
-    machine = _machine(options.system)
+    machine, waivers = _machine(options.system), read_waivers(options.waive)
     with _official_tools(options) as tools:
         if tools:
             tools.check_set(logs)  # first, because it takes longest
             tools.check_files(logs)
-        judged = [judge_run(read_log(path), options.ruleset, machine) for path in logs.values()]
-        result, set_findings = judge_set(judged, options.ruleset, required_runs=options.runs, cv_limit=options.cv_limit)
+        judged = [judge_run(read_log(path), options.ruleset, machine, waive=waivers.waive) for path in logs.values()]
+        result, set_findings = judge_set(
+            judged,
+            options.ruleset,
+            required_runs=options.runs,
+            cv_limit=options.cv_limit,
+            waive=waivers.waive,
+        )
         findings = [*run_findings(judged), *set_findings]
         official = _compare(tools, _verdicts_on_files(judged) | _verdicts_on_set(result, findings))
-    return _report("check-set", options, findings, [result], official)
+    return _report("check-set", options, findings, [result], official, waivers)
 
 
 def check_package(root: Path, options: Options = DEFAULTS) -> Report:
@@ -119,6 +131,7 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
         raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"{root}: {error.strerror}") from error
+    waivers = read_waivers(options.waive)
     findings: list[Finding] = []
     results: list[SetResult] = []
     runs: dict[str, tuple[RunSummary, ...]] = {}
@@ -130,9 +143,17 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
         for folder in tree.results:
             system = tree.systems.get(folder.system)
             machine = None if system is None else system.machine
-            judged = [judge_run(read_log(log), options.ruleset, machine, folder.system) for log in folder.logs]
+            judged = [
+                judge_run(read_log(log), options.ruleset, machine, folder.system, waive=waivers.waive)
+                for log in folder.logs
+            ]
             result, set_findings = judge_set(
-                judged, options.ruleset, required_runs=options.runs, cv_limit=options.cv_limit, name=folder.path
+                judged,
+                options.ruleset,
+                required_runs=options.runs,
+                cv_limit=options.cv_limit,
+                name=folder.path,
+                waive=waivers.waive,
             )
             results.append(result)
             runs[folder.system] = result.runs
@@ -140,16 +161,15 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
             # Findings on a whole set name its folder in a tree.
             found = [replace(each, file=each.file or folder.path) for each in [*run_findings(judged), *set_findings]]
             own |= _verdicts_on_files(judged) | _verdicts_on_set(result, found)
-            # package-result-count reports too few logs of the folder.
-            findings += [each for each in found if each.rule != "set-count" or each.severity is not Severity.ERROR]
+            findings += found
         context = PackageContext(tree, runs, options.runs, factors)
-        of_tree = [finding for rule in PACKAGE_RULES for finding in rule.judge(context)]
+        of_tree = judge_by(PACKAGE_RULES, context, waive=waivers.waive)
         findings += of_tree
         if any(finding.severity in _failing(options) for finding in of_tree):
             results = [replace(each, score=_invalid(each.score)) for each in results]
         own |= _verdicts_on_tree(tree, findings)
         official = _compare(tools, own)
-    return _report("check-package", options, findings, results, official)
+    return _report("check-package", options, findings, results, official, waivers)
 
 
 def unreadable_report(command: str, options: Options, message: str) -> Report:
@@ -159,9 +179,14 @@ def unreadable_report(command: str, options: Options, message: str) -> Report:
 
 
 def _report(
-    command: str, options: Options, judged: Sequence[Finding], sets: Sequence[SetResult], official: Official | None
+    command: str,
+    options: Options,
+    judged: Sequence[Finding],
+    sets: Sequence[SetResult],
+    official: Official | None,
+    waivers: Waivers,
 ) -> Report:
-    findings = (*judged, *unverifiable_findings())
+    findings = (*judged, *judge_by(WAIVER_RULES, waivers), *unverifiable_findings())
     verdict = Verdict.FAIL if any(finding.severity in _failing(options) for finding in findings) else Verdict.PASS
     return Report(command, options.ruleset, verdict, findings, tuple(sets), official, _versions(), _plain(options))
 
@@ -185,7 +210,7 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(options: Options) -> dict[str, object]:
-    return asdict(options) | {"system": None if options.system is None else str(options.system)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
 
 
 def _machine(path: Path | None) -> Machine | None:

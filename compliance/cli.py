@@ -31,6 +31,7 @@ from .log_files import InputError
 from .official import OfficialToolsError
 from .package import PackageRefusedError, build
 from .rcp import RcpDataError
+from .waivers import read_waivers
 from .welch import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -94,8 +95,11 @@ def _check_options(
     official_timeout: Annotated[
         float, typer.Option("--official-timeout", min=1.0, help="Time limit of an official checker, in s per log.")
     ] = DEFAULTS.official_timeout,
+    waive: Annotated[
+        Path | None, typer.Option("--waive", help="Waivers (TOML): findings to accept, each with reason and last day.")
+    ] = None,
 ) -> Options:
-    return Options(ruleset, runs, cv_limit, strict, official, official_timeout)
+    return Options(ruleset, runs, cv_limit, strict, official, official_timeout, waive=waive)
 
 
 def _takes_check_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -198,7 +202,16 @@ def package_command(
     """Build a submission tree from logs that pass, and check it."""
     report = check_set([logs], replace(options, official=False, system=system))
     try:
-        not_copied = build(report, system, code, out, runs=options.runs, force=force, write_scaling=write_scaling)
+        not_copied = build(
+            report,
+            system,
+            code,
+            out,
+            runs=options.runs,
+            force=force,
+            write_scaling=write_scaling,
+            waive=read_waivers(options.waive).waive,
+        )
     except FileExistsError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
     if not_copied:

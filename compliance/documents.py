@@ -66,7 +66,7 @@ class ReportDocument:
         official: None if the official tools were not asked.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     command: str
     verdict: Verdict
     ruleset: Ruleset

@@ -19,10 +19,14 @@ OfficialVerdict = Literal["pass", "fail", "refused", "crashed", "timeout"]
 
 
 class Severity(StrEnum):
-    """Severity of a finding. Errors fail; warnings fail with --strict; the others never fail."""
+    """Severity of a finding. Errors fail; warnings fail with --strict; the others never fail.
+
+    WAIVED: an error or a warning that a waiver accepts.
+    """
 
     ERROR = "error"
     WARNING = "warning"
+    WAIVED = "waived"
     INFO = "info"
     UNVERIFIABLE = "unverifiable"
 
@@ -44,6 +48,26 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Waived:
+    """Waiver that accepts a finding.
+
+    Attributes:
+        severity: severity of the finding without the waiver.
+        who: who accepts it.
+        until: last day of the waiver, as YYYY-MM-DD.
+    """
+
+    severity: Severity
+    who: str
+    reason: str
+    until: str
+
+    def __str__(self) -> str:
+        """Return the waiver as a sentence."""
+        return f"{self.severity} waived by {self.who} until {self.until}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One violation or note that a rule reports.
 
@@ -52,6 +76,7 @@ class Finding:
         file: file as the user named it; None if the finding concerns a whole set.
         line: line of the file, from 1; None if the finding concerns the whole file.
         citation: source of the rule.
+        waived: the waiver of a finding of severity waived; None for the others.
     """
 
     rule: str
@@ -62,6 +87,7 @@ class Finding:
     expected: str | None
     got: str | None
     citation: str
+    waived: Waived | None = None
 
     @property
     def place(self) -> str:

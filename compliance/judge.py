@@ -20,7 +20,8 @@ from .records import Log, Record
 from .rules import RUN_RULES, SET_RULES, UNVERIFIABLE
 from .rules.description import submission_benchmark
 from .rules.evaluations import logged_schedule, run_not_converged
-from .rules.sets import RunSet
+from .rules.rule import Waive, judge_by
+from .rules.sets import RunSet, set_count
 from .run import Machine, Run, common_eval_interval
 from .schedule import Comparison
 
@@ -45,7 +46,13 @@ class JudgedRun:
 
 
 def judge_run(
-    log: Log, ruleset: str, machine: Machine | None = None, system: str | None = None, *, in_set: bool = True
+    log: Log,
+    ruleset: str,
+    machine: Machine | None = None,
+    system: str | None = None,
+    *,
+    in_set: bool = True,
+    waive: Waive | None = None,
 ) -> JudgedRun:
     """Judge one log by every rule on runs.
 
@@ -55,22 +62,25 @@ def judge_run(
         machine: the system that the run used, from a system description.
         system: name of the system in a submission tree.
         in_set: False makes a run without convergence an error. In a set, the rules on sets decide.
+        waive: marks the findings that a waiver accepts.
     """
     run = Run(log, ruleset, machine)
     rules = RUN_RULES if in_set else (*RUN_RULES, run_not_converged)
-    findings = tuple(
-        finding
-        for rule in ((submission_benchmark,) if run.is_other_benchmark else rules)
-        if run.division in rule.divisions
-        for finding in rule.judge(run, log.name)
-    )
+    rules = (submission_benchmark,) if run.is_other_benchmark else rules
+    findings = judge_by((rule for rule in rules if run.division in rule.divisions), run, log.name, waive)
     summary = _summary(run, _status(run, findings), system)
     run.release()
     return JudgedRun(run, findings, summary)
 
 
 def judge_set(
-    judged: Sequence[JudgedRun], ruleset: str, *, required_runs: int = RUNS, cv_limit: float = 5.0, name: str = ""
+    judged: Sequence[JudgedRun],
+    ruleset: str,
+    *,
+    required_runs: int = RUNS,
+    cv_limit: float = 5.0,
+    name: str = "",
+    waive: Waive | None = None,
 ) -> tuple[SetResult, tuple[Finding, ...]]:
     """Check a set of runs by the cross-run rules: seeds, copies, variance, RCP.
 
@@ -79,7 +89,8 @@ def judge_set(
         ruleset: "6.0.0" or "6.1.0".
         required_runs: runs of a result, 10 by the rules.
         cv_limit: this project's limit of the coefficient of variation in percent.
-        name: name of the set in messages.
+        name: folder of the set in a submission tree, which findings on the whole set name.
+        waive: marks the findings that a waiver accepts.
     """
     # Figures and convergence are those of the window. The other rules apply to every run of this benchmark.
     own = [each for each in judged if not each.run.is_other_benchmark]
@@ -101,7 +112,9 @@ def judge_set(
         runs=tuple(each.run for each in own), summaries=tuple(runs), window=tuple(window),
         others=len(judged) - len(own), required_runs=required_runs, interval=interval, variance=variance, rcp=tested,
     )  # fmt: skip
-    findings = tuple(finding for rule in SET_RULES for finding in rule.judge(subject)) if own or not judged else ()
+    # In a tree, package-result-count requires the number of runs.
+    rules = [rule for rule in SET_RULES if rule is not set_count or not name or len(judged) > required_runs]
+    findings = judge_by(rules, subject, name or None, waive) if own or not judged else ()
     has_errors = any(finding.severity is Severity.ERROR for finding in [*findings, *run_findings(judged)])
     normalization = tested.pruned.normalization if tested is not None else 1.0
     scored = _score(window, valid=not has_errors, normalization=normalization)
@@ -122,12 +135,13 @@ def run_findings(judged: Sequence[JudgedRun]) -> list[Finding]:
 
 
 def _kind(finding: Finding) -> tuple[str, ...]:
-    return finding.rule, finding.severity, finding.message, str(finding.expected), str(finding.got)
+    of_waiver = str(finding.waived)
+    return finding.rule, finding.severity, finding.message, str(finding.expected), str(finding.got), of_waiver
 
 
 def unverifiable_findings() -> tuple[Finding, ...]:
     """Return the findings on facts that no log proves, once per report."""
-    return tuple(finding for rule in UNVERIFIABLE for finding in rule.judge(None))
+    return judge_by(UNVERIFIABLE, None)
 
 
 def _status(run: Run, findings: Iterable[Finding]) -> Status:

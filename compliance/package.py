@@ -23,6 +23,7 @@ from .package_readme import failing_findings, package_readme
 from .records import ParseError
 from .rules import PACKAGE_RULES
 from .rules.packages import PackageContext
+from .rules.rule import Waive, judge_by
 from .submission import CODE_FOLDER, SystemDescription, read_submission, read_system_description
 
 # Source code has a few megabytes. More is data or a model, named by mistake.
@@ -50,6 +51,7 @@ def build(
     runs: int = RUNS,
     force: bool = False,
     write_scaling: bool = False,
+    waive: Waive | None = None,
 ) -> tuple[str, ...]:
     """Build a submission tree of one system. After a failure nothing of it is left.
 
@@ -62,6 +64,7 @@ def build(
         runs: runs required for a result.
         force: build even if the logs or the tree fail.
         write_scaling: write scaling.json if the score is valid and its normalization is above 1.
+        waive: marks the findings on the tree that a waiver accepts.
 
     Returns:
         Names in the code folder that were not copied; names of folders end in a slash.
@@ -98,7 +101,9 @@ def build(
             shutil.copy(code / file, copy)
         text = package_readme(report, description, name, names, files)
         (tree / CODE_FOLDER / "README.md").write_text(text, encoding="utf-8")
-        findings = _judge(tree, out, name, scored, runs)
+        context = PackageContext(read_submission(tree, out), {name: tuple(scored)}, runs)
+        # Findings name files by their destination.
+        findings = judge_by(PACKAGE_RULES, context, waive=waive)
         errors = [finding for finding in findings if finding.severity is Severity.ERROR]
         if errors and not force:
             raise PackageRefusedError("The package would fail", errors)
@@ -206,9 +211,3 @@ def _is_code_folder(code: Path, folder: str) -> bool:
 def _is_hidden(name: str) -> bool:
     """Return whether a name is hidden: version control, environments, caches, secrets (repo_checker refuses them)."""
     return name.rpartition("/")[2].startswith(".")
-
-
-def _judge(tree: Path, out: Path, system: str, runs: Sequence[RunSummary], required_runs: int) -> tuple[Finding, ...]:
-    """Return the findings of the rules on packages, which name files by their destination ``out``."""
-    context = PackageContext(read_submission(tree, out), {system: tuple(runs)}, required_runs)
-    return tuple(finding for rule in PACKAGE_RULES for finding in rule.judge(context))

@@ -50,7 +50,7 @@ def _first_findings(findings: Sequence[Finding], logs: dict[str, str]) -> list[t
     """Return (severity, rule, message) of the first finding of each rule, with the names of logs in the tree."""
     first: dict[str, tuple[str, str, str]] = {}
     for finding in findings:
-        message = finding.message
+        message = finding.message if finding.waived is None else f"{finding.message} ({finding.waived})"
         for file, name_in_tree in logs.items():
             message = message.replace(file, name_in_tree)
         first.setdefault(finding.rule, (finding.severity, finding.rule, message))

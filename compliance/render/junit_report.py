@@ -14,11 +14,11 @@ _WHOLE = "whole set"
 def junit_report(report: Report) -> str:
     """Return the report as a JUnit XML document in plain ASCII, ending in a newline.
 
-    The errors of a file are one failure, because many readers show the first one only. Its warnings and notes are the
-    output of the case; with --strict, warnings are errors. Findings about a whole set are a case, and findings outside
-    of all sets are a suite. Each unverifiable point is a skipped case. Errors about an unreadable file are `error`
-    instead of `failure`. The time of a case is that of the official tools, in seconds. Characters that XML 1.0 forbids
-    become visible escapes.
+    The errors of a file are one failure, because many readers show the first one only. Its warnings, notes and waived
+    findings are the output of the case; with --strict, warnings are errors. Findings about a whole set are a case, and
+    findings outside of all sets are a suite. Each unverifiable point is a skipped case. Errors about an unreadable file
+    are `error` instead of `failure`. The time of a case is that of the official tools, in seconds. Characters that XML
+    1.0 forbids become visible escapes.
     """
     root = Element("testsuites", name=printable(f"{report.command} {report.ruleset}"))
     findings = list(report.findings)
@@ -79,6 +79,7 @@ def _outcome(case: Element, findings: Sequence[Finding], tag: str, strict: bool)
 def _entry(finding: Finding) -> str:
     lines = [f"{finding.severity}: {finding.rule}: {finding.message}", f"  in {finding.place}" if finding.place else ""]
     lines += [f"  {name}: {text}" for name, text in (("expected", finding.expected), ("got", finding.got)) if text]
+    lines += [f"  {finding.waived}"] if finding.waived else []
     lines += [f"  source: {finding.citation}"]
     return "\n".join(printable(line) for line in lines if line)
 

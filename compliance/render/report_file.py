@@ -30,7 +30,12 @@ from .tables import Table
 from .terminal import template_environment
 
 PICTURE_KINDS: dict[str, Literal["svg", "png"]] = {"html": "svg", "md": "png"}
-SEVERITY_TITLES = {Severity.ERROR: "Errors", Severity.WARNING: "Warnings", Severity.INFO: "Notes"}
+SEVERITY_TITLES = {
+    Severity.ERROR: "Errors",
+    Severity.WARNING: "Warnings",
+    Severity.WAIVED: "Waived",
+    Severity.INFO: "Notes",
+}
 PICTURES: tuple[tuple[figures.DrawFunction, str, str], ...] = (
     (
         figures.draw_losses,
@@ -101,6 +106,7 @@ def _summary(report: Report) -> str:
         (
             count(found[Severity.ERROR], "error"),
             count(found[Severity.WARNING], "warning"),
+            *([f"{found[Severity.WAIVED]:,} waived"] if found[Severity.WAIVED] else []),
             count(found[Severity.INFO], "note"),
             count(found[Severity.UNVERIFIABLE], "point") + " that no log can prove",
         )
@@ -125,14 +131,16 @@ def _basis(report: Report) -> list[tuple[str, str]]:
 
 def _by_rule(findings: Iterable[Finding], severity: Severity) -> list[tuple[str, str, int, Table]]:
     """Return (rule, citation, number of findings, table) per rule. Findings that differ in place only share a row."""
-    rules: dict[tuple[str, str], dict[tuple[str, str, str], list[str]]] = {}
+    rules: dict[tuple[str, str], dict[tuple[str, ...], list[str]]] = {}
+    is_waived = severity is Severity.WAIVED
     for finding in findings:
         if finding.severity is severity:
-            cells = (finding.message, finding.expected or NOTHING, finding.got or NOTHING)
+            waiver = (str(finding.waived),) if is_waived else ()
+            cells = (finding.message, finding.expected or NOTHING, finding.got or NOTHING, *waiver)
             rules.setdefault((finding.rule, finding.citation), {}).setdefault(cells, []).append(
                 finding.place or "whole set"
             )
-    columns = ("Where", "What", "Expected", "Got")
+    columns = ("Where", "What", "Expected", "Got", *(("Waiver",) if is_waived else ()))
     tables_by_rule = []
     for (rule, citation), rows in rules.items():
         table = Table(columns, [(places(where), *cells) for cells, where in rows.items()])

@@ -30,6 +30,7 @@ _STYLES = {
     Verdict.ERROR: "bold magenta",
     Severity.ERROR: "bold red",
     Severity.WARNING: "bold yellow",
+    Severity.WAIVED: "bold magenta",
     Severity.INFO: "bold cyan",
 }
 _OUTCOME_STYLES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from . import clock, description, evaluations, files, packages, plausibility, resumption, sets, unprovable
+from . import acceptance, clock, description, evaluations, files, packages, plausibility, resumption, sets, unprovable
 from .rule import Rule
 
 
@@ -22,4 +22,5 @@ RUN_RULES = tuple(
 SET_RULES = _rules_of(sets, plausibility)
 PACKAGE_RULES = _rules_of(packages)
 UNVERIFIABLE = _rules_of(unprovable)
-ALL_RULES = (*RUN_RULES, *ALONE_RULES, *SET_RULES, *PACKAGE_RULES, *UNVERIFIABLE)
+WAIVER_RULES = _rules_of(acceptance)
+ALL_RULES = (*RUN_RULES, *ALONE_RULES, *SET_RULES, *PACKAGE_RULES, *UNVERIFIABLE, *WAIVER_RULES)

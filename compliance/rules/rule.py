@@ -27,6 +27,8 @@ MAX_FINDINGS = 20
 ABSENT = object()
 
 Subject = TypeVar("Subject")
+# Returns a finding, marked if a waiver accepts it (`compliance.waivers`).
+Waive = Callable[[Finding], Finding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,14 @@ def rule(
         return Rule(name, severity, citation, check, frozenset(divisions), official, of_set)
 
     return declare
+
+
+def judge_by(
+    rules: Iterable[Rule[Subject]], subject: Subject, file: str | None = None, waive: Waive | None = None
+) -> tuple[Finding, ...]:
+    """Return the findings of rules on a subject. Waivers apply here, before any verdict, and nowhere else."""
+    findings = (finding for rule in rules for finding in rule.judge(subject, file))
+    return tuple(map(waive, findings) if waive else findings)
 
 
 def parse_problems(errors: Iterable[ParseError], rule_id: str, file: str | None = None) -> Iterator[Problem]:

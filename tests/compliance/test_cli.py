@@ -101,7 +101,9 @@ def test_a_tree_passes_ours_and_the_package_checker_and_stays_untouched(tree: Pa
 def test_options_reach_every_check(check: str, good: Path, tree: Path, tmp_path: Path, capsys: Capture) -> None:
     system = tmp_path / "sys.json"
     system.write_text(json.dumps(system_description()), encoding="utf-8")
+    (waivers := tmp_path / "waivers.toml").write_text("")
     given: dict[str, object] = {"ruleset": "6.0.0", "runs": 3, "cv-limit": 0.01, "official-timeout": 9.0}
+    given["waive"] = waivers
     arguments = [str(each) for name, value in given.items() for each in (f"--{name}", value)]
     if check != "check-package":
         arguments += ["--system", str(system)]
@@ -110,7 +112,7 @@ def test_options_reach_every_check(check: str, good: Path, tree: Path, tmp_path:
     options = json.loads(found.out)["options"]
     assert options == {
         "ruleset": "6.0.0", "runs": 3, "cv_limit": 0.01, "official_timeout": 9.0, "strict": True, "official": False,
-        "system": None if check == "check-package" else str(system),
+        "system": None if check == "check-package" else str(system), "waive": str(waivers),
     }  # fmt: skip
     # One log has no variance; of ten logs it is above the limit, a warning.
     assert found.status == (ExitCode.PASS if check == "check-run" else ExitCode.VIOLATION)

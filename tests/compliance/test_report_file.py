@@ -199,7 +199,7 @@ def test_every_finding_is_shown_in_full(kind: Kind) -> None:
     ]
     of_set = made_finding("set", file=None, line=None)
     shown = page(made_report(made_set(), findings=(*findings, of_set)), kind)
-    rows = shown.rows
+    rows = [row[:4] for row in shown.rows]  # waived findings have a fifth column
     for n, finding in enumerate(findings):
         place = f"logs/result_0.txt:{n}" if n else "logs/result_0.txt"
         assert [place, f"message {n}", f"right {n}", "actual value"] in rows

@@ -30,6 +30,7 @@ export LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
 # and the run itself checks whether it can be continued.
 ((is_leader == 0)) || resume_requested || [[ ! -e "$LOGDIR/result_0.txt" ]] ||
     die "LOGDIR: '$LOGDIR/result_0.txt' exists, and results are never overwritten. Use another folder"
+((is_leader == 0)) || make_folder LOGDIR
 
 # The log records whether the caches were in fact dropped, so a value from the environment is ignored.
 export CACHE_CLEARED=0

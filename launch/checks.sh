@@ -91,9 +91,18 @@ check_node() {
 
 # Set PYTHON: the user's choice, else the virtual environment of `make run`, else python3.
 choose_python() {
-    [[ -z "${PYTHON:-}" ]] || return 0
-    PYTHON=python3
-    [[ ! -x .venv/bin/python ]] || PYTHON=.venv/bin/python
+    if [[ -z "${PYTHON:-}" ]]; then
+        PYTHON=python3
+        [[ ! -x .venv/bin/python ]] || PYTHON=.venv/bin/python
+    fi
+    command -v "$PYTHON" > /dev/null ||
+        die "PYTHON: got '$PYTHON', which cannot be executed. Unset it to use .venv/bin/python, which make run creates"
+}
+
+# make_folder NAME: create the folder that the variable names, and make sure that it can be written.
+make_folder() {
+    { mkdir -p "${!1}" && rm "$(mktemp "${!1}/.writable.XXXXXX")"; } 2> /dev/null ||
+        die "$1: cannot write to '${!1}'. Use a writable folder with room on its disk"
 }
 
 # run_compliance_checker FOLDER PYTHON...: run the official checker on the log in FOLDER.

@@ -57,8 +57,8 @@ prepare_trials() {
         die "LOGDIR: not set. Trials on several nodes need one folder that all nodes share"
     fi
     LOGDIR="${LOGDIR:-results/${DGXSYSTEM}_$(date +%Y%m%d_%H%M%S)_$$}"
-    { mkdir -p "$LOGDIR" && : >> "$LOGDIR/trials.tsv"; } 2> /dev/null ||
-        die "LOGDIR: cannot write to '$LOGDIR'. Use a writable folder"
+    make_folder LOGDIR
+    : >> "$LOGDIR/trials.tsv"
     # Resolve links now: LOGDIR may be results/latest, which is about to change.
     resolve_path LOGDIR
     resolve_path DATADIR

@@ -190,6 +190,8 @@ def test_a_run_without_a_log_is_never_a_success(sandbox: Sandbox, torchrun: int,
         ({"CLEAR_CACHES": "yes"}, ("CLEAR_CACHES", "'yes'", "0 1 done")),
         ({"CHECK_COMPLIANCE": "true"}, ("CHECK_COMPLIANCE", "'true'", "0 1")),
         ({"DATADIR": "/no/such/folder"}, ("DATADIR", "'/no/such/folder'", "data_scripts.make_sample_data")),
+        ({"LOGDIR": "/dev/null/results"}, ("LOGDIR", "'/dev/null/results'", "writable")),
+        ({"PYTHON": "/no/such/python"}, ("PYTHON", "'/no/such/python'")),
         ({"RESUME": "1"}, ("RESUME", "LOGDIR")),
     ],
 )

@@ -80,7 +80,11 @@ MILESTONES = ("cache_clear", "init_start", "init_stop", "run_start", "run_stop")
 # Start and stop keys of the intervals that repeat between run_start and run_stop.
 INTERVALS = {"block_start": "block_stop", "epoch_start": "epoch_stop", "eval_start": "eval_stop"}
 INTERVAL_KEYS = (*INTERVALS, *INTERVALS.values(), "eval_accuracy")
-JUDGED_KEYS = frozenset({*SETTING_KEYS, *MILESTONES, *INTERVAL_KEYS, "resumed"})
+# Keys of power logs.
+POWER_KEYS = (
+    "power_measurement_start", "power_measurement_stop", "power_reading", "conversion_eff", "interconnect_power_est",
+)  # fmt: skip
+JUDGED_KEYS = frozenset({*SETTING_KEYS, *MILESTONES, *INTERVAL_KEYS, *POWER_KEYS, "resumed"})
 
 
 def eval_interval_samples(global_batch_size: int) -> int:

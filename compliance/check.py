@@ -22,7 +22,6 @@ from .findings import (
     OfficialVerdict,
     Report,
     RunSummary,
-    Score,
     SetResult,
     Severity,
     Status,
@@ -32,6 +31,7 @@ from .judge import JudgedRun, judge_run, judge_set, run_findings, unverifiable_f
 from .log_files import InputError, find_logs, read_log
 from .official import TIMEOUT_S, OfficialTools, OwnVerdict, find_divergences
 from .official import version as official_version
+from .power import RunPower, read_power, set_energy
 from .records import ParseError
 from .rules import ALL_RULES, PACKAGE_RULES, WAIVER_RULES
 from .rules.packages import PackageContext
@@ -136,6 +136,7 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
     results: list[SetResult] = []
     runs: dict[str, tuple[RunSummary, ...]] = {}
     factors: dict[str, float | None] = {}
+    power: dict[str, tuple[RunPower, ...]] = {}
     own: OwnVerdicts = {}
     with _official_tools(options) as tools:
         if tools:
@@ -155,18 +156,19 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
                 name=folder.path,
                 waive=waivers.waive,
             )
-            results.append(result)
+            power[folder.system] = read_power(folder, result.runs)
+            results.append(replace(result, energy=set_energy(power[folder.system], result.score)))
             runs[folder.system] = result.runs
             factors[folder.system] = result.rcp.pruned.normalization if result.rcp else 1.0
             # Findings on a whole set name its folder in a tree.
             found = [replace(each, file=each.file or folder.path) for each in [*run_findings(judged), *set_findings]]
             own |= _verdicts_on_files(judged) | _verdicts_on_set(result, found)
             findings += found
-        context = PackageContext(tree, runs, options.runs, factors)
+        context = PackageContext(tree, runs, options.runs, factors, power)
         of_tree = judge_by(PACKAGE_RULES, context, waive=waivers.waive)
         findings += of_tree
         if any(finding.severity in _failing(options) for finding in of_tree):
-            results = [replace(each, score=_invalid(each.score)) for each in results]
+            results = [_without_score(each) for each in results]
         own |= _verdicts_on_tree(tree, findings)
         official = _compare(tools, own)
     return _report("check-package", options, findings, results, official, waivers)
@@ -195,9 +197,14 @@ def _failing(options: Options) -> set[Severity]:
     return {Severity.ERROR, Severity.WARNING} if options.strict else {Severity.ERROR}
 
 
-def _invalid(score: Score | None) -> Score | None:
-    """Return the score of a set whose tree fails: no score, and the other figures for information."""
-    return None if score is None else replace(score, valid=False, olympic_minutes=None, normalized_minutes=None)
+def _without_score(result: SetResult) -> SetResult:
+    """Return a set whose tree fails: no score and no energy of the set, and the other figures for information."""
+    score, energy = result.score, result.energy
+    if score is not None:
+        score = replace(score, valid=False, olympic_minutes=None, normalized_minutes=None)
+    if energy is not None:
+        energy = replace(energy, olympic_joules=None, normalized_joules=None)
+    return replace(result, score=score, energy=energy)
 
 
 def _versions() -> dict[str, str]:

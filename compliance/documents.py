@@ -21,6 +21,7 @@ from pydantic_core import core_schema
 from .benchmark import Ruleset
 from .compare import Comparison
 from .findings import (
+    Energy,
     Finding,
     Official,
     Rcp,
@@ -44,6 +45,7 @@ class SetFigures:
         variance: None without runs.
         rcp: None in the open division, and without a batch size.
         eval_interval_samples: training samples between evaluations; None if the runs do not share one.
+        energy: None without power logs, which only a submission tree has.
     """
 
     name: str
@@ -52,6 +54,7 @@ class SetFigures:
     variance: Variance | None
     rcp: Rcp | None
     eval_interval_samples: int | None
+    energy: Energy | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,7 @@ DOCUMENTS: dict[str, type[Document]] = {"report": ReportDocument, "plan": Plan, 
 def report_document(report: Report) -> ReportDocument:
     """Return the JSON document of a report."""
     sets = tuple(map(_set_figures, report.sets))
-    only_set = sets[0] if len(sets) == 1 else SetFigures("", (), None, None, None, None)
+    only_set = sets[0] if len(sets) == 1 else SetFigures("", (), None, None, None, None, None)
     return ReportDocument(
         command=report.command,
         verdict=report.verdict,
@@ -107,7 +110,9 @@ def report_document(report: Report) -> ReportDocument:
 
 def _set_figures(result: SetResult) -> SetFigures:
     files = tuple(run.file for run in result.runs)
-    return SetFigures(result.name, files, result.score, result.variance, result.rcp, result.eval_interval_samples)
+    return SetFigures(
+        result.name, files, result.score, result.variance, result.rcp, result.eval_interval_samples, result.energy
+    )
 
 
 def to_json(document: Document) -> str:

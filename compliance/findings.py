@@ -288,6 +288,40 @@ class Rcp:
 
 
 @dataclass(frozen=True, slots=True)
+class RunEnergy:
+    """Energy of one run, of all devices together.
+
+    Attributes:
+        file: log of the run.
+        joules: energy from run_start to run_stop; None if that of any device is unknown.
+        nodes, switches: devices with a power log.
+        readings: power readings from run_start to run_stop.
+        missing: seconds of that time in which a device lacks a reading, summed over devices.
+    """
+
+    file: str
+    joules: NonNegativeFloat | None
+    nodes: int
+    switches: int
+    readings: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Energy of a set with power logs.
+
+    Attributes:
+        olympic_joules: mean energy of the runs that the score keeps; None without a score, or if one is unknown.
+        normalized_joules: the same times the score's normalization, as in the official summary.
+    """
+
+    olympic_joules: NonNegativeFloat | None
+    normalized_joules: NonNegativeFloat | None
+    runs: tuple[RunEnergy, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OfficialResult:
     """Verdict and complaints of one official tool about one file, folder or tree.
 
@@ -342,6 +376,7 @@ class SetResult:
         rcp: None in the open division, and without a batch size.
         eval_interval_samples: training samples between evaluations; None if the runs do not share one
             (`compliance.run`).
+        energy: None without power logs, which only a submission tree has.
     """
 
     name: str
@@ -350,6 +385,7 @@ class SetResult:
     variance: Variance | None
     rcp: Rcp | None
     eval_interval_samples: int | None = None
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True, slots=True)

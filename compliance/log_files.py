@@ -74,6 +74,21 @@ def read_log(path: Path) -> Log:
         raise InputError(f"{path}: {error.strerror or error}") from error
 
 
+def read_plain_log(path: Path, max_bytes: int) -> Log:
+    """Parse one file without decompressing it.
+
+    Raises:
+        InputError: the file may not be read, or is larger than ``max_bytes``.
+    """
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise InputError(f"{path}: {size:,} bytes, expected at most {max_bytes:,}")
+        with path.open("rb") as stream:
+            return parse(stream, str(path))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+
+
 @contextmanager
 def open_log(path: Path) -> Iterator[BinaryIO]:
     """Open a log, and decompress it if it is gzipped.

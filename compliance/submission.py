@@ -112,6 +112,7 @@ class ResultFolder:
         logs: files named result_<i>.txt, ordered by i; each is a regular file inside the tree.
         others: names of everything else in the folder.
         scaling: scaling_factor of the folder's scaling.json, of whatever type; None without one.
+        power: files power/<run>/<name>, regular and inside the tree; None without a folder power/.
     """
 
     system: str
@@ -119,6 +120,7 @@ class ResultFolder:
     logs: tuple[Path, ...]
     others: tuple[str, ...]
     scaling: Any = None
+    power: tuple[Path, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,12 @@ def _result_folder(root: Path, display_root: Path, folder: str, tree: FileTree) 
     others = sorted({*files, *_names_in(folder, tree.folders)} - set(logs))
     paths = tuple(root / folder / name for name in logs)
     scaling = _scaling_factor(root / folder / "scaling.json") if "scaling.json" in files else None
-    return ResultFolder(folder.split("/")[1], printable(display_root / folder), paths, tuple(others), scaling)
+    parts = (file.name.removeprefix(f"{folder}/").split("/") for file in tree.files if file.name.startswith(folder))
+    power = tuple(root.joinpath(folder, *each) for each in parts if each[0] == "power" and len(each) == 3)
+    has_power = f"{folder}/power" in tree.folders
+    system = folder.split("/")[1]
+    shown = printable(display_root / folder)
+    return ResultFolder(system, shown, paths, tuple(others), scaling, power if has_power else None)
 
 
 def _scaling_factor(path: Path) -> Any:

@@ -27,6 +27,15 @@ def number(value: float | None, digits: int = 0, sign: Literal["", "+"] = "") ->
     return f"{value:.4g}" if isinstance(value, float) or abs(value) < 1e308 else "over 1e308"
 
 
+def energy_units(joules: float | None) -> tuple[str, str]:
+    """Format an energy in kJ and in kWh.
+
+    >>> energy_units(7_200_000.0), energy_units(None)
+    (('7,200.0', '2.000'), ('-', '-'))
+    """
+    return number(None if joules is None else joules / 1e3, 1), number(None if joules is None else joules / 3.6e6, 3)
+
+
 def count(amount: int, noun: str) -> str:
     """Format an amount with its noun.
 

@@ -168,6 +168,7 @@ def _set(result: SetResult, report: Report, kind: Literal["svg", "png"]) -> dict
         "variance": tables.variance_table(result.variance),
         "definition": result.variance.definition if result.variance else None,
         "rcp": tables.rcp_table(result.rcp),
+        "energy": tables.energy_table(result),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..findings import Official, Rcp, RcpTest, RunSummary, SetResult, Spread, Variance
-from .formatting import NOTHING, common_folder, group_by, number, places, run_ranges
+from .formatting import NOTHING, common_folder, energy_units, group_by, number, places, run_ranges
 from .plot_parts import phase_bars, rate_summary
 
 Cell = Callable[[RunSummary], str]
@@ -41,6 +41,11 @@ def score_terms(result: SetResult) -> list[tuple[str, str]]:
         for which, file in zip(("fastest", "slowest"), score.dropped, strict=False)
         if file in numbers
     ]
+    energy = result.energy
+    joules = (
+        ("Energy, mean of the same runs", None if energy is None else energy.olympic_joules),
+        ("Energy, normalised", None if energy is None else energy.normalized_joules),
+    )
     parts = [
         ("Olympic mean of run_start to run_stop", score.olympic_minutes, 3, " minutes"),
         ("Normalised", score.normalized_minutes, 3, " minutes"),
@@ -50,6 +55,7 @@ def score_terms(result: SetResult) -> list[tuple[str, str]]:
     ]
     return [
         *((term, number(value, digits) + unit) for term, value, digits, unit in parts if value is not None),
+        *((term, "{} kJ, {} kWh".format(*energy_units(value))) for term, value in joules if value is not None),
         ("Window, by start time", f"runs {run_ranges(window)}" if window else NOTHING),
         ("Dropped from it", ", ".join(dropped) or NOTHING),
     ]
@@ -167,6 +173,21 @@ def rcp_table(rcp: Rcp | None) -> Table | None:
     }
     rows = [(term, cell(rcp.pruned), cell(rcp.full)) for term, cell in terms.items()]
     return Table((f"Global batch size {rcp.global_batch_size:,}", "Pruned (decides)", "Full"), rows, frozenset({1, 2}))
+
+
+def energy_table(result: SetResult) -> Table | None:
+    """Return the energy of each run, numbered in the order of the runs; None without power logs."""
+    if result.energy is None:
+        return None
+    numbers = {run.file: (n, run.minutes) for n, run in enumerate(result.runs, 1)}
+    rows = []
+    for energy in sorted(result.energy.runs, key=lambda each: numbers[each.file]):
+        n, minutes = numbers[energy.file]
+        watts = energy.joules / (60 * minutes) if energy.joules is not None and minutes else None
+        counts = (energy.nodes, energy.switches, energy.readings, energy.missing)
+        rows.append((str(n), *energy_units(energy.joules), number(watts, 1), *map(number, counts)))
+    columns = ("Run", "kJ", "kWh", "Mean W", "Nodes", "Switches", "Readings", "Missing samples")
+    return Table(columns, rows, frozenset(range(1, len(columns))))
 
 
 def official_tables(official: Official) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..benchmark import NAME
 from ..findings import Finding, OfficialResult, Report, Severity, Verdict
 from ..welch import Outcome, format_percent
-from .formatting import common_folder, count, group_by, number, places
+from .formatting import common_folder, count, energy_units, group_by, number, places
 from .terminal import draw, template_environment
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def text_report(report: Report, width: int = 100, colour: bool = False) -> str:
         "evidence": _evidence,
         "places": _places,
         "complaints": _complaints,
+        "energy": energy_units,
     }
     counts = {severity: sum(each.severity is severity for each in report.findings) for severity in Severity}
     values = {"report": report, "counts": counts, "benchmark": NAME, "styles": _STYLES, "limit": _MAX_ENTRIES}

@@ -5,7 +5,19 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from . import acceptance, clock, description, evaluations, files, packages, plausibility, resumption, sets, unprovable
+from . import (
+    acceptance,
+    clock,
+    description,
+    evaluations,
+    files,
+    packages,
+    plausibility,
+    power,
+    resumption,
+    sets,
+    unprovable,
+)
 from .rule import Rule
 
 
@@ -20,7 +32,7 @@ RUN_RULES = tuple(
     each for each in _rules_of(files, description, evaluations, clock, resumption) if each not in ALONE_RULES
 )
 SET_RULES = _rules_of(sets, plausibility)
-PACKAGE_RULES = _rules_of(packages)
+PACKAGE_RULES = _rules_of(packages, power)
 UNVERIFIABLE = _rules_of(unprovable)
 WAIVER_RULES = _rules_of(acceptance)
 ALL_RULES = (*RUN_RULES, *ALONE_RULES, *SET_RULES, *PACKAGE_RULES, *UNVERIFIABLE, *WAIVER_RULES)

@@ -12,6 +12,7 @@ from ..benchmark import NAME, RUNS
 from ..file_tree import has_rejected_name, is_binary, is_source, printable
 from ..findings import RunSummary, Severity
 from ..json_values import finite_float
+from ..power import RunPower
 from ..submission import (
     CODE_FOLDER,
     DIVISIONS,
@@ -28,7 +29,6 @@ _LAYOUT = "MLPerf submission rules, Directory structure (Training)"
 _CHECKER = f"{OFFICIAL}package_checker"
 _DESCRIBER = f"{OFFICIAL}system_desc_checker"
 
-
 MAX_FILE_BYTES = 50 << 20  # limit of mlperf-logging's repo_checker
 # Files that official tools read or write beside the logs, and optional power logs.
 _KNOWN_NAMES = {"scaling.json", "package_checker_params", "power"}
@@ -38,12 +38,13 @@ _OFFICIAL_LOG_NAME = re.compile(r"result_.*\.txt")
 
 @dataclass(frozen=True, slots=True)
 class PackageContext:
-    """A submission tree and, by system name, the runs of `results/<system>/gpt_oss_20b` and their score's factor."""
+    """A submission tree and, by system name, its runs of this benchmark, their score's factor and their power logs."""
 
     submission: Submission
     runs: dict[str, tuple[RunSummary, ...]] = field(default_factory=dict)
     required_runs: int = RUNS
     factors: Mapping[str, float | None] = field(default_factory=dict)
+    power: Mapping[str, tuple[RunPower, ...]] = field(default_factory=dict)
 
 
 @rule("package-structure", Severity.ERROR, _LAYOUT)
@@ -283,14 +284,6 @@ def package_bypass(context: PackageContext) -> Iterator[Problem]:
     This project ignores it. The official checker reads it in results/<system>/ and below.
     """
     yield from _files_named(context, "package_checker_params", "bypass requested, audit due; ignored here")
-
-
-@rule("package-power", Severity.INFO, OWN)
-def package_power(context: PackageContext) -> Iterator[Problem]:
-    """Report power logs beside a result, which are not judged."""
-    for folder in context.submission.results:
-        if "power" in folder.others:
-            yield Problem("power logs are not judged", file=f"{folder.path}/power")
 
 
 def _files_named(context: PackageContext, name: str, message: str) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,20 @@ import pytest
 from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
 
 from compliance.findings import Finding, RunSummary, Severity
+from compliance.power import read_power
 from compliance.rules import PACKAGE_RULES
 from compliance.rules.packages import PackageContext, organisation_agreement
 from compliance.rules.rule import quote_json
 from compliance.submission import REQUIRED_FIELDS, STATUSES, TEXT_FIELDS, read_submission
 from tests.support.judging import judged
 from tests.support.made_logs import MadeLog, compliant_log, system_description, write_tree
+from tests.support.made_power import power_log, switch_log, write_power
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 SYSTEM = "sys_1x8"
 CODE = f"benchmarks/gpt_oss_20b/implementations/{SYSTEM}"
 RESULTS = f"results/{SYSTEM}/gpt_oss_20b"
+POWER = f"{RESULTS}/power/result_3"
 RUN = judged(compliant_log()).summary
 
 
@@ -48,7 +51,7 @@ class Tree:
     def move(self, name: str, to: str) -> None:
         (self.root / name).rename(self.root / to)
 
-    def change_runs(self, *numbers: int, **changes: str | None) -> None:
+    def change_runs(self, *numbers: int, **changes: float | str | None) -> None:
         for number in numbers or range(10):
             self.runs[number] = replace(self.runs[number], **changes)  # type: ignore[arg-type]
 
@@ -57,9 +60,9 @@ class Tree:
         if path.is_file() and not path.is_symlink():
             text = self.description
             path.write_text(text if isinstance(text, str) else json.dumps(text))
-        context = PackageContext(
-            read_submission(self.root), {SYSTEM: tuple(self.runs)}, self.required_runs, {SYSTEM: 1.0}
-        )
+        tree = read_submission(self.root)
+        power = {folder.system: read_power(folder, self.runs) for folder in tree.results}
+        context = PackageContext(tree, {SYSTEM: tuple(self.runs)}, self.required_runs, {SYSTEM: 1.0}, power)
         return [finding for rule in PACKAGE_RULES for finding in rule.judge(context)]
 
 
@@ -114,6 +117,20 @@ def add_large_file(name: str) -> Change:
             file.truncate((50 << 20) + 1)  # sparse
 
     return change
+
+
+def add_power(change: Change = lambda tree: None, devices: Sequence[str] = ("node_0",)) -> Change:
+    """Add power logs of every run, of a run of 300 seconds, and change the tree then."""
+
+    def add(tree: Tree) -> None:
+        tree.change_runs(start_ms=1e12, minutes=5.0)
+        switch, node = switch_log(10**12, 30.0), power_log(10**12, 10**12 + 300_000)
+        for number in range(10):
+            logs = [(name, switch if name.startswith("sw") else node) for name in devices]
+            write_power(tree.root / RESULTS, f"result_{number}", logs)
+        change(tree)
+
+    return add
 
 
 def drop_code(tree: Tree) -> None:
@@ -182,7 +199,16 @@ LINK = "package-link"
         (add_file(f"{RESULTS}/package_checker_params", "rcp-bypass"), "package-bypass", INFO, "bypass requested"),
         (add_file(f"results/{SYSTEM}/package_checker_params", "x"), "package-bypass", INFO, ""),
         (add_file("package_checker_params"), "package-bypass", INFO, ""),
-        (add_file(f"{RESULTS}/power/result_0/node_0.txt"), "package-power", INFO, "not judged"),
+        (add_power(lambda tree: tree.remove(f"{POWER}/node_0.txt")), "package-power", ERROR, "no power log"),
+        (add_power(move(f"{POWER}/node_0.txt", f"{POWER}/node_1.txt")), "package-power", ERROR, "numbered"),
+        (add_power(move(f"{POWER}/sw_1.txt", f"{POWER}/sw_2.txt"), ["node_0", "sw_0", "sw_1"]), "package-power", ERROR,
+         "numbered"),
+        (add_power(lambda tree: tree.remove(f"{POWER}/node_1.txt"), ["node_0", "node_1"]), "package-power", ERROR,
+         "number of nodes"),
+        (add_power(lambda tree: tree.remove(f"{POWER}/sw_0.txt"), ["node_0", "sw_0"]), "package-power", ERROR,
+         "number of switches"),
+        (add_power(add_file(f"{POWER}/node_0.txt")), "package-power", ERROR, "empty"),
+        (add_power(add_file(f"{POWER}/node_a.txt")), "package-power-doubt", WARNING, "node_a"),
         (change_runs(3, logged_status="cloud"), "status-agreement", WARNING, "^a log "),
         (add_link(f"{CODE}/passwd", "/etc/passwd"), LINK, ERROR, ""),
         (add_link(f"{CODE}/home", "../../../../.."), LINK, ERROR, ""),
@@ -200,6 +226,16 @@ def test_a_rule_fires_alone(tree: Tree, change: Change, rule: str, severity: Sev
         assert not [finding for finding in findings if finding.severity is ERROR]
     if severity is INFO:
         assert not [finding for finding in findings if finding.severity is WARNING]
+
+
+def test_every_node_of_the_system_is_measured(tree: Tree) -> None:
+    add_power()(tree)
+    assert tree.judge() == []
+    tree.description["number_of_nodes"] = "2"
+    found = {(each.rule, each.severity, each.expected, each.got) for each in tree.judge()}
+    assert found == {("package-power", ERROR, "2 nodes", "1"), ("package-power-doubt", WARNING, None, None)}
+    add_power(devices=["node_0", "node_1", "sw_0"])(tree)
+    assert tree.judge() == []
 
 
 def test_every_rule_fires_somewhere() -> None:

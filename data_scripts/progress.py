@@ -33,7 +33,9 @@ class ByteProgress:
         # Under FORCE_COLOR, rich alone would take a pipe for a terminal. A dumb terminal cannot redraw a line.
         if sys.stderr.isatty() and not console.is_dumb_terminal:
             columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            self._bar = Progress(TextColumn("{task.description}"), *columns, console=console, transient=True)
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False), *columns, console=console, transient=True
+            )
             self._bar.add_task(self._title, total=total, completed=done)
             self._bar.start()
         return self

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import Config, ConfigError, fixed_hyperparameter_overrides, resolve, settings
-from .config.environment import is_rank_zero, read_settings
+from .config.environment import LaunchError, is_rank_zero, read_launch, read_settings
 from .stopping import ExitCode, hard_exit
 
 app = typer.Typer(
@@ -88,7 +88,12 @@ def train(
     if dry_run:
         print_config(config)
         return
-    _silence_dependencies()
+    try:
+        read_launch()  # before torch is imported, which takes seconds
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(ExitCode.BAD_CONFIGURATION) from error
+    _load_megatron()
     from .train import run
 
     code = run(config)
@@ -111,7 +116,7 @@ def info(
     if "SUBMISSION_DIVISION" not in known and known.get("MODEL_VARIANT", "reference") != "reference":
         given["SUBMISSION_DIVISION"] = "open"  # the closed division would reject every other variant
     config = _resolve_or_exit(given)
-    _silence_dependencies()
+    _load_megatron()
     from .model.size import compute_model_size
 
     size = compute_model_size(config)
@@ -189,7 +194,7 @@ def estimate(
         "network_gbs": network_gbs,
         "domain": domain,
     }
-    _silence_dependencies()
+    _load_megatron()
     try:
         parts = run(given, system, overrides, assume or (), nodes=nodes, mfu=mfu, s1_json=s1_json, as_json=as_json)
     except (ConfigError, EstimateError) as error:
@@ -222,10 +227,9 @@ def bench(
     """
     if out and (out.exists() or not out.parent.is_dir()):
         _exit_with_error(f"--out: got {out}, expected a new file in a folder that exists. Name another.")
-    _silence_dependencies()
+    _load_megatron()
     from torch import OutOfMemoryError
 
-    from .config.environment import LaunchError
     from .model.backend import BackendError
     from .tools.bench.measure import Timing, time_scenario
     from .tools.bench.result import as_table
@@ -307,13 +311,16 @@ def _resolve_or_exit(given: dict[str, str | None]) -> Config:
         _exit_with_error(str(error))
 
 
-def _silence_dependencies() -> None:
-    """Hide warnings of Megatron-Core and torch: each rank warns of optional packages and of their own deprecations.
+def _load_megatron() -> None:
+    """Import Megatron-Core, and hide its and torch's warnings of optional packages and of their own deprecations.
 
     On a CPU their calls pass through `megatron_cpu`, so Python names that module as the source.
     """
     for category in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=r"megatron|torch|gptoss20b\.megatron_cpu")
+    from .megatron_cpu import import_megatron
+
+    import_megatron()
 
 
 def _exit_with_error(message: str) -> NoReturn:
@@ -340,4 +347,4 @@ def print_config(config: Config) -> None:
 
 def _console() -> Console:
     """Return a console for tables: as wide as the terminal, or 120 columns in a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(markup=False, width=None if sys.stdout.isatty() else 120)

@@ -4,6 +4,8 @@ Megatron-Core assumes a CUDA device. It asks ``torch.cuda`` for the current devi
 tensors with ``device="cuda"``, and compares ``Tensor.type()`` with ``torch.cuda.*`` names. `enable` gives each of these
 a meaning on a CPU. Nothing runs on import, and nothing on a machine with a GPU. No result changes: a stand-in names the
 CPU instead of the GPU, or does nothing where nothing has to be awaited.
+
+Megatron-Core also decorates its pointwise functions with ``torch.compile``. `import_megatron` leaves them as they are.
 """
 
 from __future__ import annotations
@@ -54,6 +56,20 @@ class _CudaMeansCpu(TorchFunctionMode):
         if func is torch.Tensor.cuda:
             return args[0]
         return func(*args, **kwargs)
+
+
+def import_megatron() -> None:
+    """Import Megatron-Core. Without a GPU its functions are not compiled. Call it before any other import of it.
+
+    Loading torch's compiler takes a second, compiling takes longer than a CPU run gains, and needs a C++ compiler.
+    """
+    compile_function = torch.compile
+    if not torch.cuda.is_available():
+        vars(torch)["compile"] = lambda function: function
+    try:
+        import megatron.core  # noqa: F401 - its decorators run now
+    finally:
+        vars(torch)["compile"] = compile_function
 
 
 def enable() -> None:

@@ -13,14 +13,13 @@ import pytest
 
 from gptoss20b.result import read_result
 from tests.support import local_runs
-from tests.support.local_runs import NO_COMPILER
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, run_ranks
 
 
 def launch(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run two ranks under torchrun."""
-    environment = os.environ | variables | {"OMP_NUM_THREADS": "1"} | NO_GPU | NO_COMPILER
+    environment = os.environ | variables | {"OMP_NUM_THREADS": "1"} | NO_GPU
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
         [*command, "-m", "gptoss20b", "train"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.local_runs import NO_COMPILER, records, values
+from tests.support.local_runs import records, values
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, run_ranks
 from tests.support.slurm_cluster import Slurm, cluster, unavailable
@@ -34,7 +34,7 @@ def submit(slurm: Slurm, cwd: Path, output: Path, *arguments: str, **environment
     """Submit a job on two nodes from the folder ``cwd``, and return its id."""
     command = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={output}", *arguments]
     base = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    return int(slurm.run(command, base | NO_GPU | NO_COMPILER | environment, cwd))
+    return int(slurm.run(command, base | NO_GPU | environment, cwd))
 
 
 def submit_trial(slurm: Slurm, folder: Path, settings: dict[str, str]) -> int:

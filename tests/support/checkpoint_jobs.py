@@ -15,8 +15,6 @@ from typing import Any
 from unittest import mock
 
 import psutil
-import torch
-import torch._dynamo
 
 from gptoss20b.callbacks import Callback
 from gptoss20b.checkpoint import checkpointer, files, shards
@@ -55,8 +53,6 @@ def train(
         slow_s: seconds that rank 0 takes to verify a checkpoint, and to fail to remove an old one.
         never_writes: the disk never answers.
     """
-    # Megatron-Core compiles the routing with expert biases, which takes longer than all steps.
-    torch._dynamo.config.disable = True
     logdir, rank_zero = Path(variables["LOGDIR"]), os.environ["RANK"] == "0"
     released = threading.Event()
 

@@ -16,9 +16,6 @@ import pytest
 
 from tests.support.paths import ROOT
 
-# Megatron's decorators load torch's compiler, which a CPU run does not use. That takes a second per rank.
-NO_COMPILER = {"TORCH_COMPILE_DISABLE": "1"}
-
 
 class Launch:
     """One run_local.sh with the CPU configuration and the settings, in its own session.
@@ -32,7 +29,7 @@ class Launch:
         self.process = subprocess.Popen(
             ["bash", "--norc", "-c", 'source config_CPU_1x2.sh && exec env "$@" ./run_local.sh', "bash", *given],
             cwd=ROOT,
-            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHON": sys.executable, **NO_COMPILER},
+            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHON": sys.executable},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -27,7 +27,7 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
 
 
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["gptoss20b.train"])
+_FORKED.set_forkserver_preload(["tests.support.preloaded"])
 
 
 def free_port() -> int:

@@ -104,11 +104,17 @@ def test_checking_a_configuration_imports_no_framework(arguments: list[str]) -> 
 def test_info_takes_the_variant_from_the_environment_too() -> None:
     code = (
         "from unittest import mock; import gptoss20b.cli as cli\n"
-        "with mock.patch.object(cli, '_silence_dependencies', side_effect=SystemExit(7)):\n"
+        "with mock.patch.object(cli, '_load_megatron', side_effect=SystemExit(7)):\n"
         "    cli.app(['info'])\n"
     )
     done = run_python("-c", code, MODEL_VARIANT="openai")
     assert done.returncode == 7, done.stderr
+
+
+def test_a_cpu_run_loads_no_compiler() -> None:
+    code = "import sys, gptoss20b.cli as cli; cli._load_megatron(); import gptoss20b.train; print(*sys.modules)"
+    loaded = run_python("-c", code, CUDA_VISIBLE_DEVICES="-1", HIP_VISIBLE_DEVICES="-1").stdout.split()
+    assert "megatron.core.transformer" in loaded and "torch._inductor.compile_fx" not in loaded
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:

@@ -125,7 +125,7 @@ def test_an_option_cannot_make_a_record_empty(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
 def test_a_launcher_s_variable_that_is_no_number_is_one_clear_line(variable: str) -> None:
-    done = run_cli("train", "--dgxngpu", "1", "--expert-parallel", "1", **{variable: "abc"})
+    done = run_cli("train", "--dgxngpu", "1", "--expert-parallel", "1", **{"MASTER_ADDR": "::1", variable: "abc"})
     assert done.returncode == 2
     assert f"{variable}: got 'abc'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -116,6 +116,13 @@ def test_a_published_result_without_a_row_has_the_status_of_its_log(tmp_path: Pa
     assert trial.status == expected
 
 
+def test_brackets_in_a_reason_are_no_markup(tmp_path: Path) -> None:
+    reason = "RuntimeError: [/gloo/pair.cc:537] reset"
+    (make_set(tmp_path, 1) / "trial_1" / "result_0.txt").write_text(log_text("aborted", reason))
+    done = summarize(tmp_path, 1)
+    assert done.returncode == 1 and "[/gloo/pair.cc:537]" in done.stdout, done.stderr
+
+
 def test_a_folder_without_trials_is_refused(tmp_path: Path) -> None:
     done = summarize(tmp_path, 1)
     assert done.returncode == 2

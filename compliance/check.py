@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from system_info.version import __version__
 
@@ -32,6 +33,7 @@ from .log_files import InputError, find_logs, read_log
 from .official import TIMEOUT_S, OfficialTools, OwnVerdict, find_divergences
 from .official import version as official_version
 from .power import RunPower, read_power, set_energy
+from .processes import cores, run_apart
 from .records import ParseError
 from .rules import ALL_RULES, PACKAGE_RULES, WAIVER_RULES
 from .rules.packages import PackageContext
@@ -42,6 +44,8 @@ from .waivers import Waivers, read_waivers
 
 # By official tool and subject.
 OwnVerdicts = dict[tuple[str, str], OwnVerdict]
+# Smaller sets are judged before other processes have started.
+_PARALLEL_BYTES = 16 << 20
 # The official package checker runs these in the closed division only.
 _CLOSED_TOOLS = ("rcp_checker", "seed_checker")
 
@@ -106,7 +110,7 @@ def check_set(paths: Sequence[Path], options: Options = DEFAULTS) -> Report:
         if tools:
             tools.check_set(logs)  # first, because it takes longest
             tools.check_files(logs)
-        judged = [judge_run(read_log(path), options.ruleset, machine, waive=waivers.waive) for path in logs.values()]
+        judged = _judge_logs(list(logs.values()), options, waivers, machine)
         result, set_findings = judge_set(
             judged,
             options.ruleset,
@@ -131,6 +135,15 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
         raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"{root}: {error.strerror}") from error
+    return check_submission(tree, options)
+
+
+def check_submission(tree: Submission, options: Options = DEFAULTS, jobs: int | None = None) -> Report:
+    """Check a submission tree that is already listed, in at most ``jobs`` processes at once; None: one per core.
+
+    Raises:
+        InputError, OfficialToolsError: as `check_run`.
+    """
     waivers = read_waivers(options.waive)
     findings: list[Finding] = []
     results: list[SetResult] = []
@@ -138,16 +151,13 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
     factors: dict[str, float | None] = {}
     power: dict[str, tuple[RunPower, ...]] = {}
     own: OwnVerdicts = {}
-    with _official_tools(options) as tools:
+    with _official_tools(options, jobs) as tools:
         if tools:
             _start_official_tools(tools, tree)
         for folder in tree.results:
             system = tree.systems.get(folder.system)
             machine = None if system is None else system.machine
-            judged = [
-                judge_run(read_log(log), options.ruleset, machine, folder.system, waive=waivers.waive)
-                for log in folder.logs
-            ]
+            judged = _judge_logs(folder.logs, options, waivers, machine, folder.system, jobs)
             result, set_findings = judge_set(
                 judged,
                 options.ruleset,
@@ -177,7 +187,42 @@ def check_package(root: Path, options: Options = DEFAULTS) -> Report:
 def unreadable_report(command: str, options: Options, message: str) -> Report:
     """Return the report of an input that cannot be read."""
     finding = Finding("input", Severity.ERROR, message, None, None, None, None, "this project")
-    return Report(command, options.ruleset, Verdict.ERROR, (finding,), (), None, _versions(), _plain(options))
+    return Report(
+        command, options.ruleset, Verdict.ERROR, (finding,), (), None, tool_versions(), options_by_name(options)
+    )
+
+
+def _judge_logs(
+    logs: Sequence[Path],
+    options: Options,
+    waivers: Waivers,
+    machine: Machine | None,
+    system: str | None = None,
+    jobs: int | None = None,
+) -> list[JudgedRun]:
+    """Judge logs, in parallel if that is faster. The official tools use every core already.
+
+    Raises:
+        InputError: a log cannot be read: the first of them.
+    """
+
+    def judge(share: Sequence[Path]) -> list[JudgedRun]:
+        return [judge_run(read_log(log), options.ruleset, machine, system, waive=waivers.waive) for log in share]
+
+    jobs = min(1 if options.official else jobs or cores(), len(logs))
+    if jobs <= 1 or sum(path.stat().st_size for path in logs) < _PARALLEL_BYTES:
+        return judge(logs)
+    # Starting a process takes as long as a log: each judges an equal share.
+    shares = [logs[len(logs) * part // jobs : len(logs) * (part + 1) // jobs] for part in range(jobs)]
+    # A process marks the waivers that it used in its own copy.
+    outcomes = dict(run_apart(lambda share: (judge(share), waivers.used), shares, jobs))
+    judged: list[JudgedRun] = []
+    for _, outcome in sorted(outcomes.items()):
+        if isinstance(outcome, Exception):
+            raise outcome
+        judged += outcome[0]
+        waivers.used |= outcome[1]
+    return judged
 
 
 def _report(
@@ -190,7 +235,9 @@ def _report(
 ) -> Report:
     findings = (*judged, *judge_by(WAIVER_RULES, waivers), *unverifiable_findings())
     verdict = Verdict.FAIL if any(finding.severity in _failing(options) for finding in findings) else Verdict.PASS
-    return Report(command, options.ruleset, verdict, findings, tuple(sets), official, _versions(), _plain(options))
+    return Report(
+        command, options.ruleset, verdict, findings, tuple(sets), official, tool_versions(), options_by_name(options)
+    )
 
 
 def _failing(options: Options) -> set[Severity]:
@@ -207,7 +254,7 @@ def _without_score(result: SetResult) -> SetResult:
     return replace(result, score=score, energy=energy)
 
 
-def _versions() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
     """Return the versions that determine the verdict."""
     try:
         official = version("mlperf-logging")
@@ -216,7 +263,8 @@ def _versions() -> dict[str, str]:
     return {"compliance": __version__, "mlperf-logging": official, "python": platform.python_version()}
 
 
-def _plain(options: Options) -> dict[str, object]:
+def options_by_name(options: Options) -> dict[str, Any]:
+    """Return the options as plain values."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
 
 
@@ -236,12 +284,12 @@ def _machine(path: Path | None) -> Machine | None:
     return system.machine
 
 
-def _official_tools(options: Options) -> AbstractContextManager[OfficialTools | None]:
-    return OfficialTools(options.ruleset, options.official_timeout) if options.official else nullcontext()
+def _official_tools(options: Options, jobs: int | None = None) -> AbstractContextManager[OfficialTools | None]:
+    return OfficialTools(options.ruleset, options.official_timeout, jobs) if options.official else nullcontext()
 
 
 def _start_official_tools(tools: OfficialTools, tree: Submission) -> None:
-    tools.check_tree(str(tree.root), tree.root)  # first, because it takes longest
+    tools.check_tree(str(tree.root), tree.root, tree.only)  # first, because it takes longest
     for folder in tree.results:
         logs = {str(log): log for log in folder.logs}
         tools.check_set(logs, folder.path)

@@ -10,8 +10,8 @@ import inspect
 import os
 import shutil
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial, wraps
@@ -23,13 +23,14 @@ import typer
 from system_info.entry_point import StdoutError
 
 from . import system_description
-from .benchmark import RUNS, Ruleset
+from .benchmark import NAME, RUNS, Ruleset
 from .check import DEFAULTS, Options, check_package, check_run, check_set, unreadable_report
 from .compare import NotComparableError, compare
 from .findings import Report, Verdict
 from .log_files import InputError
 from .official import OfficialToolsError
 from .package import PackageRefusedError, build
+from .processes import describe_error
 from .rcp import RcpDataError
 from .waivers import read_waivers
 from .welch import CONFIDENCE
@@ -63,7 +64,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Check MLPerf Training logs of gpt_oss_20b: one run, a set of ten runs, or a submission tree.",
+    help="Check MLPerf Training logs of gpt_oss_20b: a run, a set of ten runs, a submission, or a whole repository.",
     epilog="Exit status: 0 pass, 1 violation, 2 usage, 3 unreadable input, 4 internal error, 130 interrupted.",
 )
 
@@ -264,6 +265,42 @@ def report_command(
     raise typer.Exit(_exit_code(report))
 
 
+@app.command("review")
+@_takes_check_options
+def review_command(
+    root: Annotated[
+        Path, typer.Argument(help="Results repository: submissions as <org>, or as closed/<org> and open/<org>.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder to write: index.html, summary.csv, summary.xlsx, summary.json, pages/. Files of these names "
+            "are overwritten, and others stay.",
+        ),
+    ],
+    options: Options,
+    benchmark: Annotated[str, typer.Option("--benchmark", help="Benchmark to judge.")] = NAME,
+) -> None:
+    """Check every result of a repository of many submitters side by side: one table, and a page for each result."""
+    from .render.review_files import review_text, write_files
+    from .review import UnknownBenchmarkError, find_results, review
+
+    try:
+        found = find_results(root, benchmark)
+    except UnknownBenchmarkError as error:
+        raise typer.BadParameter(str(error), param_hint="--benchmark") from error
+    try:
+        with _progress(len(found.results)) as on_progress:
+            reviewed = review(found, options, out, on_progress)
+        write_files(reviewed, out)
+    except OSError as error:
+        raise typer.BadParameter(f"{error.filename or out}: {error.strerror}", param_hint="--out") from error
+    _print(review_text(reviewed, out, width=_width(), colour=_colour()))
+    raise typer.Exit(ExitCode.PASS if reviewed.verdict is Verdict.PASS else ExitCode.VIOLATION)
+
+
 @app.command("rules")
 def rules_command(
     markdown: Annotated[
@@ -279,14 +316,31 @@ def rules_command(
 
 @app.command("schema")
 def schema_command(
-    document: Annotated[Literal["report", "plan", "comparison"], typer.Argument(help="Name of the document.")],
+    document: Annotated[
+        Literal["report", "plan", "comparison", "review"], typer.Argument(help="Name of the document.")
+    ],
 ) -> None:
-    """Print the JSON schema of a report, a plan or a comparison, as printed with --format json."""
+    """Print the JSON schema of a report, a plan or a comparison (--format json), or of the summary.json of a review."""
     import json
 
     from .documents import DOCUMENTS, json_schema
 
     _print(json.dumps(json_schema(DOCUMENTS[document]), indent=2))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr, if that is a terminal. Yield the function that takes the number done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    shown = sys.stderr.isatty() and not console.is_dumb_terminal
+    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TextColumn("results"), TimeRemainingColumn())
+    # Without auto_refresh there is no thread, and processes can be forked.
+    with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not shown) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda done: progress.update(task, completed=done, refresh=True)
 
 
 def _report_and_exit(command: str, options: Options, output_format: Format, check: Callable[[Options], Report]) -> None:
@@ -349,7 +403,5 @@ def main() -> NoReturn:
     except ModuleNotFoundError:
         raise  # __main__ says what to install
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno}"
-        print(f"internal error: {type(error).__name__}: {error} ({where}); please report it", file=sys.stderr)
+        print(f"internal error: {describe_error(error)}; please report it", file=sys.stderr)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""JSON documents of the commands (report, plan, comparison), and their schemas.
+"""JSON documents of the commands (report, plan, comparison, review), and their schemas.
 
 A document is a tree of dataclasses. pydantic serializes it and derives its schema, whose descriptions are the
 ``Attributes:`` of each class. The committed ``compliance/*.schema.json`` are written by
@@ -33,6 +33,7 @@ from .findings import (
     Verdict,
 )
 from .plan import Plan
+from .review import Review
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,13 @@ class ReportDocument:
     official: Official | None
 
 
-Document = ReportDocument | Plan | Comparison
-DOCUMENTS: dict[str, type[Document]] = {"report": ReportDocument, "plan": Plan, "comparison": Comparison}
+Document = ReportDocument | Plan | Comparison | Review
+DOCUMENTS: dict[str, type[Document]] = {
+    "report": ReportDocument,
+    "plan": Plan,
+    "comparison": Comparison,
+    "review": Review,
+}
 
 
 def report_document(report: Report) -> ReportDocument:

@@ -88,7 +88,10 @@ def printable(text: Path | str) -> str:
     >>> printable(Path("a\nb"))
     'a\\nb'
     """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
 
 
 def is_source(name: str) -> bool:

@@ -178,6 +178,7 @@ class RunSummary(RunOutcome):
         expected_learning_rates: learning rates of the logged schedule at the same points.
         phases: intervals for the timeline.
         logged_status: submission_status.
+        disclosed: logged parallel sizes, micro batch size and precisions as text, by key.
     """
 
     train_loss: Curve
@@ -186,6 +187,7 @@ class RunSummary(RunOutcome):
     phases: tuple[Phase, ...]
     logged_status: str | None = None
     tracked: Mapping[str, float] = field(default_factory=dict)
+    disclosed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import rcp, score
-from .benchmark import RUNS
+from .benchmark import DISCLOSURE, RUNS
 from .findings import Curve, Finding, Phase, RunSummary, Score, SetResult, Severity, Status, Variance
 from .json_values import finite_float, seed_number
 from .records import Log, Record
@@ -224,6 +224,9 @@ def _summary(run: Run, status: Status, system: str | None) -> RunSummary:
         division=_text(run, "submission_division"),
         organisation=_text(run, "submission_org"),
         logged_status=_text(run, "submission_status"),
+        disclosed={
+            key: str(run.value(key))[:40] for key in DISCLOSURE if isinstance(run.value(key), str | int | float)
+        },
         system=system,
     )
 

@@ -132,7 +132,8 @@ class Submission:
         systems: readable system descriptions by name.
         system_names: names of all system files, including unreadable ones.
         results: folders of this benchmark.
-        files, folders, links: everything listed, named below the root.
+        only: system whose result was asked for; None: all systems.
+        files, folders, links: everything listed, named below the root, without the files of systems not asked for.
         problems: parts that could not be listed or read, each with its path for messages.
     """
 
@@ -144,6 +145,7 @@ class Submission:
     folders: frozenset[str]
     links: tuple[Link, ...]
     problems: tuple[tuple[str, ParseError], ...]
+    only: str | None = None
 
     @property
     def code(self) -> tuple[TreeFile, ...]:
@@ -166,8 +168,13 @@ class Submission:
         return printable(self.root / name)
 
 
-def read_submission(root: Path, display_root: Path | None = None) -> Submission:
-    """List a submission tree and read its system descriptions. ``display_root`` replaces the root in messages.
+def read_submission(root: Path, display_root: Path | None = None, only: str | None = None) -> Submission:
+    """List a submission tree and read its system descriptions.
+
+    Args:
+        root: folder of the tree.
+        display_root: replaces the root in messages.
+        only: system to read. The results and descriptions of the tree's other results are left out.
 
     Raises:
         NotADirectoryError: root is missing or no folder.
@@ -176,6 +183,8 @@ def read_submission(root: Path, display_root: Path | None = None) -> Submission:
         raise NotADirectoryError(f"{printable(root)}: no such folder; expected one with systems and results")
     shown = display_root or root
     tree = list_tree(root, _should_enter)
+    if only is not None:
+        _keep_system(tree, only)
     problems = [(printable(shown / name), ParseError("package-structure", None, why)) for name, why in tree.unlisted]
     files = _names_in("systems", (file.name for file in tree.files))
     system_names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
@@ -197,6 +206,7 @@ def read_submission(root: Path, display_root: Path | None = None) -> Submission:
         folders=frozenset(tree.folders),
         links=tuple(tree.links),
         problems=tuple(problems),
+        only=only,
     )
 
 
@@ -238,6 +248,20 @@ def _should_enter(folder: str) -> bool:
     depth = {"benchmarks": 1, "results": 2}.get(parts[0])
     is_other = depth is not None and len(parts) > depth and parts[depth] != benchmark.NAME
     return parts[-1] != ".git" and not is_other
+
+
+def _keep_system(tree: FileTree, system: str) -> None:
+    """Leave out the other folders of results/, and the descriptions of their systems."""
+    others = {*_names_in("results", tree.folders)} - {system}
+    left_out = {*(f"results/{other}" for other in others), *(f"systems/{other}.json" for other in others)}
+
+    def is_kept(name: str) -> bool:
+        return "/".join(name.split("/")[:2]) not in left_out
+
+    tree.files = [file for file in tree.files if is_kept(file.name)]
+    tree.folders = [name for name in tree.folders if is_kept(name)]
+    tree.links = [link for link in tree.links if is_kept(link.name)]
+    tree.unlisted = [(name, why) for name, why in tree.unlisted if is_kept(name)]
 
 
 def _result_folder(root: Path, display_root: Path, folder: str, tree: FileTree) -> ResultFolder:

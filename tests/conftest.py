@@ -22,7 +22,7 @@ settings.load_profile("shared machine")
 
 # Files test_<name>.py by folder whose tests start programs or take seconds: `make check` leaves them out.
 SLOW_FILES = {
-    "compliance": "calibration cli compare figures fuzz machine_fields made_logs official report_file text",
+    "compliance": "calibration cli compare figures fuzz machine_fields made_logs official report_file review text",
     "data_scripts": (
         "bad_lines download download_faults download_resume make_sample_data preprocess preprocess_resume "
         "tokenizer verify verify_damage verify_fuzz"

@@ -30,12 +30,13 @@ _VERDICTS = {True: "pass", False: "fail"}
 
 
 class Request(NamedTuple):
-    """Subjects of one official tool: ruleset, absolute paths, and the user's names of these paths."""
+    """Subjects of one official tool: ruleset, absolute paths, the user's names of these paths, a tree's only system."""
 
     tool: str
     ruleset: str
     paths: list[str]
     names: list[str]
+    only: str | None = None
 
 
 class ToolVerdict(NamedTuple):
@@ -95,11 +96,11 @@ def _check_system(path: Path, ruleset: str, complaints: Complaints) -> ToolVerdi
     return ToolVerdict(_VERDICTS[valid], complaints.messages)
 
 
-def _check_package(root: Path, ruleset: str, complaints: Complaints) -> ToolVerdict:
+def _check_package(root: Path, only: str | None, ruleset: str, complaints: Complaints) -> ToolVerdict:
     from mlperf_logging.compliance_checker import mlp_parser
     from mlperf_logging.package_checker import package_checker
 
-    tree = stage_tree(root)
+    tree = stage_tree(root, only)
     # At any depth: the package checker globs, and a folder named "**" makes it descend.
     for log in sorted(tree.rglob("result_*.txt")):
         records, _ = mlp_parser.parse_file(str(log), ruleset=ruleset)
@@ -129,7 +130,7 @@ def _checks(request: Request, complaints: Complaints) -> Iterator[Callable[[], T
         case "system_desc_checker":
             yield partial(_check_system, paths[0], ruleset, complaints)
         case "package_checker":
-            yield partial(_check_package, paths[0], ruleset, complaints)
+            yield partial(_check_package, paths[0], request.only, ruleset, complaints)
 
 
 def _answer(check: Callable[[], ToolVerdict], request: Request, complaints: Complaints) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The tools do not read gzip, require the name `result_*.txt`, and write and remov
 from __future__ import annotations
 
 import gzip
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,16 +79,19 @@ def copy_lines(source: Path, target: Path, words: Sequence[str]) -> None:
         selected.writelines(line for line in lines if any(word in line for word in words))
 
 
-def stage_tree(root: Path) -> Path:
+def stage_tree(root: Path, only: str | None = None) -> Path:
     """Mirror a submission tree in the current directory: folders as folders, regular files as links.
 
-    Left out are the code, of which the package checker only lists the names, `NOT_STAGED`, and everything that is
-    neither folder nor regular file. The root is absolute.
+    Left out are the code, of which the package checker only lists the names, `NOT_STAGED`, everything that is neither
+    folder nor regular file, and the other systems than ``only``, if given. The root is absolute.
     """
     TREE_FOLDER.mkdir()
     for part in ("systems", "results"):
         if _file_type(root / part) == stat.S_IFDIR:
             _mirror(root / part, TREE_FOLDER / part, _MAX_DEPTH)
+    for path in TREE_FOLDER.glob("*/*") if only is not None else ():
+        if path.name not in (only, f"{only}.json"):
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
     return TREE_FOLDER
 
 

@@ -56,26 +56,27 @@ def version() -> str:
 class OfficialTools:
     """Official verdicts on the inputs of the `check_` methods, which return at once.
 
-    As many subprocesses run at once as there are CPUs, in the order of the calls. A set takes longest and should come
-    first. Use as a context manager: the exit ends running subprocesses with their children.
+    Subprocesses run in the order of the calls. A set takes longest and should come first. Use as a context manager: the
+    exit ends running subprocesses with their children.
 
     Args:
         ruleset: "6.0.0" or "6.1.0".
         timeout_s: time limit in seconds for each log that a tool reads.
+        jobs: subprocesses at once; None: one per CPU.
 
     Raises:
         OfficialToolsError: as `version`.
     """
 
-    def __init__(self, ruleset: str = RULESETS[-1], timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, ruleset: str = RULESETS[-1], timeout_s: float = TIMEOUT_S, jobs: int | None = None) -> None:
         version()
-        self._ruleset, self._timeout_s = ruleset, timeout_s
+        self._ruleset, self._timeout_s, self._jobs = ruleset, timeout_s, jobs or os.cpu_count()
         self._results: list[Future[list[OfficialResult]]] = []
         self._closed = threading.Event()
 
     def __enter__(self) -> OfficialTools:
         self._folder = Path(tempfile.mkdtemp(prefix="official-"))
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="official")
+        self._threads = ThreadPoolExecutor(self._jobs, thread_name_prefix="official")
         return self
 
     def __exit__(
@@ -105,13 +106,14 @@ class OfficialTools:
         """Run system_desc_checker on a system description. The name becomes the subject."""
         self._start("system_desc_checker", {name: path}, (name,))
 
-    def check_tree(self, name: str, root: Path) -> None:
+    def check_tree(self, name: str, root: Path, only: str | None = None) -> None:
         """Run package_checker on a copy of a submission tree. The name becomes the subject.
 
-        The copy lacks any `scaling.json` and `package_checker_params`.
+        The copy lacks any `scaling.json` and `package_checker_params`, and the results except those of the system
+        ``only``.
         """
         logs = sum(1 for _ in root.glob("results/*/*/result_*.txt"))
-        self._start("package_checker", {name: root}, (name,), logs)
+        self._start("package_checker", {name: root}, (name,), logs, only)
 
     def collect(self) -> tuple[OfficialResult, ...]:
         """Wait for all results and return them in the order of the calls."""
@@ -121,14 +123,16 @@ class OfficialTools:
         return tuple(result for future in self._results for result in future.result())
 
     def _start(
-        self, tool: OfficialTool, inputs: Mapping[str, Path], subjects: tuple[str, ...], logs: int | None = None
-    ) -> None:
+        self, tool: OfficialTool, inputs: Mapping[str, Path], subjects: tuple[str, ...], logs: int | None = None,
+        only: str | None = None,
+    ) -> None:  # fmt: skip
         limit_s = self._timeout_s * max(1, len(inputs) if logs is None else logs)
         request = {
             "tool": tool,
             "ruleset": self._ruleset,
             "paths": [str(path.absolute()) for path in inputs.values()],
             "names": list(inputs),
+            "only": only,
         }
         self._results.append(self._threads.submit(self._run, tool, request, subjects, limit_s))
 

@@ -14,9 +14,10 @@ import html
 import re
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
@@ -29,6 +30,10 @@ from .plot_parts import MAX_LOSS
 from .tables import Table
 from .terminal import template_environment
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Picture = tuple[figures.DrawFunction, str, str]
 PICTURE_KINDS: dict[str, Literal["svg", "png"]] = {"html": "svg", "md": "png"}
 SEVERITY_TITLES = {
     Severity.ERROR: "Errors",
@@ -36,7 +41,7 @@ SEVERITY_TITLES = {
     Severity.WAIVED: "Waived",
     Severity.INFO: "Notes",
 }
-PICTURES: tuple[tuple[figures.DrawFunction, str, str], ...] = (
+PICTURES: tuple[Picture, ...] = (
     (
         figures.draw_losses,
         "Evaluation loss",
@@ -64,20 +69,25 @@ PICTURES: tuple[tuple[figures.DrawFunction, str, str], ...] = (
 )
 
 
-def report_file(report: Report, kind: Literal["html", "md"]) -> str:
-    """Return the text of the file: the same text for the same report."""
-    environment = template_environment(_printed if kind == "html" else _printed_markdown)
+def report_file(report: Report, kind: Literal["html", "md"], pictures: Sequence[Picture] = PICTURES) -> str:
+    """Return the text of the file with these pictures: the same text for the same report."""
     findings = {severity: _by_rule(report.findings, severity) for severity in Severity}
-    return environment.get_template(f"report.{kind}.j2").render(
+    return load_template(kind).render(
         benchmark=benchmark.NAME,
         verdict=report.verdict,
         summary=_summary(report),
         basis=_basis(report),
-        sets=[_set(result, report, PICTURE_KINDS[kind]) for result in report.sets],
+        sets=[_set(result, report, pictures, PICTURE_KINDS[kind]) for result in report.sets],
         unverifiable=findings.pop(Severity.UNVERIFIABLE),
         findings=[(SEVERITY_TITLES[severity], rules) for severity, rules in findings.items() if rules],
         official=tables.official_tables(report.official) if report.official else None,
     )
+
+
+@cache
+def load_template(kind: Literal["html", "md"]) -> Template:
+    """Return the template of the file."""
+    return template_environment(printed if kind == "html" else _printed_markdown).get_template(f"report.{kind}.j2")
 
 
 def loss_curve(report: Report, kind: Literal["svg", "png"]) -> bytes:
@@ -86,7 +96,7 @@ def loss_curve(report: Report, kind: Literal["svg", "png"]) -> bytes:
     return b64decode(drawn[1].partition(",")[2]) if drawn else b""
 
 
-def _printed(value: object) -> object:
+def printed(value: object) -> object:
     """Return a value with visible characters only. Jinja escapes it for HTML afterwards."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
 
@@ -148,10 +158,10 @@ def _by_rule(findings: Iterable[Finding], severity: Severity) -> list[tuple[str,
     return tables_by_rule
 
 
-def _set(result: SetResult, report: Report, kind: Literal["svg", "png"]) -> dict[str, Any]:
+def _set(result: SetResult, report: Report, pictures: Sequence[Picture], kind: Literal["svg", "png"]) -> dict[str, Any]:
     """Return the values of one set for the templates."""
     result = replace(result, runs=tuple(figures.sort_by_start(result.runs)))
-    drawn = [(title, caption, figures.render_figure(draw, result, kind)) for draw, title, caption in PICTURES]
+    drawn = [(title, caption, figures.render_figure(draw, result, kind)) for draw, title, caption in pictures]
     shared, runs = tables.runs_table(result.runs)
     return {
         "name": result.name,

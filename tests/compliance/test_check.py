@@ -239,7 +239,7 @@ class PassingTools:
         assert path.is_file()
         self.calls.append(("system_desc_checker", name))
 
-    def check_tree(self, name: str, root: Path) -> None:
+    def check_tree(self, name: str, root: Path, only: str | None) -> None:
         assert root.is_dir()
         self.calls.append(("package_checker", name))
 
@@ -252,7 +252,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[PassingTools]:
     """Return the official tools that a test opens."""
     tools: list[PassingTools] = []
 
-    def open_tools(ruleset: str, timeout_s: float) -> PassingTools:
+    def open_tools(ruleset: str, timeout_s: float, jobs: int | None) -> PassingTools:
         tools.append(PassingTools(ruleset, timeout_s))
         return tools[-1]
 

@@ -187,13 +187,13 @@ def objects(part: object) -> Iterator[dict[str, Any]]:
         yield from objects(child)
 
 
-@pytest.mark.parametrize(("name", "maps"), [("report", 2), ("plan", 0), ("comparison", 0)])
+@pytest.mark.parametrize(("name", "maps"), [("report", 2), ("plan", 0), ("comparison", 0), ("review", 3)])
 def test_schemas_are_strict_and_described(name: str, maps: int) -> None:
     content = schema(name)
     Draft202012Validator.check_schema(content)
     assert content["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     found = list(objects(content))
-    # Only names of packages and options are free.
+    # Only names of packages, options and other benchmarks are free.
     assert sum("properties" not in each for each in found) == maps
     for each in (each for each in found if "properties" in each):
         assert each["additionalProperties"] is False

@@ -36,6 +36,9 @@ from .waivers import read_waivers
 from .welch import CONFIDENCE
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from .diff import TreeDiff
     from .documents import Document
 
 
@@ -76,6 +79,19 @@ SystemOption = Annotated[
     Path | None, typer.Option("--system", help="System description (JSON) of the logs, to check parallel sizes.")
 ]
 LogsArgument = Annotated[list[Path], typer.Argument(metavar="DIR_OR_LOG...", help="Folder of logs, or log files.")]
+
+
+def _table_path(path: Path | None) -> Path | None:
+    """Refuse the file of a table before the work begins."""
+    if path is not None and (path.suffix not in (".csv", ".xlsx") or not path.parent.is_dir() or path.is_dir()):
+        raise typer.BadParameter(f"{path}: expected a name that ends in .csv or .xlsx, in an existing folder")
+    return path
+
+
+TableOption = Annotated[
+    Path | None,
+    typer.Option("--out", callback=_table_path, help="Write the table to this file, too: .csv or .xlsx."),
+]
 LATEST = Ruleset.V6_1_0
 
 
@@ -171,6 +187,7 @@ def compare_command(
     confidence: Annotated[
         float, typer.Option("--confidence", help="Confidence of the intervals and the verdict, 0.5 to 0.9999.")
     ] = CONFIDENCE,
+    out: TableOption = None,
 ) -> None:
     """Test whether B meets the target in fewer samples or minutes than A, by Welch's t test."""
     from .judge import judge_run
@@ -179,8 +196,38 @@ def compare_command(
 
     runs_a, runs_b = ([judge_run(read_log(log), ruleset) for log in find_logs([path])] for path in (a, b))
     comparison = compare(runs_a, runs_b, ruleset, names=(str(a), str(b)), confidence=confidence)
+    if out is not None:
+        from .frames import comparison_frame
+
+        _write_table(comparison_frame(comparison), out)
     as_json = output_format == "json"
     _print(_json(comparison) if as_json else comparison_text(comparison, width=_width(), colour=_colour()))
+
+
+@app.command("diff")
+@_takes_check_options
+def diff_command(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Submission tree before.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Submission tree after.")],
+    options: Options,
+    output_format: Annotated[TextOrJson, typer.Option("--format", help="Format of the differences.")] = "text",
+    out: TableOption = None,
+) -> None:
+    """Check two revisions of a submission tree; show files, results and findings that differ. NEW gives the status."""
+    from .diff import diff_trees
+
+    diff = diff_trees(old, new, options)
+    if out is not None:
+        from .frames import results_frame
+
+        _write_table(results_frame(diff), out)
+    if output_format == "json":
+        _print(_json(diff))
+    else:
+        from .render.text import diff_text
+
+        _print(diff_text(diff, width=_width(), colour=_colour()))
+    raise typer.Exit(_exit_code(diff))
 
 
 app.command("system-description")(system_description.main)
@@ -317,10 +364,10 @@ def rules_command(
 @app.command("schema")
 def schema_command(
     document: Annotated[
-        Literal["report", "plan", "comparison", "review"], typer.Argument(help="Name of the document.")
+        Literal["report", "plan", "comparison", "review", "diff"], typer.Argument(help="Name of the document.")
     ],
 ) -> None:
-    """Print the JSON schema of a report, a plan or a comparison (--format json), or of the summary.json of a review."""
+    """Print the JSON schema of a document, as printed with --format json; review: of its summary.json."""
     import json
 
     from .documents import DOCUMENTS, json_schema
@@ -356,8 +403,8 @@ def _report_and_exit(command: str, options: Options, output_format: Format, chec
     raise typer.Exit(_exit_code(report))
 
 
-def _exit_code(report: Report) -> ExitCode:
-    return ExitCode.PASS if report.verdict is Verdict.PASS else ExitCode.VIOLATION
+def _exit_code(judged: Report | TreeDiff) -> ExitCode:
+    return ExitCode.PASS if judged.verdict is Verdict.PASS else ExitCode.VIOLATION
 
 
 def _render(report: Report, output_format: Format) -> str:
@@ -372,6 +419,15 @@ def _render(report: Report, output_format: Format) -> str:
     from .render.text import text_report
 
     return text_report(report, width=_width(), colour=_colour())
+
+
+def _write_table(frame: pd.DataFrame, path: Path) -> None:
+    from .frames import write_frame
+
+    try:
+        write_frame(frame, path)
+    except OSError as error:
+        raise typer.BadParameter(f"--out {path}: {error.strerror}") from error
 
 
 def _json(document: Document) -> str:

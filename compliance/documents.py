@@ -1,4 +1,4 @@
-"""JSON documents of the commands (report, plan, comparison, review), and their schemas.
+"""JSON documents of the commands (report, plan, comparison, review, diff), and their schemas.
 
 A document is a tree of dataclasses. pydantic serializes it and derives its schema, whose descriptions are the
 ``Attributes:`` of each class. The committed ``compliance/*.schema.json`` are written by
@@ -20,6 +20,7 @@ from pydantic_core import core_schema
 
 from .benchmark import Ruleset
 from .compare import Comparison
+from .diff import TreeDiff
 from .findings import (
     Energy,
     Finding,
@@ -85,12 +86,13 @@ class ReportDocument:
     official: Official | None
 
 
-Document = ReportDocument | Plan | Comparison | Review
+Document = ReportDocument | Plan | Comparison | Review | TreeDiff
 DOCUMENTS: dict[str, type[Document]] = {
     "report": ReportDocument,
     "plan": Plan,
     "comparison": Comparison,
     "review": Review,
+    "diff": TreeDiff,
 }
 
 

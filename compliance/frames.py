@@ -6,11 +6,16 @@ Cells come from logs, which are untrusted. A spreadsheet must show them and neve
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import pandas as pd
 
+from .compare import Comparison
+from .diff import TreeDiff
 from .file_tree import printable
+from .findings import Spread
+from .welch import WelchTest
 
 SUFFIXES = (".csv", ".xlsx")
 # Some spreadsheets evaluate a text cell that begins with one of these. NFKC also finds their full-width forms.
@@ -42,6 +47,27 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
         for cell in (cell for sheet in writer.book.worksheets for row in sheet.iter_rows() for cell in row):
             if isinstance(cell.value, str):
                 cell.data_type = "s"  # openpyxl takes "=1" for a formula and "#N/A" for an error
+
+
+def results_frame(diff: TreeDiff) -> pd.DataFrame:
+    """Return a row for each figure of each result in two revisions of a tree."""
+    rows = [(each.result, each.state, *astuple(figure)) for each in diff.results for figure in each.figures]
+    return pd.DataFrame(rows, columns=["result", "state", "figure", "old", "new", "change", "percent"], dtype=object)
+
+
+def comparison_frame(comparison: Comparison) -> pd.DataFrame:
+    """Return a row for each set and one for B - A, of samples and of minutes to the target."""
+    rows: list[dict[str, object]] = []
+    for metric, content in (("samples", comparison.samples), ("minutes", comparison.minutes)):
+        for name, spread, olympic in (("A", content.a, content.olympic_a), ("B", content.b, content.olympic_b)):
+            rows.append({"metric": metric, "set": name} | _fields(spread) | {"olympic_mean": olympic})
+        difference = {"mean": content.difference, "percent": content.difference_percent} | _fields(content.test)
+        rows.append({"metric": metric, "set": "B - A"} | difference)
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _fields(values: Spread | WelchTest | None) -> dict[str, object]:
+    return asdict(values) if values else {}
 
 
 def _csv_cell(value: object) -> object:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..benchmark import NAME
 from ..findings import Finding, OfficialResult, Report, Severity, Verdict
@@ -17,6 +17,7 @@ from .terminal import draw, template_environment
 
 if TYPE_CHECKING:
     from ..compare import Comparison
+    from ..diff import FigureChange, TreeDiff
     from ..plan import Plan
     from ..rules.rule import Rule
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _MAX_ENTRIES = 20
 _MAX_LENGTH = 500
 _MAX_VALUES = 4
+# Decimals of the figures of a diff, by a part of their names.
+_DIGITS = {"percent": 2, "minutes": 3, "factor": 6, "samples": 1}
 _STYLES = {
     Verdict.PASS: "bold green",
     Verdict.FAIL: "bold red",
@@ -43,25 +46,19 @@ _OUTCOME_STYLES = {
 
 def text_report(report: Report, width: int = 100, colour: bool = False) -> str:
     """Return verdict, findings by severity, figures of each set, and verdicts of the official tools."""
-    filters: dict[str, Callable[..., Any]] = {
-        "group_by": lambda items, *names: group_by(items, attrgetter(*names)),
-        "short": _shortened,
-        "common_folder": common_folder,
-        "seed": lambda seed: str(seed) if seed is not None and abs(seed) < 2**64 else number(seed),
-        "evidence": _evidence,
-        "places": _places,
-        "complaints": _complaints,
-        "energy": energy_units,
-    }
     counts = {severity: sum(each.severity is severity for each in report.findings) for severity in Severity}
-    values = {"report": report, "counts": counts, "benchmark": NAME, "styles": _STYLES, "limit": _MAX_ENTRIES}
-    return draw("report.txt.j2", width, colour, filters, number=number, count=count, **values)
+    return draw("report.txt.j2", width, colour, _FILTERS, **_VALUES, report=report, counts=counts, benchmark=NAME)
+
+
+def diff_text(diff: TreeDiff, width: int = 100, colour: bool = False) -> str:
+    """Return verdicts, files, results and findings of two revisions of a tree."""
+    return draw("diff.txt.j2", width, colour, _FILTERS, **_VALUES, diff=diff, figure=_figure)
 
 
 def comparison_text(comparison: Comparison, width: int = 100, colour: bool = False) -> str:
     """Return two sets side by side."""
-    filters: dict[str, Callable[..., Any]] = {"percent": format_percent, "brief": _first_values}
-    return draw("comparison.txt.j2", width, colour, filters, comparison=comparison, count=count, styles=_OUTCOME_STYLES)
+    values = _VALUES | {"styles": _OUTCOME_STYLES}
+    return draw("comparison.txt.j2", width, colour, _FILTERS, **values, comparison=comparison)
 
 
 def plan_text(plan: Plan, width: int = 100) -> str:
@@ -101,3 +98,24 @@ def _places(paths: Iterable[str]) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + "..."
+
+
+def _figure(change: FigureChange, column: Literal["old", "new", "change"]) -> str:
+    value = getattr(change, column)
+    digits = next((digits for part, digits in _DIGITS.items() if part in change.figure), 0)
+    return value if isinstance(value, str) else number(value, digits, "+" if column == "change" else "")
+
+
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "group_by": lambda items, *names: group_by(items, attrgetter(*names)),
+    "short": _shortened,
+    "common_folder": common_folder,
+    "seed": lambda seed: str(seed) if seed is not None and abs(seed) < 2**64 else number(seed),
+    "evidence": _evidence,
+    "places": _places,
+    "complaints": _complaints,
+    "energy": energy_units,
+    "percent": format_percent,
+    "brief": _first_values,
+}
+_VALUES: dict[str, Any] = {"number": number, "count": count, "styles": _STYLES, "limit": _MAX_ENTRIES}

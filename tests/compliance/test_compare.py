@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import statistics
@@ -330,6 +331,20 @@ def test_a_set_that_cannot_be_read(folders: tuple[Path, Path], tmp_path: Path, c
     found = command(capsys, "compare", folders[0], tmp_path / "none")
     assert (found.status, found.out) == (ExitCode.UNREADABLE, "")
     assert str(tmp_path / "none") in found.err and found.err.count("\n") == 1
+
+
+def test_the_figures_are_written_as_a_table(folders: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "t.csv"
+    made = read_json(command(capsys, "compare", *folders, "--format", "json", "--out", out).out)
+    rows = {(row["metric"], row["set"]): row for row in csv.DictReader(out.open(encoding="utf-8"))}
+    assert list(rows) == [(metric, name) for metric in ("samples", "minutes") for name in ("A", "B", "B - A")]
+    for (metric, name), row in rows.items():
+        figures = made[metric][name.lower()] if name != "B - A" else {"mean": made[metric]["difference"]}
+        assert {key: float(row[key]) for key, value in figures.items() if value is not None} == {
+            key: value for key, value in figures.items() if value is not None
+        }
+    assert float(rows["minutes", "B - A"]["p"]) == made["minutes"]["test"]["p"]
+    assert command(capsys, "compare", *folders, "--out", tmp_path / "t.txt").status == ExitCode.USAGE
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

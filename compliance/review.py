@@ -20,7 +20,7 @@ from typing import Literal, TypeVar
 from .benchmark import NAME, Ruleset
 from .check import Options, check_submission, options_by_name, tool_versions
 from .file_tree import printable
-from .findings import PositiveInt, Report, RunSummary, Severity, Verdict
+from .findings import OfficialVerdict, PositiveInt, Report, RunSummary, Severity, Verdict
 from .log_files import InputError
 from .official import version as official_version
 from .processes import cores, run_apart
@@ -79,6 +79,7 @@ class ReviewedResult:
         system: folder in results/.
         status: availability of the system.
         reason: why the result could not be judged; None if it was.
+        official: verdict of the official tools; None if they were not run.
         layout: logged parallel sizes and micro batch size.
         precision: lowest logged precisions of linear layers, attention and communication.
         minutes: olympic mean; None without a valid score, as normalized_minutes.
@@ -100,6 +101,7 @@ class ReviewedResult:
     status: str | None = None
     verdict: Verdict
     reason: str | None = None
+    official: OfficialVerdict | None = None
     runs: int = 0
     global_batch_size: int | None = None
     learning_rate: float | None = None
@@ -295,6 +297,7 @@ def _row(result: Result, tree: Submission, report: Report) -> ReviewedResult:
         division=(described and described.text("division")) or _common(run.division for run in runs),
         status=described.text("status") if described else None,
         verdict=report.verdict,
+        official=report.official.verdict if report.official else None,
         runs=len(runs),
         global_batch_size=_common(run.global_batch_size for run in runs),
         learning_rate=_common(run.learning_rate for run in runs),

@@ -52,6 +52,7 @@ COLUMNS = (
     Column("Submitter", lambda result: result.submitter),
     Column("System", lambda result: result.system),
     Column("Verdict", lambda result: result.verdict.value),
+    Column("Official tools", lambda result: result.official),
     Column("Nodes x accelerators", _size),
     Column("Accelerator", lambda result: result.accelerator),
     Column("Division", lambda result: result.division),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -29,8 +30,6 @@ def act(task: object) -> object:
             raise KeyError("no such thing")
         case "unreadable":
             raise InputError("log.txt: damaged")
-        case "sleep":
-            time.sleep(60)
     return task, os.getpid()
 
 
@@ -67,13 +66,23 @@ def test_no_more_than_the_given_number_run_at_once(tmp_path: Path) -> None:
     assert {outcome for _, outcome in run_apart(others, range(6), 2)} <= {1, 2}
 
 
-def test_an_interrupt_ends_the_processes() -> None:
+def test_an_interrupt_ends_the_processes_which_remove_their_files(tmp_path: Path) -> None:
+    def hold(number: int) -> None:
+        if number == 0:
+            while len(list(tmp_path.iterdir())) < 2:
+                time.sleep(0.01)
+            return
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            time.sleep(60)
+
     before = set(psutil.Process().children())
-    with pytest.raises(KeyboardInterrupt), closing(run_apart(act, ["a", "sleep", "sleep"], 3)) as outcomes:
+    with pytest.raises(KeyboardInterrupt), closing(run_apart(hold, range(3), 3)) as outcomes:
         for _ in outcomes:
             started = set(psutil.Process().children()) - before
             raise KeyboardInterrupt
-    assert started and not set(psutil.Process().children()) - before
+    assert len(started) == 2
+    assert not set(psutil.Process().children()) - before
+    assert not list(tmp_path.iterdir())
 
 
 def test_logs_judged_in_parallel_give_the_same_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

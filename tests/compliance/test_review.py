@@ -169,6 +169,7 @@ def test_a_click_sorts_the_table(mixed: Reviewed, tmp_path: Path) -> None:
 
     assert shown_after("GBS", 1) == ["16", "16", "32", "64", ""]
     assert shown_after("GBS", 2) == ["64", "32", "16", "16", ""]
+    assert shown_after("Learning rate", 1) == ["0.0004", "0.0004", "0.0008", "0.001", ""]
     assert shown_after("Verdict", 1) == ["error", "fail", "pass", "pass", "pass"]
 
 

@@ -18,8 +18,8 @@ BIN := $(VENV)/bin
 SCRIPTS := $(wildcard *.sh */*.sh) run.sub .ci/run
 PACKAGES := gptoss20b data_scripts compliance system_info
 # The order of files counts: a long one that starts last keeps one worker busy alone.
-LONGEST_FIRST := --no-loadscope-reorder tests/integration tests/unit tests/compliance tests/data_scripts tests/system_info \
-	tests/gpu $(PACKAGES)
+LONGEST_FIRST := --no-loadscope-reorder tests/integration/test_journeys.py tests/integration/test_run_local.py \
+	tests/integration tests/unit tests/compliance tests/data_scripts tests/system_info tests/gpu $(PACKAGES)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules --dist loadfile
 
 # Pin this version in a build for your machine, for example TORCH="torch==2.13.0 --index-url <index of CPU builds>".
@@ -65,8 +65,10 @@ pythons:
 		$(MAKE) --no-print-directory unit VENV=.venv-$$python PYTHON=$$python || exit; \
 	done
 
+# Without the tests that run clones and images of the code, which are not measured.
 coverage: $(VENV)/test-ready
-	$(PYTEST) -n 3 --cov --cov-report term:skip-covered $(LONGEST_FIRST)
+	$(PYTEST) -n 3 --cov --cov-report term:skip-covered $(LONGEST_FIRST) \
+		--deselect tests/integration/test_journeys.py --deselect tests/integration/test_image_steps.py
 
 docs: $(VENV)/test-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

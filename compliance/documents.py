@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -34,6 +34,7 @@ from .findings import (
     Verdict,
 )
 from .plan import Plan
+from .render.explanation import explain
 from .review import Review
 
 
@@ -48,6 +49,8 @@ class SetFigures:
         rcp: None in the open division, and without a batch size.
         eval_interval_samples: training samples between evaluations; None if the runs do not share one.
         energy: None without power logs, which only a submission tree has.
+        system: name and accelerator of the system description; None without one.
+        accelerators: accelerators of a run; None if unknown.
     """
 
     name: str
@@ -57,6 +60,8 @@ class SetFigures:
     rcp: Rcp | None
     eval_interval_samples: int | None
     energy: Energy | None
+    system: str | None
+    accelerators: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,7 @@ class ReportDocument:
 
     Attributes:
         verdict: pass, fail, or error if the input could not be judged.
+        explanation: why the verdict is what it is.
         tool: versions of the packages that judged, by name.
         options: options of the command, by name.
         score, variance, rcp: figures of the only set; None if there are none or several sets.
@@ -74,6 +80,7 @@ class ReportDocument:
     schema_version: Literal[3] = 3
     command: str
     verdict: Verdict
+    explanation: str
     ruleset: Ruleset
     tool: dict[str, str]
     options: dict[str, str | int | float | bool | None]
@@ -99,10 +106,11 @@ DOCUMENTS: dict[str, type[Document]] = {
 def report_document(report: Report) -> ReportDocument:
     """Return the JSON document of a report."""
     sets = tuple(map(_set_figures, report.sets))
-    only_set = sets[0] if len(sets) == 1 else SetFigures("", (), None, None, None, None, None)
+    only_set = sets[0] if len(sets) == 1 else SetFigures("", (), *[None] * 7)
     return ReportDocument(
         command=report.command,
         verdict=report.verdict,
+        explanation=explain(report),
         ruleset=Ruleset(report.ruleset),
         tool=report.tool,
         options=report.options,
@@ -118,9 +126,8 @@ def report_document(report: Report) -> ReportDocument:
 
 def _set_figures(result: SetResult) -> SetFigures:
     files = tuple(run.file for run in result.runs)
-    return SetFigures(
-        result.name, files, result.score, result.variance, result.rcp, result.eval_interval_samples, result.energy
-    )
+    shared = {field.name: getattr(result, field.name) for field in fields(SetFigures) if field.name != "files"}
+    return SetFigures(files=files, **shared)
 
 
 def to_json(document: Document) -> str:

@@ -379,6 +379,8 @@ class SetResult:
         eval_interval_samples: training samples between evaluations; None if the runs do not share one
             (`compliance.run`).
         energy: None without power logs, which only a submission tree has.
+        system: name and accelerator of the system description; None without one.
+        accelerators: accelerators of a run, of the system description or as the logged sizes imply; None if unknown.
     """
 
     name: str
@@ -388,6 +390,16 @@ class SetResult:
     rcp: Rcp | None
     eval_interval_samples: int | None = None
     energy: Energy | None = None
+    system: str | None = None
+    accelerators: int | None = None
+
+    @property
+    def seconds_per_sample(self) -> float | None:
+        """Return the olympic mean of the seconds to the target over that of the samples to it."""
+        score = self.score
+        if score is None or score.olympic_minutes_to_target is None or not score.olympic_samples:
+            return None
+        return 60 * score.olympic_minutes_to_target / score.olympic_samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,13 @@ def judge_set(
     has_errors = any(finding.severity is Severity.ERROR for finding in [*findings, *run_findings(judged)])
     normalization = tested.pruned.normalization if tested is not None else 1.0
     scored = _score(window, valid=not has_errors, normalization=normalization)
-    return SetResult(name, tuple(each.summary for each in judged), scored, variance, tested, interval), findings
+    sizes, machines = {each.run.accelerators for each in own}, {each.run.machine for each in own}
+    machine = machines.pop() if len(machines) == 1 else None
+    result = SetResult(
+        name, tuple(each.summary for each in judged), scored, variance, tested, interval,
+        system=None if machine is None else machine.name, accelerators=sizes.pop() if len(sizes) == 1 else None,
+    )  # fmt: skip
+    return result, findings
 
 
 def run_findings(judged: Sequence[JudgedRun]) -> list[Finding]:

@@ -285,8 +285,6 @@ def _row(result: Result, tree: Submission, report: Report) -> ReviewedResult:
     judged = report.sets[0]
     runs, score, variance = judged.runs, judged.score, judged.variance
     by_severity = Counter(finding.severity for finding in report.findings)
-    samples = score.olympic_samples if score else None
-    to_target = score.olympic_minutes_to_target if score else None
     return ReviewedResult(
         submitter=(described and described.text("submitter")) or Path(result.submission).name or result.system,
         submission=result.submission,
@@ -307,11 +305,11 @@ def _row(result: Result, tree: Submission, report: Report) -> ReviewedResult:
         minutes=score.olympic_minutes if score else None,
         normalized_minutes=score.normalized_minutes if score else None,
         normalization=score.normalization if score else None,
-        samples=samples,
+        samples=score.olympic_samples if score else None,
         rcp_margin_samples=judged.rcp.pruned.margin_samples if judged.rcp else None,
         samples_cv_percent=variance.samples.cv_percent if variance and variance.samples else None,
         minutes_cv_percent=variance.minutes.cv_percent if variance and variance.minutes else None,
-        seconds_per_sample=60 * to_target / samples if samples and to_target is not None else None,
+        seconds_per_sample=judged.seconds_per_sample,
         errors=by_severity[Severity.ERROR],
         warnings=by_severity[Severity.WARNING],
         waived=by_severity[Severity.WAIVED],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -24,10 +24,11 @@ MAX_PLAUSIBLE = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Size of the system from its description: number of accelerators, and the file that states it."""
+    """System as described: number of accelerators, the file that states it, and the system's name."""
 
     accelerators: int
     source: str
+    name: str | None = field(default=None, compare=False)
 
 
 class Run:
@@ -161,6 +162,14 @@ class Run:
         if batch is None or micro is None or steps is None or min(batch, micro, steps) < 1 or batch % (micro * steps):
             return None
         return batch // (micro * steps)
+
+    @cached_property
+    def accelerators(self) -> int | None:
+        """Return the accelerators of the machine if known, else as many as the logged sizes imply."""
+        if self.machine is not None:
+            return self.machine.accelerators
+        ranks = math.prod(self.parallel(kind) for kind in ("tensor", "pipeline", "context"))
+        return None if self.data_parallel is None else self.data_parallel * ranks
 
     def parallel(self, kind: str) -> int:
         """Return a parallel size ("tensor", "pipeline", "context" or "expert"), 1 if the log has no valid one."""

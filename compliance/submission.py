@@ -101,7 +101,10 @@ class SystemDescription:
     def machine(self) -> Machine | None:
         """Return the size of the whole system, None unless both counts are known. CPUs alone have 0 accelerators."""
         nodes, accelerators = self.count("number_of_nodes"), self.count("accelerators_per_node")
-        return None if nodes is None or accelerators is None else Machine(nodes * accelerators, self.path)
+        if nodes is None or accelerators is None:
+            return None
+        names = (self.text("system_name"), self.text("accelerator_model_name") if accelerators else None)
+        return Machine(nodes * accelerators, self.path, ", ".join(filter(None, names)) or None)
 
 
 @dataclass(frozen=True, slots=True)

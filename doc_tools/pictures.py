@@ -8,9 +8,12 @@ import subprocess
 from base64 import b64decode
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
 from matplotlib.patches import FancyBboxPatch
+from numpy.typing import NDArray
 
 from compliance.check import Options, check_set
 from compliance.render.figures import draw_losses, render_figure
@@ -93,13 +96,25 @@ def draw_loss_curves() -> None:
 
 
 def photograph_report() -> None:
-    """Write a screenshot of the example report, if this machine has Chromium."""
+    """Write a screenshot of the example report, if this machine has Chromium. It ends with a block of the page."""
     chromium = shutil.which("chromium")
     if chromium:
-        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,700"]
-        picture = f"--screenshot={IMAGES / 'report.png'}"
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,1600"]
+        picture = IMAGES / "report.png"
         page = (ROOT / "examples" / "report.html").as_uri()
-        subprocess.run([chromium, *options, picture, page], check=True, capture_output=True)
+        subprocess.run([chromium, *options, f"--screenshot={picture}", page], check=True, capture_output=True)
+        pixels = imread(picture)
+        imsave(picture, pixels[: end_of_block(pixels.min(axis=(1, 2)) == 1, 1000)])
+
+
+def end_of_block(is_blank: NDArray[np.bool_], limit: int, gap: int = 30) -> int:
+    """Return the last row below which ``gap`` blank rows begin at or before ``limit``, 10 rows of them included.
+
+    >>> end_of_block(np.array([0, 0, *[1] * 40, 0, 0, *[1] * 40]) == 1, limit=30)
+    12
+    """
+    ends = [row for row in range(1, limit + 1) if not is_blank[row - 1] and is_blank[row : row + gap].all()]
+    return ends[-1] + 10
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Literal, TypeVar
 
-from ..findings import RunSummary
+from ..findings import RunSummary, SetResult
 
 NOTHING = "-"
 
@@ -89,6 +89,12 @@ def common_folder(runs: Iterable[RunSummary]) -> str:
     """Return the folder of the logs of all runs, "" if they differ."""
     folders = {run.file.rpartition("/")[0] for run in runs}
     return folders.pop() if len(folders) == 1 else ""
+
+
+def system_name(result: SetResult) -> str:
+    """Return the system's described name, or else up to three platforms that the logs name."""
+    platforms = dict.fromkeys(run.platform for run in result.runs if run.platform)
+    return result.system or ", ".join(list(platforms)[:3]) or NOTHING
 
 
 def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:

@@ -101,7 +101,7 @@ def zoom_to_target(
     height = max(high - low, 0.015)
     axes.set_ylim(low - 1.3 * height, high + 2.5 * height)
     right = max(point.samples for point in focus) + 1.5 * interval
-    left = max(min(point.samples for point in focus) - 4 * interval, right - 24 * interval)
+    left = max(0, min(point.samples for point in focus) - 4 * interval, right - 24 * interval)
     axes.set_xlim(left, right)
     columns: dict[int, list[int]] = {}
     for number, point in passes.items():

@@ -23,9 +23,10 @@ from markupsafe import Markup
 
 from .. import benchmark
 from ..file_tree import printable
-from ..findings import Finding, Report, Score, SetResult, Severity, Status
+from ..findings import Finding, Report, SetResult, Severity
 from . import figures, tables
-from .formatting import NOTHING, count, number, places, run_ranges
+from .explanation import explain, headline, margin_in_words, reasons_without_score, required_runs
+from .formatting import NOTHING, count, number, places
 from .plot_parts import MAX_LOSS
 from .tables import Table
 from .terminal import template_environment
@@ -69,15 +70,19 @@ PICTURES: tuple[Picture, ...] = (
 )
 
 
-def report_file(report: Report, kind: Literal["html", "md"], pictures: Sequence[Picture] = PICTURES) -> str:
-    """Return the text of the file with these pictures: the same text for the same report."""
+def report_file(report: Report, kind: Literal["html", "md"], pictures: Sequence[Picture] | None = None) -> str:
+    """Return the text of the file with these pictures, all by default: the same text for the same report."""
     findings = {severity: _by_rule(report.findings, severity) for severity in Severity}
     return load_template(kind).render(
         benchmark=benchmark.NAME,
         verdict=report.verdict,
         summary=_summary(report),
+        explanation=explain(report),
         basis=_basis(report),
-        sets=[_set(result, report, pictures, PICTURE_KINDS[kind]) for result in report.sets],
+        sets=[
+            _set(result, report, PICTURES if pictures is None else pictures, PICTURE_KINDS[kind])
+            for result in report.sets
+        ],
         unverifiable=findings.pop(Severity.UNVERIFIABLE),
         findings=[(SEVERITY_TITLES[severity], rules) for severity, rules in findings.items() if rules],
         official=tables.official_tables(report.official) if report.official else None,
@@ -87,7 +92,9 @@ def report_file(report: Report, kind: Literal["html", "md"], pictures: Sequence[
 @cache
 def load_template(kind: Literal["html", "md"]) -> Template:
     """Return the template of the file."""
-    return template_environment(printed if kind == "html" else _printed_markdown).get_template(f"report.{kind}.j2")
+    environment = template_environment(printed if kind == "html" else _printed_markdown)
+    environment.filters["breakable"] = _breakable
+    return environment.get_template(f"report.{kind}.j2")
 
 
 def loss_curve(report: Report, kind: Literal["svg", "png"]) -> bytes:
@@ -99,6 +106,12 @@ def loss_curve(report: Report, kind: Literal["svg", "png"]) -> bytes:
 def printed(value: object) -> object:
     """Return a value with visible characters only. Jinja escapes it for HTML afterwards."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
+
+
+def _breakable(value: str) -> Markup:
+    """Return a text escaped for HTML that may break in paths: after a slash, and in long names after an underscore."""
+    escaped = html.escape(printable(value)).replace("/", "/<wbr/>")
+    return Markup(re.sub(r"[\w.-]{25,}", lambda name: name[0].replace("_", "_<wbr/>"), escaped))
 
 
 def _printed_markdown(value: object) -> object:
@@ -165,8 +178,9 @@ def _set(result: SetResult, report: Report, pictures: Sequence[Picture], kind: L
     shared, runs = tables.runs_table(result.runs)
     return {
         "name": result.name,
-        "headline": _headline(result.score),
-        "reasons": _reasons_without_score(result, int(report.options.get("runs", benchmark.RUNS))),
+        "headline": headline(result.score),
+        "reasons": reasons_without_score(result, required_runs(report)),
+        "margin": margin_in_words(result.rcp, result),
         "score": tables.score_terms(result),
         "shared": shared,
         "runs": runs,
@@ -180,26 +194,3 @@ def _set(result: SetResult, report: Report, pictures: Sequence[Picture], kind: L
         "rcp": tables.rcp_table(result.rcp),
         "energy": tables.energy_table(result),
     }
-
-
-def _headline(score: Score | None) -> str:
-    scored = score is not None and score.valid and score.olympic_minutes is not None
-    return f"{number(score.olympic_minutes, 2)} minutes" if score and scored else "No score"
-
-
-def _reasons_without_score(result: SetResult, required_runs: int) -> list[str]:
-    """Return the reasons why the set has no score, from its runs and its RCP test; empty if it has one."""
-    if _headline(result.score) != "No score":
-        return []
-    by_status = {status: [n for n, run in enumerate(result.runs, 1) if run.status is status] for status in Status}
-    invalid, failed = by_status[Status.INVALID], by_status[Status.NOT_CONVERGED]
-    reasons = []
-    if len(result.runs) < required_runs:
-        reasons.append(f"{count(len(result.runs), 'run')}; a score needs {required_runs}")
-    if invalid:
-        reasons.append(f"{count(len(invalid), 'run')} invalid: {run_ranges(invalid)}")
-    if len(failed) > 1:
-        reasons.append(f"{len(failed)} runs did not converge, at most one may: {run_ranges(failed)}")
-    if result.rcp and not result.rcp.pruned.passed:
-        reasons.append("the RCP test is not passed")
-    return reasons or ["the errors below"]

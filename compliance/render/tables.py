@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..findings import Official, Rcp, RcpTest, RunSummary, SetResult, Spread, Variance
-from .formatting import NOTHING, common_folder, energy_units, group_by, number, places, run_ranges
+from .formatting import NOTHING, common_folder, energy_units, group_by, number, places, run_ranges, system_name
 from .plot_parts import phase_bars, rate_summary
 
 Cell = Callable[[RunSummary], str]
@@ -46,14 +46,18 @@ def score_terms(result: SetResult) -> list[tuple[str, str]]:
         ("Energy, mean of the same runs", None if energy is None else energy.olympic_joules),
         ("Energy, normalised", None if energy is None else energy.normalized_joules),
     )
+    pace = result.seconds_per_sample
     parts = [
-        ("Olympic mean of run_start to run_stop", score.olympic_minutes, 3, " minutes"),
         ("Normalised", score.normalized_minutes, 3, " minutes"),
+        ("Raw: olympic mean of run_start to run_stop", score.olympic_minutes, 3, " minutes"),
         ("Normalisation factor", score.normalization, 6, ""),
         ("Olympic mean to the first passing evaluation", score.olympic_minutes_to_target, 3, " minutes"),
         ("Olympic mean of samples to target", score.olympic_samples, 1, ""),
+        ("Seconds per sample", pace, 4, f" ({number(1 / pace, 2)} samples per second)" if pace else ""),
     ]
     return [
+        ("System", system_name(result)),
+        ("Accelerators", number(result.accelerators)),
         *((term, number(value, digits) + unit) for term, value, digits, unit in parts if value is not None),
         *((term, "{} kJ, {} kWh".format(*energy_units(value))) for term, value in joules if value is not None),
         ("Window, by start time", f"runs {run_ranges(window)}" if window else NOTHING),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..benchmark import NAME
 from ..findings import Finding, OfficialResult, Report, Severity, Verdict
 from ..welch import Outcome, format_percent
-from .formatting import common_folder, count, energy_units, group_by, number, places
+from .explanation import explain
+from .formatting import common_folder, count, energy_units, group_by, number, places, system_name
 from .terminal import draw, template_environment
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _MAX_ENTRIES = 20
 _MAX_LENGTH = 500
 _MAX_VALUES = 4
+_MAX_EXPLANATION = 2000
 # Decimals of the figures of a diff, by a part of their names.
 _DIGITS = {"percent": 2, "minutes": 3, "factor": 6, "samples": 1}
 _STYLES = {
@@ -47,7 +49,8 @@ _OUTCOME_STYLES = {
 def text_report(report: Report, width: int = 100, colour: bool = False) -> str:
     """Return verdict, findings by severity, figures of each set, and verdicts of the official tools."""
     counts = {severity: sum(each.severity is severity for each in report.findings) for severity in Severity}
-    return draw("report.txt.j2", width, colour, _FILTERS, **_VALUES, report=report, counts=counts, benchmark=NAME)
+    values = {"report": report, "explanation": explain(report)[:_MAX_EXPLANATION], "counts": counts, "benchmark": NAME}
+    return draw("report.txt.j2", width, colour, _FILTERS, **_VALUES, **values)
 
 
 def diff_text(diff: TreeDiff, width: int = 100, colour: bool = False) -> str:
@@ -115,6 +118,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "places": _places,
     "complaints": _complaints,
     "energy": energy_units,
+    "system_name": system_name,
     "percent": format_percent,
     "brief": _first_values,
 }

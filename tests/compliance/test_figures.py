@@ -99,6 +99,12 @@ def test_loss_curves_show_evaluations_target_and_first_passes() -> None:
     assert "target\n3.34" in texts(near)
 
 
+def test_no_panel_begins_below_zero_samples() -> None:
+    early = (Evaluation(INTERVAL, 3.33, 0.0, 1),)
+    near = drawn(figures.draw_losses, one_run(evaluations=early)).axes[1]
+    assert near.get_xlim() == (0, 2.5 * INTERVAL)
+
+
 def test_loss_curves_show_the_status_without_colour() -> None:
     figure = drawn(figures.draw_losses, mixed_set())
     lines = {str(line.get_label()): line for line in figure.axes[0].get_lines()}

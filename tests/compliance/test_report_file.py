@@ -21,12 +21,14 @@ from markdown_it import MarkdownIt
 from compliance.findings import (
     Curve,
     Divergence,
+    Energy,
     Evaluation,
     Official,
     OfficialResult,
     Phase,
     Rcp,
     Report,
+    RunEnergy,
     RunSummary,
     Score,
     SetResult,
@@ -71,6 +73,7 @@ class Page:
 
     def __init__(self, text: str) -> None:
         # Well-formed HTML is XML, once the tags that have no content are closed.
+        text = text.replace("<wbr/>", "")  # where a path may break
         root = ElementTree.fromstring(re.sub(r"<(meta|img)\b([^>]*[^>/])>", r"<\1\2/>", text))
         for style in root.iter("style"):
             style.text = ""
@@ -124,7 +127,7 @@ def test_the_sections_come_in_order() -> None:
         "Runs of results/big/gpt_oss_20b",
         *("Evaluation loss", "Samples to target and the reference", "Learning rate", "Timeline"),
         *("The pictures in numbers", "Variance between the runs", "Convergence against the reference (RCP)"),
-        *("Official tools", "Where they and we differ"),
+        *("Command and versions", "Official tools", "Where they and we differ"),
         *("Not verifiable from logs", "d"),
     ]
 
@@ -312,8 +315,10 @@ def test_every_set_has_a_section_and_four_pictures() -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_ids_are_unique_and_links_lead_to_them() -> None:
-    shown = page(made_report(made_set(name="results/one"), made_set(name="results/two")))
-    assert len(shown.ids()) == len(set(shown.ids())) == 4 + 2
+    energy = Energy(None, None, tuple(RunEnergy(run.file, None, 0, 0, 0, 0) for run in made_set(name="a").runs))
+    sets = made_set(name="results/one"), made_set(name="a", energy=energy)
+    shown = page(made_report(*sets, findings=(made_finding("a"), made_finding("b", Severity.INFO))))
+    assert len(shown.ids()) == len(set(shown.ids())) == 5 + 2 + 2 * 3 + 1
     assert {attributes["href"] for attributes in shown.attributes("a")} == {f"#{name}" for name in shown.ids()}
 
 
@@ -330,6 +335,27 @@ def test_html_and_markdown_have_the_same_alternative_texts() -> None:
     assert html == markdown
     assert len(set(html)) == 4
     assert all(re.search(r"\d", text) and text.endswith(".") for text in html)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_path_may_break_after_a_slash_and_its_copy_has_no_other_character() -> None:
+    long = "A_Long_Name_Of_An_Organisation"
+    finding = made_finding(file="logs/deep/result_0.txt", got=long)
+    text = report_file(made_report(made_set(), findings=(finding,)), "html")
+    assert long.replace("_", "_<wbr/>") in text
+    text = text.replace("_<wbr/>", "")
+    assert "logs/<wbr/>deep/<wbr/>result_0.txt:12" in text
+    assert "results/<wbr/>big/<wbr/>gpt_oss_20b" in text
+    assert set(re.findall(r"(.)<wbr/>", text)) == {"/"}
+    assert "\u200b" not in text
+
+
+def test_contents_list_every_picture() -> None:
+    shown = ten_runs("html")[1]
+    targets = {attributes["href"].removeprefix("#") for attributes in shown.attributes("a")}
+    pictures = [attributes["id"] for attributes in shown.attributes("figure")]
+    assert len(pictures) == 4
+    assert set(pictures) < targets
 
 
 # --- hostile logs, self-containment, determinism ----------------------------------------------------------------------

@@ -95,7 +95,7 @@ def _verdict(report: Report) -> str:
         for severity in (Severity.ERROR, Severity.WARNING, Severity.WAIVED)
     )
     accepted = f" {count(len(waived), 'finding')} waived, which does not fail." if waived else ""
-    if report.verdict is Verdict.FAIL and errors:
+    if errors:
         return f"The verdict is fail because of {count(len(errors), 'error')}: {_rules(errors)}.{accepted}"
     if report.verdict is Verdict.FAIL:
         counted = count(len(warnings), "warning")

@@ -123,6 +123,7 @@ def test_a_tree_is_checked_with_its_own_system(tmp_path: Path) -> None:
     report = check_package(root, OURS)
     assert (report.command, report.verdict, rules(report)) == ("check-package", Verdict.PASS, set())
     assert {run.system for run in report.sets[0].runs} == {"sys_1x8"} and "sys_1x8" in report.sets[0].name
+    assert (report.sets[0].system, report.sets[0].accelerators) == ("sys_1x8, example", 8)
     description = root / "systems" / "sys_1x8.json"
     description.write_text(json.dumps(system_description(accelerators_per_node="16")), encoding="utf-8")
     assert rules(check_package(root, OURS)) == {"batch-arithmetic"}

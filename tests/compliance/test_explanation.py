@@ -81,6 +81,7 @@ def test_the_margin_in_words(changes: dict[str, Any], parts: list[str]) -> None:
     rcp = Rcp(GBS, replace(PRUNED, **changes), FULL)
     shown = margin_in_words(rcp, made_set(rcp=rcp))
     assert [part for part in parts if part not in shown] == []
+    assert ("evaluation" in shown) == ("above" in shown)
 
 
 def test_a_test_without_a_reference_or_a_mean_says_so() -> None:

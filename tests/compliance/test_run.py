@@ -91,3 +91,13 @@ def test_evaluations_have_a_readable_loss_and_count() -> None:
     assert [each.samples // 12_288 for each in found.summary.evaluations] == [1, 2, *range(6, 26)]
     assert found.run.passing_evaluation is not None and found.run.passing_evaluation.samples == 25 * 12_288
     assert [each.line for each in found.summary.evaluations][:2] == [log.index("eval_accuracy", n) + 1 for n in (0, 1)]
+
+
+@pytest.mark.parametrize(("changes", "accelerators"), [({}, 8), ({"context_parallelism": 2}, 16)])
+def test_the_logged_sizes_imply_the_accelerators(changes: dict[str, int], accelerators: int) -> None:
+    log = compliant_log(16)
+    for key, value in changes.items():
+        log.set(key, value)
+    assert judged(log).run.accelerators == accelerators
+    log.set("global_batch_size", None)
+    assert judged(log).run.accelerators is None

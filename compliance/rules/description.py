@@ -170,7 +170,11 @@ def init_checkpoint(run: Run) -> Iterator[Problem]:
             yield value_problem(record, "the run does not start from random weights", "0")
 
 
-@rule("batch-arithmetic", Severity.ERROR, "gpt_oss_20b reference configuration")
+@rule(
+    "batch-arithmetic",
+    Severity.ERROR,
+    "training rules, Hyperparameters: definitions of global_batch_size and gradient_accumulation_steps",
+)
 def batch_arithmetic(run: Run) -> Iterator[Problem]:
     """Require global_batch_size = micro_batch_size x gradient_accumulation_steps x data-parallel size.
 
@@ -192,13 +196,14 @@ def batch_arithmetic(run: Run) -> Iterator[Problem]:
         yield Problem(message, record.line, expected=str(micro * steps * run.data_parallel), got=batch)
 
 
-@rule("parallel-sizes", Severity.ERROR, "Megatron-Core parallel state; model of the gpt_oss_20b reference")
+@rule("parallel-sizes", Severity.ERROR, f"{COMMON_YAML}: disclosure of the parallel sizes")
 def parallel_sizes(run: Run) -> Iterator[Problem]:
-    """Require parallel sizes that fit the model and the machine.
+    """Require parallel sizes that fit the machine, and warn if they do not fit the model.
 
-    Tensor parallelism divides the 8 query groups. Pipeline parallelism is at most 24, the number of layers. Expert
-    parallelism divides the 32 experts. Tensor x pipeline x context parallelism divides the accelerators, and expert
-    parallelism divides the ranks of each pipeline stage. The open division may use another model.
+    Tensor x pipeline x context parallelism divides the accelerators, and expert parallelism divides the ranks of each
+    pipeline stage: a warning in ruleset 6.0.0. This project's judgement, a warning in the closed division, is that
+    tensor parallelism divides the 8 query groups, pipeline parallelism is at most 24, the number of layers, and expert
+    parallelism divides the 32 experts, as Megatron-Core wants it.
     """
     sizes = {kind: run.parallel(kind) for kind in ("tensor", "pipeline", "context", "expert")}
 
@@ -213,20 +218,22 @@ def parallel_sizes(run: Run) -> Iterator[Problem]:
             ("expert", benchmark.NUM_EXPERTS % sizes["expert"], "does not divide 32 experts", "1, 2, 4, 8, 16 or 32"),
         ):
             if is_wrong:
-                yield size_problem(kind, f"{kind}_parallelism {message}", expected, sizes[kind])
+                problem = size_problem(kind, f"{kind}_parallelism {message}", expected, sizes[kind])
+                yield replace(problem, severity=Severity.WARNING)
+    severity = Severity.WARNING if run.ruleset == "6.0.0" else None  # which requires no such record
     # Megatron-Core: world = tensor x pipeline x context x data; expert groups divide one stage, world / pipeline.
     model = sizes["tensor"] * sizes["pipeline"] * sizes["context"]
     if run.machine is not None and run.machine.accelerators % model:
         message = f"tensor x pipeline x context parallelism of {model} does not divide the machine"
         expected = f"a divisor of {run.machine.accelerators} accelerators ({run.machine.source})"
-        yield size_problem("tensor", message, expected, model)
+        yield replace(size_problem("tensor", message, expected, model), severity=severity)
     elif run.data_parallel is not None:
         stage_ranks = run.data_parallel * model // sizes["pipeline"]
         if stage_ranks % sizes["expert"]:
             message = f"expert_parallelism does not divide the {stage_ranks} ranks of a pipeline stage"
             problem = size_problem("expert", message, f"a divisor of {stage_ranks}", sizes["expert"])
             # Without a system description the number of ranks is only implied by the batch sizes.
-            yield problem if run.machine is not None else replace(problem, severity=Severity.WARNING)
+            yield replace(problem, severity=severity if run.machine is not None else Severity.WARNING)
 
 
 @rule("precision-name", Severity.ERROR, f"training rules, Numerical formats; {COMMON_YAML}")

@@ -12,7 +12,7 @@ from ..findings import Severity
 from ..json_values import finite_float, whole_number
 from ..run import Run
 from ..schedule import Comparison, Schedule
-from .rule import ABSENT, CLOSED_YAML, COMMON_YAML, MAX_FINDINGS, Problem, rule, value_problem
+from .rule import ABSENT, CLOSED_YAML, COMMON_YAML, MAX_FINDINGS, OFFICIAL, Problem, rule, value_problem
 
 _QUALITY = "training rules, Quality measure"
 _CADENCE = f"{_QUALITY}; gpt_oss_20b: every CEIL(12288 / GBS) steps"
@@ -166,9 +166,13 @@ def eval_loss(run: Run) -> Iterator[Problem]:
             yield value_problem(record, "eval_accuracy is not a possible loss", "a positive finite number")
 
 
-@rule("eval-after-target", Severity.ERROR, "training rules, Run Results; gpt_oss_20b: stop at the first that passes")
+@rule(
+    "eval-after-target",
+    Severity.ERROR,
+    f"training rules, Run Results; {OFFICIAL}rcp_checker: the last evaluation counts as convergence",
+)
 def eval_after_target(run: Run) -> Iterator[Problem]:
-    """Require the run to end at the first evaluation that meets the target."""
+    """Require the run to end at the first evaluation that meets the target: later ones would inflate its samples."""
     passing = run.passing_evaluation
     if passing is None:
         return
@@ -213,12 +217,15 @@ def schedule_rate(run: Run) -> Iterator[Problem]:
     """Compare the learning rates of train_loss records with the logged schedule.
 
     The schedule is a linear warm-up from 0 and a cosine, the tolerance 2e-7. `compliance.schedule` lists accepted
-    differences between logs. A log without learning rates is unverifiable.
+    differences between logs. A rate that is no number contradicts any schedule. A log without learning rates is
+    unverifiable.
     """
+    losses = run.log.train_losses
+    for index in np.flatnonzero(np.isinf(np.asarray(losses.learning_rates)))[: MAX_FINDINGS + 1]:
+        yield Problem("the lr of a train_loss is not a finite number", losses.lines[index], expected="a finite number")
     schedule, batch = logged_schedule(run), run.count("global_batch_size")
     if schedule is None or batch is None or batch < 1:
         return
-    losses = run.log.train_losses
     samples, rates = np.asarray(losses.samples), np.asarray(losses.learning_rates)
     is_usable = np.isfinite(samples) & np.isfinite(rates)
     if not is_usable.any():

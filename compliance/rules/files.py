@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import benchmark
 from ..findings import Severity
@@ -15,6 +14,7 @@ from .rule import (
     COMMON_YAML,
     MAX_FINDINGS,
     OFFICIAL,
+    OWN,
     SEED_CHECKER,
     Problem,
     parse_problems,
@@ -104,23 +104,22 @@ def time_unit(run: Run) -> Iterator[Problem]:
             return
 
 
-@rule("train-loss-value", Severity.ERROR, "this project")
+@rule("train-loss-value", Severity.WARNING, OWN)
 def train_loss_value(run: Run) -> Iterator[Problem]:
-    """Require positive finite training losses, and non-negative `lr` and `samples_count` where logged."""
+    """Warn about training losses that are not positive and finite, and their `samples_count` if it is no amount.
+
+    MLPerf knows no train_loss. `schedule-rate` requires its `lr` to be a number.
+    """
     losses = run.log.train_losses
     # In these columns NaN stands for "not logged" and infinity for "not a number" (`records.TrainLosses`).
+    loss, samples = np.asarray(losses.losses), np.asarray(losses.samples)
     checks = (
-        ("train_loss is not a positive finite number", losses.losses, lambda loss: ~((loss > 0) & np.isfinite(loss))),
-        ("samples_count of a train_loss is not a number of samples", losses.samples, _is_invalid_amount),
-        ("lr of a train_loss is not a learning rate", losses.learning_rates, _is_invalid_amount),
+        ("train_loss is not a positive finite number", loss, ~((loss > 0) & np.isfinite(loss))),
+        ("samples_count of a train_loss is not a number of samples", samples, (samples < 0) | np.isinf(samples)),
     )
     for message, column, is_wrong in checks:
-        for index in np.flatnonzero(is_wrong(np.asarray(column)))[: MAX_FINDINGS + 1]:
-            yield Problem(message, losses.lines[index], expected="a finite number", got=column[index])
-
-
-def _is_invalid_amount(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return (numbers < 0) | np.isinf(numbers)
+        for index in np.flatnonzero(is_wrong)[: MAX_FINDINGS + 1]:
+            yield Problem(message, losses.lines[index], expected="a finite number", got=float(column[index]))
 
 
 @rule("seed", Severity.ERROR, SEED_CHECKER, official=("seeds",))

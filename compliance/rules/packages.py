@@ -25,7 +25,9 @@ from ..submission import (
 )
 from .rule import OFFICIAL, OWN, Problem, parse_problems, quote_json, rule
 
-_LAYOUT = "MLPerf submission rules, Directory structure (Training)"
+_SUBMISSION = "MLPerf submission rules"
+_LAYOUT = f"{_SUBMISSION}, Directory structure (Training)"
+_CONTENT = f"{_SUBMISSION}, Submission content"
 _CHECKER = f"{OFFICIAL}package_checker"
 _DESCRIBER = f"{OFFICIAL}system_desc_checker"
 
@@ -163,11 +165,16 @@ def _description_problems(system: SystemDescription) -> Iterator[Problem]:
             yield field_problem(name, f"is not a whole number of at least {minimum}", 'e.g. "8"')
 
 
-@rule("division-agreement", Severity.ERROR, f"{_LAYOUT}; {_CHECKER}")
+@rule(
+    "division-agreement",
+    Severity.ERROR,
+    f"{_SUBMISSION}, Results tables; {_CHECKER}: tests convergence by the description's, settings by the logs'",
+)
 def division_agreement(context: PackageContext) -> Iterator[Problem]:
-    """Require one division in the logs, in the system description, and in the folder name.
+    """Require one division in the logs and in the system description.
 
-    The folder is the nearest one named closed or open above the tree. Missing divisions are not compared.
+    Another folder name is a warning, this project's judgement: the folder is the nearest one named closed or open above
+    the tree. Missing divisions are not compared.
     """
     tree = context.submission
     folder = tree.folder_division
@@ -175,17 +182,18 @@ def division_agreement(context: PackageContext) -> Iterator[Problem]:
         described = _lower(system.text("division"))
         if folder is not None and described is not None and described != folder:
             message = f"the system description has another division than the folder {folder}/ above the tree"
-            yield Problem(message, file=system.path, expected=folder, got=system.text("division"))
+            got = system.text("division")
+            yield Problem(message, file=system.path, expected=folder, got=got, severity=Severity.WARNING)
     for name, runs in context.runs.items():
         description = tree.systems.get(name)
         described = None if description is None else _lower(description.text("division"))
-        expected, source = folder, f"the folder {folder}/"
+        expected, source, severity = folder, f"the folder {folder}/", Severity.WARNING
         if described is not None:
-            expected, source = described, _description_file(name)
+            expected, source, severity = described, _description_file(name), Severity.ERROR
         for value, count, file in _logged_values(runs, "division"):
             if expected is not None and _lower(value) != expected:
                 message = f"{_count_logs(count)} with another submission_division than {source}"
-                yield Problem(message, file=file, expected=quote_json(expected), got=value)
+                yield Problem(message, file=file, expected=quote_json(expected), got=value, severity=severity)
 
 
 @rule("organisation-agreement", Severity.WARNING, OWN)
@@ -225,12 +233,12 @@ def status_agreement(context: PackageContext) -> Iterator[Problem]:
                 yield Problem(message, file=file, expected=quote_json(status), got=value)
 
 
-@rule("package-code", Severity.ERROR, _LAYOUT)
+@rule("package-code", Severity.ERROR, f"{_CONTENT}; Source code requirements for training inspection")
 def package_code(context: PackageContext) -> Iterator[Problem]:
-    """Require source code and a README in benchmarks/gpt_oss_20b, and no binaries or archives outside results/.
+    """Require source code and a README in benchmarks/gpt_oss_20b.
 
-    A missing run_and_time.sh is a warning, as are files over 50 MB and names that git tools reject (a leading dot, a
-    blank).
+    A missing run_and_time.sh is a warning, as are binaries and archives outside results/ (the rules allow them, and
+    nobody can inspect them), files over 50 MB, and names that git tools reject (a leading dot, a blank).
     """
     tree = context.submission
     names = [file.name.rpartition("/")[2].lower() for file in tree.code]
@@ -246,8 +254,8 @@ def package_code(context: PackageContext) -> Iterator[Problem]:
             yield Problem(message, file=folder, expected="run_and_time.sh", severity=Severity.WARNING)
     for file in tree.files:
         if is_binary(file.name) and not file.name.startswith("results/"):
-            message = "a binary or an archive; submit its sources instead"
-            yield Problem(message, file=tree.path(file.name))
+            message = "a binary or an archive; submit its sources, too"
+            yield Problem(message, file=tree.path(file.name), severity=Severity.WARNING)
         if file.size > MAX_FILE_BYTES:
             message = "larger than the 50 MB that the official repo_checker allows"
             size = f"{file.size:,} bytes"
@@ -293,21 +301,23 @@ def _files_named(context: PackageContext, name: str, message: str) -> Iterator[P
             yield Problem(message, file=tree.path(file.name))
 
 
-@rule("package-link", Severity.ERROR, _LAYOUT)
+@rule("package-link", Severity.ERROR, f"{_CONTENT}; Directory structure (Training)")
 def package_link(context: PackageContext) -> Iterator[Problem]:
-    """Reject links out of the tree, and links to folders in systems/ and results/, which are not followed.
+    """Reject links in benchmarks/, systems/ and results/ whose target is not part of the submission or is not judged.
 
-    A broken link is a warning.
+    These are links out of the tree, and in systems/ and results/ links to folders. A broken link is a warning, as is a
+    link out of the tree elsewhere.
     """
     tree = context.submission
     for link in tree.links:
-        file = tree.path(link.name)
+        file, part = tree.path(link.name), link.name.partition("/")[0]
         if link.kind == "outside":
             message = "a link out of the tree, not followed; replace it by the file"
-            yield Problem(message, file=file, got=link.target)
+            severity = None if part in ("benchmarks", "systems", "results") else Severity.WARNING
+            yield Problem(message, file=file, got=link.target, severity=severity)
         elif link.kind == "broken":
             yield Problem("a broken link; remove it", file=file, got=link.target, severity=Severity.WARNING)
-        elif link.name.partition("/")[0] != "benchmarks":
+        elif part in ("systems", "results"):
             yield Problem("a link to a folder, not followed; put the files here", file=file, got=link.target)
 
 

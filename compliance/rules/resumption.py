@@ -1,4 +1,4 @@
-"""Rule on runs that resumed from a checkpoint: the record `resumed`, which this project logs.
+"""Rules on runs that resumed from a checkpoint: the record `resumed`, which this project logs.
 
 The MLPerf rules leave checkpoints to the submitter and require a contiguous period on a clock that is not paused. The
 official checker allows the key and ignores it. A log whose clock kept running is therefore valid.
@@ -14,21 +14,20 @@ from ..findings import Severity
 from ..json_values import whole_number
 from ..records import Record
 from ..run import Run
-from .rule import Problem, rule, value_problem
+from .rule import OWN, Problem, rule, value_problem
 
 
-@rule("run-resumed", Severity.WARNING, "this project; training rules, Run Results: the clock may not be paused")
+@rule("run-resumed", Severity.WARNING, OWN)
 def run_resumed(run: Run) -> Iterator[Problem]:
-    """Warn about a resumed run: the score includes the interruption.
+    """Warn about a resumed run: the score includes the interruption, and work after the checkpoint that is repeated.
 
-    It is an error if `resumed` lacks the samples of the checkpoint, or if the log repeats work: training before the
-    record beyond these samples, or training after it that does not go beyond them.
+    It is a warning, too, if `resumed` lacks the samples of the checkpoint.
     """
     for record in run.all("resumed"):
-        samples = whole_number(record.value)
-        if samples is None or samples < 0 or whole_number(record.metadata.get("samples_count", samples)) != samples:
+        samples = _samples_at_checkpoint(record)
+        if samples is None:
             message = "resumed lacks the number of samples at its checkpoint"
-            yield value_problem(record, message, "a whole number, equal to samples_count", Severity.ERROR)
+            yield value_problem(record, message, "a whole number, equal to samples_count")
             continue
         seconds = (record.time_ms - _latest_time_before(run, record)) / 1000
         message = (
@@ -36,7 +35,37 @@ def run_resumed(run: Run) -> Iterator[Problem]:
             "the record before it; the score includes this time"
         )
         yield Problem(message, record.line)
-        yield from _repeated_work(run, record, samples)
+        if (reached := _samples_reached(run, record)) > samples:
+            message = f"the run resumed at {samples:,} samples, but the log before that reaches {reached:,}"
+            yield Problem(message, record.line, expected=f"<= {samples}", got=reached)
+
+
+@rule(
+    "run-repeats-data",
+    Severity.ERROR,
+    "training rules, Training Data Order: each datum appears exactly once",
+    divisions=["closed"],
+)
+def run_repeats_data(run: Run) -> Iterator[Problem]:
+    """Reject training after `resumed` on samples that the checkpoint has already seen."""
+    losses = run.log.train_losses
+    lines, counts = np.asarray(losses.lines), np.asarray(losses.samples)
+    for record in run.all("resumed"):
+        samples = _samples_at_checkpoint(record)
+        if samples is None:
+            continue  # run-resumed reports this
+        again = np.flatnonzero((lines > record.line) & (counts <= samples))
+        if len(again):
+            message = f"train_loss at or below the {samples:,} samples of the checkpoint (line {record.line})"
+            got, line = int(counts[again[0]]), losses.lines[again[0]]
+            yield Problem(message, line, expected=f"more than {samples}", got=got)
+
+
+def _samples_at_checkpoint(resumed: Record) -> int | None:
+    samples = whole_number(resumed.value)
+    if samples is None or samples < 0 or whole_number(resumed.metadata.get("samples_count", samples)) != samples:
+        return None
+    return samples
 
 
 def _latest_time_before(run: Run, resumed: Record) -> float:
@@ -47,17 +76,10 @@ def _latest_time_before(run: Run, resumed: Record) -> float:
     return max([*others, *trained[-1:]], default=resumed.time_ms)
 
 
-def _repeated_work(run: Run, resumed: Record, samples: int) -> Iterator[Problem]:
+def _samples_reached(run: Run, resumed: Record) -> int:
+    """Return the largest number of samples before a record `resumed`."""
     losses = run.log.train_losses
-    lines, counts = np.asarray(losses.lines), np.asarray(losses.samples)
-    trained = counts[(lines < resumed.line) & np.isfinite(counts)]
+    counts = np.asarray(losses.samples)
+    trained = counts[(np.asarray(losses.lines) < resumed.line) & np.isfinite(counts)]
     evaluations = [record.samples for record in run.all("eval_accuracy") if record.line < resumed.line]
-    reached = int(max([0, *trained, *(count for count in map(whole_number, evaluations) if count is not None)]))
-    if reached > samples:
-        message = f"the run resumed at {samples:,} samples, but the log before that reaches {reached:,}"
-        yield Problem(message, resumed.line, expected=f"<= {samples}", got=reached, severity=Severity.ERROR)
-    again = np.flatnonzero((lines > resumed.line) & (counts <= samples))
-    if len(again):
-        message = f"train_loss at or below the {samples:,} samples of the checkpoint (line {resumed.line})"
-        got, line = int(counts[again[0]]), losses.lines[again[0]]
-        yield Problem(message, line, expected=f"more than {samples}", got=got, severity=Severity.ERROR)
+    return int(max([0, *trained, *(count for count in map(whole_number, evaluations) if count is not None)]))

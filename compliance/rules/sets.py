@@ -97,7 +97,7 @@ def set_seed(subject: RunSet) -> Iterator[Problem]:
                 files.setdefault(source, run.log.name)
 
 
-@rule("set-copy", Severity.ERROR, f"{_BENCHMARK_RESULTS}: a result is a number of runs")
+@rule("set-copy", Severity.ERROR, "training rules, Scoring: a submission is a set of N independent runs")
 def set_copy(subject: RunSet) -> Iterator[Problem]:
     """Reject copied runs: runs with different seeds never have losses that are equal to the last digit."""
     seen: dict[tuple[str, object], str] = {}

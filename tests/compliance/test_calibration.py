@@ -21,6 +21,7 @@ from compliance.rcp import full_points
 from compliance.render.report_file import report_file
 from compliance.render.text import text_report
 from compliance.rules import ALL_RULES
+from compliance.rules.rule import OFFICIAL
 from tests.support.judging import judged_set
 from tests.support.made_logs import MadeLog, compliant_set, long_log, write_tree
 from tests.support.paths import REAL_SHAPES
@@ -154,6 +155,15 @@ def test_a_judged_log_keeps_less_than_100_kib(tmp_path: Path) -> None:
     bytes_kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert bytes_kept / len(kept) < 100 << 10
+
+
+def test_an_error_cites_mlperf_and_our_judgement_warns() -> None:
+    public = ("training rules, ", "MLPerf submission rules, ", "training_policies, ", OFFICIAL)
+    errors = {rule.id: rule.citation for rule in ALL_RULES if rule.severity is ERROR}
+    assert {name for name, citation in errors.items() if not citation.startswith(public)} == set()
+    assert {name for name, citation in errors.items() if "this project" in citation or "Megatron" in citation} <= {
+        "schedule-rate"  # cites the rule on hyperparameters first
+    }
 
 
 def test_official_checks_name_their_rules_and_rcp_missing_its_range(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,10 +237,10 @@ def test_a_tree_that_would_fail_is_refused(workshop: Workshop) -> None:
     assert workshop.out.is_dir()
 
 
-def test_the_folder_above_names_the_division(workshop: Workshop) -> None:
-    (workshop.folder / "open").mkdir()
+def test_a_description_of_another_division_is_refused(workshop: Workshop) -> None:
+    workshop.system.write_text(json.dumps(system_description(division="open")))
     with pytest.raises(PackageRefusedError, match="division-agreement"):
-        workshop.build(out=workshop.folder / "open" / "org")
+        workshop.build()
 
 
 @pytest.mark.parametrize("kind", ["file", "full folder", "link", "dangling link"])

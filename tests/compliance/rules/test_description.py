@@ -59,9 +59,6 @@ BREAKS: dict[str, list[tuple[str, object]]] = {
     "batch-arithmetic": [
         ("gradient_accumulation_steps", 5), ("micro_batch_size", 3), ("gradient_accumulation_steps", 16),
     ],
-    "parallel-sizes": [
-        ("expert_parallelism", 3), ("tensor_parallelism", 16), ("tensor_parallelism", 3), ("pipeline_parallelism", 32),
-    ],
     "precision-name": [
         ("lowest_numerical_precision_in_linear", "bf16"), ("lowest_numerical_precision_in_comm", "FP8"),
         ("lowest_numerical_precision_in_attn", ["fp8"]),
@@ -72,6 +69,14 @@ BREAKS: dict[str, list[tuple[str, object]]] = {
 @pytest.mark.parametrize(("rule", "key", "value"), [(rule, *each) for rule, all_ in BREAKS.items() for each in all_])
 def test_exactly_this_rule_fires(rule: str, key: str, value: object) -> None:
     assert_fires_alone(rule, set_value(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("expert_parallelism", 3), ("tensor_parallelism", 16), ("tensor_parallelism", 3), ("pipeline_parallelism", 32)],
+)
+def test_sizes_that_do_not_fit_the_model_are_warnings(key: str, value: int) -> None:
+    assert_fires_alone("parallel-sizes", set_value(key, value), Severity.WARNING)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +97,7 @@ def test_every_rule_is_tested() -> None:
         *BREAKS,
         "hyperparameter-end-rate",
         "open-division",
+        "parallel-sizes",
         "submission-placeholder",
         "submission-status",
     } == rule_ids(description)
@@ -218,7 +224,11 @@ def test_sizes_fit_the_machine(gbs: int, changes: dict[str, int], accelerators: 
     log = compliant_log(gbs)
     for key, value in changes.items():
         log.set(key, value)
-    assert fired(judged(log, machine=Machine(accelerators, "systems/x.json")).findings, Severity.ERROR) == wrong
+    machine = Machine(accelerators, "systems/x.json")
+    assert fired(judged(log, machine=machine).findings, Severity.ERROR) == wrong
+    # Ruleset 6.0.0 requires no parallel sizes.
+    earlier = judged(log, machine=machine, ruleset="6.0.0").findings
+    assert fired(earlier, Severity.ERROR) == wrong - {"parallel-sizes"} and fired(earlier) == wrong
 
 
 @pytest.mark.parametrize(

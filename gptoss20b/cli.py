@@ -255,7 +255,7 @@ def result(
 ) -> None:
     """Print the outcome of a run, or of all trials of a set, from the logs. Exit with the run's or the set's status."""
     from .result import read_result
-    from .trials import build_table, exit_code_of_set, read_trials
+    from .trials import build_table, count_outcomes, exit_code_of_set, read_trials
 
     try:
         if trials is None:
@@ -268,7 +268,8 @@ def result(
         _exit_with_error(
             f"{path}: the folder of a set. Add --trials N, or name a trial's folder" if is_set else str(error)
         )
-    _console().print(build_table(path, outcomes))
+    print(count_outcomes(path, outcomes))  # not the table's title: a long folder would be cut
+    _console().print(build_table(outcomes))
     raise typer.Exit(exit_code_of_set(outcomes))
 
 

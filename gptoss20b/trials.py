@@ -85,11 +85,16 @@ def exit_code_of_set(trials: list[Trial]) -> ExitCode:
     return ExitCode.CONVERGED if statuses == {ExitCode.CONVERGED} else ExitCode.NOT_CONVERGED
 
 
-def build_table(folder: Path, trials: list[Trial]) -> Table:
-    """Return a table with one row per trial. Its title counts the outcomes."""
+def count_outcomes(folder: Path, trials: list[Trial]) -> str:
+    """Return the heading of the table: the outcomes of the trials, with their numbers."""
     outcomes = Counter(trial.outcome for trial in trials)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    table = Table(title=f"{len(trials)} trials in {folder}: {counts}", title_justify="left")
+    return f"{len(trials)} trials in {folder}: {counts}"
+
+
+def build_table(trials: list[Trial]) -> Table:
+    """Return a table with one row per trial."""
+    table = Table()
     for name in ("trial", "seed", "minutes", "samples", "final loss", "attempts"):
         table.add_column(name, justify="right")
     table.add_column("outcome")

@@ -121,6 +121,7 @@ def test_brackets_in_a_reason_are_no_markup(tmp_path: Path) -> None:
     (make_set(tmp_path, 1) / "trial_1" / "result_0.txt").write_text(log_text("aborted", reason))
     done = summarize(tmp_path, 1)
     assert done.returncode == 1 and "[/gloo/pair.cc:537]" in done.stdout, done.stderr
+    assert done.stdout.startswith(f"1 trials in {tmp_path}: 1 failed\n")
 
 
 def test_a_folder_without_trials_is_refused(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class SetFigures:
         eval_interval_samples: training samples between evaluations; None if the runs do not share one.
         energy: None without power logs, which only a submission tree has.
         system: name and accelerator of the system description; None without one.
-        accelerators: accelerators of a run; None if unknown.
+        accelerators: accelerators of a run; without a description its ranks, as logged sizes imply; None if unknown.
     """
 
     name: str

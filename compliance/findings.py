@@ -380,7 +380,7 @@ class SetResult:
             (`compliance.run`).
         energy: None without power logs, which only a submission tree has.
         system: name and accelerator of the system description; None without one.
-        accelerators: accelerators of a run, of the system description or as the logged sizes imply; None if unknown.
+        accelerators: accelerators of a run; without a description its ranks, as logged sizes imply; None if unknown.
     """
 
     name: str

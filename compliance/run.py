@@ -165,7 +165,7 @@ class Run:
 
     @cached_property
     def accelerators(self) -> int | None:
-        """Return the accelerators of the machine if known, else as many as the logged sizes imply."""
+        """Return the accelerators of the machine if known, else the ranks that the logged sizes imply."""
         if self.machine is not None:
             return self.machine.accelerators
         ranks = math.prod(self.parallel(kind) for kind in ("tensor", "pipeline", "context"))

@@ -104,7 +104,7 @@ def photograph_report() -> None:
         page = (ROOT / "examples" / "report.html").as_uri()
         subprocess.run([chromium, *options, f"--screenshot={picture}", page], check=True, capture_output=True)
         pixels = imread(picture)
-        imsave(picture, pixels[: end_of_block(pixels.min(axis=(1, 2)) == 1, 1000)])
+        imsave(picture, pixels[: end_of_block(pixels.min(axis=(1, 2)) == 1, 960)])
 
 
 def end_of_block(is_blank: NDArray[np.bool_], limit: int, gap: int = 30) -> int:

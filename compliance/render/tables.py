@@ -57,7 +57,7 @@ def score_terms(result: SetResult) -> list[tuple[str, str]]:
     ]
     return [
         ("System", system_name(result)),
-        ("Accelerators", number(result.accelerators)),
+        ("Accelerators" if result.system else "Ranks, by the logged sizes", number(result.accelerators)),
         *((term, number(value, digits) + unit) for term, value, digits, unit in parts if value is not None),
         *((term, "{} kJ, {} kWh".format(*energy_units(value))) for term, value in joules if value is not None),
         ("Window, by start time", f"runs {run_ranges(window)}" if window else NOTHING),

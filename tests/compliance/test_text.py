@@ -163,7 +163,7 @@ def test_the_runs_are_listed() -> None:
 
 
 def test_the_score() -> None:
-    result = made_set(accelerators=8)
+    result = made_set(accelerators=8, system="MI355X")
     assert result.score is not None
     minutes = result.score.olympic_minutes or 0
     assert section(made_report(result), "Score") == [

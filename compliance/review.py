@@ -176,8 +176,8 @@ def find_results(root: Path, benchmark: str = NAME) -> Repository:
                     found.results.append(Result(folder, system.name, _page_name(folder, system.name, taken)))
                 else:
                     found.others[printable(name)] += 1
-    results = [f"{name} {number:,}" for name, number in ((NAME, len(found.results)), *found.others.most_common())]
-    held = f"{printable(root)} holds {found.submissions:,} submissions with results of {', '.join(results)}"
+    counts = {NAME: len(found.results), **found.others}
+    held = f"results in {printable(root)}: {', '.join(f'{name} {number:,}' for name, number in counts.items())}"
     if benchmark != NAME:
         raise UnknownBenchmarkError(f"{benchmark}: only {NAME} is judged; {held}")
     if not found.results:

@@ -108,11 +108,7 @@ def photograph_report() -> None:
 
 
 def end_of_block(is_blank: NDArray[np.bool_], limit: int, gap: int = 30) -> int:
-    """Return the last row below which ``gap`` blank rows begin at or before ``limit``, 10 rows of them included.
-
-    >>> end_of_block(np.array([0, 0, *[1] * 40, 0, 0, *[1] * 40]) == 1, limit=30)
-    12
-    """
+    """Return the last row below which ``gap`` blank rows begin at or before ``limit``, 10 rows of them included."""
     ends = [row for row in range(1, limit + 1) if not is_blank[row - 1] and is_blank[row : row + gap].all()]
     return ends[-1] + 10
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 
-from doc_tools import reference
+from doc_tools import pictures, reference
 from gptoss20b.config import settings
 from tests.support.paths import ROOT
 
@@ -98,3 +99,10 @@ def test_the_dry_run_of_each_configuration_works() -> None:
         command = f"source {name} && {shlex.quote(sys.executable)} -m gptoss20b train --dry-run"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_screenshot_ends_with_a_block() -> None:
+    blocks = [0] * 5 + [1] * 20 + [0] * 5 + [1] * 40 + [0] * 5 + [1] * 40
+    rows = np.array(blocks) == 1
+    assert pictures.end_of_block(rows, limit=72) == 30 + 10  # within the last block
+    assert pictures.end_of_block(rows, limit=80) == 75 + 10

@@ -24,6 +24,7 @@ from gptoss20b.data.files import DataError
             "out: got Full; expected a disk with room. To fix: make room and run the same command again.",
         ),
         (OSError("odd"), "out: odd"),
+        (MemoryError(), "got too little memory; expected more. To fix: run fewer processes."),
     ],
 )
 def test_a_failure_is_a_line_and_1(capsys: pytest.CaptureFixture[str], error: Exception, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import inspect
@@ -21,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from mlperf_logging.compliance_checker import mlp_compliance, mlp_parser
 
 from gptoss20b.config import Config, resolve
-from gptoss20b.mlperf_log import RunClock, RunLog, hyperparameters
+from gptoss20b.mlperf_log import RunClock, RunLog, TruncatedLogError, hyperparameters
 from tests.support.paths import ROOT
 
 THIS_FILE = "tests/unit/test_mlperf_log.py"
@@ -250,6 +251,19 @@ def test_two_runs_never_write_one_log(log: RunLog, tmp_path: Path) -> None:
     resumed.close()
     assert [record["key"] for record in records(path)] == ["block_start", "resumed"]
     assert [file.name for file in tmp_path.iterdir()] == ["result_0.txt"]
+
+
+def test_records_after_a_checkpoint_are_kept_aside_and_a_shorter_log_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "result_0.txt"
+    for text in ("kept\nfirst\n", "kept\nsecond\n"):
+        path.write_text(text)
+        with contextlib.closing(RunLog(path, resuming=True)) as log:
+            log.resumed(len("kept\n"), samples=0)
+    assert [(tmp_path / f"cut_{k}_of_result_0.txt").read_text() for k in (1, 2)] == ["first\n", "second\n"]
+    before = path.read_bytes()
+    with contextlib.closing(RunLog(path, resuming=True)) as log, pytest.raises(TruncatedLogError):
+        log.resumed(len(before) + 1, samples=0)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

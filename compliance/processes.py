@@ -7,13 +7,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .log_files import InputError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkProcess
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +50,9 @@ def run_apart(
         Index of an item, and its result, in the order of completion. An error is returned, not raised: the function's
         `InputError`, or a `ProcessError` for any other and for a process that was killed.
     """
+    from multiprocessing import get_context
+    from multiprocessing.connection import Connection, wait
+
     context = get_context("fork")
     running: dict[Connection, tuple[int, ForkProcess]] = {}
     waiting = iter(enumerate(items))

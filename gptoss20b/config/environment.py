@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from .tree import Config
 
 # Other submissions' scripts set SUBMISSION_* with one of these prefixes.
-_PREFIXES = ("MLPERF_", "MLLOG_")
+PREFIXES = ("MLPERF_", "MLLOG_")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_settings() -> dict[str, str]:
     """Return the settings that the environment gives, by variable name. Empty variables count as unset."""
     given = {}
     for variable in settings():
-        prefixes = ("", *_PREFIXES) if variable.startswith("SUBMISSION_") else ("",)
+        prefixes = ("", *PREFIXES) if variable.startswith("SUBMISSION_") else ("",)
         texts = (os.environ.get(prefix + variable) for prefix in prefixes)
         if text := next(filter(None, texts), None):
             given[variable] = text

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from .checks import Problem, check_config
 from .environment import read_settings, settings
+from .misspelt import find_misspelt
 from .presets import PRESETS
 from .tree import Config
 
@@ -31,7 +32,7 @@ def resolve(options: Mapping[str, str | None] | None = None) -> Config:
     """
     # An empty option counts as unset, like an empty variable.
     given = read_settings() | {name: value for name, value in (options or {}).items() if value}
-    found: list[Problem] = []
+    found = find_misspelt()
     variant = given.get("MODEL_VARIANT", "reference")
     if variant not in PRESETS:
         found.append(

@@ -1,0 +1,69 @@
+"""Misspelt settings: a variable that is close to the name of a setting, and would silently change nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from difflib import SequenceMatcher
+
+from .checks import Problem
+from .environment import PREFIXES, settings
+
+# Variables of the launchers, which are no leaves of the configuration.
+LAUNCHER_VARIABLES = (
+    "NEXP", "SEED_BASE", "STOP_ON_FAILURE", "CHECK_COMPLIANCE", "CLEAR_CACHES", "CONT", "MODELDIR", "PYTHON",
+    "NODE_RANK", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+# Families of other programs: their names are never ours, however close.
+_FOREIGN = (
+    "NCCL_", "RCCL_", "GLOO_", "UCX_", "UCC_", "FI_", "OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_", "SBATCH_", "SPANK_",
+    "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NVTE_", "NVSHMEM_", "HIP_", "HSA_", "ROCR_", "ROCM_", "GPU_", "AMD_",
+    "TORCH", "PYTORCH_", "TRITON_", "TF_", "XLA_", "HF_", "WANDB_", "MKL_", "OMP_", "KMP_", "PIP_", "UV_",
+    "CONDA_", "DOCKER_", "KUBERNETES_", "PYTHON", "PYTEST_", "XDG_", "SSH_", "LC_", "GROUP_", "ROLE_", "LOCAL_",
+)  # fmt: skip
+# Other programs' names that are as close to one of ours as a slip of the keyboard.
+_OTHERS = frozenset({"COMPILER", "LOG_DIR", "DATA_DIR", "MODEL_DIR"})
+# Ratio of equal letters. Shorter names are too close to too many words.
+_CLOSE, _SHORTEST = 0.88, 6
+
+
+def find_misspelt() -> list[Problem]:
+    """Return a problem for each variable of the environment that looks like a setting and is none.
+
+    ALLOW_UNKNOWN=1 turns the check off, for a name that belongs to another program.
+    """
+    if os.environ.get("ALLOW_UNKNOWN") == "1":
+        return []
+    advice = "Unset it, or set ALLOW_UNKNOWN=1 if it belongs to another program."
+    return [
+        Problem((name,), f"is not a setting; expected {meant}. {advice}")
+        for name, meant in close_names(os.environ, _known_names())
+    ]
+
+
+def close_names(names: Iterable[str], known: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each name that is close to a known one, without being one, and the known name that is meant.
+
+    >>> list(close_names(["GLOBAL_BATCHSIZE", "NCCL_DEBUG", "SEED"], ["GLOBAL_BATCH_SIZE", "SEED"]))
+    [('GLOBAL_BATCHSIZE', 'GLOBAL_BATCH_SIZE')]
+    """
+    known = frozenset(known)
+    for name in sorted(set(names) - known - _OTHERS):
+        if name.isupper() and not name.startswith(_FOREIGN):
+            ratio, meant = max((_similarity(name, each), each) for each in known)
+            if ratio >= _CLOSE:
+                yield name, meant
+
+
+def _known_names() -> list[str]:
+    names = [*settings(), *LAUNCHER_VARIABLES, "ALLOW_UNKNOWN"]
+    return [*names, *(prefix + each for each in names if each.startswith("SUBMISSION_") for prefix in PREFIXES)]
+
+
+def _similarity(name: str, known: str) -> float:
+    name, known = name.replace("_", ""), known.replace("_", "")
+    if min(len(name), len(known)) < _SHORTEST:
+        return 0.0
+    matcher = SequenceMatcher(None, name, known, autojunk=False)
+    # The quick bound spares most of the comparisons: every rank does them at its start.
+    return matcher.ratio() if matcher.real_quick_ratio() >= _CLOSE and matcher.quick_ratio() >= _CLOSE else 0.0

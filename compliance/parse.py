@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from itertools import repeat
 from typing import Any, BinaryIO
 
 from .benchmark import JUDGED_KEYS
@@ -126,8 +125,10 @@ class _Reader:
         losses.lines.extend(numbers[:room])
         columns = (losses.times_ms, losses.losses, losses.samples, losses.learning_rates)
         for column, group in zip(columns, self._template.groups, strict=True):
-            absent = repeat(math.nan, len(rows[:room]))
-            column.extend(absent if group is None else map(float, groups[group]))
+            values = [math.nan] * len(rows[:room]) if group is None else list(map(float, groups[group]))
+            if -math.inf in values:  # an overflow, for which `_column_value` gives the positive
+                values = [math.inf if value == -math.inf else value for value in values]
+            column.extend(values)
 
     def report_dropped(self) -> None:
         """Add a parse error for each kind of record past its limit."""

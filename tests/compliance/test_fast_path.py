@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compliance.fast_path import infer
@@ -77,6 +77,7 @@ def test_a_second_line_of_the_same_form_keeps_its_meaning(
 
 
 @given(record(), st.lists(st.tuples(st.integers(0, 200), st.integers(0, 3), st.binary(max_size=3)), max_size=3))
+@example({"key": "train_loss", "value": -1.5, "time_ms": 1, "metadata": {}}, [(41, 3, b"1e999")])
 @settings(max_examples=300, deadline=None)
 def test_a_damaged_second_line_keeps_its_meaning(first: dict[str, Any], edits: list[tuple[int, int, bytes]]) -> None:
     line = f":::MLLOG {json.dumps(first)}".encode()

@@ -57,8 +57,8 @@ FLOWS: dict[str, list[tuple[str, str]]] = {
 
 
 def draw_flow(stages: list[tuple[str, str]]) -> Figure:
-    """Return boxes with arrows between them: up to four in a row, more in rows of three."""
-    columns = len(stages) if len(stages) <= 4 else 3
+    """Return boxes with arrows between them, two in a row: readable on a phone."""
+    columns = 2
     width, height = 2.35 * columns, 1.75 * math.ceil(len(stages) / columns) - 0.15
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))

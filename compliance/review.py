@@ -87,6 +87,7 @@ class ReviewedResult:
         normalization: factor of the RCP test.
         rcp_margin_samples: samples above the smallest accepted mean.
         seconds_per_sample: from run_start to the first passing evaluation, per training sample, of olympic means.
+        energy_joules: mean of the runs that the score keeps; None without power logs.
         failed_rules: ids of the rules with errors.
         page: file of the result's report; None if the result could not be judged.
     """
@@ -116,6 +117,7 @@ class ReviewedResult:
     samples_cv_percent: float | None = None
     minutes_cv_percent: float | None = None
     seconds_per_sample: float | None = None
+    energy_joules: float | None = None
     errors: int = 0
     warnings: int = 0
     waived: int = 0
@@ -310,6 +312,7 @@ def _row(result: Result, tree: Submission, report: Report) -> ReviewedResult:
         samples_cv_percent=variance.samples.cv_percent if variance and variance.samples else None,
         minutes_cv_percent=variance.minutes.cv_percent if variance and variance.minutes else None,
         seconds_per_sample=judged.seconds_per_sample,
+        energy_joules=judged.energy.olympic_joules if judged.energy else None,
         errors=by_severity[Severity.ERROR],
         warnings=by_severity[Severity.WARNING],
         waived=by_severity[Severity.WAIVED],

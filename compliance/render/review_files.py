@@ -73,6 +73,7 @@ COLUMNS = (
     Column("CV of samples, %", lambda result: result.samples_cv_percent, _decimals(2)),
     Column("CV of minutes, %", lambda result: result.minutes_cv_percent, _decimals(2)),
     Column("Seconds per sample", lambda result: result.seconds_per_sample, _decimals(4)),
+    Column("Energy, kJ", lambda result: result.energy_joules and result.energy_joules / 1e3, _decimals(1)),
     Column("Waived", lambda result: result.waived, number),
     Column("Notes", lambda result: result.notes, number),
     Column("Failed rules", lambda result: ", ".join(result.failed_rules) or result.reason),
@@ -107,7 +108,7 @@ def index_page(review: Review) -> str:
         review=review,
         counts=_counts(review),
         others=_others(review),
-        columns=COLUMNS[:-1],  # the link is on the system
+        columns=[each for each in COLUMNS[:-1] if any(map(each.value, review.results))],  # the link is on the system
         script=Markup(script),
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
     )

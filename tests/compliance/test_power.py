@@ -17,7 +17,9 @@ from compliance.findings import Energy, Report, RunEnergy, RunSummary, Score, Se
 from compliance.power import RunPower, read_power, set_energy
 from compliance.render import report_file as report_file_module
 from compliance.render.report_file import report_file
+from compliance.render.review_files import index_page
 from compliance.render.text import text_report
+from compliance.review import find_results, review
 from compliance.submission import read_submission
 from tests.support.made_logs import START, MadeLog, compliant_set, event, write_tree
 from tests.support.made_power import power_log, switch_log, write_power
@@ -256,6 +258,18 @@ def test_a_tree_with_power_logs_has_its_energy(tmp_path: Path) -> None:
         assert energy.missing == pytest.approx(60 * minutes(run), abs=1)
     assert ("package-power", Severity.ERROR, "power/result_0/node_0.txt") in power_findings(report)
     assert result.energy.olympic_joules is None  # the missing samples fail the tree
+
+
+def test_a_review_has_a_column_of_energy_if_a_result_has_power_logs(tmp_path: Path) -> None:
+    waivers = tmp_path / "waivers.toml"  # of the missing samples, without which there is a score
+    waivers.write_text('[[waiver]]\nrule = "package-power"\npath = "*"\nreason = "r"\nwho = "w"\nuntil = 9999-01-01\n')
+    options = Options(official=False, waive=waivers)
+    roots = [tree_with_power(tmp_path / "with"), write_tree(tmp_path / "without" / "tree", compliant_set(64))]
+    reviews = [review(find_results(root), options, tmp_path / "out") for root in roots]
+    energy = check_package(roots[0], options).sets[0].energy
+    assert energy is not None and energy.olympic_joules is not None
+    assert [each.results[0].energy_joules for each in reviews] == [energy.olympic_joules, None]
+    assert ["Energy" in index_page(each) for each in reviews] == [True, False]
 
 
 def test_a_tree_without_power_logs_says_nothing_of_it(tmp_path: Path) -> None:

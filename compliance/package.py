@@ -58,8 +58,8 @@ def build(
     Args:
         report: result of `check_set`. Of more logs than ``runs``, the score's window is taken.
         system: system description. Its file name becomes the name of the system.
-        code: source code. Hidden files, caches, binaries, links out of the folder, and top-level folders called data or
-            results without an ``__init__.py`` are not copied.
+        code: source code. Hidden files, caches, binaries, links out of the folder, and top-level folders called data,
+            results or site without an ``__init__.py`` are not copied.
         out: destination: a new or an empty folder.
         runs: runs required for a result.
         force: build even if the logs or the tree fail.
@@ -201,9 +201,9 @@ def _code_files(code: Path) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _is_code_folder(code: Path, folder: str) -> bool:
-    """Return whether a folder is copied. Top-level `data` and `results` must be Python packages."""
+    """Return whether a folder is copied. Top-level `data`, `results` and `site` must be Python packages."""
     last = folder.rpartition("/")[2]
-    if folder in ("data", "results"):
+    if folder in ("data", "results", "site"):
         return (code / folder / "__init__.py").is_file()
     return not (_is_hidden(folder) or last == "__pycache__" or last.endswith(".egg-info"))
 

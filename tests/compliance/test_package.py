@@ -298,6 +298,7 @@ def test_files_that_are_not_code_are_not_copied(workshop: Workshop) -> None:
     others = [
         ".env", ".git/config", ".venv/bin/python.py", "data/tokens.txt", "results/result_0.txt", "pack/lib.so",
         "pack/__pycache__/train.cpython-311.pyc", "x.egg-info/PKG-INFO", "pack/.cache/x.py", "pack/.secret key",
+        "site/index.html",
     ]  # fmt: skip
     for name in others:
         workshop.write(name, "password")
@@ -305,7 +306,7 @@ def test_files_that_are_not_code_are_not_copied(workshop: Workshop) -> None:
     workshop.write("pack/results/table.py")
     assert workshop.build() == (
         ".env", ".git/", ".venv/", "data/", "pack/.cache/", "pack/.secret key", "pack/__pycache__/", "pack/lib.so",
-        "results/", "x.egg-info/",
+        "results/", "site/", "x.egg-info/",
     )  # fmt: skip
     assert workshop.copied() == ["pack/data/loader.py", "pack/results/table.py", "pack/train.py", "run_and_time.sh"]
 

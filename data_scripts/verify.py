@@ -61,7 +61,7 @@ def main(
     Sample data is checked against its own manifest, sample.json; options override it. The report is the same for the
     same data and versions on any machine.
 
-    Exit status: 0 pass, 1 findings, 2 usage, 130 interrupted, 141 the reader of the output is gone, 143 terminated.
+    Exit status: 0 pass, 1 findings, 2 usage, 130 interrupted, 143 terminated.
     """
     with cli_errors():
         if report_file is not None:

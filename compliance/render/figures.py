@@ -96,7 +96,7 @@ def draw_losses(figure: Figure, result: SetResult) -> str:
         whole.set_ylim(top=min(whole.get_ylim()[1], parts.MAX_LOSS))
     for _, run in runs:
         whole.plot(*parts.plausible_losses(run), color=parts.GREY, linewidth=0.6, zorder=1, scalex=False, scaley=False)
-    near.set_title("near the target; under each first pass, its run" if passes else "lowest losses")
+    near.set_title("near the target, with numbers of the runs" if passes else "lowest losses")
     parts.zoom_to_target(near, runs, targets, passes, parts.layout_interval(result))
     first_pass = Line2D([], [], color=parts.DARK, marker="o", linestyle="", markersize=6)
     parts.add_legend(figure, runs, {"first pass": first_pass} if passes else {})

@@ -46,8 +46,8 @@ PICTURES: tuple[Picture, ...] = (
     (
         figures.draw_losses,
         "Evaluation loss",
-        "Dashed: the target, which the first evaluation at or below it reaches. The right panel enlarges what happens "
-        f"there; losses above {MAX_LOSS:g} are off the left one, where grey is training.",
+        f"Dashed: the target. Left: grey lines are training losses; losses above {MAX_LOSS:g} are cut off. Right: the "
+        "region around the target, with the number of each run below its first evaluation that meets the target.",
     ),
     (
         figures.draw_samples,

@@ -60,7 +60,7 @@ def set_pace(subject: RunSet) -> Iterator[Problem]:
     for file, pace in paces.items():
         if abs(pace - usual) > usual / 3:
             message = "the seconds per sample differ from the set's median by more than a third"
-            yield Problem(message, expected=f"about {usual:.4g}", got=f"{pace:.4g}", file=file)
+            yield Problem(message, expected=f"about {usual:.4g}", got=float(f"{pace:.4g}"), file=file)
 
 
 @rule("rcp-margin", Severity.WARNING, OWN)

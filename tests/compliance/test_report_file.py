@@ -127,7 +127,7 @@ def test_the_sections_come_in_order() -> None:
         "Runs of results/big/gpt_oss_20b",
         *("Evaluation loss", "Samples to target and the reference", "Learning rate", "Timeline"),
         *("The pictures in numbers", "Variance between the runs", "Convergence against the reference (RCP)"),
-        *("Command and versions", "Official tools", "Where they and we differ"),
+        *("Command and versions", "Official tools", "Differences from our verdict"),
         *("Not verifiable from logs", "d"),
     ]
 

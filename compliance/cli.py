@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class ExitCode(IntEnum):
     UNREADABLE = 3
     INTERNAL = 4
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 # Errors that a command reports in one line, with its exit status.
@@ -68,7 +70,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Check MLPerf Training logs of gpt_oss_20b: a run, a set of ten runs, a submission, or a whole repository.",
-    epilog="Exit status: 0 pass, 1 violation, 2 usage, 3 unreadable input, 4 internal error, 130 interrupted.",
+    epilog=(
+        "Exit status: 0 pass, 1 violation, 2 usage, 3 unreadable input, 4 internal error, 130 interrupted, "
+        "143 terminated."
+    ),
 )
 
 Format = Literal["text", "json", "junit"]
@@ -451,6 +456,10 @@ def _print(text: str) -> None:
 def main() -> NoReturn:
     """Run a command and exit with an `ExitCode`. Every failure prints one line."""
     status = ExitCode.INTERNAL
+    # Without a handler, the processes of `review` and of the official tools would outlive this one.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: sys.exit(ExitCode.TERMINATED))
     try:
         app(prog_name="python -m compliance")  # raises SystemExit, also for usage errors and interrupts
     except tuple(_STATUSES) as error:

@@ -289,7 +289,7 @@ def test_it_runs_from_anywhere_as_a_module(good: Path, tmp_path: Path) -> None:
 
 def test_the_exit_statuses_are_those_that_scripts_rely_on() -> None:
     assert {code.name: int(code) for code in ExitCode} == {
-        "PASS": 0, "VIOLATION": 1, "USAGE": 2, "UNREADABLE": 3, "INTERNAL": 4, "INTERRUPTED": 130,
+        "PASS": 0, "VIOLATION": 1, "USAGE": 2, "UNREADABLE": 3, "INTERNAL": 4, "INTERRUPTED": 130, "TERMINATED": 143,
     }  # fmt: skip
 
 

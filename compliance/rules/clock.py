@@ -112,14 +112,15 @@ def clock_run_start(run: Run) -> Iterator[Problem]:
 
 @rule("clock-run-stop", Severity.ERROR, _RUN_RESULTS)
 def clock_run_stop(run: Run) -> Iterator[Problem]:
-    """Require a single run_stop, not before run_start, the passing evaluation or earlier records."""
+    """Require a single run_stop, after run_start, and not before the passing evaluation or earlier records."""
     start, stop, passing = run.run_start, run.run_stop, run.passing_evaluation
     if stop is None:
         return
     for again in run.all("run_stop")[1:]:
         yield Problem(f"second run_stop; the first is in line {stop.line}", again.line, expected="one run_stop")
-    if start is not None and stop.time_ms < start.time_ms:
-        yield Problem(f"run_stop is earlier than run_start (line {start.line})", stop.line)
+    is_instant = start is not None and stop.time_ms == start.time_ms and bool(run.evaluations)
+    if start is not None and (stop.time_ms < start.time_ms or is_instant):
+        yield Problem(f"run_stop is not later than run_start (line {start.line})", stop.line)
     elif passing is not None and stop.time_ms < passing.time_ms:
         message = f"run_stop is earlier than the passing evaluation (line {passing.line})"
         yield Problem(message, stop.line, expected=f">= {passing.time_ms:.0f}", got=stop.time_ms)

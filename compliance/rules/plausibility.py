@@ -36,16 +36,45 @@ def set_overlap(subject: RunSet) -> Iterator[Problem]:
 @rule("eval-duration", Severity.WARNING, OWN)
 def eval_duration(subject: RunSet) -> Iterator[Problem]:
     """Warn about evaluations that take no time, or less than a fifth of the set's median."""
+    yield from _short_phases(subject, "evaluation", "evaluations")
+
+
+@rule("block-duration", Severity.WARNING, OWN)
+def block_duration(subject: RunSet) -> Iterator[Problem]:
+    """Warn about blocks of training that take no time, or less than a fifth of the set's median.
+
+    A late run_start hides the first block.
+    """
+    yield from _short_phases(subject, "training", "blocks of training")
+
+
+def _short_phases(subject: RunSet, name: str, plural: str) -> Iterator[Problem]:
     durations = {
-        run.file: [each.stop_ms - each.start_ms for each in run.phases if each.name == "evaluation"]
+        run.file: [each.stop_ms - each.start_ms for each in run.phases if each.name == name]
         for run in subject.summaries
     }
     every = [duration for of_run in durations.values() for duration in of_run]
     usual = median(every) if every else 0.0
     for file, of_run in durations.items():
         if short := [duration for duration in of_run if duration <= 0 or duration < usual / 5]:
-            message = f"{len(short)} of {len(of_run)} evaluations are implausibly short"
+            message = f"{len(short)} of {len(of_run)} {plural} are implausibly short"
             yield Problem(message, expected=f"about {usual / 1000:.3g} s", got=f"{min(short) / 1000:.3g} s", file=file)
+
+
+@rule("step-time", Severity.WARNING, OWN)
+def step_time(subject: RunSet) -> Iterator[Problem]:
+    """Warn if the steps of a run, at the median train_step_time of its tracked_stats, take a tenth longer than it."""
+    for run in subject.summaries:
+        step_s, samples, batch = run.tracked.get("step_s"), run.samples_to_target, run.global_batch_size
+        if step_s is None or samples is None or not batch or batch < 1 or run.minutes_to_target is None:
+            continue
+        minutes = step_s * samples / batch / 60
+        if minutes > 1.1 * run.minutes_to_target:
+            message = (
+                f"{samples / batch:,.0f} steps of {step_s:.4g} s, as its tracked_stats say, take longer than the run"
+            )
+            got = f"{run.minutes_to_target:.1f} minutes"
+            yield Problem(message, expected=f"{minutes:.1f} minutes or more", got=got, file=run.file)
 
 
 @rule("set-pace", Severity.WARNING, OWN)

@@ -106,6 +106,21 @@ def short_evaluation(logs: list[MadeLog]) -> None:
     logs[2].find("eval_accuracy", 1)["time_ms"] = logs[2].find("eval_start", 1)["time_ms"] + 9_000
 
 
+def hidden_block(logs: list[MadeLog]) -> None:
+    """Start the clock a second before the end of the first block."""
+    log = logs[3]
+    late = int(log.find("block_stop")["time_ms"]) - 1000
+    for index in range(log.index("run_start"), log.index("block_stop")):
+        log.events[index]["time_ms"] = max(late, int(log.events[index]["time_ms"]))
+
+
+def slow_steps(logs: list[MadeLog]) -> None:
+    """Log twice the time that the steps of a block took."""
+    log = logs[6]
+    seconds = (log.find("block_stop")["time_ms"] - log.find("block_start")["time_ms"]) / 1000
+    log.find("tracked_stats")["value"] = {"train_step_time": 2 * seconds / (12_288 / 16)}
+
+
 def equal_loss(logs: list[MadeLog]) -> None:
     logs[2].set("eval_accuracy", logs[5].find("eval_accuracy", 3)["value"], 3)
 
@@ -115,6 +130,8 @@ def equal_loss(logs: list[MadeLog]) -> None:
     [
         ("set-overlap", lambda logs: logs[4].shift(0, -9 * 3_600_000), None),
         ("eval-duration", short_evaluation, "result_2.txt"),
+        ("block-duration", hidden_block, "result_3.txt"),
+        ("step-time", slow_steps, "result_6.txt"),
         ("set-pace", lambda logs: logs[7].shift(logs[7].index("train_loss", 9), 5 * 3_600_000), "result_7.txt"),
         ("eval-equal", equal_loss, "result_5.txt"),
     ],

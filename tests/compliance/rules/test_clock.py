@@ -97,6 +97,13 @@ def stop_after_the_pass(log: MadeLog, later_ms: int = 0) -> MadeLog:
     return log
 
 
+def stop_the_clock(log: MadeLog) -> None:
+    """Give everything from run_start on the time of run_start."""
+    start = log.index("run_start")
+    for record in log.events[start:]:
+        record["time_ms"] = log.events[start]["time_ms"]
+
+
 BREAKS: list[tuple[str, str, Change]] = [
     *(("cache-clear", str(value), set_value("cache_clear", value)) for value in (False, "true", 1, None)),
     ("cache-clear", "late", late_cache_clear),
@@ -116,6 +123,7 @@ BREAKS: list[tuple[str, str, Change]] = [
     ("clock-run-stop", "before the pass", move_time("run_stop", 0, -30_000)),
     ("clock-run-stop", "a millisecond before the pass", lambda log: stop_after_the_pass(log, -1)),
     ("clock-run-stop", "before run_start", move_time("run_stop", 0, -100_000_000)),
+    ("clock-run-stop", "at run_start", stop_the_clock),
     ("clock-run-stop", "again", append_last("run_stop", later_ms=5000)),
     ("clock-after-stop", "data", append_last("eval_tokens_sha256")),
     ("clock-after-stop", "a loss", append_last("train_loss")),

@@ -68,7 +68,9 @@ def reasons_without_score(result: SetResult, required: int) -> list[str]:
 def margin_in_words(rcp: Rcp | None, result: SetResult) -> str:
     """Return the distance from the smallest accepted mean of the deciding RCP test, and how many evaluations it is."""
     if rcp is None:
-        return "Convergence is tested against the reference in the closed division, at a known batch size, only."
+        if any(run.division == "open" for run in result.runs):
+            return "The logs are of the open division: no convergence is tested against the reference."
+        return "Convergence is tested against the reference at a known batch size only."
     test = rcp.pruned
     if test.minimum is None or test.submission_mean is None or test.margin_samples is None:
         missing = "the set has no mean" if test.minimum is not None else f"none applies to {rcp.global_batch_size:,}"

@@ -51,6 +51,7 @@ def _size(result: ReviewedResult) -> str | None:
 COLUMNS = (
     Column("Submitter", lambda result: result.submitter),
     Column("System", lambda result: result.system),
+    Column("Submission", lambda result: result.submission),
     Column("Verdict", lambda result: result.verdict.value),
     Column("Normalised minutes", lambda result: result.normalized_minutes, _decimals(2)),
     Column("Minutes", lambda result: result.minutes, _decimals(2)),

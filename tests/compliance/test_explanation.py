@@ -116,3 +116,8 @@ def test_each_of_several_sets_is_named() -> None:
     shown = explain(made_report(*sets))
     assert "results/3" in shown and "results/4" not in shown and "2 more sets" in shown
     assert "results/0" not in explain(made_report(sets[0]))
+
+
+def test_a_set_of_the_open_division_is_named_as_such() -> None:
+    closed, open_ = (replace(made_set(), rcp=None, runs=(made_run(0, division=name),)) for name in ("closed", "open"))
+    assert "open division" in margin_in_words(None, open_) and "open division" not in margin_in_words(None, closed)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ def test_no_cell_becomes_a_formula(mixed: Reviewed) -> None:
 def test_the_page_is_self_contained_and_its_links_resolve(mixed: Reviewed) -> None:
     page = (mixed.out / "index.html").read_text()
     assert SCRIPT not in page and page.count("<script>") == 1 and "\u202e" not in page
+    # Two submissions may name one submitter: the folder tells them apart.
+    assert ">closed/Beta</td>" in page and re.search(r"^ *closed/Beta +sys_1x8 +pass", mixed.outcome.out, re.MULTILINE)
     targets = re.findall(r'(?:href|src)="([^"]*)"', page)
     assert len(targets) == len(set(targets)) == 4  # the unreadable result has no page
     for target in targets:
@@ -292,7 +295,17 @@ def test_the_progress_bar_is_for_terminals(tmp_path: Path) -> None:
     os.close(terminal)
 
 
-def test_an_interrupt_ends_the_review_and_its_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("send", "status"),
+    [
+        (lambda pid: os.killpg(pid, signal.SIGINT), ExitCode.INTERRUPTED),  # Ctrl-C reaches every process
+        (lambda pid: os.kill(pid, signal.SIGTERM), ExitCode.TERMINATED),
+        (lambda pid: os.kill(pid, signal.SIGHUP), ExitCode.TERMINATED),
+    ],
+)
+def test_a_signal_ends_the_review_and_its_processes(
+    tmp_path: Path, send: Callable[[int], None], status: ExitCode
+) -> None:
     submission(tmp_path / "round")
     slow = "import time; from compliance import review; review.check_submission = lambda *a, **k: time.sleep(60)\n"
     run = f"{slow}from compliance.cli import main; main()"
@@ -300,7 +313,7 @@ def test_an_interrupt_ends_the_review_and_its_processes(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", run, *arguments], cwd=ROOT, start_new_session=True)
     while not (tmp_path / "out" / "pages").is_dir():
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(20) == ExitCode.INTERRUPTED
+    send(process.pid)
+    assert process.wait(20) == status
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

@@ -178,7 +178,7 @@ class RunSummary(RunOutcome):
         expected_learning_rates: learning rates of the logged schedule at the same points.
         phases: intervals for the timeline.
         logged_status: submission_status.
-        disclosed: logged parallel sizes, micro batch size and precisions as text, by key.
+        disclosed: logged parallel sizes, micro batch size, precisions, configuration file and commit as text, by key.
     """
 
     train_loss: Curve

@@ -231,7 +231,9 @@ def _summary(run: Run, status: Status, system: str | None) -> RunSummary:
         organisation=_text(run, "submission_org"),
         logged_status=_text(run, "submission_status"),
         disclosed={
-            key: str(run.value(key))[:40] for key in DISCLOSURE if isinstance(run.value(key), str | int | float)
+            key: str(run.value(key))[:60]
+            for key in (*DISCLOSURE, "git_commit")
+            if isinstance(run.value(key), str | int | float)
         },
         system=system,
     )

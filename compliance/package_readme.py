@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .file_tree import printable
-from .findings import Finding, Report, Severity
+from .findings import Finding, Report, RunSummary, Severity
 from .submission import SystemDescription
 
 _TEMPLATE = Path(__file__).parent / "templates" / "package_readme.md.j2"
@@ -36,8 +36,16 @@ def package_readme(
         score=report.sets[0].score,
         runs=runs,
         command=Markup("TODO: the command" if script is None else f"`{printable(script)}`"),
+        commits=_logged(runs.values(), "git_commit"),
+        settings=_logged(runs.values(), "config_filename"),
         findings=_first_findings(report.findings, logs),
     )
+
+
+def _logged(runs: Iterable[RunSummary], key: str) -> list[str]:
+    """Return the distinct known values of a disclosed setting."""
+    values = dict.fromkeys(run.disclosed.get(key, "unknown") for run in runs)
+    return [value for value in values if value != "unknown"]
 
 
 def failing_findings(report: Report) -> list[Finding]:

@@ -36,13 +36,13 @@ def test_it_has_the_facts_of_the_report(tmp_path: Path) -> None:
     assert result.score is not None
     facts = [
         "Submitter: Example Laboratory. Division: closed. Status: Available on-premise.",
-        "The logs pass. Checked by `compliance` 0.1, ruleset 6.1.0. ",
+        "The logs pass. Checked by `compliance` 0.1, ruleset 6.1.0.",
         f"Score: {result.score.olympic_minutes:.3f} minutes",
         f"Normalised by 1.250000: {result.score.normalized_minutes:.3f} minutes",
         "| global batch size | 32 |",
         "| base learning rate | 0.0008 |",
         "| warm-up steps | 128 |",
-        "1 node(s) of 8 accelerators",
+        "1. Hardware: 1 x 8 accelerators",
         "5. Run 10 times: `run_and_time.sh`. TODO: ",
         *(f"- unverifiable: {finding.rule}: " for finding in UNVERIFIABLE),
     ]
@@ -55,6 +55,15 @@ def test_it_has_the_facts_of_the_report(tmp_path: Path) -> None:
     assert "$" not in text
     # The submitter's folders are not named.
     assert str(Path(result.runs[0].file).parent) not in text
+
+
+def test_the_logged_commit_and_configuration_are_named(tmp_path: Path) -> None:
+    result = made_set()
+    logged = {"git_commit": "0123abc-dirty", "config_filename": "config_$x.sh"}
+    runs = tuple(replace(run, disclosed=logged) for run in result.runs)
+    text = readme(tmp_path, made_report(replace(result, runs=runs)))
+    assert "Commit 0123abc-dirty." in text and r"Load first: config_\$x.sh." in text
+    assert text.count("TODO:") == 3
 
 
 def test_it_has_the_official_verdict(tmp_path: Path) -> None:

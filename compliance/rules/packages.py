@@ -285,6 +285,23 @@ def package_scaling(context: PackageContext) -> Iterator[Problem]:
             yield Problem(message, file=file, got=shipped, severity=Severity.INFO)
 
 
+@rule("package-copy", Severity.WARNING, OWN)
+def package_copy(context: PackageContext) -> Iterator[Problem]:
+    """Warn about runs that stand in the results of two systems: equal times and evaluations, to the last digit."""
+    seen: dict[object, str] = {}
+    for system, runs in context.runs.items():
+        logged: dict[object, str] = {
+            (run.start_ms, *((each.samples, each.loss, each.time_ms) for each in run.evaluations)): run.file
+            for run in runs
+            if run.evaluations
+        }
+        if copied := [seen[each] for each in logged if each in seen]:
+            message = f"{_count_logs(len(copied))} with the times and losses of another system's runs"
+            file = context.submission.path(f"results/{system}/{NAME}")
+            yield Problem(message, expected="runs of this system", got=copied[0], file=file)
+        seen |= logged
+
+
 @rule("package-bypass", Severity.INFO, _CHECKER)
 def package_bypass(context: PackageContext) -> Iterator[Problem]:
     """Report a package_checker_params file, which lets failed convergence or seed tests pass officially.

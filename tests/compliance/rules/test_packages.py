@@ -39,6 +39,7 @@ class Tree:
     description: Any = field(default_factory=system_description)
     runs: list[RunSummary] = field(default_factory=list)
     required_runs: int = 10
+    others: dict[str, tuple[RunSummary, ...]] = field(default_factory=dict)
 
     def write(self, name: str, text: str = "") -> None:
         path = self.root / name
@@ -62,7 +63,9 @@ class Tree:
             path.write_text(text if isinstance(text, str) else json.dumps(text))
         tree = read_submission(self.root)
         power = {folder.system: read_power(folder, self.runs) for folder in tree.results}
-        context = PackageContext(tree, {SYSTEM: tuple(self.runs)}, self.required_runs, {SYSTEM: 1.0}, power)
+        context = PackageContext(
+            tree, {SYSTEM: tuple(self.runs), **self.others}, self.required_runs, {SYSTEM: 1.0}, power
+        )
         return [finding for rule in PACKAGE_RULES for finding in rule.judge(context)]
 
 
@@ -148,6 +151,7 @@ LINK = "package-link"
 @pytest.mark.parametrize(
     ("change", "rule", "severity", "message"),
     [
+        (lambda tree: tree.others.update(other=(RUN,)), "package-copy", WARNING, "a log with the times and losses"),
         (move_away("benchmarks"), STRUCTURE, ERROR, "no folder benchmarks/"),
         (move_away("results"), STRUCTURE, ERROR, "no folder results/"),
         (move_away("systems"), STRUCTURE, ERROR, "no folder systems/"),
@@ -237,6 +241,12 @@ def test_every_node_of_the_system_is_measured(tree: Tree) -> None:
     found = {(each.rule, each.severity, each.expected, each.got) for each in tree.judge()}
     assert found == {("package-power", ERROR, "2 nodes", "1"), ("package-power-doubt", WARNING, None, None)}
     add_power(devices=["node_0", "node_1", "sw_0"])(tree)
+    assert tree.judge() == []
+
+
+def test_runs_of_two_systems_that_differ_in_time_are_no_copies(tree: Tree) -> None:
+    assert RUN.start_ms is not None
+    tree.others["other"] = (replace(RUN, start_ms=RUN.start_ms + 1),)
     assert tree.judge() == []
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Literal, TypeVar
 
 from .benchmark import NAME, Ruleset
@@ -228,16 +229,23 @@ def review(
 
 
 def _submissions(found: Repository) -> Iterator[Path]:
-    if _is_folder(found.root / "systems") and _is_folder(found.root / "results"):
+    if _is_folder(found, found.root / "systems") and _is_folder(found, found.root / "results"):
         yield found.root
         return
     for folder in _subfolders(found, found.root):
         organisations = _subfolders(found, folder) if folder.name in DIVISIONS else [folder]
-        yield from (each for each in organisations if _is_folder(each / "results"))
+        yield from (each for each in organisations if _is_folder(found, each / "results"))
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+def _is_folder(found: Repository, path: Path) -> bool:
+    """Return whether a path is a folder and no link. One in a folder that cannot be entered is skipped."""
+    try:
+        return S_ISDIR(path.lstat().st_mode)
+    except PermissionError as error:
+        found.skipped.append(f"{printable(path)}: {error.strerror}")
+    except OSError:
+        pass  # there is no such folder
+    return False
 
 
 def _subfolders(found: Repository, folder: Path) -> list[Path]:

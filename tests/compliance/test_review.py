@@ -295,6 +295,22 @@ def test_the_progress_bar_is_for_terminals(tmp_path: Path) -> None:
     os.close(terminal)
 
 
+def test_a_submission_that_cannot_be_entered_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Good", "Shut"):
+        submission(tmp_path / "closed" / name)
+    lstat = Path.lstat
+
+    def refuse(path: Path) -> os.stat_result:  # root may enter any folder
+        if path.parent.name == "Shut":
+            raise PermissionError(13, "Permission denied")
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    found = find_results(tmp_path)
+    assert [each.submission for each in found.results] == ["closed/Good"]
+    assert ["Shut" in each for each in found.skipped] == [True]
+
+
 @pytest.mark.parametrize(
     ("send", "status"),
     [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from . import system_description
 from .benchmark import NAME, RUNS, Ruleset
 from .check import DEFAULTS, Options, check_package, check_run, check_set, unreadable_report
 from .compare import NotComparableError, compare
+from .file_tree import printable
 from .findings import Report, Verdict
 from .log_files import InputError
 from .official import OfficialToolsError
@@ -456,15 +456,14 @@ def _print(text: str) -> None:
 def main() -> NoReturn:
     """Run a command and exit with an `ExitCode`. Every failure prints one line."""
     status = ExitCode.INTERNAL
-    # Without a handler, the processes of `review` and of the official tools would outlive this one.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda *_: sys.exit(ExitCode.TERMINATED))
     try:
         app(prog_name="python -m compliance")  # raises SystemExit, also for usage errors and interrupts
     except tuple(_STATUSES) as error:
         print(f"error: {error}", file=sys.stderr)
         status = _STATUSES[type(error)]
+    except PermissionError as error:  # of a folder on the way to a path, where Python 3.11 refuses even `is_dir`
+        print(f"error: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        status = ExitCode.UNREADABLE
     except ModuleNotFoundError:
         raise  # __main__ says what to install
     except Exception as error:

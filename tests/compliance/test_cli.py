@@ -178,6 +178,7 @@ def test_unreadable_input_is_3_and_an_error_message(tmp_path: Path, good: Path, 
     ("error", "status", "words"),
     [
         (KeyError("surprise"), ExitCode.INTERNAL, "KeyError: 'surprise'"),
+        (PermissionError(13, "Permission denied", "shut/x"), ExitCode.UNREADABLE, "error: shut/x: Permission denied"),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, ""),
         (OfficialToolsError("not installed"), ExitCode.USAGE, "error: not installed\n"),
         (RcpDataError("not as expected"), ExitCode.USAGE, "error: not as expected\n"),

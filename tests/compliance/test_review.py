@@ -324,7 +324,7 @@ def test_a_signal_ends_the_review_and_its_processes(
 ) -> None:
     submission(tmp_path / "round")
     slow = "import time; from compliance import review; review.check_submission = lambda *a, **k: time.sleep(60)\n"
-    run = f"{slow}from compliance.cli import main; main()"
+    run = f"{slow}from compliance.__main__ import main; main()"
     arguments = ["review", str(tmp_path / "round"), "--no-official", "--out", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-c", run, *arguments], cwd=ROOT, start_new_session=True)
     while not (tmp_path / "out" / "pages").is_dir():

@@ -77,6 +77,18 @@ def step_time(subject: RunSet) -> Iterator[Problem]:
             yield Problem(message, expected=f"{minutes:.1f} minutes or more", got=got, file=run.file)
 
 
+@rule("aborted-pass", Severity.WARNING, OWN)
+def aborted_pass(subject: RunSet) -> Iterator[Problem]:
+    """Warn about a run that met the target and has status aborted: dropped as the slowest, it leaves a slower one in.
+
+    That raises the mean of the samples, and a set may pass the RCP test by it.
+    """
+    for run in subject.runs:
+        if run.run_stop is not None and run.run_status == "aborted" and run.passing_evaluation is not None:
+            message = "the status is aborted, but an evaluation met the target"
+            yield Problem(message, run.run_stop.line, expected="success", got="aborted", file=run.log.name)
+
+
 @rule("set-pace", Severity.WARNING, OWN)
 def set_pace(subject: RunSet) -> Iterator[Problem]:
     """Warn about a run whose seconds per sample differ from the set's median by more than a third."""

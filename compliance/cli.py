@@ -339,6 +339,10 @@ def review_command(
     from .render.review_files import review_text, write_files
     from .review import UnknownBenchmarkError, find_results, review
 
+    if out.resolve().is_relative_to(root.resolve()):
+        raise typer.BadParameter(
+            f"{out}: lies in {root}, which is only read; name a folder outside", param_hint="--out"
+        )
     try:
         found = find_results(root, benchmark)
     except UnknownBenchmarkError as error:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
 
-from .benchmark import RUNS, SETTING_KEYS, Ruleset
+from .benchmark import NAME, RUNS, SETTING_KEYS, Ruleset
 from .findings import PositiveInt, RunSummary, Severity, Spread, Status
 from .json_values import comparison_key
 from .judge import JudgedRun, judge_set
@@ -122,6 +122,10 @@ def compare(
     if not MIN_CONFIDENCE <= confidence <= MAX_CONFIDENCE:
         expected = f"expected {MIN_CONFIDENCE} to {MAX_CONFIDENCE}; try 0.95"
         raise NotComparableError(f"confidence {confidence:g}: {expected}")
+    for label, judged in (("A", a), ("B", b)):
+        if other := next((each for each in judged if each.run.is_other_benchmark), None):
+            logged = other.run.value("submission_benchmark")
+            raise NotComparableError(f"{label} ({other.summary.file}): a log of {logged}; expected logs of {NAME}")
     side_a, side_b = _side(names[0], a, ruleset), _side(names[1], b, ruleset)
     for label, side in (("A", side_a), ("B", side_b)):
         if side.converged < 2:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 from stat import S_ISDIR
@@ -61,6 +62,7 @@ class Repository:
         submissions: number of submissions, including those without a result of this benchmark.
         others: number of results of each other benchmark.
         skipped: folders that were not searched, with the reason.
+        is_complete: False if a folder could not be read.
     """
 
     root: Path
@@ -68,6 +70,7 @@ class Repository:
     submissions: int = 0
     others: Counter[str] = field(default_factory=Counter)
     skipped: list[str] = field(default_factory=list)
+    is_complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,7 @@ class ReviewedResult:
         seconds_per_sample: from run_start to the first passing evaluation, per training sample, of olympic means.
         energy_joules: mean of the runs that the score keeps; None without power logs.
         failed_rules: ids of the rules with errors.
+        same_runs_as: other results with a run of the same start and evaluations, as submission/system.
         page: file of the result's report; None if the result could not be judged.
     """
 
@@ -125,6 +129,7 @@ class ReviewedResult:
     notes: int = 0
     unverifiable: int = 0
     failed_rules: tuple[str, ...] = ()
+    same_runs_as: tuple[str, ...] = ()
     page: str | None = None
 
 
@@ -133,7 +138,7 @@ class Review:
     """Review of a results repository, as written to summary.json.
 
     Attributes:
-        verdict: pass if every result passes, else fail.
+        verdict: pass if every result passes and every folder could be read, else fail.
         root: repository as the user named it.
         tool: versions of the packages that judged, by name.
         options: options of the command, by name.
@@ -207,15 +212,21 @@ def review(
     (out / PAGES).mkdir(parents=True, exist_ok=True)
     report_file.load_template("html")
     rows: list[ReviewedResult | None] = [None] * len(found.results)
+    runs: dict[int, list[bytes]] = {}
     judge = partial(_judge, found.root, options, out)
     # With the official tools a process waits for its subprocess, one at a time, and so keeps one core busy, too.
     with closing(run_apart(judge, found.results, cores())) as outcomes:
         for done, (index, outcome) in enumerate(outcomes, 1):
-            rows[index] = outcome if isinstance(outcome, ReviewedResult) else _unjudged(found.results[index], outcome)
+            if isinstance(outcome, Exception):
+                rows[index] = _unjudged(found.results[index], outcome)
+            else:
+                rows[index], runs[index] = outcome
             on_progress(done)
-    results = tuple(row for row in rows if row is not None)
+    results = tuple(_with_copies([row for row in rows if row is not None], runs))
     return Review(
-        verdict=Verdict.PASS if all(row.verdict is Verdict.PASS for row in results) else Verdict.FAIL,
+        verdict=Verdict.PASS
+        if found.is_complete and all(row.verdict is Verdict.PASS for row in results)
+        else Verdict.FAIL,
         benchmark=NAME,
         ruleset=Ruleset(options.ruleset),
         root=printable(found.root),
@@ -242,6 +253,7 @@ def _is_folder(found: Repository, path: Path) -> bool:
     try:
         return S_ISDIR(path.lstat().st_mode)
     except PermissionError as error:
+        found.is_complete = False
         found.skipped.append(f"{printable(path)}: {error.strerror}")
     except OSError:
         pass  # there is no such folder
@@ -254,6 +266,7 @@ def _subfolders(found: Repository, folder: Path) -> list[Path]:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
+        found.is_complete = False
         found.skipped.append(f"{printable(folder)}: {error.strerror}")
         return []
     found.skipped += [f"{printable(each.path)}: a link" for each in entries if each.is_symlink() and each.is_dir()]
@@ -270,7 +283,8 @@ def _page_name(submission: str, system: str, taken: set[str]) -> str:
     return f"{PAGES}/{page}"
 
 
-def _judge(root: Path, options: Options, out: Path, result: Result) -> ReviewedResult:
+def _judge(root: Path, options: Options, out: Path, result: Result) -> tuple[ReviewedResult, list[bytes]]:
+    """Return the row of a result, and a digest for each run that is equal for copies of the run."""
     from .render.report_file import PICTURES, report_file
 
     tree = read_submission(root / result.submission, only=result.system)
@@ -280,7 +294,20 @@ def _judge(root: Path, options: Options, out: Path, result: Result) -> ReviewedR
     # Drawing all pictures of a page would take longer than judging its ten logs.
     page = report_file(report, "html", PICTURES[:1])
     (out / result.page).write_text(page, encoding="utf-8")
-    return _row(result, tree, report)
+    runs = [(run.start_ms, [(each.samples, each.loss) for each in run.evaluations]) for run in report.sets[0].runs]
+    return _row(result, tree, report), [blake2b(repr(run).encode(), digest_size=16).digest() for run in runs if run[1]]
+
+
+def _with_copies(results: Sequence[ReviewedResult], runs: Mapping[int, Sequence[bytes]]) -> Iterator[ReviewedResult]:
+    """Yield the results with the names of those that share a run with them. Each was judged alone."""
+    holders: dict[bytes, dict[int, None]] = {}
+    for index in sorted(runs):
+        for run in runs[index]:
+            holders.setdefault(run, {})[index] = None
+    for index, result in enumerate(results):
+        others = dict.fromkeys(other for run in runs.get(index, ()) for other in holders[run] if other != index)
+        names = (f"{results[other].submission}/{results[other].system}" for other in others)
+        yield replace(result, same_runs_as=tuple(names))
 
 
 def _unjudged(result: Result, error: Exception) -> ReviewedResult:

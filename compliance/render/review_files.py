@@ -53,6 +53,8 @@ COLUMNS = (
     Column("System", lambda result: result.system),
     Column("Submission", lambda result: result.submission),
     Column("Verdict", lambda result: result.verdict.value),
+    Column("Failed rules", lambda result: ", ".join(result.failed_rules) or result.reason),
+    Column("Same runs as", lambda result: ", ".join(result.same_runs_as)),
     Column("Normalised minutes", lambda result: result.normalized_minutes, _decimals(2)),
     Column("Minutes", lambda result: result.minutes, _decimals(2)),
     Column("Errors", lambda result: result.errors, number),
@@ -77,7 +79,6 @@ COLUMNS = (
     Column("Energy, kJ", lambda result: result.energy_joules and result.energy_joules / 1e3, _decimals(1)),
     Column("Waived", lambda result: result.waived, number),
     Column("Notes", lambda result: result.notes, number),
-    Column("Failed rules", lambda result: ", ".join(result.failed_rules) or result.reason),
     Column("Report", lambda result: result.page),
 )
 

@@ -105,6 +105,13 @@ def test_an_aborted_run_or_one_at_no_samples_has_not_converged() -> None:
         compared(logs, runs_of([16, 17], first=20))
 
 
+def test_logs_of_another_benchmark_are_not_compared() -> None:
+    logs = runs_of([16, 17, 15])
+    logs[1].set("submission_benchmark", "llama31_8b")
+    with pytest.raises(NotComparableError, match="a log of llama31_8b"):
+        compared(runs_of([16, 17], first=20), logs)
+
+
 def test_broken_rules_are_named_and_the_runs_compared() -> None:
     logs = runs_of([16, 17, 15])
     logs[0].set("cache_clear", False)

@@ -23,7 +23,7 @@ import pytest
 from compliance import review
 from compliance.check import Options, check_submission
 from compliance.cli import ExitCode
-from compliance.findings import Report
+from compliance.findings import Report, Verdict
 from compliance.review import find_results
 from compliance.submission import Submission, read_submission
 from tests.support.commands import Outcome, command
@@ -138,7 +138,7 @@ def test_the_page_is_self_contained_and_its_links_resolve(mixed: Reviewed) -> No
     page = (mixed.out / "index.html").read_text()
     assert SCRIPT not in page and page.count("<script>") == 1 and "\u202e" not in page
     # Two submissions may name one submitter: the folder tells them apart.
-    assert ">closed/Beta</td>" in page and re.search(r"^ *closed/Beta +sys_1x8 +pass", mixed.outcome.out, re.MULTILINE)
+    assert ">closed/Beta</div>" in page and re.search(r"^ *closed/Beta +sys_1x8 +pass", mixed.outcome.out, re.MULTILINE)
     targets = re.findall(r'(?:href|src)="([^"]*)"', page)
     assert len(targets) == len(set(targets)) == 4  # the unreadable result has no page
     for target in targets:
@@ -256,7 +256,7 @@ def test_statuses_and_what_stays_in_the_folder(tmp_path: Path, capsys: Capture) 
     other = reviewed(capsys, root, out, "--benchmark", "rgat")
     assert other.status == ExitCode.USAGE and "gpt_oss_20b 1" in " ".join(re.split(r"[\s│]+", other.err))
     assert reviewed(capsys, tmp_path / "none", out).status == ExitCode.UNREADABLE
-    assert reviewed(capsys, out, out).status == ExitCode.UNREADABLE
+    assert reviewed(capsys, out, tmp_path / "other").status == ExitCode.UNREADABLE
 
 
 def test_a_waiver_applies_to_the_results_that_it_names(tmp_path: Path, capsys: Capture) -> None:
@@ -309,6 +309,25 @@ def test_a_submission_that_cannot_be_entered_is_skipped(tmp_path: Path, monkeypa
     found = find_results(tmp_path)
     assert [each.submission for each in found.results] == ["closed/Good"]
     assert ["Shut" in each for each in found.skipped] == [True]
+    reviewed = review.review(found, Options(official=False), tmp_path / "out")
+    assert (reviewed.results[0].verdict, reviewed.verdict) == (Verdict.PASS, Verdict.FAIL)
+
+
+def test_runs_that_two_submissions_share_are_named(mixed: Reviewed) -> None:
+    shared = {key: row["same_runs_as"] for key, row in rows(mixed.out).items() if row["same_runs_as"]}
+    assert shared == {
+        ("closed/Alpha", "sys_1x8"): ["closed/Beta/sys_1x8"],
+        ("closed/Beta", "sys_1x8"): ["closed/Alpha/sys_1x8"],
+    }
+
+
+def test_the_repository_is_only_read(tmp_path: Path) -> None:
+    root = submission(tmp_path / "round")
+    before = sorted(root.rglob("*"))
+    arguments = ["review", str(root), "--no-official", "--out", str(root / "results" / "out")]
+    done = subprocess.run([sys.executable, "-m", "compliance", *arguments], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == ExitCode.USAGE
+    assert sorted(root.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,11 @@ def read_settings() -> dict[str, str]:
     return given
 
 
+def other_variables() -> list[str]:
+    """Return the names of the variables that may be misspelt settings: none with ALLOW_UNKNOWN=1."""
+    return [] if os.environ.get("ALLOW_UNKNOWN") == "1" else list(os.environ)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """This process's place in the run, as torchrun or another launcher gives it.

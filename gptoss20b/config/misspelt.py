@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 
 from .checks import Problem
-from .environment import PREFIXES, settings
+from .environment import PREFIXES, other_variables, settings
 
 # Variables of the launchers, which are no leaves of the configuration.
 LAUNCHER_VARIABLES = (
@@ -32,12 +31,10 @@ def find_misspelt() -> list[Problem]:
 
     ALLOW_UNKNOWN=1 turns the check off, for a name that belongs to another program.
     """
-    if os.environ.get("ALLOW_UNKNOWN") == "1":
-        return []
     advice = "Unset it, or set ALLOW_UNKNOWN=1 if it belongs to another program."
     return [
         Problem((name,), f"is not a setting; expected {meant}. {advice}")
-        for name, meant in close_names(os.environ, _known_names())
+        for name, meant in close_names(other_variables(), _known_names())
     ]
 
 
@@ -48,22 +45,14 @@ def close_names(names: Iterable[str], known: Iterable[str]) -> Iterator[tuple[st
     [('GLOBAL_BATCHSIZE', 'GLOBAL_BATCH_SIZE')]
     """
     known = frozenset(known)
+    targets = {letters: each for each in known if len(letters := each.replace("_", "")) >= _SHORTEST}
     for name in sorted(set(names) - known - _OTHERS):
-        if name.isupper() and not name.startswith(_FOREIGN):
-            ratio, meant = max((_similarity(name, each), each) for each in known)
-            if ratio >= _CLOSE:
-                yield name, meant
+        letters = name.replace("_", "")
+        if name.isupper() and not name.startswith(_FOREIGN) and len(letters) >= _SHORTEST:
+            for match in get_close_matches(letters, targets, 1, _CLOSE):
+                yield name, targets[match]
 
 
 def _known_names() -> list[str]:
     names = [*settings(), *LAUNCHER_VARIABLES, "ALLOW_UNKNOWN"]
     return [*names, *(prefix + each for each in names if each.startswith("SUBMISSION_") for prefix in PREFIXES)]
-
-
-def _similarity(name: str, known: str) -> float:
-    name, known = name.replace("_", ""), known.replace("_", "")
-    if min(len(name), len(known)) < _SHORTEST:
-        return 0.0
-    matcher = SequenceMatcher(None, name, known, autojunk=False)
-    # The quick bound spares most of the comparisons: every rank does them at its start.
-    return matcher.ratio() if matcher.real_quick_ratio() >= _CLOSE and matcher.quick_ratio() >= _CLOSE else 0.0

@@ -111,14 +111,7 @@ def check_set(paths: Sequence[Path], options: Options = DEFAULTS) -> Report:
             tools.check_set(logs)  # first, because it takes longest
             tools.check_files(logs)
         judged = _judge_logs(list(logs.values()), options, waivers, machine)
-        result, set_findings = judge_set(
-            judged,
-            options.ruleset,
-            required_runs=options.runs,
-            cv_limit=options.cv_limit,
-            waive=waivers.waive,
-        )
-        findings = [*run_findings(judged), *set_findings]
+        result, findings = _judge_set(judged, options, waivers)
         official = _compare(tools, _verdicts_on_files(judged) | _verdicts_on_set(result, findings))
     return _report("check-set", options, findings, [result], official, waivers)
 
@@ -158,20 +151,13 @@ def check_submission(tree: Submission, options: Options = DEFAULTS, jobs: int | 
             system = tree.systems.get(folder.system)
             machine = None if system is None else system.machine
             judged = _judge_logs(folder.logs, options, waivers, machine, folder.system, jobs)
-            result, set_findings = judge_set(
-                judged,
-                options.ruleset,
-                required_runs=options.runs,
-                cv_limit=options.cv_limit,
-                name=folder.path,
-                waive=waivers.waive,
-            )
+            result, of_set = _judge_set(judged, options, waivers, folder.path)
             power[folder.system] = read_power(folder, result.runs)
             results.append(replace(result, energy=set_energy(power[folder.system], result.score)))
             runs[folder.system] = result.runs
             factors[folder.system] = result.rcp.pruned.normalization if result.rcp else 1.0
             # Findings on a whole set name its folder in a tree.
-            found = [replace(each, file=each.file or folder.path) for each in [*run_findings(judged), *set_findings]]
+            found = [replace(each, file=each.file or folder.path) for each in of_set]
             own |= _verdicts_on_files(judged) | _verdicts_on_set(result, found)
             findings += found
         context = PackageContext(tree, runs, options.runs, factors, power)
@@ -223,6 +209,16 @@ def _judge_logs(
         judged += outcome[0]
         waivers.used |= outcome[1]
     return judged
+
+
+def _judge_set(
+    judged: Sequence[JudgedRun], options: Options, waivers: Waivers, name: str = ""
+) -> tuple[SetResult, list[Finding]]:
+    """Return the figures of a set, and the findings on its runs and on the whole."""
+    result, of_set = judge_set(
+        judged, options.ruleset, required_runs=options.runs, cv_limit=options.cv_limit, name=name, waive=waivers.waive
+    )
+    return result, [*run_findings(judged), *of_set]
 
 
 def _report(

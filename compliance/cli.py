@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .diff import TreeDiff
     from .documents import Document
+    from .review import Review
 
 
 class ExitCode(IntEnum):
@@ -354,7 +355,7 @@ def review_command(
     except OSError as error:
         raise typer.BadParameter(f"{error.filename or out}: {error.strerror}", param_hint="--out") from error
     _print(review_text(reviewed, out, width=_width(), colour=_colour()))
-    raise typer.Exit(ExitCode.PASS if reviewed.verdict is Verdict.PASS else ExitCode.VIOLATION)
+    raise typer.Exit(_exit_code(reviewed))
 
 
 @app.command("rules")
@@ -412,7 +413,7 @@ def _report_and_exit(command: str, options: Options, output_format: Format, chec
     raise typer.Exit(_exit_code(report))
 
 
-def _exit_code(judged: Report | TreeDiff) -> ExitCode:
+def _exit_code(judged: Report | TreeDiff | Review) -> ExitCode:
     return ExitCode.PASS if judged.verdict is Verdict.PASS else ExitCode.VIOLATION
 
 

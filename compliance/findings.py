@@ -166,6 +166,12 @@ class RunOutcome:
     system: str | None = None
     evaluations: tuple[Evaluation, ...]
 
+    @property
+    def identity(self) -> tuple[object, ...] | None:
+        """Return what copies of a run have in common: start and evaluations. None without an evaluation."""
+        logged = tuple((each.samples, each.loss) for each in self.evaluations)
+        return (self.start_ms, logged) if logged else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary(RunOutcome):

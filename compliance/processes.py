@@ -1,4 +1,4 @@
-"""Functions in processes of their own: each frees its memory, and one that is killed costs its own result only."""
+"""Functions in separate processes: each frees its memory, and one that is killed costs its own result only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def describe_error(error: Exception) -> str:
 def run_apart(
     function: Callable[[Item], Result], items: Sequence[Item], jobs: int
 ) -> Generator[tuple[int, Result | InputError | ProcessError], None, None]:
-    """Call a function once per item, each in a process of its own, and at most ``jobs`` at once.
+    """Call a function once per item, each in a separate process, and at most ``jobs`` at once.
 
     The processes are forked: they share the imports of this one. Fork before any thread starts. Closing the iterator
     ends the processes.

@@ -1,4 +1,4 @@
-"""Review of a results repository: each result of many submitters is judged in a process of its own.
+"""Review of a results repository: each result of many submitters is judged in a separate process.
 
 ROOT is a submission, or holds submissions as `<org>`, `closed/<org>` or `open/<org>`. A submission holds
 `results/<system>/<benchmark>`. Links are not followed. Results of other benchmarks are counted, and not opened.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -71,6 +71,11 @@ class Repository:
     others: Counter[str] = field(default_factory=Counter)
     skipped: list[str] = field(default_factory=list)
     is_complete: bool = True
+
+    def skip_unreadable(self, path: Path, error: OSError) -> None:
+        """Note a folder that could not be read."""
+        self.is_complete = False
+        self.skipped.append(f"{printable(path)}: {error.strerror}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,22 +216,20 @@ def review(
         official_version()
     (out / PAGES).mkdir(parents=True, exist_ok=True)
     report_file.load_template("html")
-    rows: list[ReviewedResult | None] = [None] * len(found.results)
-    runs: dict[int, list[bytes]] = {}
+    judged: dict[int, tuple[ReviewedResult, list[bytes]]] = {}
     judge = partial(_judge, found.root, options, out)
     # With the official tools a process waits for its subprocess, one at a time, and so keeps one core busy, too.
     with closing(run_apart(judge, found.results, cores())) as outcomes:
         for done, (index, outcome) in enumerate(outcomes, 1):
             if isinstance(outcome, Exception):
-                rows[index] = _unjudged(found.results[index], outcome)
+                judged[index] = _unjudged(found.results[index], outcome), []
             else:
-                rows[index], runs[index] = outcome
+                judged[index] = outcome
             on_progress(done)
-    results = tuple(_with_copies([row for row in rows if row is not None], runs))
+    results = tuple(_with_copies([judged[index] for index in sorted(judged)]))
+    passed = found.is_complete and all(row.verdict is Verdict.PASS for row in results)
     return Review(
-        verdict=Verdict.PASS
-        if found.is_complete and all(row.verdict is Verdict.PASS for row in results)
-        else Verdict.FAIL,
+        verdict=Verdict.PASS if passed else Verdict.FAIL,
         benchmark=NAME,
         ruleset=Ruleset(options.ruleset),
         root=printable(found.root),
@@ -253,8 +256,7 @@ def _is_folder(found: Repository, path: Path) -> bool:
     try:
         return S_ISDIR(path.lstat().st_mode)
     except PermissionError as error:
-        found.is_complete = False
-        found.skipped.append(f"{printable(path)}: {error.strerror}")
+        found.skip_unreadable(path, error)
     except OSError:
         pass  # there is no such folder
     return False
@@ -266,8 +268,7 @@ def _subfolders(found: Repository, folder: Path) -> list[Path]:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        found.is_complete = False
-        found.skipped.append(f"{printable(folder)}: {error.strerror}")
+        found.skip_unreadable(folder, error)
         return []
     found.skipped += [f"{printable(each.path)}: a link" for each in entries if each.is_symlink() and each.is_dir()]
     return [folder / each.name for each in entries if each.is_dir(follow_symlinks=False) and each.name[0] != "."]
@@ -294,20 +295,20 @@ def _judge(root: Path, options: Options, out: Path, result: Result) -> tuple[Rev
     # Drawing all pictures of a page would take longer than judging its ten logs.
     page = report_file(report, "html", PICTURES[:1])
     (out / result.page).write_text(page, encoding="utf-8")
-    runs = [(run.start_ms, [(each.samples, each.loss) for each in run.evaluations]) for run in report.sets[0].runs]
-    return _row(result, tree, report), [blake2b(repr(run).encode(), digest_size=16).digest() for run in runs if run[1]]
+    runs = [repr(run.identity).encode() for run in report.sets[0].runs if run.identity]
+    return _row(result, tree, report), [blake2b(run, digest_size=16).digest() for run in runs]
 
 
-def _with_copies(results: Sequence[ReviewedResult], runs: Mapping[int, Sequence[bytes]]) -> Iterator[ReviewedResult]:
+def _with_copies(judged: Sequence[tuple[ReviewedResult, Sequence[bytes]]]) -> Iterator[ReviewedResult]:
     """Yield the results with the names of those that share a run with them. Each was judged alone."""
-    holders: dict[bytes, dict[int, None]] = {}
-    for index in sorted(runs):
-        for run in runs[index]:
-            holders.setdefault(run, {})[index] = None
-    for index, result in enumerate(results):
-        others = dict.fromkeys(other for run in runs.get(index, ()) for other in holders[run] if other != index)
-        names = (f"{results[other].submission}/{results[other].system}" for other in others)
-        yield replace(result, same_runs_as=tuple(names))
+    holders: dict[bytes, dict[str, None]] = {}
+    for result, runs in judged:
+        for run in runs:
+            holders.setdefault(run, {})[f"{result.submission}/{result.system}"] = None
+    for result, runs in judged:
+        others = dict.fromkeys(name for run in runs for name in holders[run])
+        others.pop(f"{result.submission}/{result.system}", None)
+        yield replace(result, same_runs_as=tuple(others))
 
 
 def _unjudged(result: Result, error: Exception) -> ReviewedResult:

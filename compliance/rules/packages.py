@@ -287,14 +287,10 @@ def package_scaling(context: PackageContext) -> Iterator[Problem]:
 
 @rule("package-copy", Severity.WARNING, OWN)
 def package_copy(context: PackageContext) -> Iterator[Problem]:
-    """Warn about runs that stand in the results of two systems: equal times and evaluations, to the last digit."""
+    """Warn about runs that stand in the results of two systems: equal start and evaluations, to the last digit."""
     seen: dict[object, str] = {}
     for system, runs in context.runs.items():
-        logged: dict[object, str] = {
-            (run.start_ms, *((each.samples, each.loss, each.time_ms) for each in run.evaluations)): run.file
-            for run in runs
-            if run.evaluations
-        }
+        logged: dict[object, str] = {run.identity: run.file for run in runs if run.identity}
         if copied := [seen[each] for each in logged if each in seen]:
             message = f"{_count_logs(len(copied))} with the times and losses of another system's runs"
             file = context.submission.path(f"results/{system}/{NAME}")

@@ -24,8 +24,7 @@ def package_power(context: PackageContext) -> Iterator[Problem]:
     that the score keeps.
     """
     for system, power in context.power.items():
-        description = context.submission.systems.get(system)
-        nodes = None if description is None else description.count("number_of_nodes")
+        nodes = _described_nodes(context, system)
         for kind, prefix in (("nodes", "node"), ("switches", "sw")):
             counts = Counter(len(getattr(run, kind)) for run in power)
             usual = counts.most_common(1)[0][0] if counts else 0
@@ -55,8 +54,7 @@ def package_power_doubt(context: PackageContext) -> Iterator[Problem]:
     switch, and other files.
     """
     for system, power in context.power.items():
-        description = context.submission.systems.get(system)
-        nodes = None if description is None else description.count("number_of_nodes")
+        nodes = _described_nodes(context, system)
         for run in power:
             if run.others:
                 message = f"not named node_<j>.txt or sw_<k>.txt: {', '.join(map(printable, run.others[:5]))}"
@@ -65,6 +63,11 @@ def package_power_doubt(context: PackageContext) -> Iterator[Problem]:
                 message = f"{nodes} nodes and no sw_<k>.txt: the rules want interconnects measured or estimated"
                 yield Problem(message, file=run.path)
             yield from _device_problems(run, DOUBT_RULE)
+
+
+def _described_nodes(context: PackageContext, system: str) -> int | None:
+    description = context.submission.systems.get(system)
+    return None if description is None else description.count("number_of_nodes")
 
 
 def _device_problems(run: RunPower, rule_id: str) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Command line: `python -m gptoss20b train | info | settings | doctor | estimate | bench | result | convert`.
+"""Command line `python -m gptoss20b`: train, info, settings, new-config, doctor, estimate, bench, result, convert.
 
 Every setting of a run is an option of the commands that take a configuration. Imports of torch happen inside commands,
 so that `--help` and `--dry-run` are fast and need no GPU.
@@ -23,6 +23,7 @@ from rich.table import Table
 from .config import Config, ConfigError, fixed_hyperparameter_overrides, resolve, settings
 from .config.environment import LaunchError, is_rank_zero, read_launch, read_settings
 from .stopping import ExitCode, hard_exit
+from .tools import new_config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -135,6 +136,49 @@ def info(
 def list_settings() -> None:
     """List the environment variables that configure a run, one per line."""
     print(*settings(), sep="\n")
+
+
+@app.command("new-config")
+def write_new_config(
+    name: Annotated[str, typer.Argument(help="Name of the system, such as B200. Nodes and GPUs are appended.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs per node.", metavar="N")],
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the run.", metavar="N")] = 1,
+    expert_parallel: Annotated[
+        int, typer.Option(min=1, help="Expert parallel size.", metavar="N")
+    ] = new_config.EXPERT_PARALLEL,
+    micro_batch: Annotated[
+        int, typer.Option(min=1, help="Sequences per forward pass of one GPU.", metavar="N")
+    ] = new_config.MICRO_BATCH_SIZE,
+    global_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Default: the smallest convergence point that fits.", metavar="N")
+    ] = None,
+    learning_rate: Annotated[str | None, typer.Option(help="Default: the point's.", metavar="RATE")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(min=0, help="Default: the point's.", metavar="N")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Name of the GPU, as estimate takes it: warn if its memory may be too small.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the file; do not write it.")] = False,
+) -> None:
+    """Write config_NAME_<nodes>x<gpus>.sh for a new system, after checking it as train --dry-run does.
+
+    Run it in the project's folder. Defaults are the reference's layout and hyperparameters. No file is overwritten.
+    """
+    request = new_config.Request(
+        name, nodes, gpus, expert_parallel, micro_batch, global_batch_size, learning_rate, warmup_steps
+    )
+    try:
+        text, config = new_config.prepare_config(request, Path.cwd())
+        if gpu is not None:
+            _load_megatron()
+            if warning := new_config.memory_warning(config, gpu):
+                print(f"warning: {warning}", file=sys.stderr)
+        if dry_run:
+            print(text, end="")
+            return
+        new_config.write_config(request, text, Path.cwd())
+    except ConfigError as error:
+        _exit_with_error(str(error))
+    print(f"{request.filename}: written. Next: source {request.filename} && python -m gptoss20b doctor")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Any
@@ -52,20 +52,20 @@ def _iterate_settings(branch: type[BaseModel], path: tuple[str, ...]) -> Iterato
             yield from _iterate_settings(field.annotation, (*path, name))
 
 
-def read_settings() -> dict[str, str]:
-    """Return the settings that the environment gives, by variable name. Empty variables count as unset."""
+def read_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the settings that an environment gives, by variable name. Empty variables count as unset."""
     given = {}
     for variable in settings():
         prefixes = ("", *PREFIXES) if variable.startswith("SUBMISSION_") else ("",)
-        texts = (os.environ.get(prefix + variable) for prefix in prefixes)
+        texts = (environment.get(prefix + variable) for prefix in prefixes)
         if text := next(filter(None, texts), None):
             given[variable] = text
     return given
 
 
-def other_variables() -> list[str]:
+def other_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the names of the variables that may be misspelt settings: none with ALLOW_UNKNOWN=1."""
-    return [] if os.environ.get("ALLOW_UNKNOWN") == "1" else list(os.environ)
+    return [] if environment.get("ALLOW_UNKNOWN") == "1" else list(environment)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 from .checks import Problem
@@ -26,15 +26,15 @@ _OTHERS = frozenset({"COMPILER", "LOG_DIR", "DATA_DIR", "MODEL_DIR"})
 _CLOSE, _SHORTEST = 0.88, 6
 
 
-def find_misspelt() -> list[Problem]:
-    """Return a problem for each variable of the environment that looks like a setting and is none.
+def find_misspelt(environment: Mapping[str, str]) -> list[Problem]:
+    """Return a problem for each variable of an environment that looks like a setting and is none.
 
     ALLOW_UNKNOWN=1 turns the check off, for a name that belongs to another program.
     """
     advice = "Unset it, or set ALLOW_UNKNOWN=1 if it belongs to another program."
     return [
         Problem((name,), f"is not a setting; expected {meant}. {advice}")
-        for name, meant in close_names(other_variables(), _known_names())
+        for name, meant in close_names(other_variables(environment), _known_names())
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,15 +25,15 @@ class ConfigError(ValueError):
         super().__init__("\n".join([f"{count} in the configuration:", *(f"  {problem}" for problem in problems)]))
 
 
-def resolve(options: Mapping[str, str | None] | None = None) -> Config:
+def resolve(options: Mapping[str, str | None] | None = None, environment: Mapping[str, str] = os.environ) -> Config:
     """Resolve a configuration. Options, by variable name, override the environment, which overrides the preset.
 
     Raises:
         ConfigError: with every problem.
     """
     # An empty option counts as unset, like an empty variable.
-    given = read_settings() | {name: value for name, value in (options or {}).items() if value}
-    found = find_misspelt()
+    given = read_settings(environment) | {name: value for name, value in (options or {}).items() if value}
+    found = find_misspelt(environment)
     variant = given.get("MODEL_VARIANT", "reference")
     if variant not in PRESETS:
         found.append(

@@ -1,4 +1,4 @@
-"""Command line `python -m gptoss20b`: train, info, settings, new-config, doctor, estimate, bench, result, convert.
+"""Command line: `python -m gptoss20b COMMAND`. The launchers call preflight, train and result; people call all.
 
 Every setting of a run is an option of the commands that take a configuration. Imports of torch happen inside commands,
 so that `--help` and `--dry-run` are fast and need no GPU.
@@ -101,6 +101,29 @@ def train(
     if code in (ExitCode.FAILED, ExitCode.DIVERGED):
         hard_exit(code)  # communicators whose peers are gone may not let the interpreter shut down
     raise typer.Exit(code)
+
+
+@app.command()
+@with_settings
+def preflight(given: dict[str, str | None]) -> None:
+    """Print the configuration as train --dry-run does, and check in seconds that this node can start the run.
+
+    The launchers call it before every start. Errors and warnings are on stderr. Exit status 2 if an error is found.
+    """
+    config = _resolve_or_exit(given)
+    print_config(config)
+    from .config.changes import describe_changes
+    from .tools.doctor.finding import Verdict
+    from .tools.doctor.preflight import check_start
+
+    if changes := describe_changes(given):
+        print(changes, file=sys.stderr)
+    findings = check_start(config, os.environ)
+    for finding in findings:
+        level = "error" if finding.verdict is Verdict.FAIL else "warning"
+        print(f"{level}: {finding.name}: {finding.found}. To fix: {finding.fix}.", file=sys.stderr)
+    if any(finding.verdict is Verdict.FAIL for finding in findings):
+        raise typer.Exit(ExitCode.BAD_CONFIGURATION)
 
 
 @app.command()

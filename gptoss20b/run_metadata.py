@@ -83,15 +83,30 @@ def versions(*more: str) -> dict[str, str | None]:
 
 def git_commit() -> str | None:
     """Return the commit of the running code, with "-dirty" if files differ; None without git or a repository."""
+    commit, _ = _describe_commit()
+    return commit
+
+
+def distrusted_repository() -> Path | None:
+    """Return the repository of the running code if git does not read it because another user owns it, or None."""
+    _, error = _describe_commit()
+    return _ROOT if "dubious ownership" in error else None
+
+
+def _describe_commit() -> tuple[str | None, str]:
+    """Return the commit, or None and git's error."""
     try:
         # --exclude: otherwise `git describe` names a tag instead of the commit.
         described = subprocess.run(
             ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            env=os.environ | {"LC_ALL": "C"},
             capture_output=True,
             text=True,
             check=True,
             timeout=10,
         )
-        return described.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except subprocess.CalledProcessError as error:
+        return None, str(error.stderr)
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, str(error)
+    return described.stdout.strip(), ""

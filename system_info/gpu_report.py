@@ -25,6 +25,7 @@ class Gpu:
         recovery_action: action that the driver asks for after an error, such as ``Drain and Reset``.
         throttle_reasons: active reasons for lower clocks that point at cooling or power.
         processes: compute processes, each as ``name (pid)``.
+        cuda_version: newest CUDA that the driver supports, such as ``12.8``.
     """
 
     name: str | None = None
@@ -41,6 +42,7 @@ class Gpu:
     recovery_action: str | None = None
     throttle_reasons: tuple[str, ...] = ()
     processes: tuple[str, ...] = ()
+    cuda_version: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .files import one_line, parse_int
@@ -59,12 +60,12 @@ def _list_nvml_gpus() -> list[Gpu] | None:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
         return None
-    driver = pynvml.nvmlSystemGetDriverVersion()
+    driver, cuda = pynvml.nvmlSystemGetDriverVersion(), _read_cuda_version(pynvml)
     handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-    return [_read_nvml_gpu(pynvml, handle, driver) for handle in handles]
+    return [replace(_read_nvml_gpu(pynvml, handle), driver_version=driver, cuda_version=cuda) for handle in handles]
 
 
-def _read_nvml_gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
+def _read_nvml_gpu(nvml: Any, handle: Any) -> Gpu:
     def query(function: str, *arguments: Any) -> Any:
         """Call a function of NVML. Return None where this GPU or this version of the library does not support it."""
         try:
@@ -79,7 +80,6 @@ def _read_nvml_gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
     processes = query("nvmlDeviceGetComputeRunningProcesses") or ()
     return Gpu(
         name=query("nvmlDeviceGetName"),
-        driver_version=driver,
         memory_mib=memory and memory.total // 2**20,
         max_clock_mhz=query("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM),
         pcie_generation=query("nvmlDeviceGetMaxPcieLinkGeneration"),
@@ -91,6 +91,15 @@ def _read_nvml_gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
         throttle_reasons=tuple(name for bit, name in _THROTTLE_REASONS.items() if reasons & bit),
         processes=tuple(_describe_process(nvml, each.pid) for each in processes),
     )
+
+
+def _read_cuda_version(nvml: Any) -> str | None:
+    """Return the newest CUDA that the driver supports. NVML has 12.8 as 12080."""
+    try:
+        version = nvml.nvmlSystemGetCudaDriverVersion()
+    except (nvml.NVMLError, AttributeError):
+        return None
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _recovery_action(nvml: Any, query: Callable[..., Any]) -> str | None:

@@ -45,6 +45,15 @@ def test_an_answer_of_nvml(monkeypatch: pytest.MonkeyPatch, field: str, value: A
     assert read_nvml() == GpuReport("NVML", (B200, replace(B200, **{field: value})))
 
 
+def test_the_newest_cuda_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, text in ((12080, "12.8"), (13010, "13.1")):
+        driver = made_pynvml(nvmlSystemGetCudaDriverVersion=lambda version=version: version)
+        monkeypatch.setitem(sys.modules, "pynvml", driver)
+        assert read_nvml() == GpuReport("NVML", (replace(B200, cuda_version=text),) * 2)
+    monkeypatch.setitem(sys.modules, "pynvml", made_pynvml(nvmlSystemGetCudaDriverVersion=unsupported))
+    assert read_nvml() == GpuReport("NVML", (B200, B200))
+
+
 @pytest.mark.parametrize("function", [None, unsupported])  # of another version, and not of this GPU
 def test_a_value_that_nvml_does_not_report_is_none(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
     unknown: dict[str, Any] = {"name": None, "memory_mib": None, "uncorrectable_errors": None}

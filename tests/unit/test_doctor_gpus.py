@@ -12,12 +12,13 @@ from gptoss20b.config import resolve
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.gpus import (
     VisibleGpu,
-    check_gpu_count,
     check_gpu_health,
     check_gpu_memory,
+    check_gpu_models,
     check_gpus,
     list_visible_gpus,
 )
+from gptoss20b.tools.doctor.missing_gpus import TorchView
 from system_info.gpu_report import GpuReport
 from tests.support.findings import assert_finding
 from tests.support.made_machines import B200
@@ -62,16 +63,15 @@ def test_without_a_source_or_with_one_that_reports_less() -> None:
     ("gpus", "listed", "verdict", "found", "fix"),
     [
         ([VISIBLE_B200] * 8, 8, Verdict.PASS, "8 x NVIDIA B200", ""),
-        ([VISIBLE_B200] * 7, 8, Verdict.FAIL, "7 x NVIDIA B200 (NVML lists 8), expected 8", "CUDA_VISIBLE_DEVICES"),
-        ([], 8, Verdict.FAIL, "NVML lists 8", "CUDA_VISIBLE_DEVICES=-1"),
+        ([VISIBLE_B200] * 8, 9, Verdict.PASS, "8 x NVIDIA B200 (NVML lists 9)", ""),
         ([VISIBLE_B200] * 8 + [H200], 9, Verdict.PASS, "9, of which the run uses 8 x NVIDIA B200", ""),
         ([VISIBLE_B200] * 7 + [H200], 8, Verdict.WARN, "7 x NVIDIA B200 + 1 x NVIDIA H200", "CUDA_VISIBLE_DEVICES"),
     ],
 )
-def test_there_is_a_gpu_of_one_model_for_each_rank(
+def test_the_ranks_have_gpus_of_one_model(
     gpus: list[VisibleGpu], listed: int, verdict: Verdict, found: str, fix: str
 ) -> None:
-    assert_finding(check_gpu_count(8, gpus, GpuReport("NVML", (B200,) * listed)), verdict, found, fix=fix)
+    assert_finding(check_gpu_models(8, gpus, GpuReport("NVML", (B200,) * listed)), verdict, found, fix=fix)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,12 @@ def test_all_checks_of_the_run_s_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     found = check_gpus(resolve({}))
     assert verdicts(found) == ["pass", "skipped", "skipped", "skipped", "pass"]
     assert [found[0].name, found[-1].name] == ["GPUs", "GPU memory"]
+
+    monkeypatch.setattr(f"{gpus}.list_visible_gpus", lambda: [VISIBLE_B200] * 7)
+    monkeypatch.setattr(f"{gpus}.read_torch_view", lambda: TorchView(7, "2.13.0+cu130", cuda="13.0"))
+    count, *_, memory = check_gpus(resolve({}))
+    assert_finding(count, Verdict.FAIL, "torch sees 7, expected 8 (DGXNGPU)", fix="DGXNGPU")
+    assert memory.verdict is Verdict.PASS
 
     def fail() -> list[VisibleGpu]:
         raise RuntimeError("CUDA error: unknown error\nCompile with TORCH_USE_CUDA_DSA")

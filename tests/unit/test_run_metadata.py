@@ -17,11 +17,15 @@ from gptoss20b.config import Config, resolve
 from gptoss20b.run_metadata import (
     build_metadata,
     create_result_directory,
+    distrusted_repository,
     git_commit,
     update_latest_link,
     versions,
     write_metadata,
 )
+from gptoss20b.tools.doctor.finding import Verdict
+from gptoss20b.tools.doctor.software import check_commit
+from tests.support.findings import assert_finding
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +160,23 @@ def test_without_git_or_a_repository_there_is_no_commit(
     assert git_commit() is not None
     monkeypatch.setenv("PATH", str(repository))
     assert git_commit() is None
+
+
+def test_a_repository_of_another_user_has_no_commit_and_is_named(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert distrusted_repository() is None
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    for path in (repository, repository / ".git"):
+        os.chown(path, 12345, 12345)
+    assert (git_commit(), distrusted_repository()) == (None, repository)
+    assert_finding(check_commit(resolve({})), Verdict.WARN, str(repository), fix="GIT_COMMIT")
+    # The advice works.
+    trust = next(part for part in check_commit(resolve({})).fix.split(", or ") if part.startswith("git config"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(repository.parent / "gitconfig"))
+    subprocess.run(trust.split(), check=True)
+    assert git_commit() is not None
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from ...config import Config
-from ...data.files import DataError
+from ...data.files import DataError, append_suffix
 from ...data.indexed_dataset import IndexedDataset
 from ...data.samples import TRAIN_PREFIX, VALIDATION_PREFIX, ValidationSamples, Windows
 from ...data.verification_report import REPORT_NAME, load_report
@@ -18,6 +19,27 @@ _SAMPLE_S, _MAX_SAMPLES = 1.0, 512
 # The fastest published result of this benchmark reads 50.3 k tokens/s per GPU (NVIDIA, GB300, v6.0), here rounded up.
 _TOKENS_PER_GPU_S = 60_000
 _VERIFY, _REPLACE = "python -m data_scripts verify", "and download again what it names"
+
+
+def check_data_files(config: Config) -> Finding:
+    """Check that the files exist and are not empty. They are not opened: the rules forbid that before the clock."""
+    folder = config.data.directory
+    # Path.is_dir would raise an error below a folder that this user cannot enter.
+    if not (os.access(folder, os.X_OK) and folder.is_dir()):
+        get = f"data_scripts/download_dataset.sh '{folder}', or python -m data_scripts.make_sample_data '{folder}'"
+        return failed(
+            "data", f"DATADIR: got '{folder}', expected a folder with the data", f"name it, or make it: {get}"
+        )
+    files = [
+        append_suffix(folder / prefix, suffix)
+        for prefix in (TRAIN_PREFIX, VALIDATION_PREFIX)
+        for suffix in (".bin", ".idx")
+    ]
+    missing = [path.name for path in files if not (path.is_file() and path.stat().st_size)]
+    if not missing:
+        missing = [f"permission to read {path.name}" for path in files if not os.access(path, os.R_OK)]
+    found = f"DATADIR: '{folder}' lacks {', '.join(missing)}" if missing else f"{folder}: all files are there"
+    return judged("data", found, f"name the folder of the data, or {_VERIFY} {folder}, {_REPLACE}", fails=bool(missing))
 
 
 def check_dataset(config: Config) -> list[Finding]:

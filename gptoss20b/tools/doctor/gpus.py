@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from system_info.gpu_report import Gpu, GpuReport
 from ...config import Config
 from ...memory import activation_bytes, state_bytes
 from .finding import Finding, failed, gib, judged, passed, skipped, warned
+from .missing_gpus import missing_gpus, read_torch_view
 
 # Estimate for contexts, NCCL's buffers and fragmentation of the allocator on each GPU.
 _RESERVE = 2 * 2**30
@@ -29,18 +31,28 @@ class VisibleGpu:
 
 def check_gpus(config: Config) -> list[Finding]:
     """Check number, driver, processes, health and free memory of the GPUs."""
+    needed = config.parallel.gpus_per_node
     report = read_gpus()  # before torch, whose contexts would be listed among the processes
     try:
         gpus = list_visible_gpus()
     except RuntimeError as error:  # torch's for every error of the driver
         gpus, count = [], failed("GPUs", one_line(str(error)), "load the driver or restart the node")
     else:
-        count = check_gpu_count(config.parallel.gpus_per_node, gpus, report)
+        count = check_gpu_models(needed, gpus, report)
+        if len(gpus) < needed:
+            count = missing_gpus(needed, read_torch_view(), report, os.environ)
     memory = skipped("GPU memory", "torch sees no GPU")
     if gpus:
-        used = gpus[: config.parallel.gpus_per_node]
-        memory = check_gpu_memory(used, state_bytes(config), activation_bytes(config))
+        memory = check_gpu_memory(gpus[:needed], state_bytes(config), activation_bytes(config))
     return [count, *check_gpu_health(report), memory]
+
+
+def check_gpu_count(needed: int) -> Finding:
+    """Check that torch sees a GPU for each rank, without a context on any of them."""
+    view = read_torch_view()
+    if view.count < needed:
+        return missing_gpus(needed, view, read_gpus(), os.environ)
+    return passed("GPUs", f"torch sees {view.count}")
 
 
 def list_visible_gpus() -> list[VisibleGpu]:
@@ -60,19 +72,14 @@ def list_visible_gpus() -> list[VisibleGpu]:
     return gpus
 
 
-def check_gpu_count(needed: int, gpus: Sequence[VisibleGpu], report: GpuReport | None) -> Finding:
-    """Check that torch sees a GPU for each rank, all of one model."""
+def check_gpu_models(needed: int, gpus: Sequence[VisibleGpu], report: GpuReport | None) -> Finding:
+    """Check that the GPUs of all ranks are of one model."""
     models = Counter(gpu.model for gpu in gpus[:needed])
-    found = " + ".join(f"{count} x {model}" for model, count in models.items()) or "torch sees none"
+    found = " + ".join(f"{count} x {model}" for model, count in models.items())
     if len(gpus) > needed:
         found = f"{len(gpus)}, of which the run uses {found}"
     if report is not None and report.error is None and len(report.gpus) != len(gpus):
         found += f" ({report.source} lists {len(report.gpus)})"
-    if len(gpus) < needed:
-        fix = "set DGXNGPU, or see what CUDA_VISIBLE_DEVICES hides and whether this torch fits the driver"
-        if not gpus:
-            fix += "; for a run without GPUs, CUDA_VISIBLE_DEVICES=-1"
-        return failed("GPUs", f"{found}, expected {needed} (DGXNGPU)", fix)
     fix = "choose equal ones by CUDA_VISIBLE_DEVICES: the slowest sets the pace"
     return judged("GPUs", found, fix, warns=len(models) > 1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...config import Config
 
 DEFAULT_PORT = "29500"  # run_and_time.sh's
-_GPU_MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+GPU_MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # Files that exist while a driver of NVIDIA or AMD is loaded.
 _DRIVER_FILES = ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/kfd")
 
@@ -35,7 +35,7 @@ def read_node_context(environment: Mapping[str, str]) -> NodeContext:
         master_address=environment.get("MASTER_ADDR") or None,
         master_port=environment.get("MASTER_PORT") or DEFAULT_PORT,
         clear_caches=environment.get("CLEAR_CACHES") or "0",
-        gpus_hidden=any(environment.get(name, "0").strip() in ("", "-1") for name in _GPU_MASKS),
+        gpus_hidden=any(environment.get(name, "0").strip() in ("", "-1") for name in GPU_MASKS),
     )
 
 
@@ -43,4 +43,9 @@ def should_use_gpus(config: Config, node: NodeContext, root: Path = Path("/")) -
     """Return True unless GPUs are hidden, or the model is the small one and no driver is loaded."""
     if node.gpus_hidden:
         return False
-    return config.model.variant != "tiny" or any((root / name).exists() for name in _DRIVER_FILES)
+    return config.model.variant != "tiny" or is_driver_loaded(root)
+
+
+def is_driver_loaded(root: Path = Path("/")) -> bool:
+    """Return True if a driver of NVIDIA or AMD is loaded, and this container sees it."""
+    return any((root / name).exists() for name in _DRIVER_FILES)

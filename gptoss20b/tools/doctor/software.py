@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from system_info.tools import run_tool
 
 from ...config import Config
-from ...run_metadata import git_commit, versions
+from ...run_metadata import distrusted_repository, git_commit, versions
 from .finding import Finding, failed, judged, passed, skipped, warned
 
 _ROOT = Path(__file__).resolve().parents[3]
@@ -55,11 +55,19 @@ def check_backend(config: Config) -> Finding:
 
 def check_code(config: Config) -> Finding:
     """Check that the log can name the code that runs."""
-    commit = git_commit() or config.submission.git_commit
-    if commit is None:
-        return warned("code", "its commit is not known", "run from a git checkout, or set GIT_COMMIT as the image does")
-    fix = "commit, or git stash: a result must name its code"
-    return judged("code", f"commit {commit}", fix, warns=commit.endswith("-dirty"))
+    known, fix = check_commit(config), "commit, or git stash: a result must name its code"
+    return warned(known.name, known.found, fix) if known.found.endswith("-dirty") else known
+
+
+def check_commit(config: Config) -> Finding:
+    """Check that the commit of the code is known, from git or from GIT_COMMIT."""
+    if commit := git_commit() or config.submission.git_commit:
+        return passed("code", f"commit {commit}")
+    give = "export GIT_COMMIT=... (git rev-parse HEAD prints it)"
+    if folder := distrusted_repository():
+        fix = f"git config --global --add safe.directory {folder}, or {give}"
+        return warned("code", f"its commit is unknown: another user owns {folder}, and git does not trust it", fix)
+    return warned("code", "its commit is unknown: no git repository, or no git", f"run from a checkout, or {give}")
 
 
 def check_page_cache(clear_caches: str, root: Path = Path("/")) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from .finding import Finding, failed, gib, judged, passed, skipped
 
 # A train_loss record has about 250 bytes, an evaluation five records. Launchers keep the output, which repeats the log.
 _RECORD_BYTES, _RECORDS_PER_EVALUATION, _COPIES = 300, 6, 2
+_MIN_LOG_BYTES = 32 * 2**20  # a run of the rules that converges, with what surrounds its log
 _OTHER_BYTES = 64 * 2**20  # config.json, the checker's report, messages of libraries
 
 
@@ -45,6 +47,35 @@ def check_checkpoints(config: Config) -> list[Finding]:
     return _check_folder("SAVE_DIR", "space for checkpoints", folder, to_come * size, purpose)
 
 
+def check_log_room(config: Config) -> Finding:
+    """Check that the folder of results can be written and has room for a log. Nothing is made or written."""
+    folder = _existing_folder(config.logging.directory or Path("results"))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return failed(
+            "LOGDIR", f"LOGDIR: cannot write to '{folder}'", "name a folder in LOGDIR that this user can write"
+        )
+    free, needed = shutil.disk_usage(folder).free, estimate_log_bytes(config)
+    found = f"LOGDIR: {gib(free)} free in '{folder}', expected {gib(needed)} for the log up to MAX_STEPS"
+    fix = "make room, or name a folder elsewhere in LOGDIR"
+    return judged("free space", found, fix, fails=free < _MIN_LOG_BYTES, warns=free < needed)
+
+
+def check_checkpoint_room(config: Config, trials: int) -> Finding:
+    """Check that the next checkpoint fits on the disk, and warn if those of all trials of a set may not."""
+    name, saving = "space for checkpoints", config.checkpoints
+    if saving.interval == "0":
+        return skipped(name, "SAVE_INTERVAL=0: the run writes none")
+    folder = _existing_folder(checkpoint_directory(config, config.logging.directory or Path("results")))
+    size, free = checkpoint_bytes(config), shutil.disk_usage(folder).free
+    # Each trial keeps its newest; the last of them is complete before an old one is removed.
+    total = (trials * saving.keep + 1) * size
+    found = f"SAVE_INTERVAL: {gib(free)} free in '{folder}', expected {gib(size)} for a checkpoint"
+    if free >= size:
+        found += f", and up to {gib(total)} for all of {trials} x SAVE_KEEP={saving.keep} and the next"
+    fix = "make room, name a folder elsewhere in SAVE_DIR or LOGDIR, or set SAVE_INTERVAL=0"
+    return judged(name, found, fix, fails=free < size, warns=free < total)
+
+
 def estimate_log_bytes(config: Config) -> int:
     """Return an upper estimate of the bytes that a run writes until MAX_STEPS, without checkpoints."""
     losses = config.fixed.max_steps // config.logging.interval
@@ -64,8 +95,7 @@ def _rejection(config: Config, folder: Path) -> str | None:
 
 def _check_folder(name: str, space: str, folder: Path, needed: int, purpose: str) -> list[Finding]:
     """Check that files can be made in or for a folder, and that its file system has room."""
-    # The folder in which the run would begin to make folders.
-    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    existing = _existing_folder(folder)
     try:
         _try_files(existing)
     except OSError as error:
@@ -78,6 +108,12 @@ def _check_folder(name: str, space: str, folder: Path, needed: int, purpose: str
         passed(name, f"{folder}{to_make}: files can be written, flushed, renamed and locked"),
         judged(space, found, fix, fails=free < needed),
     ]
+
+
+def _existing_folder(folder: Path) -> Path:
+    """Return the folder in which the run would begin to make folders, or the folder itself if it exists."""
+    # Path.exists would raise an error below a folder that this user cannot enter.
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if os.access(each, os.F_OK))
 
 
 def _try_files(folder: Path) -> None:

@@ -16,7 +16,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 SCRIPTS := $(wildcard *.sh */*.sh) run.sub .ci/run
-PACKAGES := gptoss20b data_scripts compliance system_info
+PACKAGES := gptoss20b data_scripts compliance system_info launch
 # The order of files counts: a long one that starts last keeps one worker busy alone.
 LONGEST_FIRST := --no-loadscope-reorder tests/integration/test_journeys.py tests/integration/test_run_local.py \
 	tests/integration tests/unit tests/compliance tests/data_scripts tests/system_info tests/gpu $(PACKAGES)

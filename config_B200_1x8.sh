@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One node of eight B200 GPUs, with the reference layout. Closed division.
-source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
+source "$(dirname "${BASH_SOURCE[0]:-$0}")/config_common.sh" "${BASH_SOURCE[0]:-$0}"
 
 export DGXNNODES=1
 export DGXNGPU=8

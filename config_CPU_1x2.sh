@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Two CPU ranks, expert parallel 2. Open division: the small model, with its own batch size, learning rate and target.
-source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
+source "$(dirname "${BASH_SOURCE[0]:-$0}")/config_common.sh" "${BASH_SOURCE[0]:-$0}"
 
 export DGXNNODES=1
 export DGXNGPU=2
 export EXPERT_PARALLEL=2
 
-export DATADIR="data/sample"
+export DATADIR="$CONFIG_DIR/data/sample"
 export SUBMISSION_DIVISION=open
 export SUBMISSION_STATUS=research
 export MODEL_VARIANT=tiny

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One node of eight MI355X GPUs, with the reference layout. Closed division.
 # 288 GB also fit EXPERT_PARALLEL=1, which needs no all-to-all: try it first when tuning (docs/tuning.md, Memory).
-source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
+source "$(dirname "${BASH_SOURCE[0]:-$0}")/config_common.sh" "${BASH_SOURCE[0]:-$0}"
 
 export DGXNNODES=1
 export DGXNGPU=8

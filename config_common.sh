@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
-# Settings that all configurations share. Sourced by config_*.sh; DGXSYSTEM is derived from the name of that file.
-# Export your own changes (e.g. LEARNING_RATE) after sourcing a configuration.
+# Settings that all configurations share. Sourced by config_*.sh with the path of that file, whose name gives DGXSYSTEM.
+# Works in bash and zsh. Export your own changes (e.g. LEARNING_RATE) after sourcing a configuration.
 
-# Remove what a configuration sourced earlier in this shell may have set. All other variables are set below or by every
-# configuration.
+# Remove what the configuration sourced before in this shell has set, unless the user has changed it since.
+# shellcheck disable=SC2016 # expanded by the inner shell
+if [[ -f "${CONFIG_DIR:-}/${CONFIG_FILENAME:-}" ]]; then
+    while IFS='=' read -r name value; do
+        case "$name" in
+            PATH | PWD | OLDPWD | SHLVL | _) ;;
+            *) [[ "$(printenv "$name")" != "$value" ]] || unset "$name" ;;
+        esac
+    done < <(env -i PATH="$PATH" bash -c 'source "$1" && env' bash "$CONFIG_DIR/$CONFIG_FILENAME")
+    unset name value
+fi
+# The user's changes to these were for that configuration.
 unset GLOBAL_BATCH_SIZE MICRO_BATCH_SIZE LEARNING_RATE WARMUP_STEPS
-# Unhide the GPUs that config_CPU_1x2.sh hides. Keep the user's own selection of GPUs.
-[[ "${CUDA_VISIBLE_DEVICES:-}" != -1 ]] || unset CUDA_VISIBLE_DEVICES
-[[ "${HIP_VISIBLE_DEVICES:-}" != -1 ]] || unset HIP_VISIBLE_DEVICES
-# Leave its sample data, too. Keep the user's own folder.
-[[ "${DATADIR:-}" != data/sample ]] || unset DATADIR
 
-CONFIG_FILENAME="${BASH_SOURCE[1]##*/}"
+CONFIG_DIR="$(unset CDPATH && cd "$(dirname "$1")" && pwd)"
+CONFIG_FILENAME="${1##*/}"
 DGXSYSTEM="${CONFIG_FILENAME#config_}"
 DGXSYSTEM="${DGXSYSTEM%.sh}"
 export CONFIG_FILENAME DGXSYSTEM

@@ -1,26 +1,7 @@
 #!/usr/bin/env bash
 # Run NEXP trials of the sourced configuration with this machine's Python. For several nodes, start it on each node with
-# its NODE_RANK, node 0's MASTER_ADDR, and one shared LOGDIR. Output files and exit status: see launch/trials.sh.
+# its NODE_RANK, node 0's MASTER_ADDR, and one shared LOGDIR.
+# Exit status: 0 all converged, 1 a trial failed, 2 bad configuration, 3 a trial diverged or did not reach the target,
+# 5 converged but not compliant, 130 interrupted, 143 terminated.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-source launch/checks.sh
-source launch/supervise.sh
-source launch/trials.sh
-
-prepare_trials
-check_node
-choose_python
-export PYTHON
-trial_datadir=$DATADIR
-trial_logdir=$LOGDIR
-
-# shellcheck disable=SC2329 # called by run_trials
-exec_trial() {
-    exec_die_with_parent ./run_and_time.sh
-}
-
-run_python() {
-    "$PYTHON" "$@"
-}
-
-run_trials
+source "$(dirname "${BASH_SOURCE[0]}")/launch/start.sh" local "$@"

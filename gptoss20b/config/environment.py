@@ -64,8 +64,13 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]
 
 
 def other_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the names of the variables that may be misspelt settings: none with ALLOW_UNKNOWN=1."""
-    return [] if environment.get("ALLOW_UNKNOWN") == "1" else list(environment)
+    """Return the names of the variables that may be misspelt settings: none with ALLOW_UNKNOWN=1.
+
+    A container has few of its host's variables. HOST_VARIABLES names them all, separated by colons.
+    """
+    if environment.get("ALLOW_UNKNOWN") == "1":
+        return []
+    return [*environment, *environment.get("HOST_VARIABLES", "").split(":")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ env -0 > "$STUB/trial_$SEED.$$" && mv "$STUB/trial_$SEED.$$" "$STUB/trial_$SEED.
 echo "stdout of seed $SEED"
 echo "stderr of seed $SEED" >&2
 if [[ -e "$STUB/sleep" ]]; then
-    trap 'echo TERM >> "$STUB/signals"; sleep 0.3; kill "$sleeper"; exit 143' TERM
+    end() { echo "$1" >> "$STUB/signals"; sleep 0.3; kill "$sleeper"; exit 143; }
+    trap 'end TERM' TERM
+    trap 'end INT' INT
     sleep 60 &
     sleeper=$!
     trap 'kill "$sleeper"' USR1
@@ -45,10 +48,11 @@ exit "$status"
 """
 
 _PYTHON = """#!/usr/bin/env bash
+case "$1 $2" in "-m launch") exec REAL_PYTHON "$@" ;; esac
 RECORD
 control() { cat "$STUB/$1" 2> /dev/null || echo "$2"; }
 case "$*" in
-*"gptoss20b train --dry-run")
+*"gptoss20b preflight")
     [[ ! -e "$STUB/dry_run_fails" ]] || { echo "error: 1 problem" >&2; exit 2; }
     echo "LEARNING_RATE = ${LEARNING_RATE:-}, LOGDIR = ${LOGDIR:-}, SEED = ${SEED:-}, DATADIR = $DATADIR" ;;
 *"gptoss20b settings") control settings "" ;;
@@ -56,8 +60,9 @@ case "$*" in
     env -0 > "$STUB/torchrun.env"
     write_log() { [[ -e "$STUB/no_log" ]] || { mkdir -p "$LOGDIR" && echo "$1" > "$LOGDIR/result_0.txt"; }; }
     if [[ -e "$STUB/sleep" ]]; then
-        end() { echo TERM >> "$STUB/signals"; sleep 0.3; write_log aborted; kill "$sleeper"; exit 1; }
-        trap end TERM
+        end() { echo "$1" >> "$STUB/signals"; sleep 0.3; write_log aborted; kill "$sleeper"; exit 1; }
+        trap 'end TERM' TERM
+        trap 'end INT' INT
         sleep 60 &
         sleeper=$!
         echo "$$" > "$STUB/running"
@@ -116,7 +121,7 @@ case "$*" in
 "bash launch/clear_caches.sh")
     [[ ! -e "$STUB/clearing_sleeps" ]] || { echo $$ > "$STUB/running"; exec sleep 60; }
     exit "$(cat "$STUB/clearing_status" 2> /dev/null || echo 0)" ;;
-"bash launch/slurm_task.sh") TRIAL_FOLDER="${results:+$results/${LOGDIR##*/}}" exec "$STUB/../bin/stub-trial" ;;
+"bash run_and_time.sh --slurm-task") TRIAL_FOLDER="${results:+$results/${LOGDIR##*/}}" exec "$STUB/../bin/stub-trial" ;;
 *) while [[ "$1" != -m ]]; do shift; done; exec "$STUB/../bin/stub-python" "$@" ;;
 esac
 """
@@ -184,10 +189,11 @@ class Sandbox:
         # The tests must not touch the caches and devices of this machine.
         self.edit("launch/clear_caches.sh", "/proc/sys/vm/drop_caches", str(self.drop_caches))
         devices = self.folder / "dev"
-        self.edit("run_with_docker.sh", "[[ ! -d /dev/infiniband ]]", f"[[ ! -d {devices}/infiniband ]]")
-        self.edit("run_with_docker.sh", "%g /dev/kfd /dev/dri/renderD*", f"%g {devices}/kfd")
+        self.edit("launch/docker.py", 'DEVICES = Path("/dev")', f'DEVICES = Path("{devices}")')
         for name, body in _STUBS.items():
-            (self.folder / "bin" / name).write_text(body.replace("RECORD\n", _RECORD))
+            (self.folder / "bin" / name).write_text(
+                body.replace("RECORD\n", _RECORD).replace("REAL_PYTHON", sys.executable)
+            )
             (self.folder / "bin" / name).chmod(0o755)
         if self.stub_trials:
             (self.scripts / "run_and_time.sh").unlink()

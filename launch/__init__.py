@@ -1,0 +1,11 @@
+"""Start runs and sets of trials, watch them, and record how they end.
+
+Python 3.9 and the standard library are enough: on the host of a container nothing else may be installed.
+"""
+
+import sys
+
+# Checked here, before modules that an older Python cannot import.
+if sys.version_info < (3, 9):
+    sys.stderr.write("error: PYTHON: got Python %d.%d, expected 3.9 or newer. Set PYTHON\n" % sys.version_info[:2])
+    sys.exit(2)

@@ -1,0 +1,60 @@
+"""Start a run or a set: `python -m launch run | local | docker | slurm`, from run_and_time.sh and the launchers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from launch.child import INTERRUPTED
+from launch.docker import DockerLauncher
+from launch.errors import RefusedError
+from launch.launcher import Launcher
+from launch.one_run import OneRun, run_slurm_task
+from launch.plan import read_plan
+from launch.slurm import SlurmLauncher
+from launch.trials import Leader, Worker
+from launch.variables import Environment, resolve_from
+
+LAUNCHERS: dict[str, type[Launcher]] = {"local": Launcher, "docker": DockerLauncher, "slurm": SlurmLauncher}
+
+
+def run_set(kind: type[Launcher], environment: Environment) -> int:
+    """Run the trials of a set, and return its exit status.
+
+    0 all converged, 1 a trial failed, 2 bad configuration, 3 a trial diverged or did not reach the target, 5 converged
+    but not compliant, 130 interrupted, 143 terminated.
+    """
+    kind.check_start(environment)
+    plan = read_plan(environment, kind.single_launcher)
+    launcher = kind(environment, plan)
+    return (Worker if plan.node_rank else Leader)(plan, launcher).run()
+
+
+def main() -> int:
+    """Run the command, and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m launch", description=__doc__)
+    parser.add_argument("what", choices=["run", *LAUNCHERS])
+    parser.add_argument("--from", dest="start", default=".", help="the folder of relative paths in variables")
+    parser.add_argument("--slurm-task", action="store_true", help="this is a task of srun --kill-on-bad-exit")
+    arguments = parser.parse_args()
+    environment = dict(os.environ)
+    resolve_from(arguments.start, environment, "LOGDIR", "DATADIR", "MODELDIR", "SAVE_DIR")
+    # A trial writes to a pipe. On a terminal behind that pipe, the log's records would hide the progress.
+    if arguments.what != "run" and sys.stdout.isatty():
+        environment.setdefault("MLLOG_STDOUT", "0")
+    try:
+        if arguments.what != "run":
+            return run_set(LAUNCHERS[arguments.what], environment)
+        return run_slurm_task(environment) if arguments.slurm_task else OneRun(environment).run()
+    except RefusedError as error:
+        # A check that has explained itself leaves no message.
+        if str(error):
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

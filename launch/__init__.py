@@ -6,6 +6,6 @@ Python 3.9 and the standard library are enough: on the host of a container nothi
 import sys
 
 # Checked here, before modules that an older Python cannot import.
-if sys.version_info < (3, 9):
-    sys.stderr.write("error: PYTHON: got Python %d.%d, expected 3.9 or newer. Set PYTHON\n" % sys.version_info[:2])
+if sys.version_info < (3, 9):  # noqa: UP036
+    sys.stderr.write("error: PYTHON: Python %d.%d is older than 3.9\n" % sys.version_info[:2])  # noqa: UP031
     sys.exit(2)

@@ -16,6 +16,7 @@ with entry_point("run"):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+from .numa import torchrun_options
 from .stopping import ExitCode
 
 _EXPLAINED = (ExitCode.BAD_CONFIGURATION, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED)
@@ -27,7 +28,7 @@ def main() -> None:
     logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.ERROR)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
-        torchrun()
+        torchrun([*torchrun_options(), *sys.argv[1:]])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode not in _EXPLAINED:

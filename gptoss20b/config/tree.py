@@ -172,6 +172,11 @@ class Execution(FrozenModel):
         "make reruns on the same machine bit-identical; slower on GPUs (docs/fault-tolerance.md)",
         False,
     )
+    numa_binding: Annotated[Literal["node", "none"], _LOWERCASE] = setting(
+        "NUMA_BINDING",
+        "bind each rank to the CPUs of its GPU's NUMA node, or none; an environment variable, which the launcher reads",
+        "node",
+    )
     cpu_threads: int = setting("CPU_THREADS", "CPU threads per rank on a machine without a GPU", 1, ge=1)
 
     @property

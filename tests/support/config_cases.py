@@ -60,6 +60,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "WARMUP_PASSES": ("0", 0),
     "COLLECTIVE_TIMEOUT": ("60", 60),
     "DETERMINISTIC": ("1", True),
+    "NUMA_BINDING": ("None", "none"),
     "CPU_THREADS": ("3", 3),
     "DATADIR": ("/some/data", Path("/some/data")),
     "EOD_TOKEN": ("5", 5),

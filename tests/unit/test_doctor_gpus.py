@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from gptoss20b.config import resolve
+from gptoss20b.numa import Binding
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.gpus import (
     VisibleGpu,
+    check_binding,
     check_gpu_health,
     check_gpu_memory,
     check_gpu_models,
@@ -92,12 +94,12 @@ def test_all_checks_of_the_run_s_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     # The ninth GPU is full, and no rank's.
     monkeypatch.setattr(f"{gpus}.list_visible_gpus", lambda: [VISIBLE_B200] * 8 + [H200])
     found = check_gpus(resolve({}))
-    assert verdicts(found) == ["pass", "skipped", "skipped", "skipped", "pass"]
-    assert [found[0].name, found[-1].name] == ["GPUs", "GPU memory"]
+    assert verdicts(found) == ["pass", "skipped", "skipped", "skipped", "pass", "skipped"]
+    assert [found[0].name, found[-2].name, found[-1].name] == ["GPUs", "GPU memory", "NUMA binding"]
 
     monkeypatch.setattr(f"{gpus}.list_visible_gpus", lambda: [VISIBLE_B200] * 7)
     monkeypatch.setattr(f"{gpus}.read_torch_view", lambda: TorchView(7, "2.13.0+cu130", cuda="13.0"))
-    count, *_, memory = check_gpus(resolve({}))
+    count, *_, memory, _ = check_gpus(resolve({}))
     assert_finding(count, Verdict.FAIL, "torch sees 7, expected 8 (DGXNGPU)", fix="DGXNGPU")
     assert memory.verdict is Verdict.PASS
 
@@ -105,9 +107,26 @@ def test_all_checks_of_the_run_s_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("CUDA error: unknown error\nCompile with TORCH_USE_CUDA_DSA")
 
     monkeypatch.setattr(f"{gpus}.list_visible_gpus", fail)
-    count, *_, memory = check_gpus(resolve({}))
+    count, *_, memory, _ = check_gpus(resolve({}))
     assert_finding(count, Verdict.FAIL, "CUDA error: unknown error Compile", fix="driver")
     assert memory.verdict is Verdict.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("binding", "verdict", "text", "fix"),
+    [
+        (Binding((0, 0, 1, 1), is_used=True, reason="torchrun"), Verdict.PASS, "0 0 1 1", ""),
+        (Binding((0, 1), reason="numactl: No such file", fix="install numactl"), Verdict.WARN, "numactl", "install"),
+        (Binding((None, 1), reason="unknown"), Verdict.SKIPPED, "unknown", ""),
+    ],
+)
+def test_the_binding_is_shown(
+    monkeypatch: pytest.MonkeyPatch, binding: Binding, verdict: Verdict, text: str, fix: str
+) -> None:
+    gpus = "gptoss20b.tools.doctor.gpus"
+    monkeypatch.setattr(f"{gpus}.list_gpu_addresses", list)
+    monkeypatch.setattr(f"{gpus}.choose_binding", lambda mode, addresses: binding if mode == "none" else None)
+    assert_finding(check_binding(resolve({"NUMA_BINDING": "none"})), verdict, text, fix=fix)
 
 
 def test_torch_lists_what_this_machine_has() -> None:

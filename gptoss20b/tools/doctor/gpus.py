@@ -13,6 +13,7 @@ from system_info.gpu_report import Gpu, GpuReport
 
 from ...config import Config
 from ...memory import activation_bytes, state_bytes
+from ...numa import choose_binding, list_gpu_addresses
 from .finding import Finding, failed, gib, judged, passed, skipped, warned
 from .missing_gpus import missing_gpus, read_torch_view
 
@@ -41,10 +42,11 @@ def check_gpus(config: Config) -> list[Finding]:
         count = check_gpu_models(needed, gpus, report)
         if len(gpus) < needed:
             count = missing_gpus(needed, read_torch_view(), report, os.environ)
-    memory = skipped("GPU memory", "torch sees no GPU")
+    memory, binding = (skipped(name, "torch sees no GPU") for name in ("GPU memory", "NUMA binding"))
     if gpus:
+        binding = check_binding(config)
         memory = check_gpu_memory(gpus[:needed], state_bytes(config), activation_bytes(config))
-    return [count, *check_gpu_health(report), memory]
+    return [count, *check_gpu_health(report), memory, binding]
 
 
 def check_gpu_count(needed: int) -> Finding:
@@ -53,6 +55,15 @@ def check_gpu_count(needed: int) -> Finding:
     if view.count < needed:
         return missing_gpus(needed, view, read_gpus(), os.environ)
     return passed("GPUs", f"torch sees {view.count}")
+
+
+def check_binding(config: Config) -> Finding:
+    """Report the NUMA node of each GPU, and what will bind the ranks to it."""
+    name, binding = "NUMA binding", choose_binding(config.execution.numa_binding, list_gpu_addresses())
+    if not binding.is_used and not binding.fix:
+        return skipped(name, binding.reason)
+    found = f"{binding.reason}; NUMA nodes of the GPUs: {' '.join(map(str, binding.nodes))}"
+    return judged(name, found, binding.fix, warns=bool(binding.fix))
 
 
 def list_visible_gpus() -> list[VisibleGpu]:

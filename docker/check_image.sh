@@ -4,7 +4,12 @@
 # docker run --rm --gpus all IMAGE docker/check_image.sh requirements/container.txt
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/checks.sh
+
+# die MESSAGE...: print one error line and exit with status 2.
+die() {
+    echo "error: $*" >&2
+    exit 2
+}
 
 (($# == 1)) || die "arguments: got $#, expected 1: check_image.sh REQUIREMENTS"
 for name in USER LOGNAME HOME XDG_CACHE_HOME TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR; do

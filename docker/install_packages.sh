@@ -3,7 +3,6 @@
 # usage: install_packages.sh VENV REQUIREMENTS
 set -euo pipefail
 
-# A copy of the function in launch/checks.sh: only this script is in the image when it runs.
 die() {
     echo "error: $*" >&2
     exit 2

@@ -224,7 +224,7 @@ def test_the_submitters_package_has_the_code_of_a_clone_and_a_complete_system(su
     assert (system["submitter"], system["accelerators_per_node"]) == ("Example", "0")
     assert not [name for name, value in system.items() if value.startswith("TODO")]
     code = tree / "benchmarks/gpt_oss_20b/implementations/CPU_1x2"
-    for name in ("run_local.sh", "launch/trials.sh", "config_CPU_1x2.sh", "gptoss20b/train.py"):
+    for name in ("run_local.sh", "launch/trials.py", "config_CPU_1x2.sh", "gptoss20b/train.py"):
         assert (code / name).read_bytes() == (submitter.clone / name).read_bytes()
     assert os.access(code / "run_local.sh", os.X_OK)
     assert not (code / "results").exists() and not (code / "data").exists()

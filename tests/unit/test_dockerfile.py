@@ -121,7 +121,7 @@ def test_all_code_reaches_the_image_and_nothing_else() -> None:
 UNWANTED = """
 results/CPU_1x2/result_0.txt  results/gptoss20b/cli.py  data/sample/a.bin  data/c4.idx  .venv/bin/python  .git/config
 .env  gptoss20b/.env  gptoss20b/key.pem  gptoss20b/__pycache__/cli.cpython-312.pyc  x.whl  compliance/x.whl
-launch/.trials.sh.swp  docker/id_rsa  data_scripts/token.json  config_secrets.json  notes.sh  model.py
+launch/.trials.py.swp  docker/id_rsa  data_scripts/token.json  config_secrets.json  notes.sh  model.py
 tests/unit/test_scripts.py  requirements/lock.txt  compliance/render/templates/a.html  sub/run_and_time.sh
 """
 

@@ -14,7 +14,7 @@ from tests.support.configs import load_config
 from tests.support.paths import ROOT
 
 SCRIPTS = [*sorted(ROOT.glob("*.sh")), *sorted(ROOT.glob("*/*.sh")), ROOT / "run.sub", ROOT / ".ci" / "run"]
-SOURCED = {"checks.sh", "supervise.sh", "trials.sh", "one_trial.sh", "worker_node.sh"}
+SOURCED = {"start.sh"}
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -48,7 +48,7 @@ def test_make_run_is_the_users_two_commands() -> None:
     assert "data_scripts.make_sample_data data/sample" in commands
     # With the prepared interpreter, whatever interpreter PYTHON names for the preparation.
     assert "source config_CPU_1x2.sh && PYTHON=.venv/bin/python ./run_and_time.sh" in commands
-    assert load_config("config_CPU_1x2.sh")["DATADIR"] == "data/sample"
+    assert load_config("config_CPU_1x2.sh")["DATADIR"] == f"{ROOT}/data/sample"
 
 
 def test_ci_runs_make_test(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Settings that all configurations share. Sourced by config_*.sh with the path of that file, whose name gives DGXSYSTEM.
+# Settings that all configurations share. Sourced by config_*.sh; DGXSYSTEM is derived from the name of that file.
 # Works in bash and zsh. Export your own changes (e.g. LEARNING_RATE) after sourcing a configuration.
 
 # Remove what the configuration sourced before in this shell has set, unless the user has changed it since.
@@ -16,8 +16,10 @@ fi
 # The user's changes to these were for that configuration.
 unset GLOBAL_BATCH_SIZE MICRO_BATCH_SIZE LEARNING_RATE WARMUP_STEPS
 
-CONFIG_DIR="$(unset CDPATH && cd "$(dirname "$1")" && pwd)"
-CONFIG_FILENAME="${1##*/}"
+# The configuration's file: bash knows it, zsh gets it as an argument.
+CONFIG_FILENAME="${BASH_SOURCE[1]:-$1}"
+CONFIG_DIR="$(unset CDPATH && cd "$(dirname "$CONFIG_FILENAME")" && pwd)"
+CONFIG_FILENAME="${CONFIG_FILENAME##*/}"
 DGXSYSTEM="${CONFIG_FILENAME#config_}"
 DGXSYSTEM="${DGXSYSTEM%.sh}"
 export CONFIG_FILENAME DGXSYSTEM

@@ -208,6 +208,9 @@ def write_new_config(
 @with_settings
 def doctor(
     given: dict[str, str | None],
+    bandwidth: Annotated[
+        bool, typer.Option("--bandwidth", help="Measure the bandwidth between the ranks of this node, too.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check this node before a run: hardware, software, network, data and disks. Print a fix for every problem.
@@ -219,7 +222,7 @@ def doctor(
     from .tools.doctor.finding import Verdict, as_document, as_table, overall_verdict, summary_line
     from .tools.doctor.node_context import read_node_context
 
-    findings = check_node(config, read_node_context(os.environ))
+    findings = check_node(config, read_node_context(os.environ), bandwidth)
     if as_json:
         print(json.dumps(as_document(findings), indent=2))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from gptoss20b.config import Config, resolve
+from gptoss20b.tools.doctor.bandwidth import check_bandwidth
 from gptoss20b.tools.doctor.finding import Verdict
 from gptoss20b.tools.doctor.network import check_collectives
 from tests.support.findings import assert_finding
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU
+
+
+@pytest.fixture
+def two_ranks(no_settings: None) -> Config:
+    return resolve({"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open"})
 
 
 def doctor(variables: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
@@ -71,24 +79,38 @@ def test_a_node_without_its_gpus_and_data_gets_the_fixes(tmp_path: Path) -> None
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_hanging_rank_is_killed_at_the_limit_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_rank_is_killed_at_the_limit_and_named(
+    two_ranks: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The second rank sleeps at its start, as on a GPU that hangs.
     script = "import os, time\nif os.environ.get('LOCAL_RANK') == '1':\n    time.sleep(600)\n"
     (tmp_path / "sitecustomize.py").write_text(script)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     began = time.monotonic()
-    found = check_collectives(2, "gloo", 6)
+    (found,) = check_collectives(two_ranks, "gloo", 6)
     assert time.monotonic() - began < 25
     assert_finding(found, Verdict.FAIL, "rank 1 never started", fix="GLOO_SOCKET_IFNAME")
 
 
-def test_a_rank_that_fails_is_named_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_fails_is_named_with_its_error(two_ranks: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     # A wrong interface ends a rank with an error, long before any limit.
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
     began = time.monotonic()
-    found = check_collectives(2, "gloo", 60)
+    (found,) = check_collectives(two_ranks, "gloo", 60)
     assert time.monotonic() - began < 40
     assert_finding(found, Verdict.FAIL, "failed", "no-such-interface")
+
+
+@pytest.mark.slow
+def test_the_bandwidth_of_the_layout_s_transfers(two_ranks: Config) -> None:
+    collectives, bucket, head, dispatch = check_bandwidth(two_ranks, "gloo", 60)
+    assert_finding(collectives, Verdict.PASS, "2 ranks over gloo")
+    assert_finding(bucket, Verdict.PASS, "all-reduce of 160.0 MB in groups of 2")
+    assert_finding(head, Verdict.PASS, "all-reduce of 0.1 MB")
+    assert_finding(dispatch, Verdict.PASS, "all-to-all of 8.4 MB in groups of 2")
+    for finding in (bucket, dispatch):
+        (rate,) = re.findall(r"bus bandwidth ([\d.]+) GB/s", finding.found)
+        assert 0 < float(rate) < 100
 
 
 # A rank whose sum is wrong, as with memory or a link that changes bits.

@@ -10,6 +10,7 @@ from system_info.child import ChildCall, ChildError
 
 from ...config import Config, fixed_hyperparameter_overrides
 from ...stopping import die_with_parent
+from .bandwidth import check_bandwidth
 from .clock import check_clock
 from .dataset import check_dataset
 from .finding import Finding, Verdict, failed, passed, skipped
@@ -21,7 +22,7 @@ from .software import check_backend, check_code, check_packages, check_page_cach
 from .storage import check_checkpoints, check_results
 
 # Eight GPUs without a persistence daemon take long to answer. Together with the ranks' limit: 70 s.
-_LIMIT_S, _DRIVER_LIMIT_S, _RANKS_LIMIT_S = 20.0, 30.0, 40.0
+_LIMIT_S, _DRIVER_LIMIT_S, _RANKS_LIMIT_S, _BANDWIDTH_LIMIT_S = 20.0, 30.0, 40.0, 120.0
 _STORAGE_FIX = "look at the file system (df, dmesg): a server that does not answer would hang the run"
 _SYSTEM_FIX = "run doctor again; if it hangs again, look at the load of the node and at dmesg"
 _DRIVER_FIX = "a driver that hangs (try nvidia-smi or amd-smi yourself): restart the node"
@@ -41,8 +42,8 @@ class Check:
     timeout_fix: str
 
 
-def check_node(config: Config, node: NodeContext) -> list[Finding]:
-    """Check this node for a run. It takes seconds on a healthy node, and 70 s at most."""
+def check_node(config: Config, node: NodeContext, bandwidth: bool = False) -> list[Finding]:
+    """Check this node for a run. It takes seconds on a healthy node, and at most 70 s, or 150 s with ``bandwidth``."""
     on_gpu = should_use_gpus(config, node)
     devices, device_fix = ("GPUs", _DRIVER_FIX) if on_gpu else ("processors", _SYSTEM_FIX)
     first = [
@@ -56,10 +57,9 @@ def check_node(config: Config, node: NodeContext) -> list[Finding]:
         Check("rendezvous", lambda: [check_rendezvous(config, node)], _LIMIT_S, "look at the name server"),
     ]
     # Afterwards, because ranks on GPUs would be reported as processes that use them.
-    ranks, backend = config.parallel.gpus_per_node, "nccl" if on_gpu else "gloo"
-    collectives = Check(
-        "collectives", lambda: [check_collectives(ranks, backend, _RANKS_LIMIT_S - 5)], _RANKS_LIMIT_S, device_fix
-    )
+    backend, limit_s = "nccl" if on_gpu else "gloo", _BANDWIDTH_LIMIT_S if bandwidth else _RANKS_LIMIT_S
+    check_ranks = check_bandwidth if bandwidth else check_collectives
+    collectives = Check("collectives", partial(check_ranks, config, backend, limit_s - 5), limit_s, device_fix)
     findings = [_describe_configuration(config), *run_checks(first)]
     if any(finding.name == "GPUs" and finding.verdict is Verdict.FAIL for finding in findings):
         return [*findings, skipped("collectives", "each rank needs its GPU first")]

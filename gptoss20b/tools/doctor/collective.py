@@ -1,7 +1,8 @@
-"""One rank of the collectives check: ``python -m gptoss20b.tools.doctor.collective BACKEND STORE_FILE LIMIT_S``.
+"""One rank of the collectives check: ``python -m gptoss20b.tools.doctor.collective BACKEND STORE_FILE LIMIT_S [JSON]``.
 
 RANK, LOCAL_RANK and WORLD_SIZE are as torchrun sets them. The process prints each of `PROGRESS` that it reaches on a
-line. An error is one line on stderr and exit status 1.
+line. With transfers as JSON it measures them, too, and rank 0 prints the result as JSON. An error is one line on
+stderr and exit status 1.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from system_info.files import one_line
 
 from ...config.environment import read_launch
 from ...stopping import die_with_parent, hard_exit
-from .network import PROGRESS
+from .bandwidth import TRANSFERS, measure
+from .ranks import PROGRESS
 
 # 4 MiB of fp32: large enough that NCCL uses the channels that it uses in training.
 _ELEMENTS = 1 << 20
 
 
-def main(backend: str, store_file: str, limit_s: float) -> None:
+def main(backend: str, store_file: str, limit_s: float, transfers: str = "") -> None:
     """Join the other ranks through the file, sum a tensor over all ranks, and check every element."""
     die_with_parent()
     launch = read_launch()
@@ -42,11 +44,15 @@ def main(backend: str, store_file: str, limit_s: float) -> None:
     if wrong:
         raise ValueError(f"wrong sum in {wrong} of {_ELEMENTS} elements: got {tensor.max()}, expected {expected}")
     print(PROGRESS[2], flush=True)
+    if transfers:
+        measured = measure(TRANSFERS.validate_json(transfers), device)
+        if launch.rank == 0:
+            print(measured.model_dump_json(), flush=True)
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+        main(sys.argv[1], sys.argv[2], float(sys.argv[3]), *sys.argv[4:])
     except Exception as error:
         print(one_line(f"{type(error).__name__}: {error}"), file=sys.stderr)
         hard_exit(1)

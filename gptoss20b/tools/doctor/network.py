@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from pathlib import Path
-
-from system_info.files import one_line
 
 from ...config import Config
 from .finding import Finding, failed, passed, skipped, warned
 from .node_context import NodeContext
+from .ranks import judge_ranks, run_ranks
 
-# Steps of a rank of `collective`, in the words that it prints.
-PROGRESS = ("started", "joined", "summed")
-
-_ROOT = Path(__file__).resolve().parents[3]
 _CONNECT_S = 5.0
 _RENDEZVOUS = "rendezvous"
 
 
-def check_collectives(ranks: int, backend: str, limit_s: float) -> Finding:
+def check_collectives(config: Config, backend: str, limit_s: float) -> list[Finding]:
     """Start the node's ranks, have them sum a tensor over nccl (RCCL on AMD) or gloo, and check the sum."""
-    with tempfile.TemporaryDirectory(prefix="gptoss20b-doctor-") as folder:
-        began, outputs = time.monotonic(), [Path(folder, f"rank{rank}") for rank in range(ranks)]
-        command = [sys.executable, "-m", "gptoss20b.tools.doctor.collective", backend, f"{folder}/store", str(limit_s)]
-        processes = [_start_rank(rank, ranks, command, output) for rank, output in enumerate(outputs)]
-        try:
-            _wait_for_ranks(processes, began + limit_s)
-            codes = [process.poll() for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        printed = [output.read_text(errors="replace").splitlines() for output in outputs]
-    what, spent_s = f"{ranks} ranks over {backend}", time.monotonic() - began
-    fix = "set NCCL_DEBUG=INFO (RCCL too) or GLOO_SOCKET_IFNAME=lo, try again, and look at driver, links and /dev/shm"
-    if reason := _failure_reason(codes, printed):
-        return failed("collectives", f"{what}, after {spent_s:.1f} s: {reason}", fix)
-    return passed("collectives", f"{what} summed a tensor, and the sum is right; {spent_s:.1f} s")
+    return [judge_ranks(run_ranks(config.parallel.gpus_per_node, backend, limit_s))]
 
 
 def check_rendezvous(config: Config, node: NodeContext) -> Finding:
@@ -103,39 +75,3 @@ def _check_worker(family: int, address: str, ip: str, port: int) -> Finding:
             fix = "check that the leader is up, and open the port between the nodes (firewall, routes)"
             return failed(_RENDEZVOUS, f"{address} ({ip}) port {port} within {_CONNECT_S:g} s: {error}", fix)
     return passed(_RENDEZVOUS, f"{ip} port {port} can be reached, and something listens there")
-
-
-def _start_rank(rank: int, ranks: int, command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))),
-    }
-    with output.open("wb") as stream:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
-
-
-def _wait_for_ranks(processes: Sequence[subprocess.Popen[bytes]], deadline: float) -> None:
-    """Wait until all ranks have ended, one has failed, or the deadline has passed."""
-    while time.monotonic() < deadline:
-        codes = [process.poll() for process in processes]
-        if any(codes) or None not in codes:
-            return
-        time.sleep(0.05)
-
-
-def _failure_reason(codes: Sequence[int | None], printed: Sequence[Sequence[str]]) -> str | None:
-    """Return the error of the first rank that failed, or the step that the slowest never reached, or None.
-
-    The code of a rank that did not end in time is None.
-    """
-    for rank, (code, lines) in enumerate(zip(codes, printed, strict=True)):
-        if code:
-            return f"rank {rank} failed: {one_line(lines[-1]) if lines else f'exit status {code} without a message'}"
-    steps = [sum(step in lines for step in PROGRESS) for lines in printed]
-    if None in codes or min(steps) < len(PROGRESS):
-        slowest = ", ".join(str(rank) for rank, done in enumerate(steps) if done == min(steps))
-        return f"no end; rank {slowest} never {[*PROGRESS, 'ended'][min(steps)]}"
-    return None

@@ -2,7 +2,7 @@
 # Settings that all configurations share. Sourced by config_*.sh; DGXSYSTEM is derived from the name of that file.
 # Works in bash and zsh. Export your own changes (e.g. LEARNING_RATE) after sourcing a configuration.
 
-# Remove what the configuration sourced before in this shell has set, unless the user has changed it since.
+# Remove what the configuration sourced before has set, unless the user has changed it since.
 # shellcheck disable=SC2016 # expanded by the inner shell
 if [[ -f "${CONFIG_DIR:-}/${CONFIG_FILENAME:-}" ]]; then
     while IFS='=' read -r name value; do
@@ -22,7 +22,8 @@ CONFIG_DIR="$(unset CDPATH && cd "$(dirname "$CONFIG_FILENAME")" && pwd)"
 CONFIG_FILENAME="${CONFIG_FILENAME##*/}"
 DGXSYSTEM="${CONFIG_FILENAME#config_}"
 DGXSYSTEM="${DGXSYSTEM%.sh}"
-export CONFIG_FILENAME DGXSYSTEM
+# CONFIG_DIR: for the configuration that is sourced next, in this shell or in one that it starts.
+export CONFIG_DIR CONFIG_FILENAME DGXSYSTEM
 
 # Defaults: closed division, on GPUs.
 export DATADIR="${DATADIR:-/data}"

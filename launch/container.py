@@ -58,7 +58,7 @@ def exports_of_configuration(environment: Environment) -> set[str]:
         check=False,
     )
     names = {line.split("=", 1)[0] for line in done.stdout.split("\0") if line}
-    return names - {"PATH", "PWD", "OLDPWD", "SHLVL", "_"}
+    return names - {"CONFIG_DIR", "PATH", "PWD", "OLDPWD", "SHLVL", "_"}
 
 
 def mounts(environment: Environment, plan: Plan) -> list[str]:

@@ -13,8 +13,9 @@ from gptoss20b.config import settings
 from tests.support.configs import BARE, CONFIGS, dry_run, load_config
 from tests.support.paths import ROOT
 
-# Variables that configurations may export beside settings: for run_and_time.sh, and for libraries.
-OTHER_VARIABLES = {"CLEAR_CACHES", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"}
+# Variables that configurations may export beside settings: for run_and_time.sh, for the configuration that is sourced
+# next, and for libraries.
+OTHER_VARIABLES = {"CONFIG_DIR", "CLEAR_CACHES", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"}
 
 # What each GPU configuration decides. Everything else is the same in all of them.
 GPU_NODES = {
@@ -53,11 +54,7 @@ def test_a_configuration_only_exports_settings(name: str) -> None:
     done = subprocess.run(
         ["bash", "--norc", "-c", script], cwd=ROOT, env=BARE, capture_output=True, text=True, check=True
     )
-    # CONFIG_DIR is not exported: it tells the next configuration which one to clean up after.
-    assert (
-        set(done.stdout.split()) - {"before", "_", "BASH_REMATCH", "PIPESTATUS", "CONFIG_DIR"}
-        <= set(settings()) | OTHER_VARIABLES
-    )
+    assert set(done.stdout.split()) - {"before", "_", "BASH_REMATCH", "PIPESTATUS"} <= set(settings()) | OTHER_VARIABLES
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -43,8 +43,8 @@ class Binding:
 def torchrun_options() -> list[str]:
     """Return the options of torchrun that bind the ranks. Print one warning where something prevents it."""
     mode = read_settings().get("NUMA_BINDING", "node").lower()
-    # A machine with one node, which includes most without GPUs, needs no answer from a driver.
-    if mode != "node" or hides_gpus() or len(read_node_cpus()) < 2:
+    # BINDCMD is the user's own binding. A machine with one node needs no answer from a driver.
+    if mode != "node" or os.environ.get("BINDCMD") or hides_gpus() or len(read_node_cpus()) < 2:
         return []
     try:
         binding = choose_binding(mode, ChildCall(list_gpu_addresses, _LIMIT_S).result())

@@ -80,7 +80,8 @@ def test_what_prevents_binding_has_a_fix(tmp_path: Path, tools: Path) -> None:
 @pytest.fixture
 def bound(monkeypatch: pytest.MonkeyPatch, no_settings: None) -> Callable[[Binding], None]:
     """Let this be a machine of two nodes with two GPUs, and set the binding that is found."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for variable in ("CUDA_VISIBLE_DEVICES", "BINDCMD"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(numa, "read_node_cpus", lambda: {0: {0}, 1: {1}})
     monkeypatch.setattr(numa, "list_gpu_addresses", lambda: GPUS[:2])
     return lambda binding: monkeypatch.setattr(
@@ -98,7 +99,8 @@ def test_torchrun_gets_the_option_and_people_one_warning(
     (warning,) = capsys.readouterr().err.splitlines()
     assert all(text in warning for text in ("warning: NUMA_BINDING", "install numactl", "NUMA_BINDING=none"))
     bound(Binding((0, 1), is_used=True))
-    for variable, value in (("NUMA_BINDING", "None"), ("CUDA_VISIBLE_DEVICES", "-1")):
+    own = "numactl --localalloc"
+    for variable, value in (("NUMA_BINDING", "None"), ("CUDA_VISIBLE_DEVICES", "-1"), ("BINDCMD", own)):
         with monkeypatch.context() as patch:
             patch.setenv(variable, value)
             assert torchrun_options() == []

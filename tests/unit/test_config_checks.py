@@ -337,7 +337,10 @@ def test_a_layout_is_accepted_exactly_when_it_can_run(layout: dict[str, int]) ->
 # --- ranks with different settings
 
 # Whether the caches of each node were cleared is gathered for the log.
-PER_NODE = {"DATADIR": "/data2", "LOGDIR": "/log2", "MLLOG_STDOUT": "1", "CPU_THREADS": "3", "CACHE_CLEARED": "1"}
+PER_NODE = {
+    "DATADIR": "/data2", "LOGDIR": "/log2", "MLLOG_STDOUT": "1", "CPU_THREADS": "3", "NUMA_BINDING": "none",
+    "CACHE_CLEARED": "1",
+}  # fmt: skip
 
 
 def test_settings_that_differ_between_ranks_are_named_with_both_values() -> None:

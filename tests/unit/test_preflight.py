@@ -116,7 +116,7 @@ def test_missing_and_empty_files_are_named(data: Path) -> None:
     (data / missing).unlink()
     (data / empty).write_bytes(b"")
     found = check(data)["data"]
-    assert_finding(found, Verdict.FAIL, "DATADIR", missing, empty, fix=f"verify {data}")
+    assert_finding(found, Verdict.FAIL, "DATADIR", missing, empty, fix=f"download_dataset.sh '{data}'")
     assert not any(name in found.found for name in FILES[2:])
     assert_finding(check(data / "none")["data"], Verdict.FAIL, f"DATADIR: got '{data / 'none'}'", fix="download")
 

@@ -24,22 +24,18 @@ _VERIFY, _REPLACE = "python -m data_scripts verify", "and download again what it
 def check_data_files(config: Config) -> Finding:
     """Check that the files exist and are not empty. They are not opened: the rules forbid that before the clock."""
     folder = config.data.directory
+    get = f"data_scripts/download_dataset.sh '{folder}', or python -m data_scripts.make_sample_data '{folder}'"
+    fix = f"name the folder of the data in DATADIR, or get them: {get}"
     # Path.is_dir would raise an error below a folder that this user cannot enter.
     if not (os.access(folder, os.X_OK) and folder.is_dir()):
-        get = f"data_scripts/download_dataset.sh '{folder}', or python -m data_scripts.make_sample_data '{folder}'"
-        return failed(
-            "data", f"DATADIR: got '{folder}', expected a folder with the data", f"name it, or make it: {get}"
-        )
-    files = [
-        append_suffix(folder / prefix, suffix)
-        for prefix in (TRAIN_PREFIX, VALIDATION_PREFIX)
-        for suffix in (".bin", ".idx")
+        return failed("data", f"DATADIR: got '{folder}', expected a folder with the data", fix)
+    prefixes = (TRAIN_PREFIX, VALIDATION_PREFIX)
+    files = [append_suffix(folder / prefix, suffix) for prefix in prefixes for suffix in (".bin", ".idx")]
+    lacking = [path.name for path in files if not (path.is_file() and path.stat().st_size)] or [
+        f"permission to read {path.name}" for path in files if not os.access(path, os.R_OK)
     ]
-    missing = [path.name for path in files if not (path.is_file() and path.stat().st_size)]
-    if not missing:
-        missing = [f"permission to read {path.name}" for path in files if not os.access(path, os.R_OK)]
-    found = f"DATADIR: '{folder}' lacks {', '.join(missing)}" if missing else f"{folder}: all files are there"
-    return judged("data", found, f"name the folder of the data, or {_VERIFY} {folder}, {_REPLACE}", fails=bool(missing))
+    found = f"DATADIR: '{folder}' lacks {', '.join(lacking)}" if lacking else f"{folder}: all files are there"
+    return judged("data", found, fix, fails=bool(lacking))
 
 
 def check_dataset(config: Config) -> list[Finding]:

@@ -16,7 +16,16 @@ DATA, RESULTS, MODEL = "/data", "/results", "/model"
 WORKDIR = "/workspace/gptoss20b"
 # Variables of run_and_time.sh that are no settings of the run.
 _OF_A_RUN = (
-    *("CLEAR_CACHES", "CHECK_COMPLIANCE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "BINDCMD", "ALLOW_UNKNOWN"),
+    *(
+        "CLEAR_CACHES",
+        "CHECK_COMPLIANCE",
+        "NODE_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NEXP",
+        "BINDCMD",
+        "ALLOW_UNKNOWN",
+    ),
     *("HOST_VARIABLES", "NVIDIA_VISIBLE_DEVICES", "TZ"),
 )
 # Families of the libraries that a run uses, and of the log's submission fields.

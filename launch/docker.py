@@ -94,8 +94,11 @@ def _check_image(image: str) -> None:
 
 
 def _device_flags(environment: Environment, plan: Plan) -> list[str]:
-    """Return the flags that give a container the accelerators and the network, unless the configuration hides them."""
-    flags = ["--ulimit=memlock=-1", "--ulimit=stack=67108864", "--ipc=host"]
+    """Return the flags that give a container the accelerators and the network, unless the configuration hides them.
+
+    SYS_NICE: without it docker forbids the memory policies of numactl, which binds ranks to NUMA nodes.
+    """
+    flags = ["--ulimit=memlock=-1", "--ulimit=stack=67108864", "--ipc=host", "--cap-add=SYS_NICE"]
     if environment.get("CUDA_VISIBLE_DEVICES") == "-1":
         pass
     elif _succeeds("nvidia-smi", "--list-gpus"):

@@ -28,12 +28,13 @@ class Launcher:
     def __init__(self, environment: Environment, plan: Plan) -> None:
         self.plan = plan
         self.clear_caches: list[str] = []
-        # SEED and RESUME are of a trial: the settings of the set stay the same when a later start resumes one.
+        # NEXP: preflight looks for room for all checkpoints of the set. Each trial has its own SEED.
         self.environment = environment | {
             "DATADIR": plan.data,
             "LOGDIR": str(plan.files.folder),
             "DGXNNODES": str(plan.nodes),
             "CHECK_COMPLIANCE": str(int(plan.check_compliance)),
+            "NEXP": str(plan.files.trials),
             "SEED": "",
         }
 

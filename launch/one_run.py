@@ -60,6 +60,7 @@ class OneRun:
         self.in_set = bool(environment.get("LOGDIR")) and not sys.stderr.isatty()
         self.bind_command = _read_bind_command(environment)
         self.logdir = environment["LOGDIR"] = default_logdir(environment)
+        environment["NEXP"] = "1"  # preflight looks for room for this run's checkpoints
         self.log = Path(self.logdir, "result_0.txt")
         self.supervisor = Supervisor()
 

@@ -16,17 +16,8 @@ DATA, RESULTS, MODEL = "/data", "/results", "/model"
 WORKDIR = "/workspace/gptoss20b"
 # Variables of run_and_time.sh that are no settings of the run.
 _OF_A_RUN = (
-    *(
-        "CLEAR_CACHES",
-        "CHECK_COMPLIANCE",
-        "NODE_RANK",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "NEXP",
-        "BINDCMD",
-        "ALLOW_UNKNOWN",
-    ),
-    *("HOST_VARIABLES", "NVIDIA_VISIBLE_DEVICES", "TZ"),
+    *("ALLOW_UNKNOWN", "BINDCMD", "CHECK_COMPLIANCE", "CLEAR_CACHES", "HOST_VARIABLES", "MASTER_ADDR", "MASTER_PORT"),
+    *("NEXP", "NODE_RANK", "NVIDIA_VISIBLE_DEVICES", "TZ"),
 )
 # Families of the libraries that a run uses, and of the log's submission fields.
 _FAMILIES = (

@@ -23,6 +23,7 @@ GPU_NODES = {
     "config_B200_2x8.sh": {"DGXNNODES": "2", "GLOBAL_BATCH_SIZE": "32", "MICRO_BATCH_SIZE": "2"},
     "config_H200_1x8.sh": {"DGXNNODES": "1", "GLOBAL_BATCH_SIZE": "16", "MICRO_BATCH_SIZE": "1"},
     "config_MI355X_1x8.sh": {"DGXNNODES": "1", "GLOBAL_BATCH_SIZE": "16", "MICRO_BATCH_SIZE": "2"},
+    "config_MI355X_2x8.sh": {"DGXNNODES": "2", "GLOBAL_BATCH_SIZE": "32", "MICRO_BATCH_SIZE": "2"},
 }
 
 

@@ -36,13 +36,15 @@ def prepare(project: Path, name: str = "X", nodes: int = 1, gpus: int = 8, **giv
 
 
 @pytest.mark.parametrize(
-    ("name", "nodes", "given"), [("B200", 1, {}), ("B200", 2, {}), ("H200", 1, {"micro_batch": 1}), ("MI355X", 1, {})]
+    ("name", "nodes", "given"),
+    [("B200", 1, {}), ("B200", 2, {}), ("H200", 1, {"micro_batch": 1}), ("MI355X", 1, {}), ("MI355X", 2, {})],
 )
 def test_the_defaults_give_the_shipped_configurations(
     project: Path, name: str, nodes: int, given: dict[str, int]
 ) -> None:
     path, config = prepare(project, name, nodes, **given)
-    assert load_config(path.name, folder=project) == load_config(path.name)
+    expected = load_config(path.name) | {"CONFIG_DIR": str(project)}
+    assert load_config(path.name, folder=project) == expected
     assert config.submission.system == f"{name}_{nodes}x8"
 
 

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Two nodes of eight MI355X GPUs, expert parallel within a node. Closed division, the reference's RCP for GBS 32.
+source "$(dirname "${BASH_SOURCE[0]:-$0}")/config_common.sh" "${BASH_SOURCE[0]:-$0}"
+
+export DGXNNODES=2
+export DGXNGPU=8
+export EXPERT_PARALLEL=8
+
+export GLOBAL_BATCH_SIZE=32
+export MICRO_BATCH_SIZE=2
+export LEARNING_RATE=8e-4
+export WARMUP_STEPS=128

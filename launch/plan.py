@@ -31,6 +31,7 @@ class Plan:
         model: MODELDIR, absolute, or "".
         nodes: number of nodes.
         node_rank: this node's rank; 0 is the leader.
+        clear_caches: CLEAR_CACHES: "0", "1", or "done" by the caller.
         announces: the leader announces its trials, because workers follow it.
         seed_base: SEED_BASE, the seed of trial 1, if given.
         master_port: the rendezvous port of trial 1.
@@ -45,7 +46,7 @@ class Plan:
     seed_base: int | None
     master_port: int
     resume: bool
-    clear_caches: bool
+    clear_caches: str
     check_compliance: bool
     stop_on_failure: bool
 
@@ -66,7 +67,8 @@ def read_plan(environment: Environment, single_launcher: bool) -> Plan:
     trials = read_integer(environment, "NEXP", 10, 1, 1000)
     # Trial i uses port MASTER_PORT + i - 1: the port of the trial before may still be in use.
     master_port = read_integer(environment, "MASTER_PORT", 29500, 1, 65536 - trials)
-    clear_caches = read_choice(environment, "CLEAR_CACHES", "0", "0", "1") == "1"
+    # "done": whoever starts this only trial has just dropped the host's caches, such as a Kubernetes init container.
+    clear_caches = read_choice(environment, "CLEAR_CACHES", "0", "0", "1", *(["done"] if trials == 1 else []))
     check_compliance = read_choice(environment, "CHECK_COMPLIANCE", "1", "0", "1") == "1"
     stop_on_failure = read_choice(environment, "STOP_ON_FAILURE", "0", "0", "1") == "1"
     check_system(environment)

@@ -69,8 +69,8 @@ class TrialRunner:
 
     def _clear_caches(self, pipe: int) -> str:
         """Clear the hosts' caches if the launcher does this, and return the CLEAR_CACHES of the trial."""
-        if not self.plan.clear_caches or not self.launcher.clear_caches:
-            return str(int(self.plan.clear_caches))
+        if self.plan.clear_caches != "1" or not self.launcher.clear_caches:
+            return self.plan.clear_caches
         if self.supervisor.run(self.launcher.clear_caches, self.launcher.environment, output=pipe) == 0:
             return "done"
         with suppress(OSError), open(pipe, "w", closefd=False) as output:

@@ -62,9 +62,10 @@ MADE = "python3 -m venv --without-pip .venv && source .venv/bin/activate && pip 
 # Without GPUs, docker and 86 GB of disk, these commands are only recorded. docker lists a setting, which
 # run_with_docker.sh asks for.
 RECORDED = ("docker", "nvidia-smi", "recording-python")
-RECORDER = """#!/bin/bash
-{ printf "%s\\x1f" "${0##*/}" "$@"; echo; } >> "$CALLS"
-[[ "${*: -1}" != settings ]] || echo SEED
+RECORDER = f"""#!/bin/bash
+[[ "$1 $2" != "-m launch" ]] || exec {sys.executable} "$@"
+{{ printf "%s\\x1f" "${{0##*/}}" "$@"; echo; }} >> "$CALLS"
+[[ "${{*: -1}}" != settings ]] || echo SEED
 """
 
 # --- reading and running a journey

@@ -193,7 +193,6 @@ def test_a_privileged_container_drops_the_caches_before_the_trial() -> None:
     assert "CLEAR_CACHES=done" in container_of(job)["args"]
 
 
-@pytest.mark.xfail(strict=True, reason="run_local.sh does not take CLEAR_CACHES=done yet")
 def test_run_local_accepts_caches_that_its_caller_has_dropped(tmp_path: Path) -> None:
     variables = {"PATH": os.environ["PATH"], "LOGDIR": str(tmp_path), "DATADIR": "/no/such/folder"}
     command = "source config_B200_1x8.sh && NEXP=1 CLEAR_CACHES=done ./run_local.sh"

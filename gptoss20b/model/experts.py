@@ -1,10 +1,9 @@
 """The experts of one rank as grouped GEMMs, with one pointwise kernel between them, on plain torch operators.
 
 Megatron-Core's local spec would run the experts one after another (`SequentialMLP`); its grouped GEMM needs an
-extension. `torch.nn.functional.grouped_mm` multiplies each expert's rows with that expert's matrix in one call. It
-works on CUDA, ROCm and the CPU, forward and backward, also for experts without rows. Group offsets stay on the device
-and no row is padding. Every gradient is a grouped GEMM of tensors in their given memory layout, so sums over the rows
-of an expert are never atomic additions.
+extension. Here one call multiplies each expert's rows with that expert's matrix (`grouped_gemm`), forward and backward,
+also for experts without rows. No row is padding. Every gradient is a grouped GEMM of tensors in their given memory
+layout, so sums over the rows of an expert are never atomic additions.
 
 Rows are (token, expert) pairs sorted by local expert, as the token dispatcher leaves them.
 """
@@ -21,13 +20,12 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
 from .fused import fused
+from .grouped_gemm import project, sum_by_expert, weight_gradient
 
 # Clamped SwiGLU of the released gpt-oss (arXiv 2508.10925; transformers, GptOssExperts):
 # gate * sigmoid(1.702 gate) * (up + 1) with gate clamped from above at 7 and up clamped to [-7, 7].
 SWIGLU_ALPHA = 1.702
 SWIGLU_LIMIT = 7.0
-# grouped_mm requires operand rows that start at multiples of 16 bytes: 8 numbers in bf16, 4 in fp32.
-_ALIGNED_COLUMNS = 8
 
 
 def _gate_and_up(gate_up: Tensor, bias: Tensor | None, expert_ids: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -108,16 +106,6 @@ def _bias_probs_grad(grad: Tensor, bias: Tensor, expert_ids: Tensor) -> Tensor:
     return (grad.float() * bias[expert_ids]).sum(-1)
 
 
-def _sum_by_expert(rows: Tensor, factors: Tensor, offsets: Tensor) -> Tensor:
-    """Return each expert's sum [experts, columns] of rows [rows, columns] times factors [rows].
-
-    Sums are fp32 and rounded once. This is a grouped GEMM whose other operand holds the factors in its first column:
-    index_add would be atomic, hence not deterministic, or would sort its indices first.
-    """
-    column = F.pad(factors.to(rows.dtype)[:, None], (0, _ALIGNED_COLUMNS - 1))
-    return F.grouped_mm(column.T, rows, offs=offsets)[:, 0]
-
-
 class _ActivateAndProject(torch.autograd.Function):
     """Activation, routing probability and down projection: from the up projection's result to the experts' output.
 
@@ -134,6 +122,7 @@ class _ActivateAndProject(torch.autograd.Function):
         down: Tensor,
         down_bias: Tensor | None,
         offsets: Tensor,
+        unused: Tensor,
         expert_ids: Tensor | None,
         clamped: bool,
         recompute: bool,
@@ -148,17 +137,17 @@ class _ActivateAndProject(torch.autograd.Function):
             out = _add_weighted_bias(out, probs, down_bias, expert_ids)
         ctx.clamped = clamped
         saved_hidden = None if recompute else hidden
-        ctx.save_for_backward(gate_up, probs, up_bias, down, down_bias, offsets, expert_ids, saved_hidden)
+        ctx.save_for_backward(gate_up, probs, up_bias, down, down_bias, offsets, unused, expert_ids, saved_hidden)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gate_up, probs, up_bias, down, down_bias, offsets, expert_ids, hidden = ctx.saved_tensors
+        gate_up, probs, up_bias, down, down_bias, offsets, unused, expert_ids, hidden = ctx.saved_tensors
         grad = grads[0].contiguous()
         if hidden is None:
             # The forward pass's own kernel, so that the result is bit-identical.
             hidden = weighted_swiglu(gate_up, probs, up_bias, expert_ids, ctx.clamped)
-        grad_down = F.grouped_mm(grad.T, hidden, offs=offsets)
+        grad_down = weight_gradient(grad, hidden, offsets, unused)
         del hidden  # frees its memory before the next tensor of this size
         grad_hidden = F.grouped_mm(grad, down, offs=offsets)
         grad_gate_up, grad_probs = weighted_swiglu_backward(
@@ -166,11 +155,11 @@ class _ActivateAndProject(torch.autograd.Function):
         )
         grad_up_bias = grad_down_bias = None
         if up_bias is not None:
-            grad_up_bias = _sum_by_expert(grad_gate_up, torch.ones_like(probs), offsets)
+            grad_up_bias = sum_by_expert(grad_gate_up, torch.ones_like(probs), offsets, unused)
         if down_bias is not None:
-            grad_down_bias = _sum_by_expert(grad, probs, offsets)
+            grad_down_bias = sum_by_expert(grad, probs, offsets, unused)
             grad_probs = grad_probs + _bias_probs_grad(grad, down_bias, expert_ids)
-        return grad_gate_up, grad_probs, grad_up_bias, grad_down, grad_down_bias, None, None, None, None
+        return grad_gate_up, grad_probs, grad_up_bias, grad_down, grad_down_bias, None, None, None, None, None
 
 
 class GroupedLinear(nn.Module):
@@ -188,9 +177,12 @@ class GroupedLinear(nn.Module):
             # Megatron's DDP then reduces these only over the ranks that hold the same experts.
             setattr(parameter, "allreduce", False)  # noqa: B010 - an attribute torch does not declare
 
-    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Project rows [rows, in] sorted by expert to [rows, out]; ``offsets`` int32 [experts] end the groups."""
-        return F.grouped_mm(rows, self.weight.transpose(-2, -1), offs=offsets)
+    def forward(self, rows: Tensor, offsets: Tensor, unused: Tensor) -> Tensor:
+        """Project rows [rows, in] sorted by expert to [rows, out].
+
+        ``offsets`` int32 [experts] end the groups, and ``unused`` [experts] marks experts without rows.
+        """
+        return project(rows, self.weight, offsets, unused)
 
 
 class WeightedDownProjection(GroupedLinear):
@@ -201,11 +193,17 @@ class WeightedDownProjection(GroupedLinear):
         self.clamped, self.recompute = clamped, recompute
 
     def forward(  # type: ignore[override]
-        self, gate_up: Tensor, offsets: Tensor, probs: Tensor, up_bias: Tensor | None, expert_ids: Tensor | None
+        self,
+        gate_up: Tensor,
+        offsets: Tensor,
+        unused: Tensor,
+        probs: Tensor,
+        up_bias: Tensor | None,
+        expert_ids: Tensor | None,
     ) -> Tensor:
         """Return the weighted output [rows, out] of ``gate_up`` [rows, 2 x in], to which ``up_bias`` is added."""
         out: Tensor = _ActivateAndProject.apply(  # type: ignore[no-untyped-call]
-            gate_up, probs, up_bias, self.weight, self.bias, offsets, expert_ids, self.clamped, self.recompute
+            gate_up, probs, up_bias, self.weight, self.bias, offsets, unused, expert_ids, self.clamped, self.recompute
         )
         return out
 
@@ -240,17 +238,17 @@ class GroupedExperts(MegatronModule):
 
         Args:
             rows: [rows, hidden] sorted by local expert.
-            tokens_per_expert: [local experts] on the rows' device: nothing here waits for the device.
+            tokens_per_expert: [local experts] on the rows' device. Nothing here reads it on the host.
             probs: [rows] fp32 routing probabilities.
         """
-        offsets = tokens_per_expert.cumsum(0, dtype=torch.int32)
+        offsets, unused = tokens_per_expert.cumsum(0, dtype=torch.int32), tokens_per_expert == 0
         expert_ids = None
         if self.linear_fc1.bias is not None:
             row_numbers = torch.arange(rows.shape[0], device=rows.device, dtype=torch.int32)
             # A row belongs to the first expert whose rows end after it.
             expert_ids = torch.searchsorted(offsets, row_numbers, right=True)
-        gate_up = self.linear_fc1(rows, offsets)
-        return self.linear_fc2(gate_up, offsets, probs, self.linear_fc1.bias, expert_ids), None
+        gate_up = self.linear_fc1(rows, offsets, unused)
+        return self.linear_fc2(gate_up, offsets, unused, probs, self.linear_fc1.bias, expert_ids), None
 
     def sharded_state_dict(
         self,

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from gptoss20b.model.experts import weighted_swiglu, weighted_swiglu_backward
 from gptoss20b.model.fused import FusedFunction
-from tests.support.expert_cases import FFN, HIDDEN, check_experts, compute_gradients, make_experts, make_inputs
+from gptoss20b.model.grouped_gemm import zero_unused
+from tests.support.expert_cases import (
+    FFN,
+    HIDDEN,
+    LeaveGarbage,
+    check_experts,
+    compute_gradients,
+    make_experts,
+    make_inputs,
+)
 from tests.support.tensor_checks import RecordOperators
 
 FP32, BF16 = (torch.float32, 1e-5), (torch.bfloat16, 1e-2)
@@ -39,6 +48,18 @@ def test_random_loads(dtype: torch.dtype, tolerance: float, counts: list[int], o
     check_experts(counts, openai, dtype, tolerance)
 
 
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e4])
+@pytest.mark.parametrize("openai", [False, True])
+@pytest.mark.parametrize("counts", [[5, 0, 7, 0], [0, 0, 24, 0], [0, 16, 3], [0, 0]])
+@pytest.mark.parametrize("precision", [FP32, BF16])
+def test_what_a_product_over_no_rows_leaves_in_memory_reaches_no_gradient(
+    counts: list[int], openai: bool, garbage: float, precision: tuple[torch.dtype, float]
+) -> None:
+    with LeaveGarbage(garbage) as mode:
+        check_experts(counts, openai, *precision)
+    assert mode.filled == (2 + 2 * openai) * counts.count(0)
+
+
 @pytest.mark.parametrize("openai", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_kernels_get_tensors_that_require_no_gradients(
@@ -53,7 +74,8 @@ def test_kernels_get_tensors_that_require_no_gradients(
 
     monkeypatch.setattr(FusedFunction, "__call__", watched)
     compute_gradients(make_experts(2, openai, recompute=recompute), [3, 5])
-    assert requiring == [False] * (2 + recompute + 2 * openai)
+    # Activation and its gradient, two weights' gradients; with biases those of the biases, and two more.
+    assert requiring == [False] * (4 + recompute + 4 * openai)
 
 
 def test_a_probability_of_zero_still_has_its_gradient() -> None:
@@ -109,6 +131,10 @@ def test_experts_are_marked_for_megatrons_ddp() -> None:
 
 @pytest.mark.slow
 def test_compiled_kernels_equal_eager_ones() -> None:
+    gradients = torch.full((3, 8, 16), float("nan"))
+    gradients[1] = 1.0
+    zero_unused.compiled(gradients, torch.tensor([True, False, True]))
+    assert gradients.sum((1, 2)).tolist() == [0, 128, 0]
     random = torch.Generator().manual_seed(1)
     arguments = (
         5 * torch.randn(18, 2 * FFN, generator=random).bfloat16(),

@@ -1,41 +1,141 @@
 """torchrun without its own traceback: `python -m gptoss20b.launch` takes the arguments of `torchrun`.
 
-Each rank has explained its own end. Only the end of a rank that could not is reported here. As with torchrun, the exit
-status is 1 if a rank fails or a signal ends the run.
+Each rank explains its own end. A last line names the rank that failed first, unless its own line is the last one. As
+with torchrun, the exit status is 1 if a rank fails or a signal ends the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import psutil
 
 from system_info.entry_point import entry_point
 
 with entry_point("run"):
+    # The import of torch may swallow a KeyboardInterrupt. There is nothing to end in order yet.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
     from torch.distributed.run import main as torchrun
 
+from .failure_report import parse_report
 from .numa import torchrun_options
-from .stopping import ExitCode
+from .stopping import GRACE_SECONDS, ExitCode
 
+# Its warnings name each process that it stops, and its errors repeat the exit statuses.
+_SILENCED = ("agent.server.api", "multiprocessing.api", "multiprocessing.errors.error_handler")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Statuses of a rank that torchrun has told to end.
+_REQUESTED = (ExitCode.TERMINATED, ExitCode.INTERRUPTED, *(-number for number in _SIGNALS))
+# Of a rank that NCCL's watchdog ends, with lines of its own, because another rank does not answer.
+_WATCHDOG = -signal.SIGABRT
 _EXPLAINED = (ExitCode.BAD_CONFIGURATION, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED)
+_END_SECONDS = GRACE_SECONDS + 2
+
+
+class Supervision:
+    """Add to torchrun what it has no setting for, where Python announces its actions (`sys.addaudithook`).
+
+    - Only the first signal counts. After a second one torchrun would no longer wait for the ranks.
+    - A rank that does not end when told to is killed: at once if it is stopped, else after the time that any other
+      needs at most. torchrun waits 30 s, and its newest versions' setting does not apply after a failure.
+
+    Attributes:
+        stopped, overdue: processes that were killed because they were stopped, or did not end.
+    """
+
+    def __init__(self) -> None:
+        self.stopped: set[int] = set()
+        self.overdue: set[int] = set()
+        self._has_signal = False
+
+    def on_audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Handle an event that Python announces. An error here would be one of torchrun."""
+        if event == "subprocess.Popen":  # torchrun starts the first rank, and has just set its own handlers
+            if threading.current_thread() is threading.main_thread() and not self._has_signal:
+                for number in _SIGNALS:
+                    signal.signal(number, self._on_signal)
+        elif event in ("os.kill", "os.killpg") and arguments[1] in _SIGNALS:
+            with contextlib.suppress(psutil.Error):
+                self._expect_end(psutil.Process(arguments[0]))
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if not self._has_signal:
+            self._has_signal = True
+            raise SignalException(f"received {signal.Signals(number).name}", signal.Signals(number))
+
+    def _expect_end(self, process: psutil.Process) -> None:
+        if process.status() == psutil.STATUS_STOPPED:
+            self.stopped.add(process.pid)
+            process.kill()
+        else:
+            timer = threading.Timer(_END_SECONDS, self._kill_overdue, (process,))
+            timer.daemon = True
+            timer.start()
+
+    def _kill_overdue(self, process: psutil.Process) -> None:
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                self.overdue.add(process.pid)
+                print(f"warning: process {process.pid} did not end within {_END_SECONDS:g} s: killed", file=sys.stderr)
+                process.kill()
+
+
+def describe(failures: dict[int, ProcessFailure], stopped: set[int], overdue: set[int]) -> str | None:
+    """Return a line about the rank that failed first; None if that rank has printed it, and no other has printed more.
+
+    Args:
+        failures: ends of the ranks that did not end with status 0, by rank.
+        stopped: processes that were killed because they were stopped.
+        overdue: processes that were killed because they did not end when told to.
+    """
+
+    def precedence(rank: int) -> tuple[int, int]:
+        failure = failures[rank]
+        if failure.pid in stopped:
+            return 1, 0
+        if report := reports[rank]:
+            return 3, report.time_ns
+        if failure.pid in overdue or failure.exitcode in _REQUESTED:
+            return 5, failure.timestamp
+        if failure.exitcode == _WATCHDOG:
+            return 4, failure.timestamp
+        return (0 if failure.exitcode < 0 else 2), failure.timestamp
+
+    reports = {rank: parse_report(failure.error_file_data) for rank, failure in failures.items()}
+    first = min(failures, key=precedence)
+    failure, report = failures[first], reports[first]
+    process = f"(process {failure.pid})"
+    if failure.pid in stopped:
+        return f"rank {first} was stopped, e.g. by SIGSTOP, and did not answer {process}"
+    if report:
+        is_last_line = all(each is None or each.message == report.message for each in reports.values())
+        if is_last_line and all(each.exitcode != _WATCHDOG for each in failures.values()):
+            return None
+        return f"rank {first} failed first: {report.message}"
+    if failure.exitcode < 0:
+        return f"rank {first} was killed by {failure.signal_name()} {process}"
+    return None if failure.exitcode in _EXPLAINED else f"rank {first} exited with {failure.exitcode} {process}"
 
 
 def main() -> None:
     """Run torchrun; turn the end of a rank or a signal into at most one line and exit status 1."""
-    # Its warnings name each process that it stops, and its errors repeat the exit statuses.
-    logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.ERROR)
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    for name in _SILENCED:
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    supervision = Supervision()
+    sys.addaudithook(supervision.on_audit)
     try:
         torchrun([*torchrun_options(), *sys.argv[1:]])
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode not in _EXPLAINED:
-            how = (
-                f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with {failure.exitcode}"
-            )
-            print(f"error: rank {rank} {how} (process {failure.pid})", file=sys.stderr, flush=True)
+        if line := describe(error.failures, supervision.stopped, supervision.overdue):
+            print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(ExitCode.FAILED)
     except SignalException:
         sys.exit(ExitCode.FAILED)

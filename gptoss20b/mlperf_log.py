@@ -34,6 +34,13 @@ _LOWEST_PRECISIONS = {
 }
 
 
+class LogWriteError(OSError):
+    """A record cannot be written to the result file, e.g. because its disk is full."""
+
+    def __str__(self) -> str:
+        return f"LOGDIR: cannot write {self.filename}: {self.strerror}. Free space on its disk, or name another folder"
+
+
 class RunClock:
     """Proof that the run's clock is running. Only `RunLog` creates it."""
 
@@ -212,8 +219,11 @@ class RunLog:
 
     def _write(self, line: str) -> None:
         assert self._file is not None
-        self._file.write(line + "\n")
-        self._file.flush()
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise LogWriteError(error.errno, error.strerror, str(self.path)) from error
 
     def _record(self, kind: Literal["event", "start", "end"], key: str, value: Any = None, **metadata: Any) -> None:
         if self._file is not None and not self._awaits_resumed:

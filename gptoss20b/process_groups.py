@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import HashStore
 from . import determinism, megatron_cpu
 from .config import Config
 from .config.environment import Launch, LaunchError, hides_gpus, read_launch
+from .stacks import record_collectives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ def distributed_session(config: Config, rank: Rank) -> Iterator[None]:
         determinism.enforce()
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
+        record_collectives(config.logging.directory)
         backend = "nccl"
     else:
         torch.set_num_threads(config.execution.cpu_threads)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .stopping import ExitCode, exit_code_for
 
+_UNFINISHED = "unfinished"
 _PREFIX = ":::MLLOG "
+# A file system without room for a block is full.
+_BLOCK_BYTES = 4096
 _FIELD_TYPES = {"key": str, "time_ms": int, "metadata": dict}
 
 
@@ -17,7 +21,8 @@ _FIELD_TYPES = {"key": str, "time_ms": int, "metadata": dict}
 class Result:
     """Outcome of one run: minutes from run_start to run_stop, and the last evaluation's loss in nats per token.
 
-    ``status`` is "success", "aborted", or "unfinished" if the log has no run_stop; ``reason`` is for the last two.
+    ``status`` is "success", "aborted", or, without a run_stop, "unfinished" or "unfinished before run_start".
+    ``reason`` is None after a success.
     """
 
     status: str
@@ -33,7 +38,7 @@ class Result:
         return exit_code_for(self.status, self.reason)
 
     def __str__(self) -> str:
-        no_time = "clock not stopped" if self.status == "unfinished" else "clock not started"
+        no_time = "clock not stopped" if self.status == _UNFINISHED else "clock not started"
         minutes = no_time if self.minutes is None else f"{self.minutes:.3f} min"
         loss = "no evaluation" if self.loss is None else f"final loss {self.loss:.4f}"
         reason = f" ({self.reason})" if self.reason else ""
@@ -56,11 +61,17 @@ def read_result(path: Path) -> Result:
     start, stop, evaluation = (last.get(key) for key in ("run_start", "run_stop", "eval_accuracy"))
     loss = evaluation.get("value") if evaluation else None
     if stop is None:
-        reason = "no run_stop: rank 0 was killed, or is still running"
-        return Result("unfinished", None, samples, loss, reason, log)
+        status = _UNFINISHED if start else f"{_UNFINISHED} before run_start"
+        return Result(status, None, samples, loss, f"no run_stop: {_explain_missing_stop(log)}", log)
     minutes = (stop["time_ms"] - start["time_ms"]) / 60_000 if start else None
     metadata = stop["metadata"]
     return Result(metadata.get("status", "aborted"), minutes, samples, loss, metadata.get("reason"), log)
+
+
+def _explain_missing_stop(log: Path) -> str:
+    if shutil.disk_usage(log.parent).free < _BLOCK_BYTES:
+        return "the disk of LOGDIR is full"
+    return "rank 0 was killed, or is still running"
 
 
 def _parse_record(line: str) -> dict[str, Any] | None:

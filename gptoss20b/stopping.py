@@ -85,7 +85,7 @@ def die_with_parent() -> None:
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NO_SIGNAL = 0
 # The process exits after this time at the latest, even if its log is on a dead file system.
-_GRACE_SECONDS = 10.0
+GRACE_SECONDS = 10.0
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def exit_on_signal(on_exit: Callable[[str], None]) -> Iterator[None]:
 
 def _exit_on_signal(received: signal.Signals, on_exit: Callable[[str], None]) -> None:
     status = ExitCode.INTERRUPTED if received is signal.SIGINT else ExitCode.TERMINATED
-    escape = threading.Timer(_GRACE_SECONDS, os._exit, (status,))
+    escape = threading.Timer(GRACE_SECONDS, os._exit, (status,))
     escape.daemon = True
     escape.start()
     try:

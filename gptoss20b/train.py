@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import secrets
-import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,7 +23,8 @@ from .config import Config, mismatched_settings
 from .config.environment import LaunchError
 from .data.files import DataError
 from .dataloader import DataLoader, DataShard, build_dataloader
-from .mlperf_log import RunLog, TruncatedLogError
+from .failure_report import report_failure
+from .mlperf_log import LogWriteError, RunLog, TruncatedLogError
 from .model.backend import Backend, BackendError, choose_backend
 from .process_groups import Rank, distributed_session, read_rank
 from .result import read_result
@@ -35,12 +35,15 @@ from .run_metadata import (
     update_latest_link,
     write_metadata,
 )
+from .stacks import HangWatch, StacksFile
 from .stopping import ExitCode, NonFiniteLossError, die_with_parent, exit_code_for, exit_on_signal, signal_reason
 from .trainer import Trainer
 from .warmup import warm_up
 
-# Errors whose message is all that a person needs; any other also prints its traceback.
-_EXPLAINED = (CheckpointError, TruncatedLogError, DataError, LaunchError, NonFiniteLossError)
+# Errors whose message is all that a person needs; any other also leaves its traceback in a file.
+_EXPLAINED = (CheckpointError, LogWriteError, TruncatedLogError, DataError, LaunchError, NonFiniteLossError)
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -52,6 +55,7 @@ class RunContext:
     log: RunLog
     progress: NullProgress
     backend: Backend
+    watch: HangWatch
     directory: Path | None = None
 
 
@@ -78,17 +82,19 @@ def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
     except (LaunchError, BackendError, CheckpointError) as error:
         return _refuse(str(error))
 
-    context = RunContext(config, rank, log, progress, backend, directory)
+    stacks = StacksFile(rank.rank, rank.world_size, directory or config.logging.directory)
+    watch = HangWatch(stacks, config.execution.timeout_seconds)
+    context = RunContext(config, rank, log, progress, backend, watch, directory)
     with exit_on_signal(lambda name: _abort(context, signal_reason(name))):
         if rank.under_torchrun:  # a run started from a shell may outlive the shell
             die_with_parent()
         try:
             log.init_start(config)
-            with distributed_session(config, rank):
+            with watch, distributed_session(config, rank):
                 converged = _run_session(context, extra_callbacks)
         except Exception as error:
             if not isinstance(error, _EXPLAINED):
-                traceback.print_exc()
+                watch.write_error(error)
             _abort(context, f"{type(error).__name__}: {error}".splitlines()[0])
             return ExitCode.DIVERGED if isinstance(error, NonFiniteLossError) else ExitCode.FAILED
         finally:
@@ -101,8 +107,9 @@ def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
 
 def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bool:
     """Run between the creation and the end of the process groups; return whether the target was reached."""
-    config, rank, log, progress = context.config, context.rank, context.log, context.progress
+    config, rank, log, progress, watch = context.config, context.rank, context.log, context.progress, context.watch
     _check_same_settings(context)
+    watch.file.directory = _broadcast(watch.file.directory)
     folder = context.directory and checkpoint_directory(config, context.directory)
     checkpointer = Checkpointer(config, folder, log.resuming, progress.message)
     saved = checkpointer.find_newest()
@@ -111,11 +118,14 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     _show_start(context, seed)
     record = build_metadata(config) | {"seed": seed, "backend": context.backend}
     log.code(record["git_commit"])
+    watch.progress("setup of the model")
     trainer = Trainer(config, context.backend, rank.device, seed)
+    watch.progress("warm-up")
     warm_up(trainer, config.execution.warmup_passes)
     record |= trainer.parameter_counts()
     if context.directory is not None:
         write_metadata(context.directory, record)
+    watch.progress("start of training")
     if saved:
         load_state(trainer, saved)
     # The clock starts when the slowest rank is ready, and before any rank opens the data.
@@ -140,6 +150,7 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
             MlperfLogging(log, config),
             Checkpointing(checkpointer, config, log, seed, eval_sha256),
             progress,
+            watch,
             *extra_callbacks,
         ]
     )
@@ -219,9 +230,14 @@ def _choose_seed(config: Config) -> int:
     """Return the configured seed, or one that rank 0 draws from the system's randomness for all ranks."""
     if config.seed is not None:
         return config.seed
-    drawn = [secrets.randbits(31)]
-    dist.broadcast_object_list(drawn, src=0)
-    return drawn[0]
+    return _broadcast(secrets.randbits(31))
+
+
+def _broadcast(value: T) -> T:
+    """Return rank 0's value on all ranks."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def data_shard(config: Config) -> DataShard:
@@ -248,21 +264,23 @@ def _show_start(context: RunContext, seed: int) -> None:
 
 
 def _refuse(reason: str) -> ExitCode:
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+    report_failure(reason, f"error: {reason}")
     return ExitCode.BAD_CONFIGURATION
-
-
-def _ends_all_ranks(reason: str) -> bool:
-    return exit_code_for("aborted", reason) in (ExitCode.DIVERGED, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 def _abort(context: RunContext, reason: str) -> None:
     """Log `run_stop` aborted, if the log can still be written, and print the reason as the last line."""
+    rank, code = context.rank, exit_code_for("aborted", reason)
+    context.watch.write_if_overdue()  # a rank that hung until a signal
     try:
         context.log.run_stop(success=False, reason=reason)
     except OSError as error:
-        reason += f" (and the log could not be written: {error})"
+        if str(error) not in reason:
+            reason += f" (and {error})"
     context.progress.close()
-    if context.rank.under_torchrun and not context.rank.is_rank_zero and _ends_all_ranks(reason):
-        return  # rank 0 says it
-    print(f"rank {context.rank.rank} aborted: {reason}", file=sys.stderr, flush=True)
+    if not rank.is_rank_zero and rank.under_torchrun and code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+        return  # rank 0 got the signal, too, and says it
+    details = context.watch.describe()
+    line = f"rank {rank.rank} aborted: {reason}" + (f" ({details})" if details else "")
+    # All ranks find the same loss.
+    report_failure(reason, line if rank.is_rank_zero or code is not ExitCode.DIVERGED else None)

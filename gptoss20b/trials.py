@@ -109,4 +109,5 @@ def _format_result(result: Result) -> tuple[str, str, str, str]:
     """Return minutes, samples, loss and reason as text."""
     minutes = "" if result.minutes is None else f"{result.minutes:.3f}"
     loss = "" if result.loss is None else f"{result.loss:.4f}"
-    return minutes, f"{result.samples:,}", loss, f": {result.reason}" if result.reason else ""
+    reason = f"{result.status}, {result.reason}" if result.status.startswith("unfinished") else result.reason
+    return minutes, f"{result.samples:,}", loss, f": {reason}" if reason else ""

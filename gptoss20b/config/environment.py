@@ -106,6 +106,11 @@ def read_launch() -> Launch:
     )
 
 
+def read_error_file() -> str | None:
+    """Return the file in which torchrun expects the error of this rank; None under another launcher."""
+    return os.environ.get("TORCHELASTIC_ERROR_FILE")
+
+
 def hides_gpus() -> bool:
     """Return True if the user hides all GPUs of this machine, as config_CPU_1x2.sh does."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") == "-1"

@@ -16,11 +16,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from compliance.judge import judge_run
 from compliance.parse import parse
 from gptoss20b.data.samples import TRAIN_PREFIX
+from gptoss20b.result import read_result
+from gptoss20b.stopping import ExitCode
 from tests.support.local_runs import records, values
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, kill_ranks, start_ranks
@@ -88,10 +91,11 @@ def assert_aborted(logdir: Path, reason: str) -> None:
     assert reason in record["metadata"]["reason"]
 
 
-def test_a_non_finite_loss_stops_every_rank(endless: dict[str, str], tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_every_rank_and_rank_0_says_it(endless: dict[str, str], tmp_path: Path) -> None:
     for rank, (code, output) in enumerate(run_to_end(tmp_path, endless, fault="nan")):
         assert code == 4
-        assert last_line(output) == f"rank {rank} aborted: NonFiniteLossError: training loss at step 3 is nan"
+        said = [line for line in output.splitlines() if "aborted" in line]
+        assert said == ["rank 0 aborted: NonFiniteLossError: training loss at step 3 is nan"] * (rank == 0)
         assert "Traceback" not in output
     assert_aborted(tmp_path, "NonFiniteLossError: training loss at step 3 is nan")
     assert len(values(tmp_path / "result_0.txt", "train_loss")) == 2
@@ -102,6 +106,9 @@ def test_a_killed_peer_ends_rank_0_and_its_log(endless: dict[str, str], tmp_path
     assert killed == -signal.SIGKILL
     assert code == 1
     assert last_line(output).startswith("rank 0 aborted: ")
+    assert last_line(output).endswith(f" (stacks: {tmp_path / 'stacks_rank0.txt'})")
+    assert "Traceback" not in output
+    assert "Traceback" in (tmp_path / "stacks_rank0.txt").read_text()
     assert_aborted(tmp_path, "")
 
 
@@ -127,8 +134,14 @@ def test_a_rank_that_hangs_ends_the_others_within_a_minute(endless: dict[str, st
     with started(tmp_path, endless, fault="stop", rank=1) as processes:
         code, output = wait_for_rank(tmp_path, processes, 0, limit_s=100)
         assert processes[1].is_alive()
+        os.kill(processes[1].pid or 0, signal.SIGCONT)
+        wait_for_rank(tmp_path, processes, 1)
     assert code == 1
     assert last_line(output).startswith("rank 0 aborted: ")
+    assert last_line(output).endswith(f" (stacks: {tmp_path / 'stacks_rank0.txt'}, none from rank 1)")
+    waiting, guilty = ((tmp_path / f"stacks_rank{rank}.txt").read_text() for rank in range(2))
+    assert re.search(r" step 3: no progress for 3\d s\n", waiting) and "in step" in waiting
+    assert "step 3: no progress for " in guilty and "fault_jobs.py" in guilty
     assert_aborted(tmp_path, "")
     *_, last_step, stop = (
         each for each in records(tmp_path / "result_0.txt") if each["key"] in ("train_loss", "run_stop")
@@ -146,8 +159,9 @@ def test_a_closed_terminal_ends_a_rank_and_its_log(alone: dict[str, str], tmp_pa
 def test_a_full_disk_aborts_the_run_with_a_clear_line(endless: dict[str, str], tmp_path: Path) -> None:
     (code, output), (peer, _) = run_to_end(tmp_path, endless, fault="fill")
     assert (code, peer) == (1, 1)
-    assert last_line(output).startswith("rank 0 aborted: OSError")
-    assert last_line(output).endswith("(and the log could not be written: [Errno 27] File too large)")
+    log = tmp_path / "result_0.txt"
+    assert last_line(output).startswith(f"rank 0 aborted: LogWriteError: LOGDIR: cannot write {log}: File too large. ")
+    assert output.count("File too large") == 1
 
 
 def test_missing_data_is_one_clear_line(endless: dict[str, str], tmp_path: Path) -> None:
@@ -254,8 +268,8 @@ def test_setting_the_clock_changes_times_and_nothing_else(
             assert found == clock_findings(undisturbed) == []
 
 
-def test_sigterm_to_the_launcher_ends_the_log_and_every_process(endless: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def test_ctrl_c_ends_the_log_and_every_process(endless: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gptoss20b.launch", "--standalone", "--nproc_per_node=2"]
     launcher = subprocess.Popen(
         [*command, "-m", "gptoss20b", "train"],
         env=os.environ | endless | NO_GPU | {"LOGDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
@@ -269,12 +283,19 @@ def test_sigterm_to_the_launcher_ends_the_log_and_every_process(endless: dict[st
     for line in launcher.stderr:
         if "samples | loss" in line:
             break
-    launcher.send_signal(signal.SIGTERM)
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
     began = time.monotonic()
+    # From the terminal, from the script that started it, from a person who is impatient, and from one who gives up.
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        launcher.send_signal(number)
+        time.sleep(0.01)
     rest = launcher.communicate(timeout=60)[1]
-    assert launcher.returncode != 0
-    assert time.monotonic() - began < 60
-    assert "rank 0 aborted: received SIGTERM" in rest and "rank 1 aborted" not in rest
-    assert_aborted(tmp_path, "received SIGTERM")
+    assert launcher.returncode == 1
+    assert time.monotonic() - began < 12
+    assert last_line(rest) == "rank 0 aborted: received SIGINT" and "rank 1 aborted" not in rest
+    assert_aborted(tmp_path, "received SIGINT")
+    assert read_result(tmp_path).exit_code is ExitCode.INTERRUPTED
+    assert not list(tmp_path.glob("stacks_*"))
+    assert len(ranks) >= 2 and not any(rank.is_running() for rank in ranks)
     with pytest.raises(ProcessLookupError):  # nothing of the group is left, not even a zombie
         os.killpg(launcher.pid, 0)

@@ -96,7 +96,7 @@ def test_a_full_disk_ends_the_trial_and_a_restart_with_more_space_repeats_it(tri
             status, output = launch.wait(90)
             assert launch.processes() == []
         assert status == 1, output
-        assert "rank 0 aborted: OSError: [Errno 28] No space left on device" in output
+        assert f"LOGDIR: cannot write {logdir}/trial_1/result_0.txt: No space left on device" in output
         assert not (logdir / "result_1.txt").exists()
         subprocess.run(["mount", "-o", "remount,size=4m", str(logdir)], check=True)
         failed = attempts(logdir)

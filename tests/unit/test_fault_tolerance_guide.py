@@ -24,7 +24,7 @@ def fault_table(mark: str = "faults") -> dict[str, list[str]]:
 
 def test_every_fault_has_a_complete_row_with_a_test() -> None:
     tests = fault_table("tests of faults")
-    assert list(tests) == list(fault_table()) and len(tests) == 15
+    assert list(tests) == list(fault_table()) and len(tests) == 16
     for fault, cells in fault_table().items():
         assert len(cells) == 4 and all(cells), fault
         (named,) = tests[fault]
@@ -43,12 +43,13 @@ def test_a_named_test_exists(test: str) -> None:
     [
         ("SIGKILL of a rank", "RuntimeError: Connection closed by peer"),
         ("SIGTERM", signal_reason("SIGTERM")),
+        ("SIGINT (Ctrl-C)", signal_reason("SIGINT")),
         ("SIGHUP", signal_reason("SIGHUP")),
         ("hang of one rank", "RuntimeError: Timed out waiting 45000ms for recv operation to complete"),
         ("NaN loss", f"{NonFiniteLossError.__name__}: training loss at step 3 is nan"),
         ("data file truncated during the run", "DataError: the file was cut while it was in use"),
         ("stale rendezvous port", "LaunchError: MASTER_ADDR, MASTER_PORT: the rendezvous failed"),
-        ("disk of the log full", "OSError: [Errno 28] No space left on device"),
+        ("disk of the log full", "LogWriteError: LOGDIR: cannot write x: No space left on device"),
     ],
 )
 def test_the_exit_status_follows_from_the_reason_in_the_log(fault: str, reason: str) -> None:
@@ -74,14 +75,15 @@ def test_settings_and_rules_that_are_named_exist() -> None:
 
 
 WALL_CLOCK = re.compile(r"\btime\.(time|time_ns|localtime|gmtime|ctime|strftime)\b|\bdatetime\.(now|utcnow|today)\b")
+WALL_CLOCK_MODULES = ["failure_report.py", "run_metadata.py", "stacks.py"]
 # The modules of a run. `doctor` compares clocks, and measurements are dated.
 RUN_MODULES = ("*.py", "callbacks/*.py", "checkpoint/*.py", "config/*.py", "data/*.py", "model/*.py")
 
 
-def test_only_the_name_of_a_folder_reads_the_wall_clock() -> None:
+def test_only_the_name_of_a_folder_and_reports_of_failures_read_the_wall_clock() -> None:
     modules = [path for pattern in RUN_MODULES for path in (ROOT / "gptoss20b").glob(pattern)]
     assert {"train.py", "mlperf_log.py", "checkpointer.py", "mlperf.py"} <= {path.name for path in modules}
-    assert [path.name for path in modules if WALL_CLOCK.search(path.read_text())] == ["run_metadata.py"]
+    assert [path.name for path in sorted(modules) if WALL_CLOCK.search(path.read_text())] == WALL_CLOCK_MODULES
 
 
 @pytest.mark.parametrize(

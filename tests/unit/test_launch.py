@@ -2,29 +2,103 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from gptoss20b import launch
+from gptoss20b.failure_report import report_failure
+from gptoss20b.launch import Supervision, describe
 from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
-    ("end", "fact"),
+    ("ranks", "end", "fact"),
     [
-        ("exit 3", ""),
-        ("exit 4", ""),
-        ("kill -TERM $PPID; sleep 20", ""),
-        ("exit 1", "rank 0 exited with 1"),
-        ("exit 143", "rank 0 exited with 143"),
-        ("kill -KILL $$$$", "rank 0 was killed by SIGKILL"),
+        (1, "exit 3", ""),
+        (1, "exit 4", ""),
+        (1, "kill -TERM $PPID; sleep 20", ""),
+        (1, "exit 1", "rank 0 exited with 1"),
+        (1, "exit 143", "rank 0 exited with 143"),
+        (1, "kill -KILL $$$$", "rank 0 was killed by SIGKILL"),
+        # torchrun itself would wait 30 s.
+        (2, "((RANK)) && kill -STOP $$$$; sleep 0.5; exit 1", "rank 1 was stopped"),
     ],
 )
-def test_the_end_of_a_rank(end: str, fact: str) -> None:
-    command = [sys.executable, "-m", "gptoss20b.launch", "--standalone", "--nproc_per_node=1", "--no-python"]
+def test_the_end_of_a_rank(ranks: int, end: str, fact: str) -> None:
+    command = [sys.executable, "-m", "gptoss20b.launch", "--standalone", f"--nproc_per_node={ranks}", "--no-python"]
     done = subprocess.run(
-        [*command, "bash", "-c", end], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        [*command, "bash", "-c", end],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # otherwise torchrun says that it sets it
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (1, bool(fact)), done.stderr
     assert fact in done.stderr
+
+
+def failure(rank: int, exitcode: int, folder: Path, reason: str = "") -> ProcessFailure:
+    """Return the failure of a rank as torchrun reports it; with a reason, the rank has reported it now."""
+    path = folder / f"error{rank}.json"
+    if reason:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+            report_failure(reason, None)
+    return ProcessFailure(local_rank=rank, pid=1000 + rank, exitcode=exitcode, error_file=str(path))
+
+
+# Per rank: exit status and reason, if it gave one. Each rank ended after the previous one in this list.
+Ends = list[tuple[int, int, str]]
+
+
+@pytest.mark.parametrize(
+    ("ends", "line"),
+    [
+        # The peer of a killed rank notices first.
+        ([(0, 1, "connection closed"), (1, -9, "")], "rank 1 was killed by SIGKILL (process 1001)"),
+        ([(0, -6, ""), (1, -9, ""), (2, -15, "")], "rank 1 was killed by SIGKILL (process 1001)"),
+        ([(0, -15, ""), (1, -6, "")], "rank 1 was killed by SIGABRT (process 1001)"),
+        ([(0, -6, ""), (1, 1, "no memory")], "rank 1 failed first: no memory"),  # NCCL's watchdog ends rank 0
+        ([(1, 1, "disk full"), (0, 1, "connection closed")], "rank 1 failed first: disk full"),
+        ([(1, 1, "disk full"), (0, 143, "received SIGTERM")], "rank 1 failed first: disk full"),
+        ([(0, 1, "connection closed"), (1, 1, "")], "rank 1 exited with 1 (process 1001)"),
+        # The reason has been the last line.
+        ([(1, 1, "disk full"), (0, 143, "")], None),
+        ([(0, 4, "loss is nan"), (1, 4, "loss is nan")], None),
+        ([(0, 3, ""), (1, 3, "")], None),
+    ],
+)
+def test_the_rank_that_failed_first_is_named(ends: Ends, line: str | None, tmp_path: Path) -> None:
+    failures = {rank: failure(rank, code, tmp_path, reason) for rank, code, reason in ends}
+    assert describe(failures, set(), set()) == line
+
+
+def test_a_rank_that_this_launcher_killed_is_not_named_for_it(tmp_path: Path) -> None:
+    failures = {0: failure(0, 1, tmp_path, "timed out"), 1: failure(1, -9, tmp_path)}
+    assert describe(failures, {1001}, set()) == "rank 1 was stopped, e.g. by SIGSTOP, and did not answer (process 1001)"
+    assert describe(failures, set(), {1001}) is None
+
+
+@pytest.mark.parametrize("trap", ["trap '' TERM;", ""], ids=["ignores it", "ends"])
+def test_a_process_that_does_not_end_when_told_to_is_killed(
+    trap: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_END_SECONDS", 0.2)
+    supervision = Supervision()
+    code = f"{trap} echo up; while :; do read -t 0.02 < <(:); done"
+    with subprocess.Popen(["bash", "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        supervision.on_audit("os.killpg", (process.pid, signal.SIGTERM))
+        process.terminate()
+        assert process.wait(10) == (-signal.SIGKILL if trap else -signal.SIGTERM)
+    assert supervision.overdue == ({process.pid} if trap else set())
+    assert ("did not end" in capsys.readouterr().err) == bool(trap)

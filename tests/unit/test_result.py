@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,7 +78,12 @@ def aborted(reason: str) -> str:
             BEGINNING + EVALUATIONS + STATISTICS,
             *(("unfinished", None, 24_576, 3.3), ExitCode.FAILED, "unfinished (no run_stop"),
         ),
-        ("", ("unfinished", None, 0, None), ExitCode.FAILED, "unfinished (no run_stop"),
+        (
+            INIT,
+            *(("unfinished before run_start", None, 0, None), ExitCode.FAILED),
+            "unfinished before run_start (no run_stop: rank 0 was killed, or is still running): clock not started, ",
+        ),
+        ("", ("unfinished before run_start", None, 0, None), ExitCode.FAILED, "unfinished before run_start (no run_"),
     ],
 )
 def test_an_outcome(
@@ -88,6 +95,13 @@ def test_an_outcome(
     assert str(result).startswith(shown)
     assert str(result).endswith(f"log {tmp_path / 'result_0.txt'}")
     assert result.status != "unfinished" or "clock not stopped" in str(result)
+
+
+def test_a_full_disk_is_named_as_the_reason_of_a_log_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert "no run_stop: the disk of LOGDIR is full" in str(result_of(tmp_path, BEGINNING + EVALUATIONS))
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ with exit_on_signal(pathlib.Path({str(tmp_path / "signal")!r}).write_text):
 def test_a_slow_hanging_or_failing_on_exit_does_not_keep_the_process(on_exit: str, output: str) -> None:
     process = start(
         f"""
-        stopping._GRACE_SECONDS = 0.8
+        stopping.GRACE_SECONDS = 0.8
 
         def other(name):
             {on_exit}

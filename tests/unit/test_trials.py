@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
+from rich.console import Console
 
 from gptoss20b.stopping import ExitCode
-from gptoss20b.trials import exit_code_of_set, read_trials
+from gptoss20b.trials import build_table, exit_code_of_set, read_trials
 from tests.support.paths import ROOT
 
 LOG = (
@@ -122,6 +125,13 @@ def test_brackets_in_a_reason_are_no_markup(tmp_path: Path) -> None:
     done = summarize(tmp_path, 1)
     assert done.returncode == 1 and "[/gloo/pair.cc:537]" in done.stdout, done.stderr
     assert done.stdout.startswith(f"1 trials in {tmp_path}: 1 failed\n")
+
+
+def test_a_trial_that_ended_before_the_clock_started_says_so(tmp_path: Path) -> None:
+    (make_set(tmp_path, 1) / "trial_1" / "result_0.txt").touch()
+    table = Console(file=io.StringIO(), width=200)
+    table.print(build_table(read_trials(tmp_path, 1)))
+    assert "failed: unfinished before run_start" in cast("io.StringIO", table.file).getvalue()
 
 
 def test_a_folder_without_trials_is_refused(tmp_path: Path) -> None:

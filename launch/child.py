@@ -13,6 +13,9 @@ from launch.variables import Environment
 
 Child = subprocess.Popen[bytes]
 
+# The start of a command whose process gets TERM when this one dies, even by KILL.
+WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")
+
 INTERRUPTED, TERMINATED = 130, 143
 # HUP counts as TERM: a closed terminal ends the run in an orderly way.
 _STATUSES = {signal.SIGTERM: TERMINATED, signal.SIGHUP: TERMINATED, signal.SIGINT: INTERRUPTED}
@@ -77,7 +80,7 @@ class Supervisor:
         """
         self._stop = stop
         child = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", *command],
+            [*WITH_PARENT, *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -101,8 +104,10 @@ class Supervisor:
             self._stop_child()
 
     def _stop_child(self) -> None:
-        if self._child is not None:
-            self._stop(self._child, signal.SIGINT if self.terminated == INTERRUPTED else signal.SIGTERM)
+        # Once: a signal may come between the start of a child and the check for an earlier signal.
+        child, self._child = self._child, None
+        if child is not None:
+            self._stop(child, signal.SIGINT if self.terminated == INTERRUPTED else signal.SIGTERM)
 
 
 @contextlib.contextmanager

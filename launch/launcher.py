@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from launch.child import Child, Supervisor, forward
+from launch.child import WITH_PARENT, Child, Supervisor, forward
 from launch.plan import Plan
 from launch.variables import Environment
 
@@ -68,6 +68,6 @@ class Launcher:
 
     def ask_python(self, *arguments: str, on_gpus: bool = False) -> tuple[int, str]:
         """Run Python, and return its exit status and stdout."""
-        command = [*self.python_command(self.environment, on_gpus), *arguments]
+        command = [*WITH_PARENT, *self.python_command(self.environment, on_gpus), *arguments]
         done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, text=True, check=False)
         return done.returncode, done.stdout

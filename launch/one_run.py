@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch.child import TERMINATED, Supervisor, log
+from launch.child import TERMINATED, WITH_PARENT, Supervisor, log
 from launch.errors import RefusedError
 from launch.plan import default_logdir
 from launch.trial_set import lock, warn_if_full
@@ -165,7 +165,7 @@ class OneRun:
             log(f"loss curve: {curve}")
 
     def _python(self, *arguments: str, stdout: int) -> subprocess.CompletedProcess[str]:
-        command = [self.environment["PYTHON"], "-m", "gptoss20b", *arguments]
+        command = [*WITH_PARENT, self.environment["PYTHON"], "-m", "gptoss20b", *arguments]
         return subprocess.run(command, env=self.environment, stdout=stdout, text=True, check=False)
 
 

@@ -94,7 +94,10 @@ class Leader(TrialRunner):
                 if self.supervisor.terminated or status == 2 or (status and self.plan.stop_on_failure):
                     break
             self.files.end_announcement()
-        return self._report()
+        status = self._report()
+        if status:
+            warn_if_full(self.files.folder)
+        return status
 
     def _preflight(self) -> str:
         """Check the configuration and this node, and return the resolved settings."""
@@ -168,7 +171,6 @@ class Leader(TrialRunner):
         """Print the table of trials and the verdict on the set, and return the status of the set."""
         folder, trials = self.launcher.environment["LOGDIR"], self.files.trials
         status = self._show("summary.txt", "-m", "gptoss20b", "result", "--trials", str(trials), folder)
-        warn_if_full(self.files.folder)
         if self.supervisor.terminated:
             log(f"to run the missing trials: LOGDIR={self.files.folder} {self.launcher.script}, with the same settings")
             return self.supervisor.terminated

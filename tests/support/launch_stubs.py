@@ -1,4 +1,4 @@
-"""A copy of the shell scripts in a temporary folder, with stubs on PATH that record how they are called.
+"""A copy of the launchers in a temporary folder, with stubs on PATH that record how they are called.
 
 Every stub appends its name and arguments to one list. A trial is `run_and_time.sh`. Its stub writes a log and exits
 with the status in the control file `status_<seed>`. The stubs of `docker run` and `srun` execute the stub of the trial.
@@ -14,74 +14,70 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
+
+import pytest
 
 from gptoss20b.config import settings
-from tests.support.configs import read_environment
+from launch import trial_set
+from launch.__main__ import main
+from tests.support.configs import load_config, read_environment
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
-# Replaces the line RECORD in a stub. \x1f separates arguments, so that they may contain spaces.
-_RECORD = '{ printf "%s\\x1f" "${0##*/}" "$@"; echo; } >> "$STUB/calls"\n'
+Done = subprocess.CompletedProcess[str]
+SCRIPTS = {"run_and_time.sh": "run", "run_local.sh": "local", "run_with_docker.sh": "docker", "run.sub": "slurm"}
 
-_TRIAL = """#!/usr/bin/env bash
+# The start of every stub. \x1f separates arguments, so that they may contain spaces.
+_SHARED = r"""#!/usr/bin/env bash
+record() { { printf "%s\x1f" "${0##*/}" "$@"; echo; } >> "$STUB/calls"; }
+control() { cat "$STUB/$1" 2> /dev/null || echo "$2"; }
+# Wait for a signal, record it, run the command, and exit with the status.
+block() {
+    for name in TERM INT; do
+        trap "echo $name >> '$STUB/signals'; sleep 0.2; ${2:-true} ${3:-}; kill \$sleeper; exit $1" $name
+    done
+    sleep 60 &
+    sleeper=$!
+    echo $$ > "$STUB/running"
+    wait
+}
+"""
+
+_TRIAL = """
 # Record the environment, write a log in the trial's folder, and exit with the status of the control file.
 folder=${TRIAL_FOLDER:-$LOGDIR}
 env -0 > "$STUB/trial_$SEED.$$" && mv "$STUB/trial_$SEED.$$" "$STUB/trial_$SEED.env"
 echo "stdout of seed $SEED"
 echo "stderr of seed $SEED" >&2
-if [[ -e "$STUB/sleep" ]]; then
-    end() { echo "$1" >> "$STUB/signals"; sleep 0.3; kill "$sleeper"; exit 143; }
-    trap 'end TERM' TERM
-    trap 'end INT' INT
-    sleep 60 &
-    sleeper=$!
-    trap 'kill "$sleeper"' USR1
-    echo "$$" > "$STUB/running"
-    wait
-fi
-status=0
-[[ ! -e "$STUB/status_$SEED" ]] || status=$(< "$STUB/status_$SEED")
+[[ ! -e "$STUB/hook" ]] || source "$STUB/hook"
+[[ ! -e "$STUB/sleep" ]] || block 143
+status=$(control "status_$SEED" 0)
 [[ "$status" == 2 ]] || echo "log of seed $SEED" > "$folder/result_0.txt"
 [[ "$status" != 137 ]] || kill -KILL $$
 exit "$status"
 """
 
-_PYTHON = """#!/usr/bin/env bash
+_PYTHON = """
 case "$1 $2" in "-m launch") exec REAL_PYTHON "$@" ;; esac
-RECORD
-control() { cat "$STUB/$1" 2> /dev/null || echo "$2"; }
+record "$@"
+for word in "$@"; do [[ ! -e "$STUB/block_${word##*/}" ]] || block 130; done
 case "$*" in
 *"gptoss20b preflight")
-    [[ ! -e "$STUB/dry_run_fails" ]] || { echo "error: 1 problem" >&2; exit 2; }
+    [[ ! -e "$STUB/preflight_fails" ]] || { echo "error: 1 problem" >&2; exit 2; }
     echo "LEARNING_RATE = ${LEARNING_RATE:-}, LOGDIR = ${LOGDIR:-}, SEED = ${SEED:-}, DATADIR = $DATADIR" ;;
 *"gptoss20b settings") control settings "" ;;
 *gptoss20b.launch*)
     env -0 > "$STUB/torchrun.env"
     write_log() { [[ -e "$STUB/no_log" ]] || { mkdir -p "$LOGDIR" && echo "$1" > "$LOGDIR/result_0.txt"; }; }
-    if [[ -e "$STUB/sleep" ]]; then
-        end() { echo "$1" >> "$STUB/signals"; sleep 0.3; write_log aborted; kill "$sleeper"; exit 1; }
-        trap 'end TERM' TERM
-        trap 'end INT' INT
-        sleep 60 &
-        sleeper=$!
-        echo "$$" > "$STUB/running"
-        wait
-    fi
+    [[ ! -e "$STUB/sleep" ]] || block 1 write_log aborted
     write_log ended
     exit "$(control torchrun_status 0)" ;;
 *"gptoss20b result --trials "*) echo "the table"; exit "$(control outcome 0)" ;;
 *mlperf_logging.compliance_checker*) exit "$(control check_status 0)" ;;
-*"gptoss20b result "*)
-    if [[ -e "$STUB/reading_sleeps" ]]; then
-        trap 'kill "$sleeper"; exit 130' INT
-        sleep 60 &
-        sleeper=$!
-        echo x > "$STUB/reading"
-        wait
-    fi
-    echo "the result"
-    exit "$(control "log_status_${4##*/}" "$(control log_status 1)")" ;;
+*"gptoss20b result "*) echo "the result"; exit "$(control "log_status_${4##*/}" "$(control log_status 1)")" ;;
 *"import compliance.render."*) [[ -e "$STUB/report_status" ]] ;;
 *"compliance report "*) echo "the cause"; exit "$(control report_status 0)" ;;
 *"compliance check-set "*) echo "the verdict"; exit "$(control verdict 0)" ;;
@@ -89,8 +85,8 @@ case "$*" in
 esac
 """
 
-_DOCKER = """#!/usr/bin/env bash
-RECORD
+_DOCKER = """
+record "$@"
 case "$1" in
 image) [[ ! -e "$STUB/no_image" ]] ;;
 stop) exit 1 ;;
@@ -107,8 +103,8 @@ run)
 esac
 """
 
-_SRUN = """#!/usr/bin/env bash
-RECORD
+_SRUN = """
+record "$@"
 if [[ "$1" == --help ]]; then
     [[ ! -e "$STUB/pyxis" ]] || echo "  --container-image=[USER@][REGISTRY#]IMAGE[:TAG]"
     exit 0
@@ -120,14 +116,14 @@ done
 case "$*" in
 "bash launch/clear_caches.sh")
     [[ ! -e "$STUB/clearing_sleeps" ]] || { echo $$ > "$STUB/running"; exec sleep 60; }
-    exit "$(cat "$STUB/clearing_status" 2> /dev/null || echo 0)" ;;
+    exit "$(control clearing_status 0)" ;;
 "bash run_and_time.sh --slurm-task") TRIAL_FOLDER="${results:+$results/${LOGDIR##*/}}" exec "$STUB/../bin/stub-trial" ;;
 *) while [[ "$1" != -m ]]; do shift; done; exec "$STUB/../bin/stub-python" "$@" ;;
 esac
 """
 
-_SCONTROL = """#!/usr/bin/env bash
-RECORD
+_SCONTROL = """
+record "$@"
 case "$*" in
 "show hostnames n[1-2]") printf 'n1\\nn2\\n' ;;
 "--oneliner show node n1")
@@ -136,34 +132,45 @@ case "$*" in
 esac
 """
 
-# A tool that finds GPUs only if the test has written a control file with its name.
-_GPU_TOOL = """#!/usr/bin/env bash
-RECORD
+# scancel reaches the trial at the n-th call of control file `deaf`. A tool finds GPUs if there is a control file.
+_SCANCEL = """
+record "$@"
+[[ $(grep -c ^scancel "$STUB/calls") -lt $(control deaf 1) ]] || kill -TERM $(cat "$STUB/running")
+"""
+_GPU_TOOL = """
+record "$@"
 [[ -e "$STUB/${0##*/}" ]]
 """
-
 _STUBS = {
-    "stub-python": _PYTHON,
+    "stub-python": _PYTHON.replace("REAL_PYTHON", sys.executable),
     "stub-trial": _TRIAL,
     "docker": _DOCKER,
     "srun": _SRUN,
     "scontrol": _SCONTROL,
-    "scancel": '#!/usr/bin/env bash\nRECORD\nkill -TERM $(cat "$STUB/running")\n',
-    "sbatch": "#!/usr/bin/env bash\nRECORD\n",
-    "nvidia-smi": _GPU_TOOL,
-    "rocm-smi": _GPU_TOOL,
-    "amd-smi": _GPU_TOOL,
-    "sudo": '#!/usr/bin/env bash\nRECORD\nexit "$(cat "$STUB/sudo_status" 2> /dev/null || echo 1)"\n',
-    "sync": "#!/usr/bin/env bash\n",
+    "scancel": _SCANCEL,
+    **dict.fromkeys(("nvidia-smi", "rocm-smi", "amd-smi"), _GPU_TOOL),
+    "sudo": 'record "$@"\nexit "$(control sudo_status 1)"\n',
+    "sync": "",
 }
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], *facts: str) -> None:
+def assert_refused(done: Done, *facts: str) -> None:
     """Assert exit status 2, and that the last line is an error that contains all the facts."""
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert all(fact in last for fact in facts), last
+
+
+@cache
+def _sourced(config: str) -> dict[str, str]:
+    return load_config(config)
+
+
+def _exports(config: str | None, folder: Path) -> dict[str, str]:
+    """Return what a configuration exports that is in another folder."""
+    sourced = _sourced(config) if config else {}
+    return {name: value.replace(str(ROOT), str(folder)) for name, value in sourced.items()}
 
 
 @dataclass
@@ -172,28 +179,26 @@ class Sandbox:
 
     Attributes:
         folder: an empty folder.
+        capfd: captures what `run` prints.
         stub_trials: replace `run_and_time.sh` by the stub of a trial.
     """
 
-    stderr = subprocess.PIPE
-
     folder: Path
+    capfd: pytest.CaptureFixture[str]
     stub_trials: bool = True
+    stderr = subprocess.PIPE
 
     def __post_init__(self) -> None:
         for name in ("stub", "dev", "data", "scripts/data/sample", "bin"):
             (self.folder / name).mkdir(parents=True)
         for script in (*ROOT.glob("*.sh"), ROOT / "run.sub"):
             shutil.copy(script, self.scripts)
-        shutil.copytree(ROOT / "launch", self.scripts / "launch")
+        shutil.copytree(ROOT / "launch", self.scripts / "launch", ignore=shutil.ignore_patterns("__pycache__"))
         # The tests must not touch the caches and devices of this machine.
         self.edit("launch/clear_caches.sh", "/proc/sys/vm/drop_caches", str(self.drop_caches))
-        devices = self.folder / "dev"
-        self.edit("launch/docker.py", 'DEVICES = Path("/dev")', f'DEVICES = Path("{devices}")')
+        self.edit("launch/docker.py", 'DEVICES = Path("/dev")', f'DEVICES = Path("{self.folder / "dev"}")')
         for name, body in _STUBS.items():
-            (self.folder / "bin" / name).write_text(
-                body.replace("RECORD\n", _RECORD).replace("REAL_PYTHON", sys.executable)
-            )
+            (self.folder / "bin" / name).write_text(_SHARED + body)
             (self.folder / "bin" / name).chmod(0o755)
         if self.stub_trials:
             (self.scripts / "run_and_time.sh").unlink()
@@ -264,39 +269,59 @@ class Sandbox:
         assert all(len(row) == 5 for row in rows)
         return [[row[0], row[1], row[4]] for row in rows]
 
-    def start(self, script: str, config: str | None, **environment: str) -> subprocess.Popen[str]:
+    @property
+    def _base(self) -> dict[str, str]:
+        python, path = str(self.folder / "bin" / "stub-python"), f"{self.folder}/bin:{os.environ['PATH']}"
+        return {"PATH": path, "STUB": str(self.folder / "stub"), "PYTHON": python}
+
+    def run(
+        self, script: str = "run_local.sh", config: str | None = "config_CPU_1x2.sh", *options: str, **given: str
+    ) -> Done:
+        """Run what a script starts, in this process: with the variables of a configuration and the given ones."""
+        variables = {**self._base, **_exports(config, self.scripts), "LOGDIR": str(self.set), **given}
+        argv = ["launch", SCRIPTS[script], "--from", str(self.folder), *options]
+        self.capfd.readouterr()
+        with contextlib.ExitStack() as stack:
+
+            def lock_until_the_end(file: Path, busy: str) -> int:
+                descriptor = trial_set.lock(file, busy)
+                stack.callback(os.close, descriptor)
+                return descriptor
+
+            for module in ("trials", "one_run"):
+                stack.enter_context(patch(f"launch.{module}.lock", lock_until_the_end))
+            stack.enter_context(patch("launch.docker.DEVICES", self.folder / "dev"))
+            stack.enter_context(patch("sys.argv", argv))
+            stack.enter_context(patch.dict(os.environ, variables, clear=True))
+            stack.enter_context(contextlib.chdir(self.scripts))
+            status = main()
+        return Done(argv, status, *self.capfd.readouterr())
+
+    def start(
+        self, script: str = "run_local.sh", config: str = "config_CPU_1x2.sh", **environment: str
+    ) -> subprocess.Popen[str]:
         """Source a configuration, export the variables, and start a script, from another folder than its own."""
-        source = f"source {self.scripts}/{config}; " if config else ""
         given = {"LOGDIR": str(self.set)} | environment
         exports = "".join(f"export {name}='{value}'; " for name, value in given.items())
         return subprocess.Popen(
-            ["bash", "--norc", "-c", f"{source}{exports}exec bash {self.scripts}/{script}"],
+            ["bash", "--norc", "-c", f"source {self.scripts}/{config}; {exports}exec bash {self.scripts}/{script}"],
             cwd=self.folder,
-            env={
-                "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
-                "STUB": str(self.folder / "stub"),
-                "PYTHON": str(self.folder / "bin" / "stub-python"),
-            },
+            env=self._base,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
             text=True,
             start_new_session=True,
         )
 
-    def run(
-        self, script: str = "run_local.sh", config: str | None = "config_CPU_1x2.sh", **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Start a script as `start` does, and wait for its exit."""
-        process = self.start(script, config, **environment)
+    def finish(self, process: subprocess.Popen[str]) -> Done:
+        """Wait for the end of a script."""
         out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return Done(process.args, process.returncode, out, err)
 
     @contextlib.contextmanager
-    def running(
-        self, script: str = "run_local.sh", config: str = "config_CPU_1x2.sh", **environment: str
-    ) -> Iterator[subprocess.Popen[str]]:
+    def running(self, script: str = "run_local.sh", **environment: str) -> Iterator[subprocess.Popen[str]]:
         """Start a script as `start` does, and terminate it at the end of the block."""
-        process = self.start(script, config, **environment)
+        process = self.start(script, **environment)
         try:
             yield process
         finally:

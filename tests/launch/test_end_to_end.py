@@ -1,0 +1,240 @@
+"""The scripts themselves, as a user starts them: sets, signals, kills, locks and closed streams."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.test_containers import docker_trial, job, one_trial, slurm_trials
+from tests.support.launch_stubs import Sandbox, assert_refused
+from tests.support.local_runs import mounted
+from tests.support.waiting import is_gone, wait_until
+
+TWO_NODES = {"DGXNNODES": "2", "MASTER_ADDR": "leader"}
+
+
+@pytest.fixture
+def alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Sandbox:
+    """Return a sandbox for run_and_time.sh itself."""
+    return Sandbox(tmp_path, capfd, stub_trials=False)
+
+
+def test_trials_have_their_configuration_consecutive_seeds_results_and_complete_output(sandbox: Sandbox) -> None:
+    done = sandbox.finish(
+        sandbox.start(NEXP="3", SEED_BASE="5", LEARNING_RATE="1e-3", MASTER_PORT="4000", LOGDIR="set", CDPATH=".:/tmp")
+    )
+    assert done.returncode == 0, done.stderr
+    assert sandbox.seeds == [5, 6, 7]
+    given = {"LEARNING_RATE": "1e-3", "MASTER_PORT": "4001", "DGXSYSTEM": "CPU_1x2", "CLEAR_CACHES": "0"}
+    assert (given | {"DATADIR": str(sandbox.scripts / "data" / "sample")}).items() <= sandbox.trial(6).items()
+    assert [sandbox.result(i) for i in (1, 2, 3)] == [f"log of seed {seed}\n" for seed in (5, 6, 7)]
+    assert sandbox.rows == [["1", "5", "0"], ["2", "6", "0"], ["3", "7", "0"]]
+    for i, seed in ((1, 5), (2, 6), (3, 7)):
+        assert sandbox.trial(seed)["LOGDIR"] == str(sandbox.set / f"trial_{i}")
+        output = (sandbox.set / f"trial_{i}" / "output.log").read_text()
+        assert output.startswith(f"trial {i} of 3: seed {seed}, started at ")
+        for stream in ("stdout", "stderr"):
+            assert f"{stream} of seed {seed}\n" in output and f"{stream} of seed {seed}\n" in done.stdout
+    assert sandbox.calls() == [
+        ["stub-python", "-m", "gptoss20b", "preflight"],
+        ["stub-python", "-m", "gptoss20b", "result", "--trials", "3", str(sandbox.set)],
+        ["stub-python", "-m", "compliance", "check-set", "--runs", "3", str(sandbox.set)],
+    ]
+    assert done.stderr.endswith("the table\nthe verdict\n")
+    assert (sandbox.set / "summary.txt").read_text() == "the table\n"
+    assert (sandbox.set / "compliance.txt").read_text() == "the verdict\n"
+
+
+def test_docker_and_slurm_run_a_trial(sandbox: Sandbox) -> None:
+    for script in ("run_with_docker.sh", "run.sub"):
+        done = sandbox.finish(sandbox.start(script, **job(sandbox), LOGDIR=str(sandbox.folder / script)))
+        assert done.returncode == 0, done.stderr
+    assert docker_trial(sandbox) and slurm_trials(sandbox)
+
+
+def test_python_is_the_users_or_that_of_make_run(sandbox: Sandbox) -> None:
+    assert_refused(sandbox.finish(sandbox.start(PYTHON="/no/such/python")), "PYTHON", "'/no/such/python'")
+    (sandbox.scripts / ".venv" / "bin").mkdir(parents=True)
+    (sandbox.scripts / ".venv" / "bin" / "python").symlink_to(sandbox.folder / "bin" / "stub-python")
+    assert sandbox.finish(sandbox.start(PYTHON="", **one_trial(sandbox))).returncode == 0
+    assert sandbox.trial(5)["PYTHON"] == ".venv/bin/python"
+
+
+def test_an_older_python_is_refused_before_it_reads_the_code(sandbox: Sandbox) -> None:
+    code = "import sys; sys.version_info = (3, 8, 1); sys.argv = ['launch', 'run']; import launch"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=sandbox.scripts, capture_output=True, text=True, check=False
+    )
+    assert_refused(done, "PYTHON", "3.8", "3.9")
+
+
+# --- signals
+
+
+def processes_of_session(session: int) -> list[psutil.Process]:
+    """Return the processes of a session that are not zombies."""
+    alive = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):  # it has ended in the meantime
+            if os.getsid(process.pid) == session and process.cmdline():  # empty for a zombie
+                alive.append(process)
+    return alive
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
+def test_a_signal_ends_the_trial_and_a_restart_continues_the_set(
+    sandbox: Sandbox, number: signal.Signals, status: int
+) -> None:
+    sandbox.control(sleep="")
+    process = sandbox.start(NEXP="3", SEED_BASE="5")
+    sandbox.wait_for("running", process)
+    os.killpg(process.pid, number)  # as a terminal does, although the trial gets it only from the launcher
+    done = sandbox.finish(process)
+    assert done.returncode == status
+    assert sandbox.record("signals") == ("INT\n" if number == signal.SIGINT else "TERM\n")
+    assert sandbox.seeds == [5] and sandbox.rows == [["1", "5", "143"]]
+    assert sandbox.result(1) is None
+    assert "the table\n" in done.stderr and f"LOGDIR={sandbox.set}" in done.stderr.splitlines()[-1]
+    sandbox.clear("sleep")
+    assert sandbox.run(NEXP="3").returncode == 0
+    assert sandbox.seeds == [5, 6, 7]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("controls", "node", "end"),
+    [
+        # The script waits for torchrun, which writes the log, and then reports it.
+        ({"log_status": 1}, {}, "the result\n"),
+        ({"no_log": ""}, {}, "before it wrote a log\n"),
+        ({"no_log": ""}, {"NODE_RANK": "1", **TWO_NODES}, " s\n"),
+    ],
+    ids=["log", "no log", "worker"],
+)
+def test_a_signal_reaches_torchrun_and_is_the_exit_status(
+    alone: Sandbox, number: signal.Signals, status: int, controls: dict[str, str], node: dict[str, str], end: str
+) -> None:
+    alone.control(sleep="", **controls)
+    with alone.running("run_and_time.sh", **node) as process:
+        alone.wait_for("running", process)
+        process.send_signal(number)
+        done = alone.finish(process)
+        assert processes_of_session(process.pid) == []
+    assert done.returncode == status
+    assert alone.record("signals") == f"{number.name[3:]}\n"
+    assert done.stderr.endswith(end)
+    assert not any("mlperf_logging.compliance_checker" in call for call in alone.calls())
+
+
+def test_a_signal_while_a_log_is_read_starts_no_trial(sandbox: Sandbox) -> None:
+    sandbox.run(**one_trial(sandbox))
+    (sandbox.set / "result_1.txt").unlink()
+    sandbox.control(block_trial_1="")
+    sandbox.clear("trial_5.env")
+    process = sandbox.start(NEXP="1", DATADIR="data")
+    sandbox.wait_for("running", process)
+    process.send_signal(signal.SIGINT)
+    assert sandbox.finish(process).returncode == 130
+    assert sandbox.rows == [["1", "5", "0"]] and sandbox.seeds == []
+    assert not (sandbox.set / "trial_1_attempt_1").exists()
+
+
+@pytest.mark.parametrize("script", ["run_with_docker.sh", "run.sub"])
+def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, script: str) -> None:
+    """A signal goes through Slurm and not to srun, which would kill its tasks. It is repeated until the step ends."""
+    sandbox.edit("launch/slurm.py", "REPEAT_SECONDS = 20.0", "REPEAT_SECONDS = 0.2")
+    sandbox.control(sleep="", deaf=3)
+    process = sandbox.start(script, **(job(sandbox) | {"NEXP": "2"}))
+    sandbox.wait_for("running", process)
+    process.send_signal(signal.SIGTERM)
+    assert sandbox.finish(process).returncode == 143
+    assert sandbox.record("signals") == "TERM\n" and sandbox.seeds == [5]
+    if script == "run.sub":
+        time.sleep(0.3)
+        assert sandbox.calls("scancel") == [["scancel", "--signal=TERM", "77"]] * 3  # and not again after the end
+    else:
+        (name,) = [word[7:] for call in sandbox.calls("docker") for word in call if word.startswith("--name=")]
+        stops = [call for call in sandbox.calls("docker") if call[1] not in ("run", "image")]
+        assert stops and all(call == ["docker", "stop", "--time=120", name] for call in stops)
+    # Nothing holds the lock of the set.
+    sandbox.clear("sleep")
+    assert sandbox.run(script, **(job(sandbox) | {"NEXP": "2"})).returncode == 0
+    assert sandbox.seeds == [5, 6]
+
+
+def test_a_signal_while_caches_are_cleared_starts_no_trial(sandbox: Sandbox) -> None:
+    sandbox.control(clearing_sleeps="")
+    process = sandbox.start("run.sub", **(job(sandbox) | {"CLEAR_CACHES": "1"}))
+    sandbox.wait_for("running", process)
+    process.send_signal(signal.SIGTERM)
+    assert sandbox.finish(process).returncode == 143
+    assert sandbox.seeds == [] and sandbox.rows == [["1", "5", "143"]]
+
+
+# --- kills and locks
+
+
+@pytest.mark.parametrize(
+    ("moment", "rows"),
+    [
+        ("block_preflight", []),
+        ("sleep", []),
+        ("block_check", [["1", "5", "0"]]),
+    ],
+)
+def test_a_killed_launcher_takes_its_child_with_it_and_a_restart_continues(
+    sandbox: Sandbox, moment: str, rows: list[list[str]]
+) -> None:
+    sandbox.control(**{moment: ""})
+
+
+def test_two_launchers_never_share_a_folder(sandbox: Sandbox) -> None:
+    sandbox.control(sleep="")
+    with sandbox.running(NEXP="1", SEED_BASE="5") as leader:
+        sandbox.wait_for("running", leader)
+        assert_refused(sandbox.run(NEXP="1"), "LOGDIR", "already running", "another folder")
+    worker = TWO_NODES | {"NODE_RANK": "1", "LOGDIR": str(sandbox.folder / "other")}
+    with sandbox.running(**worker):
+        wait_until((sandbox.folder / "other" / ".lock_1").exists, 30, "the worker's lock")
+        assert_refused(sandbox.run(**worker), "LOGDIR", "already running")
+
+
+def test_of_two_runs_that_start_together_one_is_refused_at_once(alone: Sandbox) -> None:
+    alone.control(sleep="", log_status=0)
+    runs = [alone.start("run_and_time.sh") for _ in range(2)]
+    wait_until(lambda: any(run.poll() is not None for run in runs), 30, "the end of one")
+    (loser,) = [run for run in runs if run.poll() is not None]
+    done = alone.finish(loser)
+    assert_refused(done, "LOGDIR", "another run is writing")
+    assert "the result" not in done.stderr and "run of" not in done.stderr
+    (winner,) = [run for run in runs if run is not loser]
+    alone.wait_for("running", winner)
+    winner.send_signal(signal.SIGTERM)
+    assert alone.finish(winner).returncode == 143
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream_does_not_end_the_set(sandbox: Sandbox, stream: str) -> None:
+    process = sandbox.start(NEXP="2", SEED_BASE="5")
+    getattr(process, stream).close()
+    assert process.wait(timeout=30) == 0
+    assert (sandbox.set / "summary.txt").read_text() == "the table\n"
+    assert "stderr of seed 6" in (sandbox.set / "trial_2" / "output.log").read_text()
+
+
+def test_a_full_disk_is_the_last_line(alone: Sandbox) -> None:
+    with mounted(alone.set, "size=64k"):
+        (alone.set / "ballast").write_bytes(b"x" * 40_000)
+        alone.control(log_status=1, torchrun_status=1)
+        done = alone.run("run_and_time.sh")
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("error: LOGDIR:") and "full" in last

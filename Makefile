@@ -19,7 +19,7 @@ SCRIPTS := $(wildcard *.sh */*.sh) run.sub .ci/run
 PACKAGES := gptoss20b data_scripts compliance system_info launch
 # The order of files counts: a long one that starts last keeps one worker busy alone.
 LONGEST_FIRST := --no-loadscope-reorder tests/integration/test_journeys.py tests/integration/test_run_local.py \
-	tests/integration tests/unit tests/compliance tests/data_scripts tests/system_info tests/gpu $(PACKAGES)
+	tests/integration tests/unit tests/launch tests/compliance tests/data_scripts tests/system_info tests/gpu $(PACKAGES)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules --dist loadfile
 
 # Pin this version in a build for your machine, for example TORCH="torch==2.13.0 --index-url <index of CPU builds>".
@@ -55,7 +55,7 @@ types: $(VENV)/test-ready
 	$(BIN)/mypy
 
 unit: $(VENV)/test-ready
-	$(PYTEST) -n 2 --hypothesis-profile quick -m "not slow and not gpu" tests/unit tests/compliance tests/data_scripts tests/system_info
+	$(PYTEST) -n 2 --hypothesis-profile quick -m "not slow and not gpu" tests/unit tests/launch tests/compliance tests/data_scripts tests/system_info
 
 all-tests: $(VENV)/test-ready
 	$(PYTEST) -n 3 --durations 25 $(LONGEST_FIRST)

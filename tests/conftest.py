@@ -27,9 +27,10 @@ SLOW_FILES = {
         "bad_lines download download_faults download_resume make_sample_data preprocess preprocess_resume "
         "tokenizer verify verify_damage verify_fuzz"
     ),
+    "launch": "containers end_to_end one_run trials",
     "unit": (
         "callbacks_console check_packages cli configs docs doctor_checks flatness flex hf_convert launch "
-        "launch_trials launchers mlperf_log run_and_time size stopping tuning_guide"
+        "mlperf_log size stopping tuning_guide"
     ),
 }
 

@@ -17,11 +17,20 @@ from tests.support.paths import ROOT
 
 # --- docker
 
-DEVICES = ["--ulimit=memlock=-1", "--ulimit=stack=67108864", "--ipc=host"]
+DEVICES = ["--ulimit=memlock=-1", "--ulimit=stack=67108864", "--ipc=host", "--cap-add=SYS_NICE"]
 AMD = ["--device=/dev/kfd", "--device=/dev/dri", "--security-opt=seccomp=unconfined"]
 # Variables of the run, the launcher's and libraries', each of a family or known by its name.
 FORWARDED = {
-    *["CLEAR_CACHES", "CHECK_COMPLIANCE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "BINDCMD", "ALLOW_UNKNOWN"],
+    *[
+        "NEXP",
+        "CLEAR_CACHES",
+        "CHECK_COMPLIANCE",
+        "NODE_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "BINDCMD",
+        "ALLOW_UNKNOWN",
+    ],
     *["NCCL_DEBUG", "GLOO_SOCKET_IFNAME", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "CUDNN_LOGDEST_DBG", "TZ"],
     *["NVTE_FLASH_ATTN", "TORCH_LOGS", "TORCHINDUCTOR_X", "TRITON_DEBUG", "PYTORCH_CUDA_ALLOC_CONF", "GPU_MAX_HW"],
     *["HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HSA_NO_SCRATCH_RECLAIM", "RCCL_MSCCL_ENABLE", "FI_PROVIDER"],
@@ -83,7 +92,7 @@ def test_a_container_gets_its_devices_and_the_variables_that_are_set(
     done = docker(sandbox, config, **environment)
     assert done.returncode == 0, done.stderr
     call = docker_trial(sandbox)
-    own = {"CHECK_COMPLIANCE", "DATADIR", "LOGDIR", "MASTER_PORT", "SEED", "HOST_VARIABLES"}
+    own = {"CHECK_COMPLIANCE", "DATADIR", "LOGDIR", "MASTER_PORT", "SEED", "NEXP", "HOST_VARIABLES"}
     assert set(variables(call)) == {*load_config(config), *environment, *own} - {"CONFIG_DIR"}
     groups = [f"--group-add={kfd.stat().st_gid}"] if devices == AMD else []
     flags = [f"--env={name}" for name in variables(call)]
@@ -148,16 +157,6 @@ def test_the_hosts_caches_are_cleared_before_a_container(sandbox: Sandbox, possi
     assert ("warning: could not drop the page cache" in output) == (not possible)
 
 
-def test_a_machine_without_an_image_gpus_or_docker_is_refused(sandbox: Sandbox) -> None:
-    assert_refused(docker(sandbox, "config_B200_1x8.sh"), "DGXSYSTEM", "B200_1x8", "nvidia-smi")
-    sandbox.control(settings="")
-    assert_refused(docker(sandbox, CONT="gptoss20b:old"), "CONT", "'gptoss20b:old'", "settings")
-    sandbox.control(no_image="")
-    assert_refused(docker(sandbox, CONT="mine"), "CONT", "'mine'", "docker build")
-    (sandbox.folder / "bin" / "docker").unlink()
-    assert_refused(docker(sandbox, PATH=f"{sandbox.folder}/bin"), "docker", "./run_local.sh")
-
-
 # --- Slurm
 
 SRUN = ["srun", "--cpu-bind=none", "--mpi=none", "--export=ALL", "--wait=0"]
@@ -208,7 +207,7 @@ def test_a_step_of_a_job_with_containers(sandbox: Sandbox) -> None:
         *["--container-workdir=/workspace/gptoss20b", "--no-container-mount-home"],
     ]
     # Every variable of the job is in the container, but the image's own win over those that are not named.
-    own = {"CHECK_COMPLIANCE", "LOGDIR", "MASTER_ADDR", "MASTER_PORT", "NCCL_DEBUG"}
+    own = {"CHECK_COMPLIANCE", "MASTER_ADDR", "MASTER_PORT", "NCCL_DEBUG", "NEXP"}
     names = sorted({*load_config("config_B200_2x8.sh"), "DATADIR", *own} - {"CONFIG_DIR"})
     assert slurm_trials(sandbox) == [
         [*SRUN, *TWO_TASKS, "--kill-on-bad-exit=1", *container, f"--container-env={','.join(names)}", *TRIAL]
@@ -249,53 +248,13 @@ def test_the_rendezvous_is_the_users_address_or_the_first_nodes_name(
     assert Path(sandbox.trial(5)["LOGDIR"]).parent.parent == sandbox.scripts / "results"
 
 
-@pytest.mark.parametrize(
-    ("config", "given", "facts"),
-    [
-        ("config_B200_2x8.sh", {"SLURM_JOB_NUM_NODES": "1"}, ("DGXNNODES", "2 nodes", "job has 1", "sbatch --nodes=2")),
-        ("config_CPU_1x2.sh", {"CONT": "image"}, ("CONT", "'image'", "no pyxis", "Unset CONT")),
-        ("config_CPU_1x2.sh", {"SLURM_JOB_ID": ""}, ("SLURM_JOB_ID", "sbatch run.sub")),
-    ],
-)
-def test_a_job_that_cannot_run_is_refused(
-    sandbox: Sandbox, config: str, given: dict[str, str], facts: tuple[str, ...]
-) -> None:
-    assert_refused(slurm(sandbox, config, **given), *facts)
-
-
 def test_the_batch_script_has_its_directives_and_is_submitted_from_its_folder(tmp_path: Path) -> None:
     """Slurm signals the batch shell 180 s before the time limit, and never repeats the job."""
     directives = re.findall(r"^#SBATCH (.*)$", (ROOT / "run.sub").read_text(), re.MULTILINE)
     assert directives == ["--job-name=gptoss20b", "--exclusive", "--mem=0", "--no-requeue", "--signal=B:TERM@180"]
-    command, environment = ["bash", ROOT / "run.sub"], {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    command, environment = ["bash", str(ROOT / "run.sub")], {"SLURM_SUBMIT_DIR": str(tmp_path)}
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-    assert_refused(done, "run.sub", f"'{tmp_path}'")
-
-
-# --- both
-
-
-@pytest.mark.parametrize("name", ["LOGDIR", "DATADIR", "MODELDIR"])
-@pytest.mark.parametrize("separator", [":", ","])
-def test_a_path_with_a_separator_of_mounts_is_refused(sandbox: Sandbox, name: str, separator: str) -> None:
-    sandbox.control(pyxis="")
-    folder = sandbox.folder / f"a{separator}b"
-    folder.mkdir()
-    expected = (name, f"a{separator}b", "without ':' and ','")
-    assert_refused(slurm(sandbox, CONT="image", **{name: str(folder)}), *expected)
-    assert_refused(docker(sandbox, **{name: str(folder)}), *expected)
-    assert slurm(sandbox, **{name: str(folder)}).returncode == 0
-
-
-@pytest.mark.parametrize("bad", ["/no/such:/x", "relative:/x", "/tmp", "/tmp:x", "/tmp:/x:rx", "/tmp:/x:ro:z"])
-def test_extra_mounts_exist_and_are_absolute(sandbox: Sandbox, bad: str) -> None:
-    sandbox.control(pyxis="")
-    for launch in (docker, slurm):
-        assert_refused(launch(sandbox, EXTRA_MOUNTS=f"/tmp:/t,{bad}", CONT="gptoss20b"), "EXTRA_MOUNTS", f"'{bad}'")
-    assert docker(sandbox, EXTRA_MOUNTS="/tmp:/t,/usr:/u:ro,").returncode == 0
-    assert [argument for argument in docker_trial(sandbox) if "--volume=" in argument][2:] == [
-        *["--volume=/tmp:/t", "--volume=/usr:/u:ro"]
-    ]
+    assert_refused(done, f"run.sub: '{tmp_path}'")
 
 
 def test_a_variable_that_is_empty_stays_on_the_host(sandbox: Sandbox) -> None:

@@ -1,99 +1,88 @@
-"""The leader's and the workers' part of a set of trials."""
+"""The trials of a set: seeds, results, failures and restarts, and what a worker does."""
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.support.launch_stubs import Sandbox, assert_refused
+from tests.support.launch_stubs import Done, Sandbox, assert_refused, read_pairs
+
+
+def start(sandbox: Sandbox, given: str = "", **controls: object) -> Done:
+    """Run a set whose first seed is 5 in this process."""
+    sandbox.control(**controls)
+    return sandbox.run(SEED_BASE="5", **read_pairs(given))
 
 
 def test_the_defaults_are_ten_trials_and_random_seeds(sandbox: Sandbox) -> None:
     assert sandbox.run().returncode == 0
     first = sandbox.seeds
-    assert len(first) == 10
     assert first == list(range(first[0], first[0] + 10))
     assert sandbox.run(LOGDIR=str(sandbox.folder / "other")).returncode == 0
     assert len(sandbox.seeds) == 20  # they overlap with a probability of 1 in 200 million
 
 
 @pytest.mark.parametrize(
-    ("count", "check", "runs"),
-    [("2", "1", []), ("3", "1", ["3"]), ("10", "1", ["10"]), ("12", "1", ["10"]), ("3", "0", [])],
+    ("given", "checked"),
+    [("NEXP=2", []), ("NEXP=3", ["3"]), ("NEXP=12", ["10"]), ("NEXP=3 CHECK_COMPLIANCE=0", [])],
 )
-def test_a_set_is_checked_from_three_runs_on_and_ten_count(
-    sandbox: Sandbox, count: str, check: str, runs: list[str]
-) -> None:
-    sandbox.control(verdict=1)
-    done = sandbox.run(NEXP=count, SEED_BASE="5", CHECK_COMPLIANCE=check)
-    assert [call[5] for call in sandbox.calls() if "check-set" in call] == runs
-    assert done.returncode == (5 if runs else 0)
-    assert ("not checked" in done.stderr) == (count == "2")
-    assert sandbox.trial(5)["CHECK_COMPLIANCE"] == check
-
-
-@pytest.mark.parametrize("status", [1, 3, 4, 5, 137])
-def test_a_failed_trial_is_recorded_and_the_next_one_started(sandbox: Sandbox, status: int) -> None:
-    sandbox.control(status_6=status, outcome=3)
-    assert sandbox.run(NEXP="3", SEED_BASE="5").returncode == 3  # the exit status of the summary
-    assert sandbox.rows == [["1", "5", "0"], ["2", "6", str(status)], ["3", "7", "0"]]
-    # Only a trial whose training ended has a result.
-    assert (sandbox.result(2) is not None) == (status in (3, 4, 5))
-    assert sandbox.result(3) is not None
-
-
-@pytest.mark.parametrize(("status", "stop"), [(3, "1"), (2, "0")])
-def test_a_set_stops_on_request_or_after_a_bad_configuration(sandbox: Sandbox, status: int, stop: str) -> None:
-    sandbox.control(status_6=status, outcome=1)
-    done = sandbox.run(NEXP="3", SEED_BASE="5", STOP_ON_FAILURE=stop)
-    assert (done.returncode, sandbox.seeds) == (1, [5, 6])
-    assert "the table" in done.stderr and "the verdict" not in done.stderr
-    assert "not checked: a trial failed" in done.stderr
+def test_a_set_is_checked_from_three_runs_on_and_ten_count(sandbox: Sandbox, given: str, checked: list[str]) -> None:
+    done = start(sandbox, given, verdict=1)
+    assert [call[5] for call in sandbox.calls() if "check-set" in call] == checked
+    assert done.returncode == (5 if checked else 0)
+    assert ("not checked" in done.stderr) == (given == "NEXP=2")
+    assert sandbox.trial(5)["CHECK_COMPLIANCE"] == ("0" if "CHECK" in given else "1")
 
 
 @pytest.mark.parametrize(("outcome", "verdict", "status"), [(0, 3, 5), (3, 0, 3), (3, 1, 3), (5, 1, 5)])
 def test_the_exit_status_is_the_trials_and_then_the_sets(
     sandbox: Sandbox, outcome: int, verdict: int, status: int
 ) -> None:
-    sandbox.control(outcome=outcome, verdict=verdict)
-    done = sandbox.run(NEXP="3")
+    done = start(sandbox, "NEXP=3", outcome=outcome, verdict=verdict)
     assert done.returncode == status and "the verdict" in done.stderr
 
 
-def test_a_bad_configuration_is_refused(sandbox: Sandbox) -> None:
-    sandbox.control(preflight_fails="")
-    done = sandbox.run()
-    assert (done.returncode, done.stderr, sandbox.seeds) == (2, "error: 1 problem\n", [])
+@pytest.mark.parametrize("status", [1, 3, 4, 5, 137])
+def test_a_failed_trial_is_recorded_and_the_next_one_started(sandbox: Sandbox, status: int) -> None:
+    assert start(sandbox, "NEXP=3", status_6=status, outcome=3).returncode == 3  # the exit status of the summary
+    assert sandbox.rows == ["1 5 0", f"2 6 {status}", "3 7 0"]
+    # Only a trial whose training ended has a result.
+    assert [sandbox.result(i) is not None for i in (2, 3)] == [status in (3, 4, 5), True]
+
+
+@pytest.mark.parametrize(("status", "stop"), [(3, "1"), (2, "0")])
+def test_a_set_stops_on_request_or_after_a_bad_configuration(sandbox: Sandbox, status: int, stop: str) -> None:
+    done = start(sandbox, f"NEXP=3 STOP_ON_FAILURE={stop}", status_6=status, outcome=1)
+    assert (done.returncode, sandbox.seeds) == (1, [5, 6])
+    assert "the table" in done.stderr and "the verdict" not in done.stderr
+    assert "not checked: a trial failed" in done.stderr
+
+
+def test_one_trial_takes_its_seed_from_seed_and_ignores_a_false_resume(sandbox: Sandbox) -> None:
+    assert sandbox.run(NEXP="1", SEED="7", RESUME="0", LOGDIR="").returncode == 0
+    assert sandbox.seeds == [7]
 
 
 # --- restarts
 
 
 def test_a_restart_runs_the_missing_trials_with_the_same_seeds(sandbox: Sandbox) -> None:
-    sandbox.control(status_6=1, status_7=4)
-    sandbox.run(NEXP="3", SEED_BASE="5")
+    start(sandbox, "NEXP=3", status_6=1, status_7=4)
     sandbox.clear("trial_5.env", "trial_6.env", "trial_7.env", "status_6")
     assert sandbox.run(NEXP="4").returncode == 0
     assert sandbox.seeds == [6, 8]
     assert [sandbox.result(i) for i in (1, 2, 3, 4)] == [f"log of seed {seed}\n" for seed in (5, 6, 7, 8)]
-    assert sandbox.rows[3:] == [["2", "6", "0"], ["4", "8", "0"]]
+    assert sandbox.rows[3:] == ["2 6 0", "4 8 0"]
     previous = sandbox.set / "trial_2_attempt_1"
     assert (previous / "result_0.txt").read_text() == "log of seed 6\n" and (previous / "output.log").exists()
     # A finished set is only reported again.
     done = sandbox.run(NEXP="4")
     assert (done.returncode, len(sandbox.rows), done.stderr) == (0, 5, "the table\nthe verdict\n")
-
-
-def interrupted(sandbox: Sandbox, **environment: str) -> Path:
-    """Run a single trial that fails after it has saved a checkpoint, and return the folder of its checkpoints."""
-    sandbox.control(status_5=1)
-    sandbox.run(NEXP="1", SEED_BASE="5", **environment)
-    checkpoints = sandbox.set / "trial_1" / "checkpoints"
-    (checkpoints / "step_00000012").mkdir(parents=True)
-    return checkpoints
 
 
 @pytest.mark.parametrize(
@@ -107,20 +96,20 @@ def interrupted(sandbox: Sandbox, **environment: str) -> Path:
 def test_a_trial_resumes_from_its_checkpoint_if_asked(
     sandbox: Sandbox, resume: str, checkpoint: str, resumed: bool
 ) -> None:
-    checkpoints = interrupted(sandbox)
-    (checkpoints / "step_00000012").rename(checkpoints / checkpoint)
+    start(sandbox, "NEXP=1", status_5=1)
+    (sandbox.set / "trial_1" / "checkpoints" / checkpoint).mkdir(parents=True)
     sandbox.run(NEXP="1", RESUME=resume)
-    assert (checkpoints.exists(), (sandbox.set / "trial_1_attempt_1").exists()) == (resumed, not resumed)
+    assert (sandbox.set / "trial_1" / "checkpoints").exists() == resumed
+    assert (sandbox.set / "trial_1_attempt_1").exists() != resumed
     # RESUME reaches the trial, but is no setting of the set, which would differ from its first start.
     assert sandbox.trial(5).get("RESUME", "") == resume
-    assert [row[0] for row in sandbox.rows] == ["1", "1"]
+    assert sandbox.rows == ["1 5 1"] * 2
 
 
 @pytest.mark.parametrize("log_status", [0, 3, 4])
 def test_a_trial_that_failed_after_the_end_of_its_training_starts_anew(sandbox: Sandbox, log_status: int) -> None:
     """Its log is no result, and the run would refuse to resume it, at every restart. Trial 2 was interrupted."""
-    sandbox.control(status_5=1, status_6=1, log_status_trial_1=log_status)
-    sandbox.run(NEXP="2", SEED_BASE="5")
+    start(sandbox, "NEXP=2", status_5=1, status_6=1, log_status_trial_1=log_status)
     for i in (1, 2):
         (sandbox.set / f"trial_{i}" / "checkpoints" / "step_00000012").mkdir(parents=True)
     sandbox.run(NEXP="2", RESUME="1")
@@ -133,49 +122,118 @@ def test_a_trial_that_failed_after_the_end_of_its_training_starts_anew(sandbox: 
 
 
 @pytest.mark.parametrize(
-    ("log", "check", "row"),
-    [(0, 0, "0"), (0, 1, "5"), (3, 0, "3"), (4, 0, "4"), (1, 0, None), (143, 0, None)],
+    ("log", "check", "row"), [(0, 0, 0), (0, 1, 5), (3, 0, 3), (4, 0, 4), (1, 0, None), (143, 0, None), (137, 0, -1)]
 )
 def test_a_killed_launchers_result_is_recovered_and_checked_or_its_trial_repeated(
-    sandbox: Sandbox, log: int, check: int, row: str | None
+    sandbox: Sandbox, log: int, check: int, row: int | None
 ) -> None:
-    unpublished(sandbox)
-    sandbox.control(log_status=log, check_status=check)
-    assert sandbox.run(NEXP="2").returncode == 0
+    start(sandbox, "NEXP=1")
+    (sandbox.set / "result_1.txt").unlink()
+    sandbox.clear("trial_5.env")
+    done = start(sandbox, "NEXP=2", log_status=log, check_status=check)
     assert ["stub-python", "-m", "gptoss20b", "result", str(sandbox.set / "trial_1")] in sandbox.calls()
-    assert sandbox.result(1) == "log of seed 5\n"
-    assert sandbox.seeds == ([6] if row else [5, 6])
-    assert sandbox.rows == [["1", "5", "0"], ["1", "5", row or "0"], ["2", "6", "0"]]
+    if row == -1:  # python itself failed: the log may be a valid result
+        assert_refused(done, "LOGDIR.*trial_1/result_0.txt'.* 137")
+        assert sandbox.seeds == []
+        return
+    assert (done.returncode, sandbox.result(1)) == (0, "log of seed 5\n")
+    assert sandbox.seeds == ([5, 6] if row is None else [6])
+    assert sandbox.rows == ["1 5 0", f"1 5 {row or 0}", "2 6 0"]
     checked = [call[-1] for call in sandbox.calls() if "mlperf_logging.compliance_checker" in call]
     assert checked == ([str(sandbox.set / "trial_1" / "result_0.txt")] if log == 0 else [])
 
 
-def unpublished(sandbox: Sandbox) -> None:
-    """Run a trial whose launcher is killed before it can publish the result."""
-    sandbox.run(NEXP="1", SEED_BASE="5")
-    (sandbox.set / "result_1.txt").unlink()
-    sandbox.clear("trial_5.env")
+@pytest.mark.parametrize(
+    ("status", "restart", "accepted"),
+    [
+        (1, "NEXP=2 RESUME=1", False),
+        (1, "NEXP=1 RESUME=0", False),
+        (0, "NEXP=1 RESUME=1", False),  # the trial has a result
+        (1, "NEXP=1 RESUME=1", True),
+    ],
+)
+def test_a_restart_shows_other_settings_and_only_a_resumed_trial_accepts_them(
+    sandbox: Sandbox, status: int, restart: str, accepted: bool
+) -> None:
+    start(sandbox, "NEXP=1 LEARNING_RATE=1e-3", status_5=status)
+    sandbox.clear("calls")
+    done = start(sandbox, f"LEARNING_RATE=2e-3 {restart}")
+    shown = done.stderr.splitlines()
+    assert [line[0] + line[2:24] for line in shown[:2]] == ["<LEARNING_RATE = 1e-3, ", ">LEARNING_RATE = 2e-3, "]
+    rate = "2e-3" if accepted else "1e-3"
+    assert f"LEARNING_RATE = {rate}, " in (sandbox.set / "settings.txt").read_text()
+    assert sandbox.trial(5)["LEARNING_RATE"] == rate
+    if accepted:
+        assert done.returncode == 0 and shown[2].startswith(f"warning: LOGDIR: '{sandbox.set}' ")
+        # These are the settings of the set from now on.
+        assert "other settings" not in start(sandbox, f"LEARNING_RATE=2e-3 {restart}").stderr
+    else:
+        assert_refused(done, "LOGDIR.*other settings.*Restore")
+        assert len(sandbox.calls()) == 1
 
 
-@pytest.mark.parametrize("status", [125, 126, 127, 137])
-def test_an_unreadable_log_is_not_trained_again(sandbox: Sandbox, status: int) -> None:
-    unpublished(sandbox)
-    sandbox.control(log_status=status)
-    assert_refused(sandbox.run(NEXP="1"), "LOGDIR", "trial_1/result_0.txt", str(status))
-    assert sandbox.seeds == []
+def test_a_restart_with_another_or_a_damaged_seed_is_refused(sandbox: Sandbox) -> None:
+    start(sandbox, "NEXP=1")
+    assert_refused(sandbox.run(NEXP="2", SEED_BASE="6"), "SEED_BASE: got 6, .*started with 5.*another LOGDIR")
+    assert sandbox.run(NEXP="2", SEED_BASE="5").returncode == 0
+    for content in ("abc", "\n", "-1"):
+        (sandbox.set / "seed_base").write_text(content)
+        assert_refused(sandbox.run(NEXP="1"), f"LOGDIR.*seed_base' contains '{content.strip()}'")
 
 
-# --- workers: a hook of the trial acts as the leader, whose first seed is 5
+# --- files
+
+
+def test_a_truncated_row_does_not_damage_the_next(sandbox: Sandbox) -> None:
+    start(sandbox, "NEXP=1")
+    with (sandbox.set / "trials.tsv").open("a") as rows:
+        rows.write("2\t6\t20")
+    assert sandbox.run(NEXP="2").returncode == 0
+    lines = (sandbox.set / "trials.tsv").read_text().splitlines()
+    assert lines[2] == "2\t6\t20" and lines[3].startswith("2\t6\t") and lines[3].endswith("\t0")
+
+
+def test_a_file_system_without_hard_links_gets_a_copy(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    start(sandbox, "NEXP=1")
+    assert [path.read_text() for path in sandbox.set.glob("result_*")] == ["log of seed 5\n"]
+
+
+def test_without_logdir_a_set_has_a_new_folder_and_latest_points_to_it(sandbox: Sandbox) -> None:
+    assert start(sandbox, "NEXP=1 LOGDIR=").returncode == 0
+    folder = Path(sandbox.trial(5)["LOGDIR"]).parent
+    results = sandbox.scripts / "results"
+    assert folder.parent == results and folder.name.startswith("CPU_1x2_")
+    assert (results / "latest").resolve() == folder
+    # The link can name the set at the next start.
+    assert sandbox.run(NEXP="2", LOGDIR="scripts/results/latest").returncode == 0
+    assert sandbox.trial(6)["LOGDIR"] == str(folder / "trial_2")
+    assert (results / "latest").resolve() == folder
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_only_a_link_in_our_results_is_updated_and_a_failure_is_a_warning(sandbox: Sandbox, elsewhere: bool) -> None:
+    results = (sandbox.folder if elsewhere else sandbox.scripts) / "results"
+    (results / "latest").mkdir(parents=True)
+    done = sandbox.run(NEXP="1", LOGDIR=str(results / "set"))
+    assert done.returncode == 0
+    assert ("warning:" in done.stderr and "results/latest" in done.stderr) == (not elsewhere)
+    assert sorted(path.name for path in results.iterdir()) == ["latest", "set"]
+
+
+# --- workers: a hook of the trial acts as the leader
 
 
 @pytest.fixture
 def worker(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return the variables of a worker whose seconds are a hundredth as long."""
-    clock = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 100))
-    monkeypatch.setattr("launch.trials.time", clock)
+    monkeypatch.setattr("launch.trials.time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 100)))
     sandbox.set.mkdir()
     (sandbox.set / "seed_base").write_text("5\n")
-    return {"DGXNNODES": "2", "MASTER_ADDR": "leader", "NODE_RANK": "1", "NEXP": "2", "MASTER_PORT": "4000"}
+    return read_pairs("DGXNNODES=2 MASTER_ADDR=leader NODE_RANK=1 NEXP=2 MASTER_PORT=4000")
 
 
 def announce(sandbox: Sandbox, first: str, *others: str) -> None:
@@ -197,15 +255,13 @@ def test_a_worker_runs_the_trials_that_the_leader_announces(sandbox: Sandbox, wo
     assert sandbox.calls() == [] and not (sandbox.set / "result_1.txt").exists()
 
 
-@pytest.mark.parametrize(
-    ("status", "seeds", "expected"), [(1, [5, 6], 1), (137, [5, 6], 1), (3, [5, 6], 3), (2, [6], 2)]
-)
+@pytest.mark.parametrize(("status", "seeds", "worst"), [(1, [5, 6], 1), (137, [5, 6], 1), (3, [5, 6], 3), (2, [6], 2)])
 def test_a_worker_returns_its_worst_status(
-    sandbox: Sandbox, worker: dict[str, str], status: int, seeds: list[int], expected: int
+    sandbox: Sandbox, worker: dict[str, str], status: int, seeds: list[int], worst: int
 ) -> None:
     sandbox.control(status_6=status)
     announce(sandbox, "2 77_1", "1 77_1")
-    assert sandbox.run(**worker).returncode == expected
+    assert sandbox.run(**worker).returncode == worst
     assert sandbox.seeds == seeds
 
 
@@ -219,15 +275,12 @@ def test_a_worker_stops_a_trial_that_the_leader_has_left(sandbox: Sandbox, worke
     assert sandbox.record("started") == "6 4001\n5 4000\n"
 
 
-def test_a_worker_has_nothing_to_do_in_a_finished_set(sandbox: Sandbox, worker: dict[str, str]) -> None:
+def test_a_worker_without_work_ends_and_one_without_a_leader_is_refused(
+    sandbox: Sandbox, worker: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.trials.RENDEZVOUS_TIMEOUT", 7)
+    assert_refused(sandbox.run(**worker), f"LOGDIR.*'{sandbox.set}' within 7 s.*shared folder")
     for i in (1, 2):
         (sandbox.set / f"result_{i}.txt").touch()
     assert sandbox.run(**worker).returncode == 0
     assert sandbox.seeds == []
-
-
-def test_a_worker_without_the_leaders_folder_is_refused(
-    sandbox: Sandbox, worker: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("launch.trials.RENDEZVOUS_TIMEOUT", 7)
-    assert_refused(sandbox.run(**worker), "LOGDIR", str(sandbox.set), "7 s", "shared folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from compliance.rcp import full_points
 from gptoss20b.config import settings
-from tests.support.configs import BARE, CONFIGS, dry_run, load_config
+from tests.support.configs import BARE, CONFIGS, dry_run, load_config, read_environment
 from tests.support.paths import ROOT
 
 # Variables that configurations may export beside settings: for run_and_time.sh, for the configuration that is sourced
@@ -122,3 +123,29 @@ def test_the_cpu_configuration_hides_gpus_and_the_others_unhide_them() -> None:
 def test_a_configuration_removes_the_values_of_the_one_sourced_before(first: str, second: str) -> None:
     both, alone = load_config(first, second), load_config(second)
     assert both == alone
+
+
+@pytest.mark.parametrize("shell", [["bash", "--norc"], ["zsh", "--no-rcs"]], ids=["bash", "zsh"])
+def test_a_configuration_works_in_a_shell_from_any_folder_and_leaves_nothing(shell: list[str], tmp_path: Path) -> None:
+    if not shutil.which(shell[0]):
+        pytest.skip(f"{shell[0]} is not installed")
+    # A configuration of the user in another folder, with a variable that no other has.
+    text = (ROOT / "config_CPU_1x2.sh").read_text().replace('$(dirname "${BASH_SOURCE[0]:-$0}")', str(ROOT))
+    (tmp_path / "config_MINE_1x2.sh").write_text(f"{text}export NCCL_ONLY_HERE=1\n")
+
+    def sourced(*files: str, **given: str) -> dict[str, str]:
+        script = "".join(f"source {file}\n" for file in files)
+        command = [*shell, "-euc", f"{script}env -0"]
+        done = subprocess.run(command, cwd=tmp_path, env=BARE | given, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return {name: value for name, value in read_environment(done.stdout).items() if name not in ("_", "SHLVL")}
+
+    cpu, gpu, other = (f"{ROOT}/config_{system}.sh" for system in ("CPU_1x2", "B200_1x8", "H200_1x8"))
+    assert load_config("config_CPU_1x2.sh").items() <= sourced(cpu).items()
+    mine = sourced("./config_MINE_1x2.sh")
+    assert (mine["NCCL_ONLY_HERE"], mine["DGXSYSTEM"]) == ("1", "MINE_1x2")
+    assert mine["DATADIR"] == f"{tmp_path}/data/sample"
+    assert sourced("./config_MINE_1x2.sh", gpu) == sourced(cpu, gpu) == sourced(gpu)
+    # What the user has exported stays.
+    kept = {"DATADIR": "/scratch/c4", "NCCL_DEBUG": "WARN"}
+    assert kept.items() <= sourced(gpu, other, **kept).items()

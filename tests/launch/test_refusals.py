@@ -1,0 +1,173 @@
+"""What is refused before anything is started or written."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import pytest
+
+from tests.support.launch_stubs import SCRIPTS, Sandbox, assert_refused, read_pairs
+from tests.support.local_runs import mounted
+from tests.support.paths import ROOT
+
+JOB = read_pairs("SLURM_JOB_ID=77 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=n[1-2]")
+SETS = ("run_local.sh", "run_with_docker.sh", "run.sub")
+# Variables, and a regular expression of the message.
+OF_SETS = """
+NEXP=0                         | NEXP: got '0', .*1 to 1000
+NEXP=-1                        | NEXP: got '-1'
+NEXP=ten                       | NEXP: got 'ten'
+NEXP=3.0                       | NEXP: got '3.0'
+NEXP=010                       | NEXP: got '010'
+NEXP=1001                      | NEXP: got '1001'
+NEXP=99999999999999999999      | NEXP
+SEED_BASE=-1                   | SEED_BASE: got '-1'
+SEED_BASE=1e3                  | SEED_BASE: got '1e3'
+SEED_BASE=08                   | SEED_BASE: got '08'
+SEED_BASE=999999999999999999   | SEED_BASE
+STOP_ON_FAILURE=yes            | STOP_ON_FAILURE: got 'yes', .*0 1
+CHECK_COMPLIANCE=yes           | CHECK_COMPLIANCE: got 'yes', .*0 1
+CLEAR_CACHES=yes               | CLEAR_CACHES: got 'yes', .*0 1
+CLEAR_CACHES=done              | CLEAR_CACHES: got 'done'
+NEXP=2 SEED=7                  | SEED: got 7, .*all 2 trials.*SEED_BASE=7
+NEXP=1 SEED=7 SEED_BASE=8      | SEED
+SAVE_DIR=/c                    | SAVE_DIR: '/c'.*Unset it.*LOGDIR/trial_<i>/checkpoints
+NEXP=2 MASTER_PORT=65535       | MASTER_PORT.*1 to 65534
+"""
+OF_ALL = """
+DGXSYSTEM=                     | DGXSYSTEM: not set.*source config_CPU_1x2.sh
+DGXNGPU=                       | DGXNGPU: not set
+DATADIR=                       | DATADIR: not set
+DGXSYSTEM=B300_1x8             | DGXSYSTEM: got 'B300_1x8'.*config_B300_1x8.sh.*config_B200_1x8.sh
+DATADIR=/no/such               | DATADIR.*'/no/such'.*data_scripts/download_dataset.sh.*data_scripts.make_sample_data
+DGXNNODES=two                  | DGXNNODES: got 'two', .*integer
+RESUME=1 LOGDIR=               | RESUME: got '1', .*LOGDIR
+RESUME=true LOGDIR=            | RESUME: got 'true', .*LOGDIR
+RESUME=Y LOGDIR=               | RESUME: got 'Y', .*LOGDIR
+"""
+OF_NODES = """
+DGXNNODES=2 MASTER_ADDR=a NODE_RANK=      | NODE_RANK: not set
+DGXNNODES=2 MASTER_ADDR= NODE_RANK=0      | MASTER_ADDR: not set
+DGXNNODES=2 MASTER_ADDR=a NODE_RANK=2     | NODE_RANK: got '2', .*0 to 1
+DGXNNODES=2 MASTER_ADDR=a NODE_RANK=-1    | NODE_RANK: got '-1'
+DGXNNODES=2 MASTER_ADDR=a NODE_RANK=one   | NODE_RANK: got 'one'
+DGXNNODES=2 MASTER_ADDR=a NODE_RANK=01    | NODE_RANK: got '01'
+"""
+OTHERS = {
+    "run_local.sh": "DGXNNODES=2 MASTER_ADDR=a NODE_RANK=0 LOGDIR= | LOGDIR: not set",
+    "run_and_time.sh": """
+        CLEAR_CACHES=yes         | CLEAR_CACHES: got 'yes', .*0 1 done
+        CHECK_COMPLIANCE=true    | CHECK_COMPLIANCE: got 'true', .*0 1
+        BINDCMD=/no/such         | BINDCMD: '/no/such'""",
+    "run.sub": """
+        DGXNNODES=2              | DGXNNODES.*2 nodes, .*job has 1.*sbatch --nodes=2
+        CONT=image               | CONT.*'image'.*no pyxis|CONT: this Slurm has no pyxis
+        SLURM_JOB_ID=            | SLURM_JOB_ID.*sbatch run.sub""",
+    "run_with_docker.sh": """
+        CUDA_VISIBLE_DEVICES=    | DGXSYSTEM: CPU_1x2.*nvidia-smi
+        PATH=/no/such            | docker.*./run_local.sh""",
+}
+
+
+def cases() -> list[tuple[str, str, str]]:
+    tables = [(SETS, OF_SETS), ((*SETS, "run_and_time.sh"), OF_ALL), (("run_local.sh", "run_and_time.sh"), OF_NODES)]
+    tables += [((script,), table) for script, table in OTHERS.items()]
+    rows = [
+        (script, row.partition("|")) for scripts, table in tables for script in scripts for row in table.splitlines()
+    ]
+    return [(script, given.strip(), facts.strip()) for script, (given, _, facts) in rows if given]
+
+
+@pytest.mark.parametrize(("script", "given", "facts"), cases())
+def test_a_bad_value_is_refused_and_nothing_is_started(sandbox: Sandbox, script: str, given: str, facts: str) -> None:
+    assert_refused(sandbox.run(script, **(JOB | read_pairs(given))), facts)
+    assert not any(word in ("train", "preflight", "result") for call in sandbox.calls() for word in call)
+    if facts in OF_SETS + OF_ALL + OF_NODES:
+        assert sandbox.calls() == [] and not sandbox.set.exists() and not (sandbox.scripts / "results").exists()
+
+
+def test_an_unwritable_folder_or_a_missing_model_is_refused(sandbox: Sandbox) -> None:
+    assert_refused(sandbox.run(MODELDIR="no/such"), f"MODELDIR: folder '{sandbox.folder}/no/such'")
+    sandbox.set.rmdir()
+    (sandbox.folder / "file").write_text("")
+    for script in SCRIPTS:
+        done = sandbox.run(script, **JOB, LOGDIR=str(sandbox.folder / "file" / "set"))
+        assert_refused(done, "LOGDIR: cannot write to '.*/file/set'.*writable")
+    with mounted(sandbox.set, "ro,size=1m"):
+        assert_refused(sandbox.run(), "LOGDIR: cannot write")
+    assert sandbox.seeds == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+@pytest.mark.parametrize("script", ["run_local.sh", "run_and_time.sh"])
+def test_a_file_system_without_locks_is_refused(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, script: str, number: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("launch.trial_set.fcntl.flock", flock)
+    assert_refused(sandbox.run(script), f"LOGDIR: cannot lock '{sandbox.set}': no locks")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_bad_configuration_is_refused(sandbox: Sandbox, script: str) -> None:
+    assert_refused(sandbox.run(script, None, **JOB), "DGXSYSTEM.*source config_CPU_1x2.sh")
+    sandbox.control(preflight_fails="")
+    done = sandbox.run(script, **JOB)
+    assert (done.returncode, done.stderr, sandbox.seeds) == (2, "error: 1 problem\n", [])
+
+
+def test_the_real_check_refuses_a_bad_configuration(sandbox: Sandbox) -> None:
+    for package in ("gptoss20b", "system_info"):
+        (sandbox.scripts / package).symlink_to(ROOT / package)
+    done = sandbox.run("run_and_time.sh", PYTHON=sys.executable, GLOBAL_BATCH_SIZE="3", TARGET_LOSS="none")
+    problems = [line.split(":")[0] for line in done.stderr.splitlines()]
+    assert (done.returncode, problems) == (2, ["error", "  TARGET_LOSS", "  GLOBAL_BATCH_SIZE"])
+
+
+def test_a_result_is_never_overwritten(sandbox: Sandbox) -> None:
+    log = sandbox.set / "result_0.txt"
+    sandbox.set.mkdir()
+    log.write_text("precious")
+    sandbox.control(no_log="", log_status=0)
+    for resume in ("", "0", "no", "False"):
+        assert_refused(sandbox.run("run_and_time.sh", RESUME=resume), f"LOGDIR: '{log}'.*never overwritten")
+    # The leader may have created the log a second before a worker starts.
+    worker = read_pairs("DGXNNODES=2 MASTER_ADDR=a NODE_RANK=1")
+    assert sandbox.run("run_and_time.sh", **worker).returncode == 0
+    # A resumed run has a log. The run itself checks whether it can be continued.
+    for resume in ("1", "true", "T", "yes", "Y", "On"):
+        assert sandbox.run("run_and_time.sh", RESUME=resume).returncode == 0
+    assert log.read_text() == "precious"
+
+
+# --- folders in containers
+
+
+@pytest.mark.parametrize("name", ["LOGDIR", "DATADIR", "MODELDIR"])
+@pytest.mark.parametrize("separator", [":", ","])
+def test_a_path_with_a_separator_of_mounts_is_refused(sandbox: Sandbox, name: str, separator: str) -> None:
+    sandbox.control(pyxis="")
+    folder = sandbox.folder / f"a{separator}b"
+    folder.mkdir()
+    given = JOB | {name: str(folder), "NEXP": "1"}
+    for script in ("run.sub", "run_with_docker.sh"):
+        assert_refused(sandbox.run(script, **given, CONT="gptoss20b"), f"{name}.*a{separator}b.*without ':' and ','")
+    assert sandbox.run("run.sub", **given).returncode == 0
+
+
+@pytest.mark.parametrize("bad", ["/no/such:/x", "relative:/x", "/tmp", "/tmp:x", "/tmp:/x:rx", "/tmp:/x:ro:z"])
+@pytest.mark.parametrize("script", ["run.sub", "run_with_docker.sh"])
+def test_extra_mounts_exist_and_are_absolute(sandbox: Sandbox, script: str, bad: str) -> None:
+    sandbox.control(pyxis="")
+    done = sandbox.run(script, **JOB, EXTRA_MOUNTS=f"/tmp:/t,{bad}", CONT="gptoss20b")
+    assert_refused(done, f"EXTRA_MOUNTS: got '{bad}'")
+
+
+def test_a_missing_or_outdated_image_is_refused(sandbox: Sandbox) -> None:
+    sandbox.control(settings="")
+    assert_refused(sandbox.run("run_with_docker.sh", CONT="gptoss20b:old"), "CONT: image 'gptoss20b:old'.*settings")
+    sandbox.control(no_image="")
+    assert_refused(sandbox.run("run_with_docker.sh", CONT="mine"), "CONT: image 'mine'.*docker build")

@@ -1,7 +1,8 @@
 """torchrun without its own traceback: `python -m gptoss20b.launch` takes the arguments of `torchrun`.
 
-Each rank explains its own end. A last line names the rank that failed first, unless its own line is the last one. As
-with torchrun, the exit status is 1 if a rank fails or a signal ends the run.
+Each rank explains its own end. A last line names the rank that failed first, unless its own line is the last one. The
+exit status is 2 if a rank refused to start, e.g. to resume: there is no new result. Otherwise, as with torchrun, it is
+1 if a rank fails or a signal ends the run.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def describe(failures: dict[int, ProcessFailure], stopped: set[int], overdue: se
 
 
 def main() -> None:
-    """Run torchrun; turn the end of a rank or a signal into at most one line and exit status 1."""
+    """Run torchrun; turn the end of a rank or a signal into at most one line and the exit status."""
     for name in _SILENCED:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     supervision = Supervision()
@@ -136,7 +137,8 @@ def main() -> None:
     except ChildFailedError as error:
         if line := describe(error.failures, supervision.stopped, supervision.overdue):
             print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.exit(ExitCode.FAILED)
+        has_refused = any(each.exitcode == ExitCode.BAD_CONFIGURATION for each in error.failures.values())
+        sys.exit(ExitCode.BAD_CONFIGURATION if has_refused else ExitCode.FAILED)
     except SignalException:
         sys.exit(ExitCode.FAILED)
 

@@ -165,7 +165,7 @@ class HangWatch(Callback):
 
     def describe(self) -> str:
         """Return where the stacks are, and which ranks wrote none of a hang; empty if this rank wrote none."""
-        if self.file.path is None or not (self._has_error or self._size_before is not None):
+        if self.file.size() == 0 or not (self._has_error or self._size_before is not None):
             return ""
         silent = self._silent_ranks()
         return f"stacks: {self.file.path}" + (f", none from rank {silent}" if silent else "")

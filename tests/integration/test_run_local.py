@@ -91,14 +91,16 @@ def test_a_killed_launcher_leaves_no_process_and_a_restart_resumes_the_trial(tri
 
 def test_a_full_disk_ends_the_trial_and_a_restart_with_more_space_repeats_it(trial: dict[str, str]) -> None:
     logdir = Path(trial["LOGDIR"])
-    with mounted(logdir, "size=64k"):
+    with mounted(logdir, "size=1g"):
         with launched(trial) as launch:
+            wait_for_first_step(launch)
+            subprocess.run(["mount", "-o", "remount,size=64k", str(logdir)], check=True)
             status, output = launch.wait(90)
             assert launch.processes() == []
         assert status == 1, output
         assert f"LOGDIR: cannot write {logdir}/trial_1/result_0.txt: No space left on device" in output
         assert not (logdir / "result_1.txt").exists()
-        subprocess.run(["mount", "-o", "remount,size=4m", str(logdir)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=1g", str(logdir)], check=True)
         failed = attempts(logdir)
         del trial["SEED_BASE"]
         restart(trial)

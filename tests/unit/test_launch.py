@@ -1,4 +1,4 @@
-"""torchrun's own messages: none for ends that the ranks explain, one line for others, and always exit status 1."""
+"""torchrun's own messages: none for ends that the ranks explain, one line for others; and its exit status."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
-    ("ranks", "end", "fact"),
+    ("ranks", "end", "status", "fact"),
     [
-        (1, "exit 3", ""),
-        (1, "exit 4", ""),
-        (1, "kill -TERM $PPID; sleep 20", ""),
-        (1, "exit 1", "rank 0 exited with 1"),
-        (1, "exit 143", "rank 0 exited with 143"),
-        (1, "kill -KILL $$$$", "rank 0 was killed by SIGKILL"),
+        (1, "exit 3", 1, ""),
+        (1, "exit 4", 1, ""),
+        (1, "kill -TERM $PPID; sleep 20", 1, ""),
+        (1, "exit 1", 1, "rank 0 exited with 1"),
+        (1, "exit 143", 1, "rank 0 exited with 143"),
+        (1, "kill -KILL $$$$", 1, "rank 0 was killed by SIGKILL"),
+        (2, "((RANK)) && sleep 20; exit 2", 2, ""),
         # torchrun itself would wait 30 s.
-        (2, "((RANK)) && kill -STOP $$$$; sleep 0.5; exit 1", "rank 1 was stopped"),
+        (2, "((RANK)) && kill -STOP $$$$; sleep 0.5; exit 1", 1, "rank 1 was stopped"),
     ],
 )
-def test_the_end_of_a_rank(ranks: int, end: str, fact: str) -> None:
+def test_the_end_of_a_rank(ranks: int, end: str, status: int, fact: str) -> None:
     command = [sys.executable, "-m", "gptoss20b.launch", "--standalone", f"--nproc_per_node={ranks}", "--no-python"]
     done = subprocess.run(
         [*command, "bash", "-c", end],
@@ -41,7 +42,7 @@ def test_the_end_of_a_rank(ranks: int, end: str, fact: str) -> None:
         timeout=25,
         check=False,
     )
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, bool(fact)), done.stderr
+    assert (done.returncode, len(done.stderr.splitlines())) == (status, bool(fact)), done.stderr
     assert fact in done.stderr
 
 

@@ -82,7 +82,9 @@ def test_an_unknown_or_full_folder_costs_no_run(tmp_path: Path, capfd: pytest.Ca
     assert "RuntimeError: broken" in capfd.readouterr().err
     assert unknown.describe() == ""
     (tmp_path / "file").touch()
-    watch_of(tmp_path / "file").write_error(RuntimeError("broken"))
+    lost = watch_of(tmp_path / "file")
+    lost.write_error(RuntimeError("broken"))
+    assert lost.describe() == ""
     assert "stacks of rank 0 are lost" in capfd.readouterr().err
 
 

@@ -317,6 +317,30 @@ def bench(
 
 
 @app.command()
+def telemetry(
+    directory: Annotated[
+        Path, typer.Argument(metavar="LOGDIR", help="Folder for telemetry.csv: that of the run's log.")
+    ],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between samples.", metavar="S")] = 1.0,
+    node: Annotated[
+        int, typer.Option(min=0, help="Number of this node; from 1 on in the name of the file.", metavar="R")
+    ] = 0,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Sample the first N visible GPUs; default: all.", metavar="N")
+    ] = None,
+    parent: Annotated[int | None, typer.Option(help="Process id of the parent, to end with it.", metavar="PID")] = None,
+) -> None:
+    """Sample power, clocks, temperature and throttle reasons of this node's GPUs into a CSV file, until Ctrl-C.
+
+    TELEMETRY=1 starts this beside each run. Rows are appended to an existing file. Exit status 1 without a GPU.
+    """
+    from .telemetry.sampler import csv_name, sample_until_signal
+
+    succeeded = sample_until_signal(directory / csv_name(node), interval, gpus, parent)
+    raise typer.Exit(ExitCode.CONVERGED if succeeded else ExitCode.FAILED)
+
+
+@app.command()
 def result(
     path: Annotated[Path, typer.Argument(help="Result folder or result file; with --trials, the folder of a set.")],
     trials: Annotated[

@@ -25,7 +25,9 @@ with entry_point("run"):
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
     from torch.distributed.run import main as torchrun
+    from torch.distributed.run import parse_args
 
+from .config.environment import read_settings
 from .failure_report import parse_report
 from .numa import torchrun_options
 from .stopping import GRACE_SECONDS, ExitCode
@@ -133,7 +135,8 @@ def main() -> None:
     supervision = Supervision()
     sys.addaudithook(supervision.on_audit)
     try:
-        torchrun([*torchrun_options(), *sys.argv[1:]])
+        with sample_gpus(sys.argv[1:]):
+            torchrun([*torchrun_options(), *sys.argv[1:]])
     except ChildFailedError as error:
         if line := describe(error.failures, supervision.stopped, supervision.overdue):
             print(f"error: {line}", file=sys.stderr, flush=True)
@@ -141,6 +144,17 @@ def main() -> None:
         sys.exit(ExitCode.BAD_CONFIGURATION if has_refused else ExitCode.FAILED)
     except SignalException:
         sys.exit(ExitCode.FAILED)
+
+
+def sample_gpus(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which telemetry of this node's GPUs is sampled. Import nothing where it is off."""
+    is_option = any(each.startswith("--telemetry") for each in arguments)
+    if read_settings().get("TELEMETRY", "0") == "0" and not is_option:
+        return contextlib.nullcontext()
+    from .telemetry.beside_run import sampling
+
+    given = parse_args(arguments)
+    return sampling(given.training_script_args, given.node_rank, given.nproc_per_node)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ def fixed_hyperparameter_overrides(config: Config) -> list[tuple[str, str, objec
 
 
 # Settings that may differ between nodes: local folders, and how each node was prepared.
-_PER_NODE = {"DATADIR", "LOGDIR", "MLLOG_STDOUT", "CPU_THREADS", "NUMA_BINDING", "CACHE_CLEARED"}
+_PER_NODE = {
+    "DATADIR", "LOGDIR", "MLLOG_STDOUT", "TELEMETRY", "TELEMETRY_INTERVAL", "CPU_THREADS", "NUMA_BINDING",
+    "CACHE_CLEARED",
+}  # fmt: skip
 
 
 def mismatched_settings(configs: Sequence[Config]) -> list[str]:

@@ -116,6 +116,14 @@ def hides_gpus() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES") == "-1"
 
 
+def visible_gpus(*variables: str) -> list[str] | None:
+    """Return the GPUs that the first set one of these variables names, by index or UUID; None if none is set.
+
+    An empty variable hides all GPUs: its only name is empty.
+    """
+    return next((os.environ[name].split(",") for name in variables if name in os.environ), None)
+
+
 def is_rank_zero() -> bool:
     """Return True if this process reports what all ranks find: rank 0, or a process without a launcher."""
     return "MASTER_ADDR" not in os.environ or os.environ.get("RANK", "0") == "0"

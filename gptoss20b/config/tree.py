@@ -193,13 +193,20 @@ class Data(FrozenModel):
 
 
 class Logging(FrozenModel):
-    """Result folder, and how often the loss is logged."""
+    """Result folder, and what is logged how often."""
 
     directory: Path | None = setting("LOGDIR", "result folder; default: a new folder under results/", None)
     interval: int = setting("LOG_INTERVAL", "optimizer steps between train_loss records and progress lines", 10, ge=1)
     records_on_stdout: bool | None = setting(
         "MLLOG_STDOUT", "print the log's records on stdout, too; default: only where stdout is no terminal", None
     )
+    telemetry: bool = setting(
+        "TELEMETRY",
+        "sample power, clocks and temperature of the node's GPUs into telemetry.csv beside the log, in a process of "
+        "its own (docs/tuning.md)",
+        False,
+    )
+    telemetry_interval: float = setting("TELEMETRY_INTERVAL", "seconds between samples of the GPUs", 1.0, ge=0.1)
 
 
 class Checkpointing(FrozenModel):

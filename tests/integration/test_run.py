@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -13,17 +14,19 @@ import pytest
 
 from gptoss20b.result import read_result
 from tests.support import local_runs
+from tests.support.fake_nvml import pynvml
 from tests.support.paths import ROOT
 from tests.support.ranks import NO_GPU, run_ranks
 
 
 def launch(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run two ranks under torchrun."""
-    environment = os.environ | variables | {"OMP_NUM_THREADS": "1"} | NO_GPU
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    """Run two ranks on the CPU under our torchrun, which sees a made-up node of two GPUs."""
+    inherited = {name: value for name, value in os.environ.items() if name not in NO_GPU}
+    command = [sys.executable, "-m", "gptoss20b.launch", "--standalone", "--nproc_per_node=2", "--no-python", "env"]
+    ranks = [*(f"{name}={value}" for name, value in NO_GPU.items()), sys.executable, "-m", "gptoss20b", "train"]
     return subprocess.run(
-        [*command, "-m", "gptoss20b", "train"],
-        env=environment,
+        [*command, *ranks],
+        env=inherited | variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests/support/fake_nvml")},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -67,7 +70,8 @@ def runs(quick: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dic
     }.items():
         for code, output in run_ranks("train", 2, variables=quick | change | {"LOGDIR": str(folder / name)}):
             assert code == 3, output
-    done = launch(quick | {"TARGET_LOSS": "5.3", "LOGDIR": str(folder / "converging")})
+    telemetry = {"TELEMETRY": "1", "TELEMETRY_INTERVAL": "0.1"}
+    done = launch(quick | telemetry | {"TARGET_LOSS": "5.3", "LOGDIR": str(folder / "converging")})
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "converging" / "stdout").write_text(done.stdout)
     (folder / "converging" / "stderr").write_text(done.stderr)
@@ -83,6 +87,16 @@ def test_one_seed_gives_bit_identical_losses(runs: dict[str, Path]) -> None:
         start = values(runs["converging"], key)
         assert start
         assert start == losses[: len(start)]
+
+
+def test_telemetry_covers_the_run(runs: dict[str, Path]) -> None:
+    with (runs["converging"] / "telemetry.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    logged = [record["time_ms"] for record in records(runs["converging"]) if record["key"] in ("run_start", "run_stop")]
+    times = [int(row["time_ms"]) for row in rows]
+    assert min(times) < min(logged) < max(logged) < max(times) + 1000
+    gpus = {(row["gpu"], row["uuid"], row["sm_clock_mhz"], row["throttle_reasons"]) for row in rows}
+    assert gpus == {(str(gpu), uuid, "1980", "sw_power_cap") for gpu, uuid in enumerate(pynvml.UUIDS)}
 
 
 def test_two_seeds_differ_in_losses_and_agree_on_the_evaluated_tokens(runs: dict[str, Path]) -> None:

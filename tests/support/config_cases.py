@@ -67,6 +67,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "LOGDIR": ("/some/log", Path("/some/log")),
     "LOG_INTERVAL": ("3", 3),
     "MLLOG_STDOUT": ("0", False),
+    "TELEMETRY": ("1", True),
+    "TELEMETRY_INTERVAL": ("0.5", 0.5),
     "SAVE_INTERVAL": ("30min", "30min"),
     "SAVE_KEEP": ("3", 3),
     "SAVE_DIR": ("/saves", Path("/saves")),

@@ -340,6 +340,7 @@ def test_a_layout_is_accepted_exactly_when_it_can_run(layout: dict[str, int]) ->
 PER_NODE = {
     "DATADIR": "/data2", "LOGDIR": "/log2", "MLLOG_STDOUT": "1", "CPU_THREADS": "3", "NUMA_BINDING": "none",
     "CACHE_CLEARED": "1",
+    "TELEMETRY": "1", "TELEMETRY_INTERVAL": "5",
 }  # fmt: skip
 
 

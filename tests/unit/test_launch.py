@@ -103,3 +103,12 @@ def test_a_process_that_does_not_end_when_told_to_is_killed(
         assert process.wait(10) == (-signal.SIGKILL if trap else -signal.SIGTERM)
     assert supervision.overdue == ({process.pid} if trap else set())
     assert ("did not end" in capsys.readouterr().err) == bool(trap)
+
+@pytest.mark.parametrize("value", [None, "", "0"])
+def test_a_run_without_telemetry_imports_nothing_for_it(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gptoss20b.telemetry.beside_run", raising=False)
+    monkeypatch.delenv("TELEMETRY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TELEMETRY", value)
+    with launch.sample_gpus(["--nproc_per_node=2", "-m", "gptoss20b", "train"]):
+        assert "gptoss20b.telemetry.beside_run" not in sys.modules

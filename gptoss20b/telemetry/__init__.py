@@ -1,0 +1,1 @@
+"""GPU telemetry: power, clocks, temperature and throttle reasons, sampled beside the run into a CSV file."""

@@ -77,7 +77,7 @@ def _sample(gpus: Sequence[Gpu], file: CsvFile, interval: float, warn: Warnings)
     due = time.monotonic()
     while True:
         signal.alarm(_MAX_WAIT_SECONDS)
-        rows = list(_read(gpus, warn))
+        rows = list(read_rows(gpus, warn))
         try:
             file.append(rows)
         except OSError as error:
@@ -89,7 +89,7 @@ def _sample(gpus: Sequence[Gpu], file: CsvFile, interval: float, warn: Warnings)
             return
 
 
-def _read(gpus: Sequence[Gpu], warn: Warnings) -> Iterator[str]:
+def read_rows(gpus: Sequence[Gpu], warn: Warnings) -> Iterator[str]:
     """Yield a row for each GPU that answers. They share a time, so that their sum is the node's."""
     now_ms = time.time_ns() // 1_000_000
     for gpu in gpus:

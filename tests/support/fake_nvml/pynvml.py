@@ -1,4 +1,6 @@
-"""A node of two H200, in the place of nvidia-ml-py: with this folder on PYTHONPATH, programs import it as `pynvml`.
+"""A node of two H200, or FAKE_NVML_GPUS of them, in the place of nvidia-ml-py.
+
+With this folder on PYTHONPATH, programs import it as `pynvml`.
 
 Constants are nvidia-ml-py's (`tests/unit/test_telemetry_gpus.py` compares them). Each reading draws 10 W more.
 """
@@ -17,8 +19,12 @@ NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
 NVML_TEMPERATURE_GPU = 0
 NVML_FI_DEV_MEMORY_TEMP = 82
 
-UUIDS = ("GPU-aaaa0000-1", "GPU-aabb0000-2")
-_TEMPERATURES, _CLOCKS = (61, 63), {NVML_CLOCK_SM: 1980, NVML_CLOCK_MEM: 3201}
+UUIDS = (
+    "GPU-aaaa0000-1",
+    "GPU-aabb0000-2",
+    *(f"GPU-{n:08}" for n in range(2, int(os.environ.get("FAKE_NVML_GPUS", "2")))),
+)
+_CLOCKS = {NVML_CLOCK_SM: 1980, NVML_CLOCK_MEM: 3201}
 _readings = itertools.count()
 
 
@@ -67,7 +73,7 @@ def nvmlDeviceGetClockInfo(gpu: int, clock: int) -> int:
 
 
 def nvmlDeviceGetTemperature(gpu: int, sensor: int) -> int:
-    return {NVML_TEMPERATURE_GPU: _TEMPERATURES[gpu]}[sensor]
+    return {NVML_TEMPERATURE_GPU: 61 + 2 * gpu}[sensor]
 
 
 def nvmlDeviceGetUtilizationRates(gpu: int) -> SimpleNamespace:

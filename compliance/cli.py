@@ -297,6 +297,7 @@ def report_command(
     if curve is not None and curve.suffix not in (".svg", ".png"):
         raise typer.BadParameter(f"--curve {curve}: the name must end in .svg or .png")
     from .render.report_file import loss_curve, report_file
+    from .telemetry import read_telemetry
 
     options = replace(options, system=system)
     is_tree = len(logs) == 1 and (logs[0] / "results").is_dir() and (logs[0] / "systems").is_dir()
@@ -306,7 +307,10 @@ def report_command(
         report = check_run(logs[0], options)
     else:
         report = check_set(logs, options)
-    text = report_file(report, kind)  # type: ignore[arg-type]
+    telemetry, warnings = read_telemetry([run for result in report.sets for run in result.runs])
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    text = report_file(report, kind, telemetry=telemetry)  # type: ignore[arg-type]
     picture = loss_curve(report, curve.suffix[1:]) if curve else None  # type: ignore[arg-type]
     for option, path, content in (("--out", out, text.encode()), ("--curve", curve, picture)):
         if path and content:

@@ -160,14 +160,14 @@ def _measure(log: Log, name: str, window: tuple[float, float] | None, *, is_swit
         errors += _record_errors(begin, end, is_switch=is_switch)
         if window is not None:
             first = readings[0][0] if begin is None else begin
-            joules = efficiency * _energy(readings, first, window)
+            joules = efficiency * integrate(readings, first, window)
             inside, missing, found = _window_errors([time for time, _ in readings], window)
             errors += found
             errors += _untimed(begin, end, window) if inside else ()
     return Device(name, joules, inside, missing, tuple(errors))
 
 
-def _energy(readings: Iterable[tuple[float, float]], begin: float, window: tuple[float, float]) -> float:
+def integrate(readings: Iterable[tuple[float, float]], begin: float, window: tuple[float, float]) -> float:
     """Return the sum of each reading in W times the time since the one before within the window in ms, in J."""
     joules, before = 0.0, begin
     for time, watts in readings:

@@ -22,7 +22,10 @@ settings.load_profile("shared machine")
 
 # Files test_<name>.py by folder whose tests start programs or take seconds: `make check` leaves them out.
 SLOW_FILES = {
-    "compliance": "calibration cli compare figures fuzz machine_fields made_logs official report_file review text",
+    "compliance": (
+        "calibration cli compare figures fuzz machine_fields made_logs official report_file review telemetry_report "
+        "text"
+    ),
     "data_scripts": (
         "bad_lines download download_faults download_resume make_sample_data preprocess preprocess_resume "
         "tokenizer verify verify_damage verify_fuzz"
@@ -30,7 +33,7 @@ SLOW_FILES = {
     "launch": "containers end_to_end one_run trials",
     "unit": (
         "callbacks_console check_packages cli configs docs doctor_checks flatness flex hf_convert launch "
-        "mlperf_log size stopping tuning_guide"
+        "mlperf_log size stopping telemetry_sampler tuning_guide"
     ),
 }
 

@@ -14,7 +14,7 @@ import html
 import re
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,11 +24,13 @@ from markupsafe import Markup
 from .. import benchmark
 from ..file_tree import printable
 from ..findings import Finding, Report, SetResult, Severity
+from ..telemetry import RunTelemetry
 from . import figures, tables
 from .explanation import explain, headline, margin_in_words, reasons_without_score, required_runs
 from .formatting import NOTHING, count, number, places
 from .plot_parts import MAX_LOSS
 from .tables import Table
+from .telemetry import MeasuredRun, draw_telemetry, telemetry_table
 from .terminal import template_environment
 
 if TYPE_CHECKING:
@@ -70,8 +72,27 @@ PICTURES: tuple[Picture, ...] = (
 )
 
 
-def report_file(report: Report, kind: Literal["html", "md"], pictures: Sequence[Picture] | None = None) -> str:
-    """Return the text of the file with these pictures, all by default: the same text for the same report."""
+TELEMETRY = (
+    "GPUs",
+    "Means over short intervals, from the telemetry files beside the logs. Bars: times at which a GPU of these runs "
+    "was throttled.",
+)
+
+
+def report_file(
+    report: Report,
+    kind: Literal["html", "md"],
+    pictures: Sequence[Picture] | None = None,
+    telemetry: Mapping[str, RunTelemetry] | None = None,
+) -> str:
+    """Return the text of the file: the same text for the same report.
+
+    Args:
+        report: result of a check.
+        kind: format.
+        pictures: all by default.
+        telemetry: by log, of the runs that have any.
+    """
     findings = {severity: _by_rule(report.findings, severity) for severity in Severity}
     return load_template(kind).render(
         benchmark=benchmark.NAME,
@@ -80,7 +101,7 @@ def report_file(report: Report, kind: Literal["html", "md"], pictures: Sequence[
         explanation=explain(report),
         basis=_basis(report),
         sets=[
-            _set(result, report, PICTURES if pictures is None else pictures, PICTURE_KINDS[kind])
+            _set(result, report, PICTURES if pictures is None else pictures, PICTURE_KINDS[kind], telemetry or {})
             for result in report.sets
         ],
         unverifiable=findings.pop(Severity.UNVERIFIABLE),
@@ -171,9 +192,20 @@ def _by_rule(findings: Iterable[Finding], severity: Severity) -> list[tuple[str,
     return tables_by_rule
 
 
-def _set(result: SetResult, report: Report, pictures: Sequence[Picture], kind: Literal["svg", "png"]) -> dict[str, Any]:
+def _set(
+    result: SetResult,
+    report: Report,
+    pictures: Sequence[Picture],
+    kind: Literal["svg", "png"],
+    telemetry: Mapping[str, RunTelemetry],
+) -> dict[str, Any]:
     """Return the values of one set for the templates."""
     result = replace(result, runs=tuple(figures.sort_by_start(result.runs)))
+    measured = [
+        MeasuredRun(n, run, telemetry[run.file]) for n, run in enumerate(result.runs, 1) if run.file in telemetry
+    ]
+    if measured:
+        pictures = [*pictures, (lambda figure, _: draw_telemetry(measured, figure), *TELEMETRY)]
     drawn = [(title, caption, figures.render_figure(draw, result, kind)) for draw, title, caption in pictures]
     shared, runs = tables.runs_table(result.runs)
     return {
@@ -193,4 +225,5 @@ def _set(result: SetResult, report: Report, pictures: Sequence[Picture], kind: L
         "definition": result.variance.definition if result.variance else None,
         "rcp": tables.rcp_table(result.rcp),
         "energy": tables.energy_table(result),
+        "telemetry": telemetry_table(measured),
     }

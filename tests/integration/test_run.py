@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from compliance.judge import judge_run
+from compliance.log_files import read_log
+from compliance.telemetry import read_telemetry
 from gptoss20b.result import read_result
 from tests.support import local_runs
 from tests.support.fake_nvml import pynvml
@@ -97,6 +100,13 @@ def test_telemetry_covers_the_run(runs: dict[str, Path]) -> None:
     assert min(times) < min(logged) < max(logged) < max(times) + 1000
     gpus = {(row["gpu"], row["uuid"], row["sm_clock_mhz"], row["throttle_reasons"]) for row in rows}
     assert gpus == {(str(gpu), uuid, "1980", "sw_power_cap") for gpu, uuid in enumerate(pynvml.UUIDS)}
+    summary = judge_run(read_log(runs["converging"] / "result_0.txt"), "6.1.0").summary
+    measured, warnings = read_telemetry([summary])
+    seconds = (max(logged) - min(logged)) / 1000
+    for gpu in measured[summary.file].gpus:
+        assert gpu.throttled_seconds == {"sw_power_cap": pytest.approx(seconds, abs=0.5)}
+        assert gpu.joules and gpu.joules > 600 * (seconds - 0.5)
+    assert warnings == []
 
 
 def test_two_seeds_differ_in_losses_and_agree_on_the_evaluated_tokens(runs: dict[str, Path]) -> None:

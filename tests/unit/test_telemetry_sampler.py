@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import resource
@@ -57,18 +58,32 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def started(folder: Path, *options: str, setup: str = "", **variables: str) -> subprocess.Popen[str]:
-    """Start the sampler on the made-up node, 50 samples a second."""
+@contextlib.contextmanager
+def started(folder: Path, *options: str, setup: str = "", **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the sampler on the made-up node, 50 samples a second. Kill it at the end of the block."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     code = f"import gptoss20b.telemetry.sampler as s; import sys; from pathlib import Path\n{setup}\n"
     code += "sys.exit(not s.sample_until_signal(Path(sys.argv[1]), 0.02, None, *map(int, sys.argv[2:])))"
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder / "telemetry.csv"), *options],
         cwd=ROOT,
         env=environment | {"PYTHONPATH": FAKE} | variables,
         stderr=subprocess.PIPE,
         text=True,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for_end(pid: int) -> None:
+    try:
+        wait_until(lambda: is_gone(pid), 10, "the end of the sampler")
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
 
 
 def test_a_row_holds_known_values_only() -> None:
@@ -165,7 +180,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         pid = int(parent.stdout.readline())
         wait_until((tmp_path / "telemetry.csv").exists, 20, "the file")
         parent.kill()
-    wait_until(lambda: is_gone(pid), 10, "the end of the sampler")
+    wait_for_end(pid)
 
 
 def test_a_parent_that_has_gone_already(tmp_path: Path) -> None:
@@ -197,7 +212,7 @@ def test_the_launcher_does_not_wait_for_a_driver_that_hangs(
     with beside_run.sampling(["train"], 0, "2"):
         wait_until((tmp_path / "hangs").exists, 20, "the start of the sampler")
         (child,) = psutil.Process().children()
-    wait_until(lambda: is_gone(child.pid), 10, "the end of the sampler")
+    wait_for_end(child.pid)
 
 
 def test_options_of_the_ranks_are_read(asked_for: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,7 @@ def test_a_process_that_does_not_end_when_told_to_is_killed(
     assert supervision.overdue == ({process.pid} if trap else set())
     assert ("did not end" in capsys.readouterr().err) == bool(trap)
 
+
 @pytest.mark.parametrize("value", [None, "", "0"])
 def test_a_run_without_telemetry_imports_nothing_for_it(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "gptoss20b.telemetry.beside_run", raising=False)

@@ -26,6 +26,7 @@ from .dataloader import DataLoader, DataShard, build_dataloader
 from .failure_report import report_failure
 from .mlperf_log import LogWriteError, RunLog, TruncatedLogError
 from .model.backend import Backend, BackendError, choose_backend
+from .model.kernels import describe_kernels
 from .process_groups import Rank, distributed_session, read_rank
 from .result import read_result
 from .run_metadata import (
@@ -115,8 +116,9 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     saved = checkpointer.find_newest()
     seed = saved.train_state.seed if saved else _choose_seed(config)
     log.describe(config, seed)
-    _show_start(context, seed)
-    record = build_metadata(config) | {"seed": seed, "backend": context.backend}
+    kernels = describe_kernels(config, context.backend, rank.device)
+    _show_start(context, seed, kernels)
+    record = build_metadata(config) | {"seed": seed, "backend": context.backend, "kernels": kernels}
     log.code(record["git_commit"])
     watch.progress("setup of the model")
     trainer = Trainer(config, context.backend, rank.device, seed)
@@ -247,7 +249,7 @@ def data_shard(config: Config) -> DataShard:
     return DataShard(parallel_state.get_data_parallel_rank(), config.parallel.data, config.execution.micro_batch_size)
 
 
-def _show_start(context: RunContext, seed: int) -> None:
+def _show_start(context: RunContext, seed: int, kernels: dict[str, str]) -> None:
     config, log, batch = context.config, str(context.log.path), context.config.free.global_batch_size
     model, version, interval = config.model.variant, torch.__version__, config.eval_interval_steps * batch
     layout = f"{config.parallel.world_size} ranks ({context.rank.device.type}, EP {config.parallel.expert}, "
@@ -260,6 +262,9 @@ def _show_start(context: RunContext, seed: int) -> None:
         "log": log,
     }
     line = f"{model} on {layout}, GBS {batch}, seed {seed}, torch {version}; log: {log}"
+    if kernels:
+        facts["kernels"] = "; ".join(f"{name.replace('_', ' ')}: {kernel}" for name, kernel in kernels.items())
+        line += f"; kernels: {facts['kernels']}"
     context.progress.start(facts, line)
 
 

@@ -159,6 +159,12 @@ def check_transformer_engine_backend(config: Config) -> Iterator[Problem]:
             "got layers, but torch.compile cannot trace into Transformer Engine's own kernels. "
             "Set COMPILE=kernels or BACKEND=torch.",
         )
+    if config.execution.attention_kernel != "auto":
+        yield Problem(
+            ("ATTENTION_KERNEL", "BACKEND"),
+            f"got {config.execution.attention_kernel}, but Transformer Engine chooses its own attention kernels. "
+            "Unset ATTENTION_KERNEL, or set BACKEND=torch.",
+        )
 
 
 def check_torch_backend(config: Config) -> Iterator[Problem]:
@@ -174,6 +180,13 @@ def check_torch_backend(config: Config) -> Iterator[Problem]:
             "Megatron-Core splits a mixture of experts over tensor parallel ranks only with Transformer Engine's norms"
         )
         yield _needs_transformer_engine("TENSOR_PARALLEL", tensor, reason, 1)
+    kernel, variant = config.execution.attention_kernel, config.model.variant
+    if config.model.attention_sinks and kernel not in ("auto", "flex"):
+        yield Problem(
+            ("ATTENTION_KERNEL", "MODEL_VARIANT"),
+            f"got {kernel}, but every layer of '{variant}' has attention sinks, which only flex computes. "
+            "Set ATTENTION_KERNEL=auto or flex.",
+        )
 
 
 def _needs_transformer_engine(variable: str, value: object, reason: str, alternative: object) -> Problem:

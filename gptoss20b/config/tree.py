@@ -165,6 +165,12 @@ class Execution(FrozenModel):
         "the attention of each layer)",
         "kernels",
     )
+    attention_kernel: Annotated[Literal["auto", "cudnn", "flash", "flex"], _LOWERCASE] = setting(
+        "ATTENTION_KERNEL",
+        "torch back end's attention kernel on GPUs for full causal layers without sinks: cudnn, flash, flex or auto "
+        "(the first of cudnn and flash that the GPU runs correctly); layers with windows or sinks always use flex",
+        "auto",
+    )
     warmup_passes: int = setting("WARMUP_PASSES", "warm-up steps on synthetic tokens before the clock starts", 2, ge=0)
     timeout_seconds: int = setting("COLLECTIVE_TIMEOUT", "seconds until a stuck collective aborts the run", 45, ge=5)
     deterministic: bool = setting(

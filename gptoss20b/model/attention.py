@@ -8,6 +8,7 @@ copied for the query heads that share them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,22 +23,30 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .flex import flex_sink_attention
+from .kernels import attention_kernels
 from .rotary import rotary_cos_sin, split_qkv_rope
 
 # Fused attention kernels require head dimensions in multiples of 8.
 _HEAD_DIM_MULTIPLE = 8
 # Smallest block of queries of a windowed layer. Smaller matrix products do not use the hardware well.
 _MIN_BLOCK = 64
+_SDPA_BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
 def dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window_left: int | None = None, sink: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window_left: int | None = None,
+    sink: Tensor | None = None,
+    kernels: Sequence[str] = ("cudnn", "flash"),
 ) -> Tensor:
     """Compute causal attention of every query to its own key and the ``window_left`` keys before it.
 
     On a GPU, a full causal layer without sinks uses one of torch's fused kernels, which are faster but support neither
-    sinks nor windows: cuDNN's on Hopper and Blackwell with cuDNN newer than 9.15, else FlashAttention 2. Other layers
-    use `flex_sink_attention`. On a CPU: `sdpa_causal` and `sdpa_sliding_window`.
+    sinks nor windows. Of cudnn and flash, torch takes cuDNN's on Hopper and Blackwell with cuDNN newer than 9.15, else
+    FlashAttention 2. Other layers use `flex_sink_attention`. On a CPU: `sdpa_causal` and `sdpa_sliding_window`.
 
     Args:
         query: [batch, heads, sequence, head_dim].
@@ -46,6 +55,7 @@ def dot_product_attention(
         scale: factor of the scores, usually 1 / sqrt(head_dim).
         window_left: Megatron's left window size; None for all earlier keys.
         sink: [heads] a logit per head that enters the softmax's denominator and carries no value, or None.
+        kernels: on a GPU those of full causal layers without sinks, from `attention_kernels`.
 
     Returns:
         [batch, heads, sequence, head_dim].
@@ -56,10 +66,11 @@ def dot_product_attention(
         if window_left is None:
             return sdpa_causal(query, key, value, scale, sink)
         return sdpa_sliding_window(query, key, value, scale, window_left, sink)
-    if window_left is None and sink is None and query.dtype in (torch.bfloat16, torch.float16):
+    fused = [_SDPA_BACKENDS[kernel] for kernel in kernels if kernel in _SDPA_BACKENDS]
+    if fused and window_left is None and sink is None and query.dtype in (torch.bfloat16, torch.float16):
         # Restricted, so that torch cannot fall back to the operators that make the S x S scores. torch chooses between
         # the two by device and cuDNN version; their order here does not matter.
-        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
+        with sdpa_kernel(fused):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
     return flex_sink_attention(query, key, value, scale, window_left, sink)
 
@@ -137,8 +148,9 @@ def _prepend_sink_key(
 class TorchCoreAttention(MegatronModule):
     """`dot_product_attention` in Megatron-Core's core attention slot.
 
-    Reads from the TransformerConfig: kv_channels, window_size, window_attn_skip_freq, softmax_type. With
-    ``softmax_type="learnable"`` it owns the sinks, ``softmax_offset`` [heads on this rank], under Megatron-Core's name.
+    Reads from the TransformerConfig: kv_channels, num_query_groups, window_size, window_attn_skip_freq, softmax_type,
+    and this project's attention_kernel. With ``softmax_type="learnable"`` it owns the sinks, ``softmax_offset``
+    [heads on this rank], under Megatron-Core's name.
     """
 
     def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **_unused: Any) -> None:
@@ -148,10 +160,13 @@ class TorchCoreAttention(MegatronModule):
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.window_left: int | None = config.window_size[0] if windowed else None
+        groups = config.num_query_groups // config.tensor_model_parallel_size
+        on_gpu = not config.use_cpu_initialization
+        self.kernels = attention_kernels(config.attention_kernel, groups) if on_gpu else ()
         self.softmax_offset: torch.nn.Parameter | None = None
         if config.softmax_type == "learnable":
             # None leaves the choice to the caller's torch.device context: the meta device when only counting.
-            device = None if config.use_cpu_initialization else torch.cuda.current_device()
+            device = torch.cuda.current_device() if on_gpu else None
             heads = config.num_attention_heads // config.tensor_model_parallel_size
             self.softmax_offset = torch.nn.Parameter(torch.empty(heads, device=device, dtype=config.params_dtype))
 
@@ -163,7 +178,7 @@ class TorchCoreAttention(MegatronModule):
         Inputs are [sequence, batch, heads or groups, head_dim]. The mask is ignored: the configuration defines it.
         """
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = dot_product_attention(q, k, v, self.scale, self.window_left, self.softmax_offset)
+        out = dot_product_attention(q, k, v, self.scale, self.window_left, self.softmax_offset, self.kernels)
         return out.permute(2, 0, 1, 3).flatten(2)
 
 

@@ -47,6 +47,10 @@ def choose_backend(config: Config) -> Backend:
             "PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16, or "
             "BACKEND=transformer_engine where that is installed."
         )
+    if config.execution.attention_kernel == "cudnn" and torch.cuda.is_available() and torch.version.hip is not None:
+        raise BackendError(
+            "ATTENTION_KERNEL: got cudnn, which NVIDIA GPUs have only. Set ATTENTION_KERNEL=auto or flash."
+        )
     # MXFP8 needs block-scaled tensor cores, from Blackwell (compute capability 10) on. AMD numbers its GPUs otherwise.
     if config.execution.precision == "mxfp8" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability()

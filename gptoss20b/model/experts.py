@@ -20,7 +20,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
 from .fused import fused
-from .grouped_gemm import project, sum_by_expert, weight_gradient
+from .grouped_gemm import allow_rocm_kernel, project, sum_by_expert, weight_gradient
 
 # Clamped SwiGLU of the released gpt-oss (arXiv 2508.10925; transformers, GptOssExperts):
 # gate * sigmoid(1.702 gate) * (up + 1) with gate clamped from above at 7 and up clamped to [-7, 7].
@@ -218,6 +218,7 @@ class GroupedExperts(MegatronModule):
 
     def __init__(self, num_local_experts: int, config: Any, **_unused: Any) -> None:
         super().__init__(config=config)
+        allow_rocm_kernel()
         # None leaves the choice to the caller's torch.device context: the meta device when only counting.
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size

@@ -1,13 +1,15 @@
 """Grouped GEMMs: the products of every expert's rows with that expert's matrix, and their gradients.
 
-`torch.nn.functional.grouped_mm` computes one product per expert in one call. It works on CUDA, ROCm and the CPU. The
-ends of the groups stay on the device. torch has two implementations on GPUs. One kernel computes all products, and the
-host waits for nothing. Or a loop copies the ends of the groups to the host, which waits once per call. CUDA has the
-kernel from compute capability 9.0 on. ROCm has both (`loops_on_host`).
+`torch.nn.functional.grouped_mm` computes one product per expert in one call. It works on CUDA, ROCm and the CPU, and
+takes the ends of the groups on the device. torch has two implementations on GPUs. Either one kernel computes all
+products, and the host waits for nothing. Or a loop computes one after another, for which the host waits once per call
+to read the ends. CUDA has the kernel for bf16 from compute capability 9.0 on. On ROCm the loop is torch's default
+(pytorch pull requests 170159 and 171140), and `allow_rocm_kernel` asks for the kernel.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -18,6 +20,34 @@ from .fused import fused
 
 # grouped_mm requires operand rows that start at multiples of 16 bytes: 8 numbers in bf16, 4 in fp32.
 _ALIGNED_COLUMNS = 8
+# torch reads it at each call, and ignores it where it is built without the kernel (Composable Kernel) or where the GPU
+# is none of gfx90a, gfx942 and gfx950.
+_ROCM_KERNEL = "ROCM_ALLOW_GROUP_GEMM_CK"
+
+
+def allow_rocm_kernel() -> None:
+    """Let torch multiply groups in one kernel on ROCm, unless the user has set ROCM_ALLOW_GROUP_GEMM_CK."""
+    # Safe, because `weight_gradient` fills what this kernel leaves undefined.
+    if torch.version.hip is not None:
+        os.environ.setdefault(_ROCM_KERNEL, "1")
+
+
+def loops_on_host(device: torch.device) -> bool:
+    """Return True if grouped_mm of bf16 tensors makes the host wait for the GPU ``device``. Waits for it itself."""
+    allow_rocm_kernel()
+    rows, weights = (torch.ones(*shape, dtype=torch.bfloat16, device=device) for shape in ((16, 16), (2, 16, 16)))
+    offsets = torch.tensor([8, 16], dtype=torch.int32, device=device)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        F.grouped_mm(rows, weights, offs=offsets)
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return False
 
 
 @fused()

@@ -112,6 +112,8 @@ def build_transformer_config(config: Config, on_gpu: bool, **backend_options: An
     # One code base serves Megatron-Core 0.16 to 0.19: drop options that the installed version does not declare.
     known_fields = {field.name for field in dataclasses.fields(TransformerConfig)}
     transformer = TransformerConfig(**{name: value for name, value in options.items() if name in known_fields})
+    # TransformerConfig declares no field for it: `attention.TorchCoreAttention` reads it.
+    vars(transformer)["attention_kernel"] = config.execution.attention_kernel
     if model.yarn:
         _set_yarn_fields(transformer, model.yarn)
     return transformer

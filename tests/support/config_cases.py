@@ -57,6 +57,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "BACKEND": ("transformer_engine", "transformer_engine"),
     "RECOMPUTE": ("MoE", "moe"),
     "COMPILE": ("kernels", "kernels"),  # Transformer Engine excludes "layers"
+    "ATTENTION_KERNEL": ("Auto", "auto"),  # Transformer Engine excludes the others
     "WARMUP_PASSES": ("0", 0),
     "COLLECTIVE_TIMEOUT": ("60", 60),
     "DETERMINISTIC": ("1", True),

@@ -72,6 +72,7 @@ def test_an_invalid_value_causes_no_further_problems() -> None:
         ("BACKEND", "cuda"),
         ("RECOMPUTE", "full"),
         ("COMPILE", "graphs"),
+        ("ATTENTION_KERNEL", "math"),
         ("SUBMISSION_DIVISION", "closet"),
         ("SUBMISSION_STATUS", "finished"),
         ("CACHE_CLEARED", "maybe"),
@@ -220,6 +221,16 @@ def test_the_division_is_read_in_any_case(division: str) -> None:
             {"COMPILE": "layers", "BACKEND": "transformer_engine"},
             "COMPILE",
             ["got layers", "COMPILE=kernels", "BACKEND=torch"],
+        ),
+        (
+            {"ATTENTION_KERNEL": "flash", "BACKEND": "transformer_engine"},
+            "ATTENTION_KERNEL",
+            ["got flash", "Transformer Engine", "BACKEND=torch"],
+        ),
+        (
+            {"ATTENTION_KERNEL": "cudnn", "BACKEND": "torch", "MODEL_VARIANT": "openai", **OPEN},
+            "ATTENTION_KERNEL",
+            ["got cudnn", "'openai' has attention sinks", "auto or flex"],
         ),
         (
             {"CONTEXT_PARALLEL": "2", "SEQUENCE_LENGTH": "8190", **OPEN},

@@ -45,12 +45,19 @@ def check_packages(config: Config, on_gpu: bool) -> list[Finding]:
 
 def check_backend(config: Config) -> Finding:
     """Report the layer back end that the run will choose."""
+    import torch
+
     from ...model.backend import BackendError, choose_backend
+    from ...model.kernels import describe_attention
 
     try:
-        return passed("back end", f"{choose_backend(config)} (BACKEND={config.execution.backend})")
+        backend = choose_backend(config)
     except BackendError as error:
         return failed("back end", str(error), "change what the message names")
+    found = f"{backend} (BACKEND={config.execution.backend})"
+    if backend == "torch" and torch.cuda.is_available():
+        found += f"; attention: {describe_attention(config)}"
+    return passed("back end", found)
 
 
 def check_code(config: Config) -> Finding:

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from gptoss20b.config import resolve
-from gptoss20b.mlperf_log import RunLog
 from gptoss20b.model.attention import TorchCoreAttention
 from gptoss20b.model.backend import BackendError, choose_backend
 from gptoss20b.model.grouped_gemm import allow_rocm_kernel, loops_on_host
 from gptoss20b.model.kernels import attention_kernels, describe_kernels
 from gptoss20b.tools.doctor.software import check_backend
-from gptoss20b.train import RunContext, _show_start
+from gptoss20b.train import _show_start
 from tests.support.expert_cases import make_experts
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -141,9 +140,10 @@ def test_the_kernels_are_named_at_the_start_and_by_doctor(gpu: Any, monkeypatch:
         monkeypatch.setattr("gptoss20b.model.kernels.loops_on_host", lambda _, loops=loops: loops)
         kernels = describe_kernels(config, "torch", GPU)
         assert kernels == {"attention": "cudnn or flash, windowed layers flex", "grouped_gemm": expected}
-    progress: Any = SimpleNamespace(start=lambda facts, line: shown.extend([facts["kernels"], line]))
-    rank: Any = SimpleNamespace(device=GPU)
-    _show_start(RunContext(config, rank, RunLog(None), progress, "torch"), 1, kernels)
+    progress = SimpleNamespace(start=lambda facts, line: shown.extend([facts["kernels"], line]))
+    rank, log = SimpleNamespace(device=GPU), SimpleNamespace(path=None)
+    context: Any = SimpleNamespace(config=config, rank=rank, log=log, progress=progress, backend="torch")
+    _show_start(context, 1, kernels)
     for text in shown:
         assert "attention: cudnn or flash, windowed layers flex; grouped gemm: a loop that waits for the GPU" in text
     assert kernels["attention"] in check_backend(config).found

@@ -13,7 +13,6 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.launch.test_containers import docker_trial, job, one_trial, slurm_trials
 from tests.support.launch_stubs import Sandbox, assert_refused
 from tests.support.local_runs import mounted
 from tests.support.waiting import is_gone, wait_until
@@ -49,16 +48,17 @@ def test_trials_have_their_configuration_consecutive_seeds_results_and_complete_
 
 def test_docker_and_slurm_run_a_trial(sandbox: Sandbox) -> None:
     for script in ("run_with_docker.sh", "run.sub"):
-        done = sandbox.finish(sandbox.start(script, **job(sandbox), LOGDIR=str(sandbox.folder / script)))
+        done = sandbox.finish(sandbox.start(script, **sandbox.one_trial(f"LOGDIR={sandbox.folder}/{script}")))
         assert done.returncode == 0, done.stderr
-    assert docker_trial(sandbox) and slurm_trials(sandbox)
+        assert (sandbox.folder / script / "result_1.txt").read_text() == "log of seed 5\n"
+    assert {"docker", "srun"} < {call[0] for call in sandbox.calls()}
 
 
 def test_python_is_the_users_or_that_of_make_run(sandbox: Sandbox) -> None:
     assert_refused(sandbox.finish(sandbox.start(PYTHON="/no/such/python")), "PYTHON: got '/no/such/python'")
     (sandbox.scripts / ".venv" / "bin").mkdir(parents=True)
     (sandbox.scripts / ".venv" / "bin" / "python").symlink_to(sandbox.folder / "bin" / "stub-python")
-    assert sandbox.finish(sandbox.start(PYTHON="", **one_trial(sandbox))).returncode == 0
+    assert sandbox.finish(sandbox.start(**sandbox.one_trial("PYTHON="))).returncode == 0
     assert sandbox.trial(5)["PYTHON"] == ".venv/bin/python"
 
 
@@ -107,7 +107,7 @@ def test_a_signal_ends_the_trial_and_a_restart_continues_the_set(
     ("controls", "node", "end"),
     [
         # The script waits for torchrun, which writes the log, and then reports it.
-        ({"log_status": 1}, {}, "the result\n"),
+        ({"log": 1}, {}, "the result\n"),
         ({"no_log": ""}, {}, "before it wrote a log\n"),
         ({"no_log": ""}, {"NODE_RANK": "1", **TWO_NODES}, " s\n"),
     ],
@@ -129,7 +129,7 @@ def test_a_signal_reaches_torchrun_and_is_the_exit_status(
 
 
 def test_a_signal_while_a_log_is_read_starts_no_trial(sandbox: Sandbox) -> None:
-    sandbox.run(**one_trial(sandbox))
+    sandbox.run(**sandbox.one_trial())
     (sandbox.set / "result_1.txt").unlink()
     sandbox.control(block_trial_1="")
     sandbox.clear("trial_5.env")
@@ -146,7 +146,7 @@ def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, scr
     """A signal goes through Slurm and not to srun, which would kill its tasks. It is repeated until the step ends."""
     sandbox.edit("launch/slurm.py", "REPEAT_SECONDS = 20.0", "REPEAT_SECONDS = 0.2")
     sandbox.control(sleep="", deaf=3)
-    process = sandbox.start(script, **(job(sandbox) | {"NEXP": "2"}))
+    process = sandbox.start(script, **sandbox.one_trial("NEXP=2"))
     sandbox.wait_for("running", process)
     process.send_signal(signal.SIGTERM)
     assert sandbox.finish(process).returncode == 143
@@ -162,13 +162,13 @@ def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, scr
         assert stops and all(call == ["docker", "stop", "--time=120", name] for call in stops)
     # Nothing holds the lock of the set.
     sandbox.clear("sleep")
-    assert sandbox.run(script, **(job(sandbox) | {"NEXP": "2"})).returncode == 0
+    assert sandbox.run(script, **sandbox.one_trial("NEXP=2")).returncode == 0
     assert sandbox.seeds == [5, 6]
 
 
 def test_a_signal_while_caches_are_cleared_starts_no_trial(sandbox: Sandbox) -> None:
     sandbox.control(clearing_sleeps="")
-    process = sandbox.start("run.sub", **(job(sandbox) | {"CLEAR_CACHES": "1"}))
+    process = sandbox.start("run.sub", **sandbox.one_trial("CLEAR_CACHES=1"))
     sandbox.wait_for("running", process)
     process.send_signal(signal.SIGTERM)
     assert sandbox.finish(process).returncode == 143
@@ -201,7 +201,7 @@ def test_a_killed_launcher_takes_its_child_with_it_and_a_restart_continues(
         os.killpg(process.pid, signal.SIGKILL)  # what a stub has left
     assert moment == "block_launch" or sandbox.record("signals") == "TERM\n"
     sandbox.clear(moment, "hook", *(["trial_5.env"] if sandbox.seeds else []))
-    sandbox.control(log_status=0)
+    sandbox.control(log=0)
     done = sandbox.run(NEXP="1", SEED_BASE="5")
     assert (done.returncode, sandbox.rows, sandbox.result(1)) == (0, ["1 5 0"], "log of seed 5\n")
     assert sandbox.seeds == ([5] if again else [])
@@ -220,7 +220,7 @@ def test_two_launchers_never_share_a_folder(sandbox: Sandbox) -> None:
 
 
 def test_of_two_runs_that_start_together_one_is_refused_at_once(sandbox: Sandbox) -> None:
-    sandbox.control(sleep="", log_status=0)
+    sandbox.control(sleep="", log=0)
     runs = [sandbox.start("run_and_time.sh") for _ in range(2)]
     wait_until(lambda: any(run.poll() is not None for run in runs), 30, "the end of one")
     (loser,) = [run for run in runs if run.poll() is not None]
@@ -244,7 +244,7 @@ def test_a_closed_stream_does_not_end_the_set(sandbox: Sandbox, stream: str) -> 
 
 @pytest.mark.parametrize("script", ["run_and_time.sh", "run_local.sh"])
 def test_a_full_disk_is_the_last_line(sandbox: Sandbox, script: str) -> None:
-    sandbox.control(log_status=1, torchrun_status=1, status_5=1, outcome=1)
+    sandbox.control(log=1, torchrun=1, status_5=1, outcome=1)
     for folder, full in ((sandbox.set, True), (sandbox.folder / "other", False)):
         with mounted(folder, "size=64k" if full else "size=4m"):
             done = sandbox.run(script, NEXP="3", SEED_BASE="5", LOGDIR=str(folder))

@@ -1,169 +1,131 @@
-"""A single run: what it starts, refuses and reports."""
+"""A single run: what it starts, and how it ends by what torchrun, the log and the checker say."""
 
 from __future__ import annotations
 
 import os
 import pty
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.support.configs import load_config, read_environment
-from tests.support.launch_stubs import Done, Sandbox
+from tests.support.launch_stubs import Done, Sandbox, read_pairs, table
 
-TWO_NODES = {"DGXNNODES": "2", "MASTER_ADDR": "leader"}
+# torchrun returns 0 or 1. The log gives the rest, but a failure that is not in the log stays one, and a failed run has
+# no compliant log. Status 1 of a report is a log that violates a rule. A failure to draw changes no status.
+# Options and variables | control files | exit status | what Python was asked after the launch | text on stderr
+ENDS = r"""
+                                  | log=0                 | 0 | result checker import        | : passed
+                                  | torchrun=1 log=1      | 1 | result                       | the result
+                                  | torchrun=1 log=3      | 3 | result import                |
+                                  | torchrun=0 log=3      | 3 | result import                |
+                                  | torchrun=1 log=4      | 4 | result import                |
+                                  | torchrun=1 log=0      | 1 | result                       |
+                                  | torchrun=137 log=0    | 1 | result                       |
+                                  | torchrun=0 log=1      | 1 | result                       | the result
+                                  | torchrun=1 log=143    | 1 | result                       |
+                                  | log=0 check=1         | 5 | result checker import        | /set/compliance_check
+CHECK_COMPLIANCE=0                | log=0 check=1         | 0 | result import                |
+                                  | log=0 report=0        | 0 | result checker import report | report: .*/set/report
+                                  | log=3 report=1        | 3 | result import report         | report: .*/set/report
+                                  | log=0 report=2        | 0 | result checker import report | warning: .*the cause
+                                  | no_log=1 torchrun=0   | 1 |                              | error: .*status 0
+                                  | no_log=1 torchrun=1   | 1 |                              | error: .*status 1
+                                  | no_log=1 torchrun=2   | 2 |                              | error: .*status 2
+DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=0   | 0 |                              |
+DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=3   | 3 |                              |
+DGXNNODES=2 SLURM_NODEID=1        | no_log=1 torchrun=1   | 1 |                              |
+--task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=1   | 0 |                              |
+--task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=143 | 0 |                              |
+--task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=2   | 2 |                              |
+--task SLURM_NODEID=0 DGXNNODES=2 | torchrun=1 log=1      | 1 | result                       |
+--task SLURM_NODEID=0 DGXNNODES=2 | torchrun=1 log=4      | 4 | result import                |
+"""
+# What Python is asked, with the folder in place of FOLDER.
+ASKED = {
+    "result": "-m gptoss20b result FOLDER",
+    "checker": "-m mlperf_logging.compliance_checker --usage training --ruleset 6.1.0 "
+    "--log_output FOLDER/compliance_checker.log FOLDER/result_0.txt",
+    "import": "-c import compliance.render.report_file",
+    "report": "-m compliance report --out FOLDER/report.html --curve FOLDER/loss_curve.svg FOLDER/result_0.txt",
+}
 
 
-@pytest.fixture
-def sandbox(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Sandbox:
-    made = Sandbox(tmp_path, capfd)
-    made.control(log_status=0)
-    return made
+def run(sandbox: Sandbox, given: str = "", config: str = "config_CPU_1x2.sh", **more: str) -> Done:
+    """Run node 0 or another, in this process. "--task" is for --slurm-task."""
+    words = given.split()
+    options = ["--slurm-task"] if "--task" in words else []
+    variables = read_pairs(" ".join(word for word in words if word != "--task"))
+    return sandbox.run("run_and_time.sh", config, *options, **({"MASTER_ADDR": "leader"} | variables | more))
 
 
-def run(sandbox: Sandbox, config: str | None = "config_CPU_1x2.sh", *options: str, **given: str) -> Done:
-    return sandbox.run("run_and_time.sh", config, *options, **{"DATADIR": str(sandbox.folder / "data"), **given})
-
-
-def python_calls(sandbox: Sandbox) -> list[list[str]]:
-    return [call[1:] for call in sandbox.calls("stub-python")]
-
-
-def was_checked(sandbox: Sandbox) -> bool:
-    return any("mlperf_logging.compliance_checker" in call for call in python_calls(sandbox))
+def asked(sandbox: Sandbox) -> list[str]:
+    return [" ".join(call[1:]) for call in sandbox.calls("stub-python")]
 
 
 def torchrun_environment(sandbox: Sandbox) -> dict[str, str]:
     return read_environment(sandbox.record("torchrun.env") or "")
 
 
-def test_one_node_is_launched_with_exactly_these_arguments(sandbox: Sandbox) -> None:
-    done = run(sandbox)
-    assert done.returncode == 0, done.stderr
-    log = f"{sandbox.set}/result_0.txt"
-    assert python_calls(sandbox) == [
-        ["-m", "gptoss20b", "preflight"],
-        ["-m", "gptoss20b.launch", "--nproc_per_node=2", "--standalone", "-m", "gptoss20b", "train"],
-        ["-m", "gptoss20b", "result", str(sandbox.set)],
-        [
-            *["-m", "mlperf_logging.compliance_checker", "--usage", "training", "--ruleset", "6.1.0"],
-            *["--log_output", f"{sandbox.set}/compliance_checker.log", log],
-        ],
-        ["-c", "import compliance.render.report_file"],
-    ]
-    assert done.stdout == ""  # reserved for the log's records
-    assert re.search(r"run of CPU_1x2 started at .*\nrun of CPU_1x2 ended after \d+ s\n", done.stderr)
-    assert "compliance checker (6.1.0): passed\n" in done.stderr
-
-
-@pytest.mark.parametrize(("port", "expected"), [("", "29500"), ("1234", "1234")])
-def test_two_nodes_are_launched_with_exactly_these_arguments(sandbox: Sandbox, port: str, expected: str) -> None:
-    assert run(sandbox, "config_B200_1x8.sh", NODE_RANK="0", MASTER_PORT=port, **TWO_NODES).returncode == 0
-    assert python_calls(sandbox)[1] == [
-        *["-m", "gptoss20b.launch", "--nproc_per_node=8", "--nnodes=2", "--node_rank=0"],
-        *["--master_addr=leader", f"--master_port={expected}", "-m", "gptoss20b", "train"],
-    ]
-    assert len(python_calls(sandbox)) == 5
-
-
-def test_a_command_binds_each_rank(sandbox: Sandbox) -> None:
-    assert run(sandbox, BINDCMD="env -u 'A B'").returncode == 0
-    python = str(sandbox.folder / "bin" / "stub-python")
-    ranks = ["--no-python", "env", "-u", "A B", python, "-u", "-m", "gptoss20b", "train"]
-    assert python_calls(sandbox)[1][-len(ranks) :] == ranks
-
-
-@pytest.mark.parametrize("rank", ["NODE_RANK", "SLURM_NODEID"])
-@pytest.mark.parametrize("status", [0, 1, 3])
-def test_a_worker_has_no_log_and_returns_the_status_of_torchrun(sandbox: Sandbox, rank: str, status: int) -> None:
-    sandbox.control(no_log="", torchrun_status=status)
-    assert run(sandbox, "config_B200_1x8.sh", **{rank: "1"}, **TWO_NODES).returncode == status
-    assert "--node_rank=1" in python_calls(sandbox)[1]
-    assert len(python_calls(sandbox)) == 2
+@pytest.mark.parametrize(("given", "controls", "status", "words", "said"), table(ENDS))
+def test_the_end_of_a_run(sandbox: Sandbox, given: str, controls: str, status: str, words: str, said: str) -> None:
+    sandbox.control(**read_pairs(controls))
+    done = run(sandbox, given)
+    assert str(done.returncode) == status
+    assert asked(sandbox)[2:] == [ASKED[word].replace("FOLDER", str(sandbox.set)) for word in words.split()]
+    assert done.stdout == ""  # which is reserved for the log's records
+    assert re.match(r"run of CPU_1x2 started at .*\nrun of CPU_1x2 ended after \d+ s\n", done.stderr)
+    assert re.search(said, done.stderr)
+    # The run itself shows how it ended, unless it failed.
+    assert ("the result" in done.stderr) == ("log=1" in controls.split())
 
 
 @pytest.mark.parametrize(
-    ("node", "status", "expected"), [(0, 0, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0), (1, 143, 0), (1, 2, 2), (0, 2, 2)]
+    ("config", "given", "arguments"),
+    [
+        ("config_CPU_1x2.sh", "", "--nproc_per_node=2 --standalone -m"),
+        ("config_CPU_1x2.sh", "BINDCMD=nice", "--nproc_per_node=2 --standalone --no-python nice PYTHON -u -m"),
+        *[
+            (
+                *("config_B200_1x8.sh", f"DGXNNODES=2 NODE_RANK={rank} MASTER_PORT={port}"),
+                f"--nproc_per_node=8 --nnodes=2 --node_rank={rank} --master_addr=leader --master_port={used} -m",
+            )
+            for rank, port, used in (("0", "", "29500"), ("1", "1234", "1234"))
+        ],
+    ],
 )
-def test_only_a_task_that_cannot_start_ends_the_leader(sandbox: Sandbox, node: int, status: int, expected: int) -> None:
-    sandbox.control(no_log="", torchrun_status=status or 0, log_status=status)
-    if not node:
-        sandbox.clear("no_log")
-    given = TWO_NODES | {"SLURM_NODEID": str(node)}
-    assert run(sandbox, "config_B200_1x8.sh", "--slurm-task", **given).returncode == expected
+def test_a_node_is_launched_with_exactly_these_arguments(
+    sandbox: Sandbox, config: str, given: str, arguments: str
+) -> None:
+    run(sandbox, given, config, DATADIR=str(sandbox.folder / "data"))
+    expected = arguments.replace("PYTHON", f"{sandbox.folder}/bin/stub-python")
+    assert asked(sandbox)[:2] == ["-m gptoss20b preflight", f"-m gptoss20b.launch {expected} gptoss20b train"]
 
 
 def test_the_run_gets_the_configuration_that_was_checked_and_paths_may_contain_spaces(sandbox: Sandbox) -> None:
     data, logdir = sandbox.folder / "my data", sandbox.folder / "my log"
     data.mkdir()
     given = {"SEED": "7", "SAVE_DIR": "/checkpoints", "DATADIR": str(data), "LOGDIR": str(logdir)}
-    assert run(sandbox, **given).returncode == 0
+    run(sandbox, **given, BINDCMD="env -u 'A B'")
     expected = {name: value for name, value in load_config("config_CPU_1x2.sh").items() if name != "CONFIG_DIR"}
     assert (expected | given).items() <= torchrun_environment(sandbox).items()
-    assert python_calls(sandbox)[2][-1] == str(logdir)
+    launch, result = sandbox.calls("stub-python")[1:3]
+    assert {"env", "-u", "A B"} < set(launch) and result[-1] == str(logdir)
 
 
-def test_the_default_result_is_a_new_folder(sandbox: Sandbox) -> None:
-    run(sandbox, RESUME="0", LOGDIR="")  # which is no request to resume, and may come without LOGDIR
-    folder = torchrun_environment(sandbox)["LOGDIR"]
-    assert re.fullmatch(r"results/CPU_1x2_\d{8}_\d{6}_\d+", folder)
-    assert (sandbox.scripts / folder / "result_0.txt").exists()
-
-
-# torchrun returns 0 or 1. The log gives the rest, but a failure that is not in the log stays a failure.
-@pytest.mark.parametrize(
-    ("torchrun", "log", "expected"),
-    [(0, 0, 0), (1, 1, 1), (1, 3, 3), (0, 3, 3), (1, 4, 4), (1, 0, 1), (137, 0, 1), (0, 1, 1), (1, 143, 1)],
-)
-def test_the_exit_status_is_the_runs(sandbox: Sandbox, torchrun: int, log: int, expected: int) -> None:
-    sandbox.control(torchrun_status=torchrun, log_status=log)
-    done = run(sandbox)
-    assert done.returncode == expected
-    assert ("the result" in done.stderr) == (log == 1)  # the run itself shows how it ended, unless it failed
-    assert was_checked(sandbox) == (expected == 0)  # a failed run has no compliant log
-
-
-@pytest.mark.parametrize(("check", "expected"), [("1", 5), ("0", 0)])
-def test_a_log_that_fails_the_check_fails_the_run(sandbox: Sandbox, check: str, expected: int) -> None:
-    sandbox.control(check_status=1)
-    done = run(sandbox, CHECK_COMPLIANCE=check)
-    assert done.returncode == expected
-    assert was_checked(sandbox) == ("set/compliance_checker.log" in done.stderr) == (check == "1")
-
-
-# Status 1 is a report of a log that violates a rule.
-@pytest.mark.parametrize(("status", "drawn"), [(0, True), (1, True), (2, False)])
-@pytest.mark.parametrize("log", [0, 3])
-def test_a_report_is_drawn_at_the_end_and_a_failure_to_draw_changes_no_status(
-    sandbox: Sandbox, status: int, drawn: bool, log: int
-) -> None:
-    sandbox.control(report_status=status, log_status=log)
-    done = run(sandbox)
-    assert done.returncode == log
-    page, curve, text = (f"{sandbox.set}/{name}" for name in ("report.html", "loss_curve.svg", "result_0.txt"))
-    assert python_calls(sandbox)[-1] == ["-m", "compliance", "report", "--out", page, "--curve", curve, text]
-    assert (f"report: {page}" in done.stderr, "the cause" in done.stderr) == (drawn, not drawn)
-
-
-@pytest.mark.parametrize(("torchrun", "expected"), [(1, 1), (2, 2), (0, 1)])
-def test_a_run_without_a_log_is_never_a_success(sandbox: Sandbox, torchrun: int, expected: int) -> None:
-    sandbox.control(no_log="", torchrun_status=torchrun)
-    done = run(sandbox)
-    assert done.returncode == expected
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and f"status {torchrun} " in last
-    assert len(python_calls(sandbox)) == 2
-
-
-def test_on_a_terminal_a_first_success_names_the_next_step(sandbox: Sandbox) -> None:
+def test_the_default_result_is_a_new_folder_and_a_terminal_is_told_the_next_step(sandbox: Sandbox) -> None:
+    sandbox.control(log=0)
     assert "./run_local.sh" not in run(sandbox).stderr  # the log may be of a set
     leader, sandbox.stderr = pty.openpty()
-    sandbox.finish(sandbox.start("run_and_time.sh", LOGDIR=""))
+    # A false RESUME is no request to resume, and may come without LOGDIR.
+    sandbox.finish(sandbox.start("run_and_time.sh", LOGDIR="", RESUME="0"))
     os.close(sandbox.stderr)
     seen = b"".join(iter(lambda: read_terminal(leader), b"")).decode()
     os.close(leader)
     assert "./run_local.sh" in seen
+    folder = torchrun_environment(sandbox)["LOGDIR"]
+    assert re.fullmatch(r"results/CPU_1x2_\d{8}_\d{6}_\d+", folder)
+    assert (sandbox.scripts / folder / "result_0.txt").exists()
 
 
 def read_terminal(leader: int) -> bytes:
@@ -173,27 +135,23 @@ def read_terminal(leader: int) -> bytes:
         return b""
 
 
-# --- caches
-
-
-@pytest.mark.parametrize("clear", ["0", "1", "done"])
-@pytest.mark.parametrize("possible", [True, False])
-@pytest.mark.parametrize("claimed", ["0", "1"])
-def test_cache_cleared_is_what_happened(sandbox: Sandbox, clear: str, possible: bool, claimed: str) -> None:
-    if possible:
+# "sudo" needs no password; "kernel" lets its file be written. A value from the environment is no fact.
+@pytest.mark.parametrize("way", ["", "sudo", "kernel"])
+@pytest.mark.parametrize(
+    "given", ["CLEAR_CACHES=0", "CLEAR_CACHES=1", "CLEAR_CACHES=done", "CLEAR_CACHES=0 CACHE_CLEARED=1"]
+)
+def test_cache_cleared_is_what_happened(sandbox: Sandbox, given: str, way: str) -> None:
+    sandbox.control(sudo_status=int(way != "sudo"))
+    if way == "kernel":
         sandbox.drop_caches.parent.mkdir()
-    done = run(sandbox, CLEAR_CACHES=clear, CACHE_CLEARED=claimed)
-    cleared = clear == "done" or (clear == "1" and possible)
-    assert torchrun_environment(sandbox)["CACHE_CLEARED"] == str(int(cleared))
+    done = run(sandbox, given)
+    asked_for = given == "CLEAR_CACHES=1"
+    cleared = given == "CLEAR_CACHES=done" or (asked_for and way)
+    assert torchrun_environment(sandbox)["CACHE_CLEARED"] == str(int(bool(cleared)))
     # "done": a launcher has cleared them, and they must not be cleared again.
-    assert sandbox.drop_caches.exists() == (clear == "1" and possible)
+    assert sandbox.drop_caches.exists() == (asked_for and way == "kernel")
     assert not sandbox.drop_caches.exists() or sandbox.drop_caches.read_text() == "3\n"
-    assert ("warning: could not drop the page cache" in done.stderr) == (clear == "1" and not possible)
-    assert "No such file" not in done.stderr and done.returncode == 0
-
-
-def test_sudo_without_a_password_clears_the_caches(sandbox: Sandbox) -> None:
-    sandbox.control(sudo_status=0)
-    assert run(sandbox, CLEAR_CACHES="1").returncode == 0
-    assert torchrun_environment(sandbox)["CACHE_CLEARED"] == "1"
-    assert sandbox.calls("sudo") == [["sudo", "-n", "/sbin/sysctl", "--quiet", "--write", "vm.drop_caches=3"]]
+    command = "sudo -n /sbin/sysctl --quiet --write vm.drop_caches=3"
+    assert [" ".join(call) for call in sandbox.calls("sudo")] == [command] * (asked_for and way != "kernel")
+    assert ("warning: could not drop the page cache" in done.stderr) == (asked_for and not way)
+    assert "No such file" not in done.stderr

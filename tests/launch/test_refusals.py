@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support.launch_stubs import SCRIPTS, Sandbox, assert_refused, read_pairs
+from tests.support.launch_stubs import SCRIPTS, Sandbox, assert_refused, read_pairs, table
 from tests.support.local_runs import mounted
 from tests.support.paths import ROOT
 
@@ -62,7 +62,7 @@ OTHERS = {
         BINDCMD=/no/such         | BINDCMD: '/no/such'""",
     "run.sub": """
         DGXNNODES=2              | DGXNNODES.*2 nodes, .*job has 1.*sbatch --nodes=2
-        CONT=image               | CONT.*'image'.*no pyxis|CONT: this Slurm has no pyxis
+        CONT=image               | CONT.*no pyxis.*'image'.*Unset CONT
         SLURM_JOB_ID=            | SLURM_JOB_ID.*sbatch run.sub""",
     "run_with_docker.sh": """
         CUDA_VISIBLE_DEVICES=    | DGXSYSTEM: CPU_1x2.*nvidia-smi
@@ -70,13 +70,10 @@ OTHERS = {
 }
 
 
-def cases() -> list[tuple[str, str, str]]:
+def cases() -> list[list[str]]:
     tables = [(SETS, OF_SETS), ((*SETS, "run_and_time.sh"), OF_ALL), (("run_local.sh", "run_and_time.sh"), OF_NODES)]
-    tables += [((script,), table) for script, table in OTHERS.items()]
-    rows = [
-        (script, row.partition("|")) for scripts, table in tables for script in scripts for row in table.splitlines()
-    ]
-    return [(script, given.strip(), facts.strip()) for script, (given, _, facts) in rows if given]
+    tables += [((script,), text) for script, text in OTHERS.items()]
+    return [[script, *row] for scripts, text in tables for script in scripts for row in table(text)]
 
 
 @pytest.mark.parametrize(("script", "given", "facts"), cases())
@@ -131,7 +128,7 @@ def test_a_result_is_never_overwritten(sandbox: Sandbox) -> None:
     log = sandbox.set / "result_0.txt"
     sandbox.set.mkdir()
     log.write_text("precious")
-    sandbox.control(no_log="", log_status=0)
+    sandbox.control(no_log="", log=0)
     for resume in ("", "0", "no", "False"):
         assert_refused(sandbox.run("run_and_time.sh", RESUME=resume), f"LOGDIR: '{log}'.*never overwritten")
     # The leader may have created the log a second before a worker starts.

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.launch_stubs import Done, Sandbox, assert_refused, read_pairs
+from tests.support.launch_stubs import Done, Sandbox, assert_refused, read_pairs, table
 
 
 def start(sandbox: Sandbox, given: str = "", **controls: object) -> Done:
@@ -27,24 +27,29 @@ def test_the_defaults_are_ten_trials_and_random_seeds(sandbox: Sandbox) -> None:
     assert len(sandbox.seeds) == 20  # they overlap with a probability of 1 in 200 million
 
 
-@pytest.mark.parametrize(
-    ("given", "checked"),
-    [("NEXP=2", []), ("NEXP=3", ["3"]), ("NEXP=12", ["10"]), ("NEXP=3 CHECK_COMPLIANCE=0", [])],
-)
-def test_a_set_is_checked_from_three_runs_on_and_ten_count(sandbox: Sandbox, given: str, checked: list[str]) -> None:
-    done = start(sandbox, given, verdict=1)
-    assert [call[5] for call in sandbox.calls() if "check-set" in call] == checked
-    assert done.returncode == (5 if checked else 0)
-    assert ("not checked" in done.stderr) == (given == "NEXP=2")
+# A set is checked from three runs on, of which ten count.
+# Variables | control files | exit status | how the set is checked | last line
+ENDS = r"""
+NEXP=2                    | verdict=1           | 0 |         | set not checked: an olympic mean
+NEXP=3                    | verdict=0           | 0 | --runs 3  | the verdict
+NEXP=3                    | verdict=1           | 5 | --runs 3  | the verdict
+NEXP=12                   | verdict=1           | 5 | --runs 10 | the verdict
+NEXP=3 CHECK_COMPLIANCE=0 | verdict=1           | 0 |           | the table
+NEXP=3                    | verdict=1 outcome=3 | 3 | --runs 3  | the verdict
+NEXP=3                    | verdict=0 outcome=3 | 3 | --runs 3  | the verdict
+NEXP=3                    | verdict=1 outcome=5 | 5 | --runs 3  | the verdict
+NEXP=3                    | verdict=0 outcome=1 | 1 |           | set not checked: a trial failed
+"""
+
+
+@pytest.mark.parametrize(("given", "controls", "status", "runs", "last"), table(ENDS))
+def test_the_end_of_a_set(sandbox: Sandbox, given: str, controls: str, status: str, runs: str, last: str) -> None:
+    done = start(sandbox, given, **read_pairs(controls))
+    assert str(done.returncode) == status
+    assert done.stderr.splitlines()[-1].startswith(last) and "\nthe table\n" in done.stderr
+    asked = [" ".join(call[1:]) for call in sandbox.calls()]
+    assert asked[-1] == (f"-m compliance check-set {runs} {sandbox.set}" if runs else asked[1]) and len(asked) < 4
     assert sandbox.trial(5)["CHECK_COMPLIANCE"] == ("0" if "CHECK" in given else "1")
-
-
-@pytest.mark.parametrize(("outcome", "verdict", "status"), [(0, 3, 5), (3, 0, 3), (3, 1, 3), (5, 1, 5)])
-def test_the_exit_status_is_the_trials_and_then_the_sets(
-    sandbox: Sandbox, outcome: int, verdict: int, status: int
-) -> None:
-    done = start(sandbox, "NEXP=3", outcome=outcome, verdict=verdict)
-    assert done.returncode == status and "the verdict" in done.stderr
 
 
 @pytest.mark.parametrize("status", [1, 3, 4, 5, 137])
@@ -59,8 +64,6 @@ def test_a_failed_trial_is_recorded_and_the_next_one_started(sandbox: Sandbox, s
 def test_a_set_stops_on_request_or_after_a_bad_configuration(sandbox: Sandbox, status: int, stop: str) -> None:
     done = start(sandbox, f"NEXP=3 STOP_ON_FAILURE={stop}", status_6=status, outcome=1)
     assert (done.returncode, sandbox.seeds) == (1, [5, 6])
-    assert "the table" in done.stderr and "the verdict" not in done.stderr
-    assert "not checked: a trial failed" in done.stderr
 
 
 def test_one_trial_takes_its_seed_from_seed_and_ignores_a_false_resume(sandbox: Sandbox) -> None:
@@ -109,7 +112,7 @@ def test_a_trial_resumes_from_its_checkpoint_if_asked(
 @pytest.mark.parametrize("log_status", [0, 3, 4])
 def test_a_trial_that_failed_after_the_end_of_its_training_starts_anew(sandbox: Sandbox, log_status: int) -> None:
     """Its log is no result, and the run would refuse to resume it, at every restart. Trial 2 was interrupted."""
-    start(sandbox, "NEXP=2", status_5=1, status_6=1, log_status_trial_1=log_status)
+    start(sandbox, "NEXP=2", status_5=1, status_6=1, log_trial_1=log_status)
     for i in (1, 2):
         (sandbox.set / f"trial_{i}" / "checkpoints" / "step_00000012").mkdir(parents=True)
     sandbox.run(NEXP="2", RESUME="1")
@@ -130,7 +133,7 @@ def test_a_killed_launchers_result_is_recovered_and_checked_or_its_trial_repeate
     start(sandbox, "NEXP=1")
     (sandbox.set / "result_1.txt").unlink()
     sandbox.clear("trial_5.env")
-    done = start(sandbox, "NEXP=2", log_status=log, check_status=check)
+    done = start(sandbox, "NEXP=2", log=log, check=check)
     assert ["stub-python", "-m", "gptoss20b", "result", str(sandbox.set / "trial_1")] in sandbox.calls()
     if row == -1:  # python itself failed: the log may be a valid result
         assert_refused(done, "LOGDIR.*trial_1/result_0.txt'.* 137")

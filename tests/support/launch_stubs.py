@@ -31,128 +31,114 @@ from tests.support.waiting import wait_until
 Done = subprocess.CompletedProcess[str]
 SCRIPTS = {"run_and_time.sh": "run", "run_local.sh": "local", "run_with_docker.sh": "docker", "run.sub": "slurm"}
 
-# The start of every stub. \x1f separates arguments, so that they may contain spaces.
-_SHARED = r"""#!/usr/bin/env bash
-record() { { printf "%s\x1f" "${0##*/}" "$@"; echo; } >> "$STUB/calls"; }
+# One program with many names. \x1f separates recorded arguments, so that they may contain spaces.
+_STUB = r"""#!/usr/bin/env bash
+name=${0##*/}
+[[ $name != python ]] || name=stub-python
+[[ $name != stub-python || "$1 $2" != "-m launch" || -e "$STUB/block_launch" ]] || exec REAL_PYTHON "$@"
 control() { cat "$STUB/$1" 2> /dev/null || echo "$2"; }
+exists() { [[ -e "$STUB/$1" ]]; }
 # Wait for a signal, record it, run the command, and exit with the status.
 block() {
-    for name in TERM INT; do
-        trap "echo $name >> '$STUB/signals'; sleep 0.2; ${2:-true} ${3:-}; kill \$sleeper; exit $1" $name
+    for signal in TERM INT; do
+        trap "echo $signal >> '$STUB/signals'; sleep 0.2; ${2:-true} ${3:-}; kill \$sleeper; exit $1" $signal
     done
     sleep 60 &
     sleeper=$!
     echo $$ > "$STUB/running"
     wait
 }
-"""
 
-_TRIAL = """
 # Record the environment, write a log in the trial's folder, and exit with the status of the control file.
-folder=${TRIAL_FOLDER:-$LOGDIR}
-env -0 > "$STUB/trial_$SEED.$$" && mv "$STUB/trial_$SEED.$$" "$STUB/trial_$SEED.env"
-echo "stdout of seed $SEED"
-echo "stderr of seed $SEED" >&2
-[[ ! -e "$STUB/hook" ]] || source "$STUB/hook"
-[[ ! -e "$STUB/sleep" ]] || block 143
-status=$(control "status_$SEED" 0)
-[[ "$status" == 2 ]] || echo "log of seed $SEED" > "$folder/result_0.txt"
-[[ "$status" != 137 ]] || kill -KILL $$
-exit "$status"
-"""
-
-_PYTHON = """
-for word in "$@"; do [[ ! -e "$STUB/block_${word##*/}" ]] || block 130; done
-case "$1 $2" in "-m launch") exec REAL_PYTHON "$@" ;; esac
-record "$@"
-case "$*" in
-*"gptoss20b preflight")
-    [[ ! -e "$STUB/preflight_fails" ]] || { echo "error: 1 problem" >&2; exit 2; }
-    echo "LEARNING_RATE = ${LEARNING_RATE:-}, LOGDIR = ${LOGDIR:-}, SEED = ${SEED:-}, DATADIR = $DATADIR" ;;
-*"gptoss20b settings") control settings "" ;;
-*gptoss20b.launch*)
-    env -0 > "$STUB/torchrun.env"
-    write_log() { [[ -e "$STUB/no_log" ]] || { mkdir -p "$LOGDIR" && echo "$1" > "$LOGDIR/result_0.txt"; }; }
-    [[ ! -e "$STUB/sleep" ]] || block 1 write_log aborted
-    write_log ended
-    exit "$(control torchrun_status 0)" ;;
-*"gptoss20b result --trials "*) echo "the table"; exit "$(control outcome 0)" ;;
-*mlperf_logging.compliance_checker*) exit "$(control check_status 0)" ;;
-*"gptoss20b result "*) echo "the result"; exit "$(control "log_status_${4##*/}" "$(control log_status 1)")" ;;
-*"import compliance.render."*) [[ -e "$STUB/report_status" ]] ;;
-*"compliance report "*) echo "the cause"; exit "$(control report_status 0)" ;;
-*"compliance check-set "*) echo "the verdict"; exit "$(control verdict 0)" ;;
-*) echo "unexpected: $*" >&2; exit 99 ;;
-esac
-"""
-
-_DOCKER = """
-record "$@"
-case "$1" in
-image) [[ ! -e "$STUB/no_image" ]] ;;
-stop) exit 1 ;;
-run)
-    for argument in "$@"; do
-        case "$argument" in --volume=*:/results) results=${argument#--volume=}; results=${results%:/results} ;; esac
-    done
-    while [[ "$1" != gptoss20b* ]]; do shift; done
-    shift
-    case "$1" in
-    python3) shift; exec "$STUB/../bin/stub-python" "$@" ;;
-    *) TRIAL_FOLDER="$results/${LOGDIR##*/}" exec "$STUB/../bin/stub-trial" ;;
-    esac ;;
-esac
-"""
-
-_SRUN = """
-record "$@"
-if [[ "$1" == --help ]]; then
-    [[ ! -e "$STUB/pyxis" ]] || echo "  --container-image=[USER@][REGISTRY#]IMAGE[:TAG]"
-    exit 0
-fi
-while [[ "$1" == --* ]]; do
-    case "$1" in --container-mounts=*) results=${1#*,}; results=${results%%:*} ;; esac
-    shift
-done
-case "$*" in
-"bash launch/clear_caches.sh")
-    [[ ! -e "$STUB/clearing_sleeps" ]] || { echo $$ > "$STUB/running"; exec sleep 60; }
-    exit "$(control clearing_status 0)" ;;
-"bash run_and_time.sh --slurm-task") TRIAL_FOLDER="${results:+$results/${LOGDIR##*/}}" exec "$STUB/../bin/stub-trial" ;;
-*) while [[ "$1" != -m ]]; do shift; done; exec "$STUB/../bin/stub-python" "$@" ;;
-esac
-"""
-
-_SCONTROL = """
-record "$@"
-case "$*" in
-"show hostnames n[1-2]") printf 'n1\\nn2\\n' ;;
-"--oneliner show node n1")
-    [[ -e "$STUB/no_address" ]] || echo "NodeName=n1 Arch=x86_64 NodeAddr=10.1.2.3 NodeHostName=n1 Version=22.05.8" ;;
-*) exit 1 ;;
-esac
-"""
-
-# scancel reaches the trial at the n-th call of control file `deaf`. A tool finds GPUs if there is a control file.
-_SCANCEL = """
-record "$@"
-[[ $(grep -c ^scancel "$STUB/calls") -lt $(control deaf 1) ]] || kill -TERM $(cat "$STUB/running")
-"""
-_GPU_TOOL = """
-record "$@"
-[[ -e "$STUB/${0##*/}" ]]
-"""
-_STUBS = {
-    "stub-python": _PYTHON.replace("REAL_PYTHON", sys.executable),
-    "stub-trial": _TRIAL,
-    "docker": _DOCKER,
-    "srun": _SRUN,
-    "scontrol": _SCONTROL,
-    "scancel": _SCANCEL,
-    **dict.fromkeys(("nvidia-smi", "rocm-smi", "amd-smi"), _GPU_TOOL),
-    "sudo": 'record "$@"\nexit "$(control sudo_status 1)"\n',
-    "sync": "",
+run_and_time.sh() {
+    folder=${TRIAL_FOLDER:-$LOGDIR}
+    env -0 > "$STUB/trial_$SEED.$$" && mv "$STUB/trial_$SEED.$$" "$STUB/trial_$SEED.env"
+    echo "stdout of seed $SEED"
+    echo "stderr of seed $SEED" >&2
+    ! exists hook || source "$STUB/hook"
+    ! exists sleep || block 143
+    status=$(control "status_$SEED" 0)
+    [[ "$status" == 2 ]] || echo "log of seed $SEED" > "$folder/result_0.txt"
+    [[ "$status" != 137 ]] || kill -KILL $$
+    exit "$status"
 }
+
+write_log() { exists no_log || { mkdir -p "$LOGDIR" && echo "$1" > "$LOGDIR/result_0.txt"; }; }
+
+stub-python() {
+    for word in "$@"; do ! exists "block_${word##*/}" || block 130; done
+    case "$*" in
+    *"gptoss20b preflight")
+        ! exists preflight_fails || { echo "error: 1 problem" >&2; exit 2; }
+        echo "LEARNING_RATE = ${LEARNING_RATE:-}, LOGDIR = ${LOGDIR:-}, SEED = ${SEED:-}, DATADIR = $DATADIR" ;;
+    *"gptoss20b settings") control settings "" ;;
+    *gptoss20b.launch*)
+        env -0 > "$STUB/torchrun.env"
+        ! exists sleep || block 1 write_log aborted
+        write_log ended
+        exit "$(control torchrun 0)" ;;
+    *"gptoss20b result --trials "*) echo "the table"; exit "$(control outcome 0)" ;;
+    *mlperf_logging.compliance_checker*) exit "$(control check 0)" ;;
+    *"gptoss20b result "*) echo "the result"; exit "$(control "log_${4##*/}" "$(control log 1)")" ;;
+    *"import compliance.render."*) exists report ;;
+    *"compliance report "*) echo "the cause"; exit "$(control report 0)" ;;
+    *"compliance check-set "*) echo "the verdict"; exit "$(control verdict 0)" ;;
+    *) echo "unexpected: $*" >&2; exit 99 ;;
+    esac
+}
+
+docker() {
+    case "$1" in
+    image) ! exists no_image ;;
+    stop) exit 1 ;;
+    run)
+        results=$(printf "%s\n" "$@" | sed -n 's,^--volume=\(.*\):/results$,\1,p')
+        while [[ "$1" != gptoss20b* ]]; do shift; done
+        [[ "$2" != python3 ]] || exec "$BIN/stub-python" "${@:3}"
+        TRIAL_FOLDER="$results/${LOGDIR##*/}" exec "$BIN/run_and_time.sh" ;;
+    esac
+}
+
+srun() {
+    [[ "$1" != --help ]] || { ! exists pyxis || echo "  --container-image=[USER@][REGISTRY#]IMAGE[:TAG]"; exit 0; }
+    while [[ "$1" == --* ]]; do
+        case "$1" in --container-mounts=*) results=${1#*,}; results=${results%%:*} ;; esac
+        shift
+    done
+    case "$*" in
+    "bash launch/clear_caches.sh")
+        ! exists clearing_sleeps || { echo $$ > "$STUB/running"; exec sleep 60; }
+        exit "$(control clearing_status 0)" ;;
+    "bash run_and_time.sh --slurm-task")
+        TRIAL_FOLDER="${results:+$results/${LOGDIR##*/}}" exec "$BIN/run_and_time.sh" ;;
+    *) while [[ "$1" != -m ]]; do shift; done; exec "$BIN/stub-python" "$@" ;;
+    esac
+}
+
+scontrol() {
+    case "$*" in
+    "show hostnames n[1-2]") printf 'n1\nn2\n' ;;
+    "--oneliner show node n1") exists no_address || echo "NodeName=n1 NodeAddr=10.1.2.3 NodeHostName=n1 Version=22" ;;
+    esac
+}
+
+# Reaches the trial at the n-th call of control file `deaf`.
+scancel() { [[ $(grep -c ^scancel "$STUB/calls") -lt $(control deaf 1) ]] || kill -TERM $(cat "$STUB/running"); }
+# Find GPUs if there is a control file.
+nvidia-smi() { exists nvidia-smi; }
+rocm-smi() { exists rocm-smi; }
+amd-smi() { exists amd-smi; }
+sudo() { exit "$(control sudo_status 1)"; }
+sync() { :; }
+
+BIN="$STUB/../bin"
+[[ $name == run_and_time.sh || $name == sync ]] || { printf "%s\x1f" "$name" "$@"; echo; } >> "$STUB/calls"
+"$name" "$@"
+"""
+_NAMES = (
+    *("run_and_time.sh", "stub-python", "docker", "srun", "scontrol", "scancel"),
+    *("nvidia-smi", "rocm-smi", "amd-smi", "sudo", "sync"),
+)
 
 
 def assert_refused(done: Done, facts: str) -> None:
@@ -164,6 +150,11 @@ def assert_refused(done: Done, facts: str) -> None:
 def read_pairs(text: str) -> dict[str, str]:
     """Return the variables of "NAME=value NAME=value"."""
     return dict(word.split("=", 1) for word in text.split())
+
+
+def table(text: str) -> list[list[str]]:
+    """Return the cells of the lines, which are separated by "|"."""
+    return [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.strip()]
 
 
 @cache
@@ -195,15 +186,19 @@ class Sandbox:
             (self.folder / name).mkdir(parents=True)
         for script in (*ROOT.glob("*.sh"), ROOT / "run.sub"):
             shutil.copy(script, self.scripts)
-        shutil.copytree(ROOT / "launch", self.scripts / "launch", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "launch", self.scripts / "launch", ignore=shutil.ignore_patterns("__pycache__", "kubernetes")
+        )
         # The tests must not touch the caches and devices of this machine.
         self.edit("launch/clear_caches.sh", "/proc/sys/vm/drop_caches", str(self.drop_caches))
         self.edit("launch/docker.py", 'DEVICES = Path("/dev")', f'DEVICES = Path("{self.folder / "dev"}")')
-        for name, body in _STUBS.items():
-            (self.folder / "bin" / name).write_text(_SHARED + body)
-            (self.folder / "bin" / name).chmod(0o755)
+        stub = self.folder / "stub-program"
+        stub.write_text(_STUB.replace("REAL_PYTHON", sys.executable))
+        stub.chmod(0o755)
+        for name in _NAMES:
+            (self.folder / "bin" / name).symlink_to(stub)
         (self.scripts / "run_and_time.sh").rename(self.scripts / "real_run_and_time.sh")
-        (self.scripts / "run_and_time.sh").symlink_to(self.folder / "bin" / "stub-trial")
+        (self.scripts / "run_and_time.sh").symlink_to(stub)
         self.control(settings="\n".join(settings()))
 
     @property
@@ -273,6 +268,12 @@ class Sandbox:
     def _base(self) -> dict[str, str]:
         python, path = str(self.folder / "bin" / "stub-python"), f"{self.folder}/bin:{os.environ['PATH']}"
         return {"PATH": path, "STUB": str(self.folder / "stub"), "PYTHON": python}
+
+    def one_trial(self, given: str = "", config: str = "config_CPU_1x2.sh") -> dict[str, str]:
+        """Return the variables of one trial with seed 5 and of its Slurm job, replaced by those of "NAME=value ..."."""
+        job = f"SLURM_JOB_ID=77 SLURM_JOB_NUM_NODES={_sourced(config)['DGXNNODES']} SLURM_JOB_NODELIST=n[1-2]"
+        trial = f"DATADIR={self.folder}/data CLEAR_CACHES=0 NEXP=1 SEED_BASE=5 SLURM_SUBMIT_DIR={self.scripts}"
+        return read_pairs(f"{job} SLURM_NODEID=0 {trial} {given}")
 
     def run(
         self, script: str = "run_local.sh", config: str | None = "config_CPU_1x2.sh", *options: str, **given: str

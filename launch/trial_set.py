@@ -28,8 +28,8 @@ from launch.variables import read_integer
 # Exit statuses of a trial whose training ended: its log is a result.
 ENDED = (0, 3, 4, 5)
 COLUMNS = ("trial", "seed", "started", "seconds", "status")
-# Each trial has its own log, and a launcher chooses these two.
-_OF_ONE_START = re.compile(r"^ *(LOGDIR|RESUME) = ")
+# Settings that do not make the set: where a start writes, whether it resumes, and what it watches.
+_OF_ONE_START = re.compile(r"^ *(LOGDIR|RESUME|TELEMETRY|TELEMETRY_INTERVAL) = ")
 _FREE_SPACE = "Free some disk space, or use another folder"
 _ROOM_BYTES = 1 << 20
 

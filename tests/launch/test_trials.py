@@ -268,6 +268,23 @@ def test_a_worker_returns_its_worst_status(
     assert sandbox.seeds == seeds
 
 
+def test_nodes_stop_together_on_failure(
+    sandbox: Sandbox, worker: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RENDEZVOUS_TIMEOUT", "LEAVE_GRACE"):
+        monkeypatch.setattr(f"launch.trials.{name}", 6000)
+    # Each part of a trial waits for the other.
+    sandbox.control(hook='echo x >> "$STUB/$SEED"; until [[ $(wc -l < "$STUB/$SEED") == 2 ]]; do sleep 0.02; done')
+    sandbox.control(status_6=3, outcome=3)
+    given = worker | {"NEXP": "3", "STOP_ON_FAILURE": "1"}
+    with sandbox.running(**given | {"NODE_RANK": "0"}) as leader:
+        assert sandbox.run(**given).returncode == 3
+        assert sandbox.finish(leader).returncode == 3
+    assert (sandbox.seeds, sandbox.rows) == ([5, 6], ["1 5 0", "2 6 3"])
+    assert "stdout of seed 6" in (sandbox.set / "node_1" / "trial_2.log").read_text()
+    assert not (sandbox.set / "current").exists()
+
+
 def test_a_worker_stops_a_trial_that_the_leader_has_left(sandbox: Sandbox, worker: dict[str, str]) -> None:
     """A killed leader leaves its announcement behind until it starts another trial."""
     announce(sandbox, "2 77_1", "1 77_1")

@@ -76,10 +76,12 @@ def test_no_variable_of_another_program_is_taken_for_a_setting() -> None:
         ("MLPERF_SUBMISSION_ORGS", "MLPERF_SUBMISSION_ORG"),
     ],
 )
+@pytest.mark.parametrize("on_the_host", [False, True])
 def test_a_misspelt_setting_is_an_error_unless_it_is_allowed(
-    no_settings: None, monkeypatch: pytest.MonkeyPatch, written: str, meant: str
+    no_settings: None, monkeypatch: pytest.MonkeyPatch, written: str, meant: str, on_the_host: bool
 ) -> None:
-    monkeypatch.setenv(written, "1")
+    """A container does not get it, but the names of its host's variables."""
+    monkeypatch.setenv(*("HOST_VARIABLES", f"PATH:{written}") if on_the_host else (written, "1"))
     with pytest.raises(ConfigError) as refused:
         resolve(ONE_RANK | OPEN)
     (problem,) = refused.value.problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests.support.launch_stubs import Sandbox
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Sandbox:
-    """Return a sandbox whose trials are stubs."""
-    return Sandbox(tmp_path, capfd)
+def sandbox(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Sandbox]:
+    """Return a sandbox, and end what it has started."""
+    made = Sandbox(tmp_path, capfd)
+    yield made
+    made.end()

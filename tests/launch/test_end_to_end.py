@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import pytest
 
@@ -70,7 +69,7 @@ def test_a_signal_ends_the_trial_and_a_restart_continues_the_set(
 ) -> None:
     sandbox.control(sleep="")
     process = sandbox.start(NEXP="3", SEED_BASE="5")
-    sandbox.wait_for("running", process)
+    sandbox.wait_for("running")
     os.killpg(process.pid, number)  # as a terminal does, although the trial gets it only from the launcher
     sandbox.wait_for("signals")
     process.send_signal(signal.SIGTERM if number == signal.SIGINT else signal.SIGINT)  # only the first counts
@@ -100,10 +99,10 @@ def test_a_signal_reaches_torchrun_and_is_the_exit_status(
     sandbox: Sandbox, number: signal.Signals, status: int, controls: dict[str, str], node: dict[str, str], end: str
 ) -> None:
     sandbox.control(sleep="", **controls)
-    with sandbox.running("run_and_time.sh", **node) as process:
-        sandbox.wait_for("running", process)
-        process.send_signal(number)
-        done = sandbox.finish(process)
+    process = sandbox.start("run_and_time.sh", **node)
+    sandbox.wait_for("running")
+    process.send_signal(number)
+    done = sandbox.finish(process)
     assert is_gone(int(sandbox.record("running") or ""))
     assert done.returncode == status
     assert sandbox.record("signals") == f"{number.name[3:]}\n"
@@ -117,7 +116,7 @@ def test_a_signal_while_a_log_is_read_starts_no_trial(sandbox: Sandbox) -> None:
     sandbox.control(block_trial_1="")
     sandbox.clear("trial_5.env")
     process = sandbox.start(NEXP="1", DATADIR="data")
-    sandbox.wait_for("running", process)
+    sandbox.wait_for("running")
     process.send_signal(signal.SIGINT)
     assert sandbox.finish(process).returncode == 130
     assert sandbox.rows == ["1 5 0"] and sandbox.seeds == []
@@ -130,7 +129,7 @@ def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, scr
     sandbox.edit("launch/slurm.py", "REPEAT_SECONDS = 20.0", "REPEAT_SECONDS = 0.2")
     sandbox.control(sleep="", deaf=3)
     process = sandbox.start(script, **sandbox.one_trial("NEXP=2"))
-    sandbox.wait_for("running", process)
+    sandbox.wait_for("running")
     process.send_signal(signal.SIGTERM)
     assert sandbox.finish(process).returncode == 143
     assert sandbox.record("signals") == "TERM\n" and sandbox.seeds == [5]
@@ -152,7 +151,7 @@ def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, scr
 def test_a_signal_while_caches_are_cleared_starts_no_trial(sandbox: Sandbox) -> None:
     sandbox.control(clearing_sleeps="")
     process = sandbox.start("run.sub", **sandbox.one_trial("CLEAR_CACHES=1"))
-    sandbox.wait_for("running", process)
+    sandbox.wait_for("running")
     process.send_signal(signal.SIGTERM)
     assert sandbox.finish(process).returncode == 143
     assert sandbox.seeds == [] and sandbox.rows == ["1 5 143"]
@@ -176,12 +175,10 @@ def test_a_killed_launcher_takes_its_child_with_it_and_a_restart_continues(
 ) -> None:
     sandbox.control(**{moment: "", "hook": hook})
     process = sandbox.start(NEXP="1", SEED_BASE="5")
-    child = int(sandbox.wait_for("running", process))
+    child = int(sandbox.wait_for("running"))
     process.kill()
     process.wait()
     wait_until(lambda: is_gone(child), 10, "the end of its child")
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # what a stub has left
     assert moment == "block_launch" or sandbox.record("signals") == "TERM\n"
     sandbox.clear(moment, "hook", *(["trial_5.env"] if sandbox.seeds else []))
     sandbox.control(log=0)
@@ -193,13 +190,13 @@ def test_a_killed_launcher_takes_its_child_with_it_and_a_restart_continues(
 
 def test_two_launchers_never_share_a_folder(sandbox: Sandbox) -> None:
     sandbox.control(sleep="")
-    with sandbox.running(NEXP="1", SEED_BASE="5") as leader:
-        sandbox.wait_for("running", leader)
-        assert_refused(sandbox.run(NEXP="1"), "LOGDIR.*already running.*another folder")
+    sandbox.start(NEXP="1", SEED_BASE="5")
+    sandbox.wait_for("running")
+    assert_refused(sandbox.run(NEXP="1"), "LOGDIR.*already running.*another folder")
     worker = TWO_NODES | {"NODE_RANK": "1", "LOGDIR": str(sandbox.folder / "other")}
-    with sandbox.running(**worker):
-        wait_until((sandbox.folder / "other" / ".lock_1").exists, 30, "the worker's lock")
-        assert_refused(sandbox.run(**worker), "LOGDIR.*already running")
+    sandbox.start(**worker)
+    wait_until((sandbox.folder / "other" / ".lock_1").exists, 30, "the worker's lock")
+    assert_refused(sandbox.run(**worker), "LOGDIR.*already running")
 
 
 def test_of_two_runs_that_start_together_one_is_refused_at_once(sandbox: Sandbox) -> None:
@@ -211,7 +208,7 @@ def test_of_two_runs_that_start_together_one_is_refused_at_once(sandbox: Sandbox
     assert_refused(done, "LOGDIR: another run is writing")
     assert "the result" not in done.stderr and "run of" not in done.stderr
     (winner,) = [run for run in runs if run is not loser]
-    sandbox.wait_for("running", winner)
+    sandbox.wait_for("running")
     winner.send_signal(signal.SIGTERM)
     assert sandbox.finish(winner).returncode == 143
 

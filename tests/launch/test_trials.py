@@ -68,7 +68,9 @@ def test_a_set_stops_on_request_or_after_a_bad_configuration(sandbox: Sandbox, s
 
 def test_one_trial_takes_its_seed_from_seed_and_ignores_a_false_resume(sandbox: Sandbox) -> None:
     assert sandbox.run(NEXP="1", SEED="7", RESUME="0", LOGDIR="").returncode == 0
+    assert sandbox.run(NEXP="1", SEED="7").returncode == 0
     assert sandbox.seeds == [7]
+    assert sandbox.run(NEXP="1", SEED_BASE="7").returncode == 0  # the same settings
 
 
 # --- restarts
@@ -277,9 +279,9 @@ def test_nodes_stop_together_on_failure(
     sandbox.control(hook='echo x >> "$STUB/$SEED"; until [[ $(wc -l < "$STUB/$SEED") == 2 ]]; do sleep 0.02; done')
     sandbox.control(status_6=3, outcome=3)
     given = worker | {"NEXP": "3", "STOP_ON_FAILURE": "1"}
-    with sandbox.running(**given | {"NODE_RANK": "0"}) as leader:
-        assert sandbox.run(**given).returncode == 3
-        assert sandbox.finish(leader).returncode == 3
+    leader = sandbox.start(**given | {"NODE_RANK": "0"})
+    assert sandbox.run(**given).returncode == 3
+    assert sandbox.finish(leader).returncode == 3
     assert (sandbox.seeds, sandbox.rows) == ([5, 6], ["1 5 0", "2 6 3"])
     assert "stdout of seed 6" in (sandbox.set / "node_1" / "trial_2.log").read_text()
     assert not (sandbox.set / "current").exists()

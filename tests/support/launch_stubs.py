@@ -13,8 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -158,14 +157,8 @@ def table(text: str) -> list[list[str]]:
 
 
 @cache
-def _sourced(config: str) -> dict[str, str]:
-    return load_config(config)
-
-
-def _exports(config: str | None, folder: Path) -> dict[str, str]:
-    """Return what a configuration exports that is in another folder."""
-    sourced = _sourced(config) if config else {}
-    return {name: value.replace(str(ROOT), str(folder)) for name, value in sourced.items()}
+def _exports(config: str | None) -> dict[str, str]:
+    return load_config(config) if config else {}
 
 
 @dataclass
@@ -175,10 +168,12 @@ class Sandbox:
     Attributes:
         folder: an empty folder.
         capfd: captures what `run` prints.
+        started: processes of `start`.
     """
 
     folder: Path
     capfd: pytest.CaptureFixture[str]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
     stderr = subprocess.PIPE
 
     def __post_init__(self) -> None:
@@ -271,7 +266,7 @@ class Sandbox:
 
     def one_trial(self, given: str = "", config: str = "config_CPU_1x2.sh") -> dict[str, str]:
         """Return the variables of one trial with seed 5 and of its Slurm job, replaced by those of "NAME=value ..."."""
-        job = f"SLURM_JOB_ID=77 SLURM_JOB_NUM_NODES={_sourced(config)['DGXNNODES']} SLURM_JOB_NODELIST=n[1-2]"
+        job = f"SLURM_JOB_ID=77 SLURM_JOB_NUM_NODES={_exports(config)['DGXNNODES']} SLURM_JOB_NODELIST=n[1-2]"
         trial = f"DATADIR={self.folder}/data CLEAR_CACHES=0 NEXP=1 SEED_BASE=5 SLURM_SUBMIT_DIR={self.scripts}"
         return read_pairs(f"{job} SLURM_NODEID=0 {trial} {given}")
 
@@ -279,7 +274,8 @@ class Sandbox:
         self, script: str = "run_local.sh", config: str | None = "config_CPU_1x2.sh", *options: str, **given: str
     ) -> Done:
         """Run what a script starts, in this process: with the variables of a configuration and the given ones."""
-        variables = {**self._base, **_exports(config, self.scripts), "LOGDIR": str(self.set), **given}
+        exports = {name: value.replace(str(ROOT), str(self.scripts)) for name, value in _exports(config).items()}
+        variables = {**self._base, **exports, "LOGDIR": str(self.set), **given}
         argv = ["launch", SCRIPTS[script], "--from", str(self.folder), *options]
         self.capfd.readouterr()
         with contextlib.ExitStack() as stack:
@@ -305,7 +301,7 @@ class Sandbox:
         path = self.scripts / script.replace("run_and_time", "real_run_and_time")
         given = {"LOGDIR": str(self.set)} | environment
         exports = "".join(f"export {name}='{value}'; " for name, value in given.items())
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", "--norc", "-c", f"source {self.scripts}/{config}; {exports}exec bash {path}"],
             cwd=self.folder,
             env=self._base,
@@ -314,31 +310,27 @@ class Sandbox:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def finish(self, process: subprocess.Popen[str]) -> Done:
         """Wait for the end of a script."""
         out, err = process.communicate(timeout=60)
         return Done(process.args, process.returncode, out, err)
 
-    @contextlib.contextmanager
-    def running(self, script: str = "run_local.sh", **environment: str) -> Iterator[subprocess.Popen[str]]:
-        """Start a script as `start` does, and terminate it at the end of the block."""
-        process = self.start(script, **environment)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.communicate(timeout=30)
+    def end(self) -> None:
+        """Kill what is left of all scripts."""
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
-    def wait_for(self, record: str | Path, *processes: subprocess.Popen[str]) -> str:
-        """Wait, while all processes run, until a stub has recorded something or a file has content, and return it."""
-        path = self.folder / "stub" / record
+    def wait_for(self, record: str) -> str:
+        """Wait, while a script runs, until a stub has recorded something, and return it."""
 
         def recorded() -> bool:
-            done = path.exists() and path.stat().st_size > 0
-            assert done or all(process.poll() is None for process in processes), processes[0].communicate()
-            return done
+            alive = any(process.poll() is None for process in self.started)
+            assert self.record(record) or alive, self.started[-1].communicate()
+            return bool(self.record(record))
 
-        wait_until(recorded, 30, str(path))
-        return path.read_text()
+        wait_until(recorded, 30, record)
+        return self.record(record) or ""

@@ -110,7 +110,7 @@ class TrialSet:
         """
         file = self.folder / "settings.txt"
         settings = "".join(line for line in settings.splitlines(keepends=True) if not _OF_ONE_START.match(line))
-        before = file.read_text() if file.exists() else ""
+        before = file.read_text(errors="replace") if file.exists() else ""
         if before == settings:
             return
         if before:
@@ -134,7 +134,10 @@ class TrialSet:
     def read_seed_base(self, given: int | None) -> int:
         """Return the recorded seed of trial 1, which must be the given one."""
         file = self.folder / "seed_base"
-        text = file.read_text().strip()
+        try:
+            text = file.read_text(errors="replace").strip()
+        except OSError as error:
+            raise RefusedError(f"LOGDIR: cannot read '{file}': {error.strerror}. Use a folder of all nodes") from error
         try:
             seed = read_integer({"seed_base": text}, "seed_base", None, 0, 10**18)
         except RefusedError:

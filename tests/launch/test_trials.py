@@ -181,9 +181,10 @@ def test_a_restart_with_another_or_a_damaged_seed_is_refused(sandbox: Sandbox) -
     start(sandbox, "NEXP=1")
     assert_refused(sandbox.run(NEXP="2", SEED_BASE="6"), "SEED_BASE: got 6, .*started with 5.*another LOGDIR")
     assert sandbox.run(NEXP="2", SEED_BASE="5").returncode == 0
-    for content in ("abc", "\n", "-1"):
-        (sandbox.set / "seed_base").write_text(content)
-        assert_refused(sandbox.run(NEXP="1"), f"LOGDIR.*seed_base' contains '{content.strip()}'")
+    for content in (b"abc", b"\n", b"-1", b"\xff"):
+        (sandbox.set / "seed_base").write_bytes(content)
+        shown = content.strip().decode(errors="replace")
+        assert_refused(sandbox.run(NEXP="1"), f"LOGDIR.*seed_base' contains '{shown}'")
 
 
 # --- files
@@ -305,4 +306,8 @@ def test_a_worker_without_work_ends_and_one_without_a_leader_is_refused(
     for i in (1, 2):
         (sandbox.set / f"result_{i}.txt").touch()
     assert sandbox.run(**worker).returncode == 0
+    # Another folder of this name, or one that is not shared yet.
+    announce(sandbox, "1 77_1")
+    (sandbox.set / "seed_base").unlink()
+    assert_refused(sandbox.run(**worker), "LOGDIR: cannot read '.*/seed_base'")
     assert sandbox.seeds == []

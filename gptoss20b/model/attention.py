@@ -13,18 +13,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
-    _yarn_get_concentration_factor_from_config as yarn_concentration_factor,
-)
+from megatron.core.tensor_parallel import RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask
 
-from .flex import flex_sink_attention
+from .flex import flex_sink_attention, window_block_mask
 from .kernels import attention_kernels
-from .rotary import rotary_cos_sin, split_qkv_rope
+from .rotary import split_qkv_rope
 
 # Fused attention kernels require head dimensions in multiples of 8.
 _HEAD_DIM_MULTIPLE = 8
@@ -41,6 +40,7 @@ def dot_product_attention(
     window_left: int | None = None,
     sink: Tensor | None = None,
     kernels: Sequence[str] = ("cudnn", "flash"),
+    mask: BlockMask | None = None,
 ) -> Tensor:
     """Compute causal attention of every query to its own key and the ``window_left`` keys before it.
 
@@ -56,6 +56,7 @@ def dot_product_attention(
         window_left: Megatron's left window size; None for all earlier keys.
         sink: [heads] a logit per head that enters the softmax's denominator and carries no value, or None.
         kernels: on a GPU those of full causal layers without sinks, from `attention_kernels`.
+        mask: for `flex_sink_attention`.
 
     Returns:
         [batch, heads, sequence, head_dim].
@@ -72,7 +73,7 @@ def dot_product_attention(
         # the two by device and cuDNN version; their order here does not matter.
         with sdpa_kernel(fused):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-    return flex_sink_attention(query, key, value, scale, window_left, sink)
+    return flex_sink_attention(query, key, value, scale, window_left, sink, mask)
 
 
 def sdpa_causal(query: Tensor, key: Tensor, value: Tensor, scale: float, sink: Tensor | None = None) -> Tensor:
@@ -163,12 +164,17 @@ class TorchCoreAttention(MegatronModule):
         groups = config.num_query_groups // config.tensor_model_parallel_size
         on_gpu = not config.use_cpu_initialization
         self.kernels = attention_kernels(config.attention_kernel, groups) if on_gpu else ()
+        self.block_mask: BlockMask | None = None
         self.softmax_offset: torch.nn.Parameter | None = None
         if config.softmax_type == "learnable":
             # None leaves the choice to the caller's torch.device context: the meta device when only counting.
             device = torch.cuda.current_device() if on_gpu else None
             heads = config.num_attention_heads // config.tensor_model_parallel_size
             self.softmax_offset = torch.nn.Parameter(torch.empty(heads, device=device, dtype=config.params_dtype))
+
+    def prepare(self, length: int, device: torch.device) -> None:
+        """Keep the mask for flex of sequences of this length, so that a compiled layer need not make it."""
+        self.block_mask = window_block_mask(length, self.window_left, device)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_unused: Any
@@ -178,8 +184,19 @@ class TorchCoreAttention(MegatronModule):
         Inputs are [sequence, batch, heads or groups, head_dim]. The mask is ignored: the configuration defines it.
         """
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = dot_product_attention(q, k, v, self.scale, self.window_left, self.softmax_offset, self.kernels)
+        out = dot_product_attention(
+            q, k, v, self.scale, self.window_left, self.softmax_offset, self.kernels, self.block_mask
+        )
         return out.permute(2, 0, 1, 3).flatten(2)
+
+
+class OutputProjection(RowParallelLinear):
+    """Megatron-Core's output projection without its warning, at which the compiler would split each layer."""
+
+    def _forward_impl(self, *args: Any, **kwargs: Any) -> Tensor:
+        # Bug of megatron-core up to 0.19.2: it hands on None, and then warns on rank 0 that the group is missing.
+        out: Tensor = super()._forward_impl(*args, **kwargs | {"tp_group": self.tp_group})
+        return out
 
 
 class TorchSelfAttention(SelfAttention):
@@ -194,12 +211,11 @@ class TorchSelfAttention(SelfAttention):
         """Return the output [sequence, batch, hidden] and the bias that the caller adds.
 
         Training only: caches, packed sequences and additive masks, which this project never passes, are ignored.
-        ``rotary_pos_emb`` are the angles of Megatron's rotary or YaRN module.
+        ``rotary_pos_emb`` is the table that `rotary.give_rotation_tables` makes of Megatron-Core's angles.
         """
         qkv, _ = self.linear_qkv(hidden_states)
         norm_weights = (self.q_layernorm(), self.k_layernorm()) if self.config.qk_layernorm else (None, None)
-        cos, sin = rotary_cos_sin(rotary_pos_emb, yarn_concentration_factor(self.config))
         query, key, value = split_qkv_rope(
-            qkv, self.num_query_groups_per_partition, norm_weights, cos, sin, self.config.layernorm_epsilon
+            qkv, self.num_query_groups_per_partition, norm_weights, rotary_pos_emb, self.config.layernorm_epsilon
         )
         return self.linear_proj(self.core_attention(query, key, value))  # type: ignore[no-any-return]

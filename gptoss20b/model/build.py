@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
+    _yarn_get_concentration_factor_from_config as yarn_concentration_factor,
+)
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -25,13 +28,13 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.moe import moe_utils
 
 from ..config import Config
-from .attention import TorchCoreAttention, TorchSelfAttention
+from .attention import OutputProjection, TorchCoreAttention, TorchSelfAttention
 from .backend import Backend
 from .dispatch import SortingDispatcher
 from .experts import GroupedExperts
 from .loss import FusedLossGPTModel
 from .megatron_config import build_transformer_config, fusion_flags
-from .rotary import NormWeight
+from .rotary import NormWeight, give_rotation_tables
 
 
 def layer_spec(config: Config, backend: Backend) -> Any:
@@ -46,6 +49,7 @@ def layer_spec(config: Config, backend: Backend) -> Any:
     attention = spec.submodules.self_attention
     attention.module = TorchSelfAttention
     attention.submodules.core_attention = TorchCoreAttention
+    attention.submodules.linear_proj = OutputProjection
     if config.model.qk_norm:
         attention.submodules.q_layernorm = attention.submodules.k_layernorm = NormWeight
     mlp = spec.submodules.mlp  # a ModuleSpec up to 0.16, a functools.partial with the same submodules from 0.17
@@ -78,9 +82,13 @@ def build_model(config: Config, backend: Backend, on_gpu: bool) -> GPTModel:
     )
     mark_tensor_parallel_weights(model)
     if backend == "torch":
+        give_rotation_tables(model.rotary_pos_emb, yarn_concentration_factor(model.config))
         for layer in model.decoder.layers:
             # The specs have no slot for a token dispatcher; Megatron-Core chooses among its own by name.
             layer.mlp.token_dispatcher = SortingDispatcher(layer.mlp.config)
+            if on_gpu:
+                device = torch.device("cuda", torch.cuda.current_device())
+                layer.self_attention.core_attention.prepare(config.fixed.sequence_length, device)
     return model
 
 

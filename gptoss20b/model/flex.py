@@ -21,10 +21,20 @@ BLOCK_SIZE = 128
 
 
 def flex_sink_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window_left: int | None, sink: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window_left: int | None,
+    sink: Tensor | None,
+    mask: BlockMask | None = None,
 ) -> Tensor:
-    """Compute attention as `attention.dot_product_attention` does, with the same arguments and result."""
-    mask = window_block_mask(query.shape[2], window_left, query.device)
+    """Compute attention as `attention.dot_product_attention` does, with the same arguments and result.
+
+    ``mask`` is the `window_block_mask` of these arguments, which is made here if it is None.
+    """
+    if mask is None:
+        mask = window_block_mask(query.shape[2], window_left, query.device)
     return _flex_with_sink(query, key, value, sink, mask, scale)
 
 
@@ -45,8 +55,7 @@ def _flex_with_sink(
     return (out * kept[..., None]).to(out.dtype)
 
 
-# Disabled for the compiler: it traces through lru_cache and would compute the lists in each layer.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# Layers of one model share masks.
 @functools.lru_cache(maxsize=8)
 def window_block_mask(length: int, window_left: int | None, device: torch.device) -> BlockMask:
     """Return the blocks of keys that each block of queries visits, for every head and sequence.

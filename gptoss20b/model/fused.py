@@ -38,6 +38,8 @@ class FusedFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function, compiled if any tensor among the arguments is on a GPU."""
+        if torch.compiler.is_compiling():  # as a part of the caller's graph
+            return self.eager(*args, **kwargs)
         on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in (*args, *kwargs.values()))
         return (self.compiled if on_gpu else self.eager)(*args, **kwargs)
 

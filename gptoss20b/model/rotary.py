@@ -10,7 +10,6 @@ after the norm, rounds the cosines and sines, and rounds each product and their 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -35,24 +34,33 @@ class NormWeight(torch.nn.RMSNorm):
         return self.weight
 
 
-# Disabled for the compiler: it traces through lru_cache and would compute the tables in each layer.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-@functools.lru_cache(maxsize=4)
-def rotary_cos_sin(angles: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines for `split_qkv_rope` from Megatron-Core's table of angles.
-
-    Megatron's rotary modules cache their table by length, so every layer of every step shares one. A recomputed layer
-    gets a copy and computes its own cosines and sines.
+def rotation_table(angles: Tensor, magnitude: float) -> Tensor:
+    """Return the cosines and sines of Megatron-Core's angles, in one table of their shape.
 
     Args:
         angles: [sequence, 1, 1, head_dim] fp32, with equal halves.
         magnitude: factor of both: YaRN's concentration factor, else 1.
 
     Returns:
-        Two tensors [sequence, 1, 1, 1, head_dim / 2] fp32.
+        [sequence, 1, 1, head_dim] fp32: the cosines in the first half, the sines in the second.
     """
-    half = angles.chunk(2, dim=-1)[0].unsqueeze(2)
-    return half.cos() * magnitude, half.sin() * magnitude
+    half = angles.chunk(2, dim=-1)[0]
+    return torch.cat([half.cos() * magnitude, half.sin() * magnitude], dim=-1)
+
+
+def give_rotation_tables(rotary: torch.nn.Module, magnitude: float) -> None:
+    """Let Megatron-Core's rotary or YaRN module return its `rotation_table` in place of the angles.
+
+    So cosines and sines are computed once per micro batch, and every layer gets them as the argument that Megatron-Core
+    hands on, recomputed and compiled layers too.
+    """
+
+    def to_table(_module: Any, _arguments: Any, angles: Any) -> Any:
+        if isinstance(angles, tuple):  # YaRN's module also returns its magnitude, which the caller ignores
+            return rotation_table(angles[0], magnitude), *angles[1:]
+        return rotation_table(angles, magnitude)
+
+    rotary.register_forward_hook(to_table)
 
 
 def rms_norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
@@ -80,8 +88,7 @@ def split_qkv_rope(
     qkv: Tensor,
     num_query_groups: int,
     norm_weights: tuple[Tensor | None, Tensor | None],
-    cos: Tensor,
-    sin: Tensor,
+    rotation: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values from the output of linear_qkv.
@@ -93,15 +100,15 @@ def split_qkv_rope(
         qkv: [sequence, batch, groups x (heads / groups + 2) x head_dim]: each group's queries, key and value.
         num_query_groups: key-value heads.
         norm_weights: [head_dim] of the norm of queries and of keys; None for no norm.
-        cos: cosines from `rotary_cos_sin`.
-        sin: sines from `rotary_cos_sin`.
+        rotation: [sequence, 1, 1, head_dim] from `rotation_table`.
         eps: epsilon of the norms.
 
     Returns:
         Query [sequence, batch, heads, head_dim] and key [sequence, batch, groups, head_dim], normalized and rotated,
         and value [sequence, batch, groups, head_dim].
     """
-    head_dim = 2 * cos.shape[-1]
+    head_dim = rotation.shape[-1]
+    cos, sin = rotation.unsqueeze(2).chunk(2, dim=-1)
     split = qkv.reshape(*qkv.shape[:-1], num_query_groups, -1, head_dim)
     query, key, value = torch.split_with_sizes(split, [split.shape[3] - 2, 1, 1], dim=3)
     query = rms_norm_rope(query, norm_weights[0], cos, sin, eps).flatten(2, 3)

@@ -51,12 +51,14 @@ def rope_angle(position: int, pair: int, head_dim: int = 16) -> float:
     return position / math.pow(150_000, 2 * pair / head_dim)
 
 
+def cosines_and_sines(angles: list[float], magnitude: float = 1.0) -> list[float]:
+    return [magnitude * function(angle) for function in (math.cos, math.sin) for angle in angles]
+
+
 def test_rotary_angles_of_the_reference(models: dict[str, dict[str, Any]]) -> None:
-    angles = models["reference"]["angles"]
     for position in (0, 1, 63):
-        expected = [rope_angle(position, pair) for pair in range(8)] * 2  # not interleaved: the halves are equal
-        assert angles[position] == pytest.approx(expected, rel=1e-5, abs=1e-9)
-    assert models["reference"]["concentration"] == 1.0
+        angles = [rope_angle(position, pair) for pair in range(8)]
+        assert models["reference"]["rotation"][position] == pytest.approx(cosines_and_sines(angles), abs=1e-5)
 
 
 def test_rotary_angles_of_the_released_model(models: dict[str, dict[str, Any]]) -> None:
@@ -71,8 +73,8 @@ def test_rotary_angles_of_the_released_model(models: dict[str, dict[str, Any]]) 
     for pair in range(head_dim // 2):
         kept = 1 - min(1.0, max(0.0, (pair - low) / (high - low)))
         expected.append(rope_angle(63, pair) * (kept + (1 - kept) / factor))
-    assert models["openai"]["angles"][63] == pytest.approx(expected * 2, rel=1e-5)
-    assert models["openai"]["concentration"] == pytest.approx(0.1 * math.log(factor) + 1)
+    concentration = 0.1 * math.log(factor) + 1
+    assert models["openai"]["rotation"][63] == pytest.approx(cosines_and_sines(expected, concentration), abs=1e-5)
 
 
 def test_tensor_parallel_weights_are_marked(tiny: dict[str, str]) -> None:

@@ -84,13 +84,12 @@ def test_the_model_returns_megatrons_output_and_with_a_mask_the_loss_sum(tiny: d
 
 
 @pytest.mark.slow
-def test_compiled_layers_have_the_same_losses(tiny: dict[str, str]) -> None:
-    found = run_ranks("step_jobs.compiled", 1, limit_s=600, variables=tiny)[0]
+def test_compiled_layers_have_the_same_losses_and_are_whole(tiny: dict[str, str]) -> None:
+    # Recomputed, they run in the backward pass too: in another thread, and with other tensors.
+    found = run_ranks("step_jobs.compiled", 1, limit_s=600, variables=tiny | {"RECOMPUTE": "layers"})[0]
     assert found["layers"] == pytest.approx(found["kernels"], rel=1e-5)
     assert found["kernels graphs"] == 0 < found["layers graphs"]
-    # Every layer requests the table, and gets it from the cache.
-    assert found["layers tables"] == found["kernels tables"]
-    assert found["layers tables"][0] > 8 * found["layers tables"][1]
+    assert found["breaks"] == []
 
 
 def _megatrons(backend: Backend = "torch", /, **settings: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gptoss20b.model.rotary import rotary_cos_sin
+from gptoss20b.model.rotary import rotation_table
 
 # Largest relative error, by the dtype of the inputs.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -103,7 +103,7 @@ def check_rope(
     """Check a function like `gptoss20b.model.rotary.split_qkv_rope` on two sequences."""
     eps = 1e-2  # large enough to be seen
     angles = torch.rand(length, head_dim // 2, generator=torch.Generator().manual_seed(length)) * 50
-    cos, sin = rotary_cos_sin(torch.cat([angles, angles], dim=-1)[:, None, None].to(device), magnitude)
+    rotation = rotation_table(torch.cat([angles, angles], dim=-1)[:, None, None].to(device), magnitude)
 
     def reference(qkv: Tensor, *weights: Tensor) -> list[Tensor]:
         parts = qkv.reshape(length, 2, groups, repeats + 2, head_dim)
@@ -116,7 +116,7 @@ def check_rope(
         return [*turned, value]
 
     def ours(qkv: Tensor, *weights: Tensor) -> Sequence[Tensor]:
-        return split_qkv_rope(qkv, groups, weights or (None, None), cos, sin, eps)
+        return split_qkv_rope(qkv, groups, weights or (None, None), rotation, eps)
 
     shapes = [(length, 2, groups * (repeats + 2) * head_dim), *([(head_dim,), (head_dim,)] if normed else [])]
     check_against_fp64(ours, reference, shapes, dtype, device)

@@ -38,7 +38,7 @@ def inspect_model(variables: Variables) -> dict[str, Any]:
             module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
         trainer.evaluate(synthetic_batches(config, trainer.device, 2), 2)
         rotary = gpt.rotary_pos_emb(64)
-        angles, concentration = rotary if isinstance(rotary, tuple) else (rotary, 1.0)
+        rotation = rotary[0] if isinstance(rotary, tuple) else rotary
         router = gpt.decoder.layers[0].mlp.router
         return {
             "window_left": [each.window_left for each in attention],
@@ -47,8 +47,7 @@ def inspect_model(variables: Variables) -> dict[str, Any]:
                 _sinks_change_output(each) for each in attention if each.softmax_offset is not None
             ],
             "norm epsilons": {m.eps for m in gpt.modules() if isinstance(m, torch.nn.RMSNorm)},
-            "angles": angles[:, 0, 0, :].tolist(),
-            "concentration": concentration,
+            "rotation": rotation[:, 0, 0, :].tolist(),
             "router": (router.topk, router.config.moe_router_pre_softmax, router.config.moe_router_dtype),
             "query norms": {type(layer.self_attention.q_layernorm).__name__ for layer in gpt.decoder.layers},
             "biases": sorted({name.rsplit(".", 2)[-2] for name, _ in gpt.named_parameters() if name.endswith("bias")}),

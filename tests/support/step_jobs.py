@@ -184,16 +184,13 @@ def compiled(variables: Variables) -> dict[str, Any]:
     """Train three steps and evaluate, with compiled layers and without.
 
     Returns:
-        Losses by mode; "graphs", compiled so far; and "tables", (requests, computations) of the rotation table.
+        Losses by mode; "graphs", compiled so far by mode; and "breaks", the reasons for which graphs were split.
     """
     from torch._dynamo.utils import counters
-
-    from gptoss20b.model.rotary import rotary_cos_sin
 
     outcomes: dict[str, Any] = {}
     with layouts([variables | {"COMPILE": what} for what in ("kernels", "layers")]) as configs:
         for config in configs:
-            rotary_cos_sin.__wrapped__.cache_clear()
             trainer, dataloader = Trainer(config, "torch", CPU, 1), make_dataloader(config)
             losses = [trainer.step(dataloader.train_batches(step)).loss() for step in range(3)]
             names = [name for name, _ in trainer.model.named_parameters()]
@@ -204,7 +201,5 @@ def compiled(variables: Variables) -> dict[str, Any]:
             outcomes.setdefault("names", names)
             assert outcomes["names"] == names
             outcomes[f"{config.execution.compile_mode} graphs"] = counters["stats"]["unique_graphs"]
-            cache = rotary_cos_sin.__wrapped__.cache_info()
-            outcomes[f"{config.execution.compile_mode} tables"] = (cache.hits + cache.misses, cache.misses)
             dataloader.close()
-    return outcomes
+    return outcomes | {"breaks": list(counters["graph_break"])}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,8 +133,9 @@ def test_kernel_choice_on_a_gpu(
         enabled = {"cudnn": backends.cudnn_sdp_enabled(), "flash": backends.flash_sdp_enabled()}
         called.extend(name for name, is_enabled in enabled.items() if is_enabled)
 
-    def flex(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, sink: Tensor | None) -> None:
-        assert (scale, window, sink is not None) == (0.25, window_left, with_sink)
+    def flex(*arguments: Any) -> None:
+        _, _, _, scale, window, sink, mask = arguments
+        assert (scale, window, sink is not None, mask) == (0.25, window_left, with_sink, None)
         called.append("flex")
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", sdpa)

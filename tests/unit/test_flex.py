@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from gptoss20b.model.attention import TorchCoreAttention
 from gptoss20b.model.flex import BLOCK_SIZE, _flex_with_sink, flex_sink_attention, window_block_mask
 from tests.support.attention_reference import check_attention
 
@@ -95,24 +98,44 @@ def test_blocks_visited_are_proportional_to_the_window() -> None:
 
 def test_making_the_mask_tries_no_pairs_of_positions() -> None:
     length = 128 * 128
-    mask = window_block_mask.__wrapped__.__wrapped__(length, 128, CPU)  # behind compiler.disable and the cache
+    mask = window_block_mask.__wrapped__(length, 128, CPU)  # behind the cache
     largest = max(x.numel() for x in mask.as_tuple() if isinstance(x, Tensor))
     assert largest <= math.ceil(length / BLOCK_SIZE) ** 2
     assert window_block_mask(length, 128, CPU) is window_block_mask(length, 128, CPU)
 
 
-def test_a_compiled_layer_takes_the_cached_mask() -> None:
-    @torch.compile(backend="eager")
-    def layer(x: Tensor) -> Tensor:
-        visited: Tensor = window_block_mask(300, 77, x.device).kv_num_blocks
-        return x + visited.sum()
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_compiled_layer_is_whole_and_takes_the_mask_that_it_has_prepared(
+    sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(
+        **{"context_parallel_size": 1, "kv_channels": 16, "window_size": (77, 0), "window_attn_skip_freq": [1]},
+        **{
+            "num_query_groups": 2,
+            "num_attention_heads": 4,
+            "tensor_model_parallel_size": 1,
+            "attention_kernel": "auto",
+        },
+        **{"softmax_type": "learnable" if sinks else "vanilla", "params_dtype": torch.float32},
+        use_cpu_initialization=True,
+    )
+    core = TorchCoreAttention(config, layer_number=1)
+    if core.softmax_offset is not None:
+        core.softmax_offset.data.fill_(0.5)
+    query, key = (torch.randn(300, 1, heads, 16) for heads in (4, 2))
+    expected = core(query, key, key)
+    core.prepare(300, CPU)
+    monkeypatch.setattr("gptoss20b.model.flex.window_block_mask", None)
+    monkeypatch.setattr("gptoss20b.model.attention.sdpa_sliding_window", None)
 
-    cached = window_block_mask.__wrapped__
-    before = cached.cache_info()
-    for _ in range(3):
-        layer(torch.zeros(2))
-    after = cached.cache_info()
-    assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
+    def on_gpu(*arguments: Any) -> Tensor:  # as dot_product_attention does there
+        query, key, value, scale, window, sink, _, mask = arguments
+        return flex_sink_attention(query, key, value, scale, window, sink, mask)
+
+    monkeypatch.setattr("gptoss20b.model.attention.dot_product_attention", on_gpu)
+    with torch.no_grad():
+        whole = torch.compile(core, backend="eager", fullgraph=True)(query, key, key)
+    torch.testing.assert_close(whole, expected)
 
 
 @pytest.mark.slow

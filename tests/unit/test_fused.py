@@ -45,6 +45,14 @@ def test_any_tensor_on_a_gpu_compiles_it_once(dynamic: bool | None, monkeypatch:
     assert compiled == [(doubled.eager, {"fullgraph": True, "dynamic": dynamic})]
 
 
+def test_in_a_compiled_caller_it_is_a_part_of_the_callers_graph() -> None:
+    function = fused()(doubled.eager)
+    caller = torch.compile(lambda x: function(x, 3.0) + 1, backend="eager", fullgraph=True)
+    with FakeTensorMode(), torch._C.DisableTorchFunction():
+        assert caller(torch.ones(3, device="cuda")).is_cuda
+    assert "compiled" not in vars(function)
+
+
 @pytest.mark.slow
 def test_a_graph_break_is_an_error() -> None:
     @fused()

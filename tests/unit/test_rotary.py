@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptoss20b.model.rotary import rms_norm_rope, rotary_cos_sin, split_qkv_rope
+from gptoss20b.model.rotary import give_rotation_tables, rms_norm_rope, rotation_table, split_qkv_rope
 from tests.support.attention_reference import check_rope
 
 
@@ -45,29 +45,36 @@ def test_numbers_equal_megatrons() -> None:
     angles = angle_table(40, 8)
     x, norm = torch.randn(40, 2, 4, 16), torch.nn.RMSNorm(16, eps=1e-5)
     norm.weight.data.normal_()
-    cos, sin = (table.squeeze(2) for table in rotary_cos_sin(angles, 1.35))
+    cos, sin = rotation_table(angles, 1.35).chunk(2, dim=-1)
     ours = rms_norm_rope(x, norm.weight, cos, sin, 1e-5)
     torch.testing.assert_close(ours, _apply_rotary_pos_emb_bshd(norm(x), angles, mscale=1.35))
 
 
-def test_a_table_is_computed_once() -> None:
-    angles = angle_table(7, 4)
-    cos, sin = rotary_cos_sin(angles, 2.0)
-    assert cos.shape == (7, 1, 1, 1, 4)
+@pytest.mark.parametrize("yarn", [False, True])
+def test_megatrons_module_returns_the_table(yarn: bool) -> None:
+    class Angles(torch.nn.Module):
+        def forward(self, length: int) -> Tensor | tuple[Tensor, float]:
+            angles = angle_table(length, 4)
+            return (angles, 1.35) if yarn else angles
+
+    module = Angles()
+    give_rotation_tables(module, 2.0)
+    returned = module(7)
+    table = returned[0] if yarn else returned
+    assert table.shape == (7, 1, 1, 8)
+    cos, sin = table.chunk(2, dim=-1)
     torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, 4.0))
-    assert rotary_cos_sin(angles, 2.0)[0] is cos
-    assert rotary_cos_sin(angles.clone(), 2.0)[0] is not cos
 
 
 def test_bf16_is_rounded_once() -> None:
     x = torch.randn(64, 1, 8, 64).bfloat16()
-    cos, sin = (table.squeeze(2) for table in rotary_cos_sin(angle_table(64, 32), 1.0))
+    cos, sin = rotation_table(angle_table(64, 32), 1.0).chunk(2, dim=-1)
     exact = rms_norm_rope(x.float(), torch.ones(64), cos, sin, 1e-5)
     assert torch.equal(rms_norm_rope(x, torch.ones(64).bfloat16(), cos, sin, 1e-5), exact.bfloat16())
 
 
 def test_outputs_are_contiguous_for_attention_kernels() -> None:
-    cos, sin = rotary_cos_sin(torch.rand(6, 1, 1, 8), 1.0)
-    outputs = split_qkv_rope(torch.randn(6, 2, 80), 2, (None, None), cos, sin, 1e-5)
+    rotation = rotation_table(torch.rand(6, 1, 1, 8), 1.0)
+    outputs = split_qkv_rope(torch.randn(6, 2, 80), 2, (None, None), rotation, 1e-5)
     assert [x.shape for x in outputs] == [(6, 2, heads, 8) for heads in (6, 2, 2)]
     assert all(x.is_contiguous() for x in outputs)

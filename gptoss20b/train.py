@@ -110,7 +110,8 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     """Run between the creation and the end of the process groups; return whether the target was reached."""
     config, rank, log, progress, watch = context.config, context.rank, context.log, context.progress, context.watch
     _check_same_settings(context)
-    watch.file.directory = _broadcast(watch.file.directory)
+    directory = _broadcast(context.directory)  # without LOGDIR only rank 0 knows it
+    watch.file.directory = watch.file.directory or directory
     folder = context.directory and checkpoint_directory(config, context.directory)
     checkpointer = Checkpointer(config, folder, log.resuming, progress.message)
     saved = checkpointer.find_newest()

@@ -47,7 +47,10 @@ def train(variables: Variables, fault: str = "none", rank: int = 0, port: int = 
     """
     if port:
         os.environ["MASTER_PORT"] = str(port)
-    is_here = int(os.environ["RANK"]) == rank
+    own = int(os.environ["RANK"])
+    is_here = own == rank
+    if own:  # as where LOGDIR is not set, and rank 0 chooses a folder
+        variables = {name: value for name, value in variables.items() if name != "LOGDIR"}
     _run(variables, OnFaultStep(lambda trainer: FAULTS[fault](variables, trainer, is_here)))
 
 

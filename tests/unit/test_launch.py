@@ -39,7 +39,7 @@ def test_the_end_of_a_rank(ranks: int, end: str, status: int, fact: str) -> None
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # otherwise torchrun says that it sets it
         capture_output=True,
         text=True,
-        timeout=25,
+        timeout=90,
         check=False,
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (status, bool(fact)), done.stderr
@@ -79,7 +79,7 @@ Ends = list[tuple[int, int, str]]
 )
 def test_the_rank_that_failed_first_is_named(ends: Ends, line: str | None, tmp_path: Path) -> None:
     failures = {rank: failure(rank, code, tmp_path, reason) for rank, code, reason in ends}
-    assert describe(failures, set(), set()) == line
+    assert describe(dict(sorted(failures.items())), set(), set()) == line
 
 
 def test_a_rank_that_this_launcher_killed_is_not_named_for_it(tmp_path: Path) -> None:
@@ -100,7 +100,10 @@ def test_a_process_that_does_not_end_when_told_to_is_killed(
         assert process.stdout.readline() == b"up\n"
         supervision.on_audit("os.killpg", (process.pid, signal.SIGTERM))
         process.terminate()
-        assert process.wait(10) == (-signal.SIGKILL if trap else -signal.SIGTERM)
+        try:
+            assert process.wait(10) == (-signal.SIGKILL if trap else -signal.SIGTERM)
+        finally:
+            process.kill()
     assert supervision.overdue == ({process.pid} if trap else set())
     assert ("did not end" in capsys.readouterr().err) == bool(trap)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from gptoss20b.config import resolve
 from gptoss20b.config.environment import LaunchError
-from gptoss20b.process_groups import read_rank
+from gptoss20b.process_groups import Rank, distributed_session, read_rank
 from tests.support.config_cases import ONE_RANK
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -31,3 +35,22 @@ def test_another_number_of_processes_than_configured_is_rejected(monkeypatch: py
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(LaunchError, match=r"^WORLD_SIZE: .* 3 processes, but DGXNNODES 1 x DGXNGPU 1 = 1\."):
         read_rank(resolve(ONE_RANK))
+
+
+def test_the_flight_recorder_is_configured_before_the_groups_of_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+
+    def create_groups(*_: object, **__: object) -> None:
+        seen.update(os.environ)
+        raise dist.DistNetworkError("none here")
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(dist, "init_process_group", create_groups)
+    rank = Rank(rank=0, local_rank=0, world_size=1, standalone=True, device=torch.device("cuda", 0))
+    with pytest.raises(LaunchError), distributed_session(resolve(ONE_RANK | {"LOGDIR": str(tmp_path)}), rank):
+        pass
+    assert seen["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    assert seen["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"].startswith(str(tmp_path))

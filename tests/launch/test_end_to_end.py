@@ -189,10 +189,18 @@ def test_a_killed_launcher_takes_its_child_with_it_and_a_restart_continues(
 
 
 def test_two_launchers_never_share_a_folder(sandbox: Sandbox) -> None:
-    sandbox.control(sleep="")
-    sandbox.start(NEXP="1", SEED_BASE="5")
-    sandbox.wait_for("running")
+    sandbox.control(
+        hook='trap "" TERM; echo $$ > "$STUB/running"; for _ in {1..200}; do ! exists go || break; sleep 0.05; done'
+    )
+    leader = sandbox.start(NEXP="1", SEED_BASE="5")
+    trial = int(sandbox.wait_for("running"))
     assert_refused(sandbox.run(NEXP="1"), "LOGDIR.*already running.*another folder")
+    # The trial of a killed launcher holds its lock.
+    leader.kill()
+    leader.wait()
+    assert_refused(sandbox.run(NEXP="1"), "LOGDIR.*already running.*another folder")
+    sandbox.control(go="")
+    wait_until(lambda: is_gone(trial), 30, "the end of the trial")
     worker = TWO_NODES | {"NODE_RANK": "1", "LOGDIR": str(sandbox.folder / "other")}
     sandbox.start(**worker)
     wait_until((sandbox.folder / "other" / ".lock_1").exists, 30, "the worker's lock")

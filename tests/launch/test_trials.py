@@ -95,7 +95,7 @@ def test_a_restart_runs_the_missing_trials_with_the_same_seeds(sandbox: Sandbox)
     [
         *[(value, "step_00000012", True) for value in ("1", "True", "t", "YES", "y", "on")],
         *[(value, "step_00000012", False) for value in ("0", "off", "")],
-        ("true", ".step_00000012.part", False),
+        *[("true", name, False) for name in (".step_00000012.part", "step_00000012.old")],
     ],
 )
 def test_a_trial_resumes_from_its_checkpoint_if_asked(
@@ -224,10 +224,12 @@ def test_without_logdir_a_set_has_a_new_folder_and_latest_points_to_it(sandbox: 
 def test_only_a_link_in_our_results_is_updated_and_a_failure_is_a_warning(sandbox: Sandbox, elsewhere: bool) -> None:
     results = (sandbox.folder if elsewhere else sandbox.scripts) / "results"
     (results / "latest").mkdir(parents=True)
+    (sandbox.scripts / "results").mkdir(exist_ok=True)
     done = sandbox.run(NEXP="1", LOGDIR=str(results / "set"))
     assert done.returncode == 0
     assert ("warning:" in done.stderr and "results/latest" in done.stderr) == (not elsewhere)
     assert sorted(path.name for path in results.iterdir()) == ["latest", "set"]
+    assert (sandbox.scripts / "results" / "latest").exists() != elsewhere
 
 
 # --- workers: a hook of the trial acts as the leader

@@ -134,6 +134,7 @@ def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, scr
     assert sandbox.finish(process).returncode == 143
     assert sandbox.record("signals") == "TERM\n" and sandbox.seeds == [5]
     if script == "run.sub":
+        time.sleep(0.3)  # one may be on its way
         repeated = sandbox.calls("scancel")
         assert len(repeated) >= 3 and all(call == ["scancel", "--signal=TERM", "77"] for call in repeated)
         time.sleep(0.3)

@@ -39,8 +39,8 @@ control() { cat "$STUB/$1" 2> /dev/null || echo "$2"; }
 exists() { [[ -e "$STUB/$1" ]]; }
 # Wait for a signal, record it, run the command, and exit with the status.
 block() {
-    for signal in TERM INT; do
-        trap "echo $signal >> '$STUB/signals'; sleep 0.2; ${2:-true} ${3:-}; kill \$sleeper; exit $1" $signal
+    for sent in TERM INT; do
+        trap "trap '' TERM INT; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-true} ${3:-}; kill \$sleeper; exit $1" $sent
     done
     sleep 60 &
     sleeper=$!

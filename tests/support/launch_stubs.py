@@ -40,7 +40,7 @@ exists() { [[ -e "$STUB/$1" ]]; }
 # Wait for a signal, record it, run the command, and exit with the status.
 block() {
     for sent in TERM INT; do
-        trap "trap '' TERM INT; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-true} ${3:-}; kill \$sleeper; exit $1" $sent
+        trap "trap '' INT TERM; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-:} ${3:-}; kill \$sleeper; exit $1" $sent
     done
     sleep 60 &
     sleeper=$!

@@ -3,9 +3,14 @@
 Replaces Megatron-Core's MoEAlltoAllTokenDispatcher under the same interface. That dispatcher reads the tokens per
 expert back to the host, selects rows by boolean masks (version 0.16) and adds rows back by atomic index_add. Here every
 index is computed on the device, rows are copied by one gather in each direction, and sums are gathers too, so results
-are deterministic. With one rank per expert group the host waits for nothing. With more, it waits once per layer and
-forward pass, for the sizes of the messages. A recomputed layer (RECOMPUTE moe or layers) waits once more, in the
+are deterministic. With one rank per expert group the dispatcher waits for nothing. With more, it waits once per layer
+and forward pass, for the sizes of the messages. A recomputed layer (RECOMPUTE moe or layers) waits once more, in the
 backward pass.
+
+Messages per layer: sizes, rows and probabilities, the outputs on their way back, and the gradients of these last three.
+A recomputed layer sends the first four again. Probabilities have messages of their own, of 4 bytes a row. Inside the
+rows' message they would need a gather of rows of another length, or one more copy of all rows, which takes longer than
+a small message. Multiplied on the token's own rank, they would round otherwise and keep the experts' outputs in memory.
 
 A row is a (token, expert) pair. Permuted rows are ordered by expert, then by token. Received rows are ordered by local
 expert, then by source rank, then by token.

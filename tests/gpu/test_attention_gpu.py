@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from gptoss20b.model.attention import dot_product_attention
+from gptoss20b.model.kernels import attention_kernels
 from gptoss20b.model.rotary import split_qkv_rope
 from tests.support.attention_reference import check_attention, check_rope
 from tests.support.tensor_checks import forbid_gpu_sync
@@ -23,6 +26,15 @@ def test_windows_and_lengths(length: int, window_left: int | None, with_sink: bo
 @pytest.mark.parametrize(("window_left", "with_sink"), [(None, False), (128, False), (127, True)])
 def test_groups(heads: int, groups: int, window_left: int | None, with_sink: bool) -> None:
     check_attention(dot_product_attention, 1024, heads, groups, 64, window_left, with_sink, torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("setting", ["auto", "cudnn", "flash", "flex"])
+@pytest.mark.parametrize("groups", [2, 8])
+def test_each_kernel_of_full_causal_layers(setting: str, groups: int) -> None:
+    if setting == "cudnn" and torch.version.hip is not None:
+        pytest.skip("cuDNN is NVIDIA's")
+    attention = partial(dot_product_attention, kernels=attention_kernels(setting, groups))
+    check_attention(attention, 1024, 16, groups, 64, None, False, torch.bfloat16, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

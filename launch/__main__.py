@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import sys
 
-from launch.child import INTERRUPTED
+from launch.child import INTERRUPTED, TERMINATED
 from launch.docker import DockerLauncher
 from launch.errors import RefusedError
 from launch.launcher import Launcher
@@ -44,6 +46,8 @@ def main() -> int:
     if arguments.what != "run" and sys.stdout.isatty():
         environment.setdefault("MLLOG_STDOUT", "0")
     try:
+        if not shutil.which("setpriv"):
+            raise RefusedError("setpriv: command not found, which ends a run with its launcher. Install util-linux")
         if arguments.what != "run":
             return run_set(LAUNCHERS[arguments.what], environment)
         return run_slurm_task(environment) if arguments.slurm_task else OneRun(environment).run()
@@ -56,5 +60,12 @@ def main() -> int:
         return INTERRUPTED
 
 
+def _end(_number: int, _frame: object) -> None:
+    """End before or after the run, by TERM or HUP: the checks or reports that run are killed."""
+    sys.exit(TERMINATED)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGHUP, _end)
     sys.exit(main())

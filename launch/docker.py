@@ -106,7 +106,7 @@ def _device_flags(environment: Environment, plan: Plan) -> list[str]:
     elif _succeeds("rocm-smi", "--showid") or _succeeds("amd-smi", "list"):
         flags += ["--device=/dev/kfd", "--device=/dev/dri", "--security-opt=seccomp=unconfined"]
         # By number, not by name: the devices belong to the host's groups, which have other numbers in the image.
-        devices = [DEVICES / "kfd", *(DEVICES / "dri").glob("renderD*")]
+        devices = [*DEVICES.glob("kfd"), *(DEVICES / "dri").glob("renderD*")]
         flags += [f"--group-add={group}" for group in sorted({device.stat().st_gid for device in devices})]
     else:
         raise RefusedError(

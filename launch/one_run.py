@@ -112,8 +112,10 @@ class OneRun:
         return [*command, "-m", "gptoss20b", "train"]
 
     def _report(self, status: int) -> int:
-        """Print the outcome, and return the run's exit status, given torchrun's, which is only 0 or 1."""
+        """Print the outcome, and return the run's exit status, given that of `gptoss20b.launch`: 0, 1 or 2."""
         terminated = self.supervisor.terminated
+        if status == 2 and not terminated:
+            return 2  # the run was refused, and has said why: a log here is that of an earlier start
         if not self.log.exists():
             log(f"error: the run ended with status {status} before it wrote a log")
             warn_if_full(Path(self.logdir))

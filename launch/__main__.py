@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 
@@ -46,8 +45,6 @@ def main() -> int:
     if arguments.what != "run" and sys.stdout.isatty():
         environment.setdefault("MLLOG_STDOUT", "0")
     try:
-        if not shutil.which("setpriv"):
-            raise RefusedError("setpriv: command not found, which ends a run with its launcher. Install util-linux")
         if arguments.what != "run":
             return run_set(LAUNCHERS[arguments.what], environment)
         return run_slurm_task(environment) if arguments.slurm_task else OneRun(environment).run()

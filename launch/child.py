@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from launch.errors import RefusedError
 from launch.variables import Environment
 
 Child = subprocess.Popen[bytes]
@@ -41,6 +43,10 @@ class Supervisor:
     """
 
     def __init__(self) -> None:
+        if not shutil.which(WITH_PARENT[0]):
+            raise RefusedError(
+                f"{WITH_PARENT[0]}: command not found. It ends a run with its launcher: install util-linux"
+            )
         self.terminated = 0
         self._child: Child | None = None
         self._stop: Callable[[Child, signal.Signals], None] = forward

@@ -32,6 +32,7 @@ CHECK_COMPLIANCE=0                | log=0 check=1         | 0 | result import   
                                   | no_log=1 torchrun=0   | 1 |                              | error: .*status 0
                                   | no_log=1 torchrun=1   | 1 |                              | error: .*status 1
                                   | no_log=1 torchrun=2   | 2 |                              |
+                                  | torchrun=2 log=0      | 2 |                              |
 DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=0   | 0 |                              |
 DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=3   | 3 |                              |
 DGXNNODES=2 SLURM_NODEID=1        | no_log=1 torchrun=1   | 1 |                              |

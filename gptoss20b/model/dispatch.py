@@ -179,6 +179,7 @@ class SortingDispatcher(MoETokenDispatcher):
 
     _permutation: Permutation
     _plan: AllToAllPlan | None
+    _splits: tuple[list[int], list[int]]
     _received_order: tuple[Tensor, Tensor]
     _hidden_shape: torch.Size
 
@@ -213,7 +214,7 @@ class SortingDispatcher(MoETokenDispatcher):
         """Send rows and probabilities to the ranks of their experts; without expert parallelism, return them."""
         if self._plan is None:
             return hidden_states, probs
-        sent, received = self._plan.wait_for_splits()
+        self._splits = sent, received = self._plan.wait_for_splits()
         # Two messages: the probabilities are fp32, and less than a thousandth of the bytes.
         return (
             all_to_all(self.ep_group, hidden_states, received, sent),
@@ -240,7 +241,7 @@ class SortingDispatcher(MoETokenDispatcher):
         """Send the rows back to the ranks of their tokens."""
         if self._plan is None:
             return hidden_states
-        sent, received = self._plan.wait_for_splits()
+        sent, received = self._splits
         out: Tensor = all_to_all(self.ep_group, hidden_states, sent, received)
         return out
 

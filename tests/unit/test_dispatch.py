@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -152,6 +153,21 @@ def test_on_one_rank_the_host_waits_for_nothing(layer: Any) -> None:
         out.backward(torch.ones_like(out))
     assert mode.operators > 50, "the layer ran under the mode"
     assert x.grad is not None
+
+
+def test_on_several_ranks_the_host_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Mock(wait_for_splits=Mock(return_value=([3, 0], [1, 4])))
+    all_to_all = Mock(side_effect=lambda _, x, *sizes: x)
+    monkeypatch.setattr("gptoss20b.model.dispatch.all_to_all", all_to_all)
+    dispatcher = single_rank_dispatcher(8, 2)
+    monkeypatch.setattr(dispatcher, "_plan", plan, raising=False)
+    monkeypatch.setattr(dispatcher, "ep_group", None, raising=False)
+    rows, _ = dispatcher.token_dispatch(torch.ones(3, 4), torch.ones(3))
+    dispatcher.token_combine(rows)
+    # Rows and probabilities to the experts, and outputs back. Sizes received come first.
+    sizes = [call.args[2:] for call in all_to_all.call_args_list]
+    assert sizes == [([1, 4], [3, 0]), ([1, 4], [3, 0]), ([3, 0], [1, 4])]
+    assert plan.wait_for_splits.call_count == 1
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,14 @@ def preflight(given: dict[str, str | None]) -> None:
     config = _resolve_or_exit(given)
     print_config(config)
     from .config.changes import describe_changes
+    from .config.misspelt import find_ambiguous
     from .tools.doctor.finding import Verdict
     from .tools.doctor.preflight import check_start
 
     if changes := describe_changes(given):
         print(changes, file=sys.stderr)
+    for warning in find_ambiguous(os.environ):
+        print(f"warning: {warning}", file=sys.stderr)
     findings = check_start(config, os.environ)
     for finding in findings:
         level = "error" if finding.verdict is Verdict.FAIL else "warning"
@@ -167,8 +170,8 @@ def write_new_config(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs per node.", metavar="N")],
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of the run.", metavar="N")] = 1,
     expert_parallel: Annotated[
-        int, typer.Option(min=1, help="Expert parallel size.", metavar="N")
-    ] = new_config.EXPERT_PARALLEL,
+        int | None, typer.Option(min=1, help="Default: 8, or what divides it within a node.", metavar="N")
+    ] = None,
     micro_batch: Annotated[
         int, typer.Option(min=1, help="Sequences per forward pass of one GPU.", metavar="N")
     ] = new_config.MICRO_BATCH_SIZE,
@@ -191,6 +194,8 @@ def write_new_config(
     )
     try:
         text, config = new_config.prepare_config(request, Path.cwd())
+        if warning := new_config.layout_warning(config):
+            print(f"warning: {warning}", file=sys.stderr)
         if gpu is not None:
             _load_megatron()
             if warning := new_config.memory_warning(config, gpu):

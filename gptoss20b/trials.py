@@ -72,7 +72,10 @@ def _build_trial(folder: Path, number: int, attempts: list[tuple[int, int, bool]
     if status not in _TRAINING_ENDED and (folder / f"result_{number}.txt").exists() and result is not None:
         # The row could not be written, but the launcher published the result, so the training ended.
         status = result.exit_code
-    return Trial(number, sum(started for _, _, started in attempts), seed, status, result)
+    # A killed launcher has written no row, and a resumed trial keeps its folder.
+    folders = len(list(folder.glob(f"trial_{number}_attempt_*"))) + (folder / f"trial_{number}").exists()
+    rows = sum(started for _, _, started in attempts)
+    return Trial(number, max(rows, folders), seed, status, result)
 
 
 def exit_code_of_set(trials: list[Trial]) -> ExitCode:

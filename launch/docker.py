@@ -24,7 +24,7 @@ _GRACE_SECONDS = 120
 class DockerLauncher(Launcher):
     """Start each trial in a container of the image CONT. The caches are the host's."""
 
-    script = "./run_with_docker.sh"
+    script = f"{Path.cwd()}/run_with_docker.sh"
 
     def __init__(self, environment: Environment, plan: Plan) -> None:
         super().__init__(environment, plan)

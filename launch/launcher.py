@@ -21,7 +21,7 @@ class Launcher:
         clear_caches: command that clears the caches of all hosts before a trial; empty where the trial itself can.
     """
 
-    script = "./run_local.sh"
+    script = f"{Path.cwd()}/run_local.sh"
     # One launcher starts all nodes.
     single_launcher = False
 

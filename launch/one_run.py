@@ -133,8 +133,8 @@ class OneRun:
         if code == 0 and not self.in_set:
             system = self.environment["DGXSYSTEM"]
             log(f"next, the ten runs of a result: source config_{system}.sh && NEXP=10 ./run_local.sh")
-        # The run has just shown its end, if it could.
-        if outcome.returncode not in (0, 3, 4, 130, 143):
+        # The run has just shown its result, if it could.
+        if outcome.returncode not in (0, 3, 4):
             log(outcome.stdout.rstrip("\n"))
         if code == 1:
             warn_if_full(Path(self.logdir))

@@ -172,7 +172,8 @@ class Leader(TrialRunner):
         folder, trials = self.launcher.environment["LOGDIR"], self.files.trials
         status = self._show("summary.txt", "-m", "gptoss20b", "result", "--trials", str(trials), folder)
         if self.supervisor.terminated:
-            log(f"to run the missing trials: LOGDIR={self.files.folder} {self.launcher.script}, with the same settings")
+            command = f"LOGDIR={self.files.folder} {self.launcher.script}"
+            log(f"to run the missing trials: {command}, with the same settings")
             return self.supervisor.terminated
         if not self.plan.check_compliance:
             return status

@@ -151,8 +151,10 @@ class ConsoleProgress(NullProgress):
         elif rate:
             parts.append(f"next evaluation in {format_duration(max(1.0, to_evaluation / rate))}")
             to_target = self._samples_to_passing_evaluation()
-            when = "unknown" if to_target is None else f"in about {format_duration(max(1.0, to_target / rate))}"
-            parts.append(f"target {when}")
+            if to_target is None:
+                parts.append("time to target unknown")
+            else:
+                parts.append(f"target in about {format_duration(max(1.0, to_target / rate))}")
         return " | ".join(parts)
 
     @property

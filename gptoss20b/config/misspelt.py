@@ -11,7 +11,7 @@ from .environment import PREFIXES, other_variables, settings
 # Variables of the launchers, which are no leaves of the configuration.
 LAUNCHER_VARIABLES = (
     "NEXP", "SEED_BASE", "STOP_ON_FAILURE", "CHECK_COMPLIANCE", "CLEAR_CACHES", "CONT", "MODELDIR", "PYTHON",
-    "NODE_RANK", "MASTER_ADDR", "MASTER_PORT",
+    "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "EXTRA_MOUNTS", "BINDCMD", "HOST_VARIABLES",
 )  # fmt: skip
 # Families of other programs: their names are never ours, however close.
 _FOREIGN = (
@@ -21,7 +21,8 @@ _FOREIGN = (
     "CONDA_", "DOCKER_", "KUBERNETES_", "PYTHON", "PYTEST_", "XDG_", "SSH_", "LC_", "GROUP_", "ROLE_", "LOCAL_",
 )  # fmt: skip
 # Other programs' names that are as close to one of ours as a slip of the keyboard.
-_OTHERS = frozenset({"COMPILER", "LOG_DIR", "DATA_DIR", "MODEL_DIR"})
+_AMBIGUOUS = {"LOG_DIR": "LOGDIR", "DATA_DIR": "DATADIR", "MODEL_DIR": "MODELDIR"}
+_OTHERS = frozenset({"COMPILER", *_AMBIGUOUS})
 # Ratio of equal letters. Shorter names are too close to too many words.
 _CLOSE, _SHORTEST = 0.88, 6
 
@@ -38,6 +39,15 @@ def find_misspelt(environment: Mapping[str, str]) -> list[Problem]:
     ]
 
 
+def find_ambiguous(environment: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that many programs read, and that may be meant for one of ours."""
+    return [
+        f"{name}: is not read here. If it was meant for this run, set {meant}."
+        for name, meant in _AMBIGUOUS.items()
+        if name in other_variables(environment) and not environment.get(meant)
+    ]
+
+
 def close_names(names: Iterable[str], known: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield each name that is close to a known one, without being one, and the known name that is meant.
 
@@ -48,9 +58,19 @@ def close_names(names: Iterable[str], known: Iterable[str]) -> Iterator[tuple[st
     targets = {letters: each for each in known if len(letters := each.replace("_", "")) >= _SHORTEST}
     for name in sorted(set(names) - known - _OTHERS):
         letters = name.replace("_", "")
-        if name.isupper() and not name.startswith(_FOREIGN) and len(letters) >= _SHORTEST:
-            for match in get_close_matches(letters, targets, 1, _CLOSE):
-                yield name, targets[match]
+        if name.isupper() and not name.startswith(_FOREIGN) and (meant := _closest(letters, targets)):
+            yield name, meant
+
+
+def _closest(letters: str, targets: Mapping[str, str]) -> str | None:
+    """Return the name that is meant: nearly the same letters, the same in another order, or NEXP and one more."""
+    if letters[:-1] == "NEXP":
+        return "NEXP"
+    if len(letters) < _SHORTEST:
+        return None
+    swapped = (match for match in targets if sorted(match) == sorted(letters))
+    match = next(swapped, None) or next(iter(get_close_matches(letters, targets, 1, _CLOSE)), None)
+    return targets[match] if match else None
 
 
 def _known_names() -> list[str]:

@@ -109,8 +109,8 @@ class ModelConfig(FrozenModel):
 class Parallel(FrozenModel):
     """Parallel layout: how the ranks share the model and the batch."""
 
-    nodes: int = setting("DGXNNODES", "nodes of the run", 1, ge=1)
-    gpus_per_node: int = setting("DGXNGPU", "ranks per node, one per GPU", 8, ge=1)
+    nodes: int = setting("DGXNNODES", "nodes of the run", 1, ge=1, le=100_000)
+    gpus_per_node: int = setting("DGXNGPU", "ranks per node, one per GPU", 8, ge=1, le=1024)
     expert: int = setting("EXPERT_PARALLEL", "expert parallel size", 8, ge=1)
     tensor: int = setting("TENSOR_PARALLEL", "tensor parallel size", 1, ge=1)
     pipeline: int = setting("PIPELINE_PARALLEL", "pipeline parallel size", 1, ge=1)

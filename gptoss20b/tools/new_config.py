@@ -5,6 +5,7 @@ The file is sourced and resolved under its own name in a temporary folder first,
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -41,7 +42,7 @@ class Request:
     name: str
     nodes: int
     gpus: int
-    expert_parallel: int = EXPERT_PARALLEL
+    expert_parallel: int | None = None
     micro_batch: int = MICRO_BATCH_SIZE
     global_batch_size: int | None = None
     learning_rate: str | None = None
@@ -98,6 +99,8 @@ def render(request: Request) -> str:
     if rate is None or warmup is None:
         missing = {"LEARNING_RATE": rate, "WARMUP_STEPS": warmup}
         raise ConfigError([_no_point(variable, gbs) for variable, value in missing.items() if value is None])
+    # Within a node: across nodes, every all-to-all would cross the network.
+    expert_parallel = request.expert_parallel or math.gcd(EXPERT_PARALLEL, request.gpus)
     nodes = "One node" if request.nodes == 1 else f"{request.nodes} nodes"
     is_point = (rate, warmup) == (point_rate, point_warmup)
     source = "the reference's convergence point" if is_point else "not a convergence point of the reference"
@@ -108,13 +111,24 @@ source "$(dirname "${{BASH_SOURCE[0]:-$0}}")/{COMMON}" "${{BASH_SOURCE[0]:-$0}}"
 
 export DGXNNODES={request.nodes}
 export DGXNGPU={request.gpus}
-export EXPERT_PARALLEL={request.expert_parallel}
+export EXPERT_PARALLEL={expert_parallel}
 
 export GLOBAL_BATCH_SIZE={gbs}
 export MICRO_BATCH_SIZE={request.micro_batch}
 export LEARNING_RATE={shlex.quote(rate)}
 export WARMUP_STEPS={warmup}
 """
+
+
+def layout_warning(config: Config) -> str | None:
+    """Return a warning if experts are spread over several nodes."""
+    parallel = config.parallel
+    if parallel.expert <= parallel.gpus_per_node:
+        return None
+    return (
+        f"EXPERT_PARALLEL: {parallel.expert} spans nodes of {parallel.gpus_per_node} GPUs, so that every all-to-all "
+        f"crosses the network. Consider --expert-parallel {math.gcd(EXPERT_PARALLEL, parallel.gpus_per_node)}."
+    )
 
 
 def memory_warning(config: Config, gpu: str) -> str | None:

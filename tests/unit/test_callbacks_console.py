@@ -60,7 +60,7 @@ EVENTS: dict[str, tuple[list[Event], str]] = {
     "speed and next evaluation": (
         [FIRST, (10, "train", 12_448, 4.9876)],
         "12,448 samples | loss 4.9876 | last evaluation 5.3400 | 131,072 tokens/s | next evaluation in 12.6 min"
-        " | target unknown",
+        " | time to target unknown",
     ),
     # Ten seconds each at 1, then at 16 samples a second.
     "speed of the last lines": (
@@ -81,7 +81,7 @@ EVENTS: dict[str, tuple[list[Event], str]] = {
     ),
     # The curve reaches 3.34 at 86,505 samples, so the evaluation at 98,304 passes.
     "the passing evaluation": ([*CURVE, (10, "train", 49_312, 4.26)], "| target in about 51.0 min"),
-    "no evaluation, no estimate": ([*CURVE[::2], (10, "train", 49_312, 4.26)], "| target unknown"),
+    "no evaluation, no estimate": ([*CURVE[::2], (10, "train", 49_312, 4.26)], "| time to target unknown"),
     # The fit has passed the target, and the evaluation has not.
     "a target in the past": (
         [*LOW, (0, "eval", 49_152, 3.35), (10, "train", 49_312, 3.1)],

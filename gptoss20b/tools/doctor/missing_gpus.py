@@ -70,7 +70,7 @@ def missing_gpus(
     seen = f"torch sees {view.count or 'none'}, expected {needed} (DGXNGPU)"
     fixes = [cause.fix for cause in causes]
     if not view.count:
-        fixes.append("for a run without GPUs, export CUDA_VISIBLE_DEVICES=-1")
+        fixes.append("to look at the configuration only: train --dry-run; to train without GPUs: config_CPU_1x2.sh")
     return failed("GPUs", f"{seen}: {', and '.join(cause.found for cause in causes)}", "; ".join(fixes))
 
 

@@ -14,6 +14,7 @@ from .checks import Check, run_checks
 from .dataset import check_data_files
 from .finding import Finding, Verdict
 from .gpus import check_gpu_count
+from .host import check_host_memory
 from .node_context import NodeContext, read_node_context, should_use_gpus
 from .software import check_commit
 from .storage import check_checkpoint_room, check_log_room
@@ -34,6 +35,8 @@ def check_start(config: Config, environment: Mapping[str, str]) -> list[Finding]
     checks: dict[str, Callable[[], Finding]] = {}
     if on_gpu:
         checks["GPUs"] = lambda: check_gpu_count(config.parallel.gpus_per_node)
+    elif config.model.variant != "tiny":
+        checks["memory"] = lambda: check_host_memory(config, on_gpu)[0]
     checks["data"] = lambda: check_data_files(config)
     if config.parallel.nodes == 1 or node.node_rank == "0":
         checks["LOGDIR"] = lambda: check_log_room(config)

@@ -21,8 +21,22 @@ _OF_A_RUN = (
 )
 # Families of the libraries that a run uses, and of the log's submission fields.
 _FAMILIES = (
-    *("NCCL_", "RCCL_", "GLOO_", "FI_", "UCX_", "CUDA_", "CUBLAS_", "CUDNN_", "NVTE_", "HIP_", "ROCR_", "HSA_", "GPU_"),
-    *("TORCH", "PYTORCH_", "TRITON_", "OMP_", "MLPERF_SUBMISSION_", "MLLOG_"),
+    *(
+        "NCCL_",
+        "RCCL_",
+        "GLOO_",
+        "FI_",
+        "UCX_",
+        "CUDA_",
+        "CUBLAS_",
+        "CUDNN_",
+        "NVTE_",
+        "HIP_",
+        "ROCM_",
+        "ROCR_",
+        "HSA_",
+    ),
+    *("GPU_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "MLPERF_SUBMISSION_", "MLLOG_"),
 )
 # Where and in which version the host has these libraries. The image has its own.
 _OF_THE_HOST = re.compile(r".*_(HOME|PATH|ROOT|VERSION|DIR)")

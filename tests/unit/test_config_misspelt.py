@@ -7,7 +7,7 @@ import re
 import pytest
 
 from gptoss20b.config import ConfigError, resolve, settings
-from gptoss20b.config.misspelt import LAUNCHER_VARIABLES, close_names
+from gptoss20b.config.misspelt import LAUNCHER_VARIABLES, close_names, find_ambiguous
 from tests.support.config_cases import ONE_RANK, OPEN
 
 KNOWN = (*settings(), *LAUNCHER_VARIABLES)
@@ -74,6 +74,10 @@ def test_no_variable_of_another_program_is_taken_for_a_setting() -> None:
         ("DGX_NGPU", "DGXNGPU"),
         ("STOP_ON_FAILURES", "STOP_ON_FAILURE"),
         ("MLPERF_SUBMISSION_ORGS", "MLPERF_SUBMISSION_ORG"),
+        ("EXTRA_MOUNT", "EXTRA_MOUNTS"),
+        ("BIND_CMD", "BINDCMD"),
+        ("LOGIDR", "LOGDIR"),
+        ("NEXPS", "NEXP"),
     ],
 )
 @pytest.mark.parametrize("on_the_host", [False, True])
@@ -89,6 +93,12 @@ def test_a_misspelt_setting_is_an_error_unless_it_is_allowed(
     assert f"{meant}." in problem.message
     monkeypatch.setenv("ALLOW_UNKNOWN", "1")
     resolve(ONE_RANK | OPEN)
+
+
+@pytest.mark.parametrize(("set_too", "warned"), [((), True), (("LOGDIR",), False), (("ALLOW_UNKNOWN",), False)])
+def test_a_name_of_many_programs_is_a_warning_where_ours_is_not_set(set_too: tuple[str, ...], warned: bool) -> None:
+    environment = {"LOG_DIR": "/x"} | dict.fromkeys(set_too, "1")
+    assert [warning.split()[0] for warning in find_ambiguous(environment)] == ["LOG_DIR:"] * warned
 
 
 # In a shorter name one letter is more than the tolerance.

@@ -43,7 +43,7 @@ def test_without_a_driver(
 ) -> None:
     missing = missing_gpus(8, CUDA, None, environment, write_files(tmp_path, files))
     assert_finding(missing, Verdict.FAIL, "torch sees none, expected 8 (DGXNGPU)", found, fix=fix)
-    assert "CUDA_VISIBLE_DEVICES=-1" in missing.fix
+    assert "config_CPU_1x2.sh" in missing.fix
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_hidden_gpus(tmp_path: Path, masks: dict[str, str], visible: int, hiding
         assert_finding(missing, Verdict.FAIL, hiding, fix=f"unset {hiding.split('=')[0]}")
     else:
         assert_finding(missing, Verdict.FAIL, "torch sees 7", "NVML lists 8", fix="a layout for 7")
-    assert ("CUDA_VISIBLE_DEVICES=-1" in missing.fix) == (visible == 0)
+    assert ("config_CPU_1x2.sh" in missing.fix) == (visible == 0)
 
 
 def test_torch_s_view_of_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_the_callers_environment_changes_nothing(project: Path, monkeypatch: pyt
         (Request("../B200", 1, 8), ["NAME"]),
         (Request("a b", 1, 8), ["NAME"]),
         (Request("B200_1x8", 1, 8), ["NAME"]),
-        (Request("X", 1, 4), ["EXPERT_PARALLEL"]),
+        (Request("X", 1, 4, expert_parallel=8), ["EXPERT_PARALLEL"]),
         (Request("X", 8, 8), ["GLOBAL_BATCH_SIZE"]),
         (Request("X", 1, 8, expert_parallel=5), ["EXPERT_PARALLEL", "EXPERT_PARALLEL"]),
         (Request("X", 1, 8, global_batch_size=24), ["LEARNING_RATE", "WARMUP_STEPS"]),

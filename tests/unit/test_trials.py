@@ -94,6 +94,13 @@ def test_the_last_attempt_counts_and_a_recovered_result_is_no_attempt(tmp_path: 
     assert (trial.attempts, trial.status, trial.outcome) == (2, 0, "converged")
 
 
+def test_an_attempt_whose_launcher_was_killed_counts(tmp_path: Path) -> None:
+    """Such a launcher has written no row, and the next start keeps the attempt's folder."""
+    folder = make_set(tmp_path, 0)
+    (folder / "trial_1_attempt_1").mkdir()
+    assert read_trials(folder, 1)[0].attempts == 2
+
+
 @pytest.mark.parametrize("row", ["1\t5\t2026", "one\t5\tx\t60\t0", "1\t5\tx\t60\t"])
 def test_an_invalid_row_is_named_and_skipped(tmp_path: Path, row: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_set(tmp_path, 0, 1)

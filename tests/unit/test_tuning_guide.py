@@ -125,6 +125,7 @@ def test_every_name_in_the_guide_exists() -> None:
     named = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", GUIDE)) - {"check-set"}
     assert named and named <= rules
     launchers = {"NEXP", "LOGDIR", "SEED", "SEED_BASE", "STOP_ON_FAILURE"}
+    launchers |= {f"{vendor}_VISIBLE_DEVICES" for vendor in ("CUDA", "HIP", "ROCR")}
     variables = set(re.findall(r"`([A-Z]{2,}(?:_[A-Z0-9]+)*)(?:=\S+)?`", GUIDE))
     assert variables <= set(settings()) | launchers, variables - set(settings()) - launchers
 

@@ -69,7 +69,8 @@ def code(value: object) -> str:
 def settings_page() -> str:
     """Return all settings, a table per branch of the configuration tree."""
     parts = ["Each setting is an environment variable and an option of `python -m gptoss20b train`. "
-             "Presets of `MODEL_VARIANT` and `config_*.sh` files change defaults."]  # fmt: skip
+             "Presets of `MODEL_VARIANT` and `config_*.sh` files change defaults. Variables of the launchers, such as "
+             "`NEXP`, are on the page [Running](../running.md#ten-trials)."]  # fmt: skip
     leaves = [(name, field) for name, field in Config.model_fields.items() if field.json_schema_extra]
     branches: dict[str, tuple[type[BaseModel], list[tuple[str, FieldInfo]]]] = {"run": (Config, leaves)}
     for name, field in Config.model_fields.items():

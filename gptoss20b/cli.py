@@ -220,7 +220,7 @@ def doctor(
 ) -> None:
     """Check this node before a run: hardware, software, network, data and disks. Print a fix for every problem.
 
-    It changes nothing and takes less than a minute. Exit status 1 if a check fails.
+    It changes nothing and takes about a minute. Exit status 1 if a check fails.
     """
     config = _resolve_or_exit(given)
     from .tools.doctor.checks import check_node

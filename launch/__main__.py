@@ -34,10 +34,15 @@ def run_set(kind: type[Launcher], environment: Environment) -> int:
 
 def main() -> int:
     """Run the command, and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m launch", description=__doc__)
-    parser.add_argument("what", choices=["run", *LAUNCHERS])
-    parser.add_argument("--from", dest="start", default=".", help="the folder of relative paths in variables")
-    parser.add_argument("--slurm-task", action="store_true", help="this is a task of srun --kill-on-bad-exit")
+    parser = argparse.ArgumentParser(
+        usage="source config_<SYSTEM>.sh && [VARIABLE=VALUE ...] ./run_and_time.sh | ./run_local.sh | ...",
+        description="Start one run, or the NEXP trials of a set, of the sourced configuration. Environment variables "
+        "are all options: docs/running.md lists those of the launchers, docs/reference/settings.md those of a run.",
+    )
+    # From the scripts: what to start, the folder of relative paths in variables, and if srun has started it.
+    parser.add_argument("what", choices=["run", *LAUNCHERS], help=argparse.SUPPRESS)
+    parser.add_argument("--from", dest="start", default=".", help=argparse.SUPPRESS)
+    parser.add_argument("--slurm-task", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     environment = dict(os.environ)
     resolve_from(arguments.start, environment, "LOGDIR", "DATADIR", "MODELDIR", "SAVE_DIR")

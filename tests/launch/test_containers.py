@@ -15,15 +15,12 @@ from tests.support.launch_stubs import Done, Sandbox, assert_refused, read_pairs
 from tests.support.paths import ROOT
 
 # Variables that are no settings, but of a family or known by their names.
-FORWARDED = re.findall(
-    r"\w+",
-    """
+FORWARDED = """
 NEXP CLEAR_CACHES CHECK_COMPLIANCE NODE_RANK MASTER_ADDR MASTER_PORT BINDCMD ALLOW_UNKNOWN NVIDIA_VISIBLE_DEVICES TZ
 NCCL_DEBUG RCCL_MSCCL_ENABLE GLOO_SOCKET_IFNAME FI_PROVIDER UCX_TLS CUDA_VISIBLE_DEVICES CUBLAS_WORKSPACE_CONFIG
-CUDNN_LOGDEST_DBG NVTE_FLASH_ATTN HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HSA_NO_SCRATCH_RECLAIM GPU_MAX_HW TORCH_LOGS
-TORCHINDUCTOR_X PYTORCH_CUDA_ALLOC_CONF TRITON_DEBUG OMP_NUM_THREADS MLPERF_SUBMISSION_X
-""",
-)
+CUDNN_LOGDEST_DBG NVTE_FLASH_ATTN HIP_VISIBLE_DEVICES ROCM_X ROCR_VISIBLE_DEVICES HSA_NO_SCRATCH_RECLAIM GPU_MAX_HW
+TORCH_LOGS TORCHINDUCTOR_X PYTORCH_CUDA_ALLOC_CONF TRITON_DEBUG OMP_NUM_THREADS MLPERF_SUBMISSION_X
+"""
 OF_THE_HOST = ["CUDA_HOME", "CUDA_PATH", "NCCL_VERSION", "TORCH_HOME", "TRITON_CACHE_DIR", "UCX_ROOT", "SECRET", "HOME"]
 NAMED = ["CHECK_COMPLIANCE", "DATADIR", "LOGDIR", "MASTER_PORT", "SEED", "NEXP", "HOST_VARIABLES"]
 
@@ -35,10 +32,26 @@ def start(sandbox: Sandbox, script: str, config: str = "config_CPU_1x2.sh", give
     return done
 
 
-def assert_caches_cleared(sandbox: Sandbox, cleared: bool) -> None:
+@pytest.mark.parametrize("script", ["run_with_docker.sh", "run.sub"])
+@pytest.mark.parametrize("cleared", [True, False])
+def test_the_hosts_caches_are_cleared_outside_the_containers(sandbox: Sandbox, script: str, cleared: bool) -> None:
+    sandbox.control(pyxis="", clearing_status=int(not cleared))
+    if cleared:
+        sandbox.drop_caches.parent.mkdir()
+    config = "config_B200_2x8.sh" if script == "run.sub" else "config_CPU_1x2.sh"
+    start(sandbox, script, config, "CONT=gptoss20b CLEAR_CACHES=1 NEXP=2")
     assert [sandbox.trial(seed)["CLEAR_CACHES"] for seed in (5, 6)] == ["done" if cleared else "0"] * 2
     output = (sandbox.set / "trial_2" / "output.log").read_text()
     assert ("warning: could not drop the page cache" in output) == (not cleared)
+    clearing = f"{SRUN} --nodes=2 --ntasks=2 --ntasks-per-node=1 bash launch/clear_caches.sh"
+    assert steps(sandbox, "launch/clear_caches.sh") == [clearing] * 2 * (script == "run.sub")
+
+
+@pytest.mark.parametrize("script", ["run_local.sh", "run_with_docker.sh", "run.sub"])
+def test_a_single_trial_is_told_that_its_caller_has_cleared_the_caches(sandbox: Sandbox, script: str) -> None:
+    start(sandbox, script, given="CLEAR_CACHES=done")
+    assert sandbox.trial(5)["CLEAR_CACHES"] == "done"
+    assert not steps(sandbox, "launch/clear_caches.sh") and not sandbox.calls("sudo")
 
 
 # --- docker
@@ -46,47 +59,47 @@ def assert_caches_cleared(sandbox: Sandbox, cleared: bool) -> None:
 AMD = "--device=/dev/kfd --device=/dev/dri --security-opt=seccomp=unconfined"
 
 
-def docker_base(sandbox: Sandbox) -> list[str]:
-    groups = " ".join(f"--group-add={group}" for group in sorted({os.getgid(), *os.getgroups()}))
+def docker_calls(sandbox: Sandbox, word: str) -> list[list[str]]:
+    """Return the arguments of the containers with this word, after those that all have."""
+    groups = [f"--group-add={group}" for group in sorted({os.getgid(), *os.getgroups()})]
     folders = f"--volume={sandbox.folder}/data:/data:ro --volume={sandbox.set}:/results"
-    return f"docker run --rm --init --user={os.getuid()}:{os.getgid()} {groups} {folders}".split()
+    base = f"docker run --rm --init --user={os.getuid()}:{os.getgid()} {' '.join(groups)} {folders}".split()
+    calls = [call for call in sandbox.calls("docker") if word in call and call[-1] != "settings"]
+    assert all(call[: len(base)] == base for call in calls)
+    return [call[len(base) :] for call in calls]
 
 
-def docker_trial(sandbox: Sandbox) -> tuple[list[str], list[str]]:
+def docker_trial(sandbox: Sandbox) -> tuple[str, list[str]]:
     """Return the arguments of the only trial, and its variables. Its name is checked here."""
-    (call,) = [call for call in sandbox.calls("docker") if call[-1] == "./run_and_time.sh"]
-    (name,) = [argument for argument in call if argument.startswith("--name=")]
+    (call,) = docker_calls(sandbox, "./run_and_time.sh")
+    (name,) = [word for word in call if word.startswith("--name=")]
     assert re.fullmatch(r"--name=gptoss20b_\d+_\d+_5", name)
-    flags = [argument for argument in call if argument.startswith("--env=")]
-    return [word for word in call if word not in (name, *flags)], [flag.removeprefix("--env=") for flag in flags]
+    flags = [word for word in call if word.startswith("--env=")]
+    return " ".join(word for word in call if word not in (name, *flags)), [flag[len("--env=") :] for flag in flags]
 
 
 @pytest.mark.parametrize(
-    ("tool", "config", "devices", "given"),
+    ("tool", "config", "devices"),
     [
-        ("nvidia-smi", "config_B200_1x8.sh", "--gpus=all", ""),
-        ("rocm-smi", "config_MI355X_1x8.sh", AMD, ""),
-        ("amd-smi", "config_MI355X_1x8.sh", AMD, ""),
-        ("nvidia-smi", "config_CPU_1x2.sh", "", ""),  # the configuration hides the GPUs
-        ("nvidia-smi", "config_B200_2x8.sh", "--gpus=all --device=/dev/infiniband --network=host", "NODE_RANK=0"),
+        ("nvidia-smi", "config_B200_1x8.sh", "--gpus=all "),
+        ("rocm-smi", "config_MI355X_1x8.sh", f"{AMD} --group-add=GROUP "),
+        ("amd-smi", "config_MI355X_1x8.sh", f"{AMD} --group-add=GROUP "),
+        ("nvidia-smi", "config_CPU_1x2.sh", ""),  # the configuration hides the GPUs
+        ("nvidia-smi", "config_B200_2x8.sh", "--gpus=all --device=/dev/infiniband --network=host "),
     ],
 )
 def test_a_container_gets_its_devices_and_the_variables_that_are_set(
-    sandbox: Sandbox, tool: str, config: str, devices: str, given: str
+    sandbox: Sandbox, tool: str, config: str, devices: str
 ) -> None:
     sandbox.control(**{tool: ""})
-    kfd = sandbox.folder / "dev" / "kfd"
-    kfd.write_text("")
-    if given:
+    (sandbox.folder / "dev" / "kfd").touch()
+    if "infiniband" in devices:
         (sandbox.folder / "dev" / "infiniband").mkdir()
-    start(sandbox, "run_with_docker.sh", config, f"{given} MASTER_ADDR=leader NCCL_DEBUG=")
+    start(sandbox, "run_with_docker.sh", config, "NODE_RANK=0 MASTER_ADDR=leader NCCL_DEBUG=")
     call, variables = docker_trial(sandbox)
-    own = [*NAMED, "MASTER_ADDR", *read_pairs(given)]
-    assert variables == sorted({*load_config(config), *own} - {"CONFIG_DIR"})
+    assert variables == sorted({*load_config(config), *NAMED, "MASTER_ADDR", "NODE_RANK"} - {"CONFIG_DIR"})
     always = "--ulimit=memlock=-1 --ulimit=stack=67108864 --ipc=host --cap-add=SYS_NICE"
-    groups = f"--group-add={kfd.stat().st_gid}" if devices == AMD else ""
-    flags = f"{always} {devices} {groups} gptoss20b ./run_and_time.sh"
-    assert call == [*docker_base(sandbox), *flags.split()]
+    assert call == f"{always} {devices}gptoss20b ./run_and_time.sh".replace("GROUP", str(os.getgid()))
     assert (sandbox.calls("nvidia-smi") == []) == (devices == "")
     inside = sandbox.trial(5)
     assert (inside["DATADIR"], inside["LOGDIR"]) == ("/data", "/results/trial_1")
@@ -98,17 +111,21 @@ def test_settings_and_families_are_forwarded_except_those_of_the_host_and_the_im
     sandbox.control(settings="\n".join(names))
     with (sandbox.scripts / "config_CPU_1x2.sh").open("a") as file:
         file.write("export OF_THE_CONFIGURATION=1\n")
-    given = dict.fromkeys([*names, *FORWARDED, *OF_THE_HOST, "OF_THE_CONFIGURATION"], "-1") | read_pairs(
+    given = dict.fromkeys([*names, *FORWARDED.split(), *OF_THE_HOST, "OF_THE_CONFIGURATION"], "-1") | read_pairs(
         f"DGXNNODES=1 DGXSYSTEM=CPU_1x2 CHECK_COMPLIANCE=1 CLEAR_CACHES=0 SEED= SAVE_DIR= MASTER_PORT=4000 NEXP=1 "
         f"DATADIR={sandbox.folder}/data MODELDIR={sandbox.folder}/data LOGDIR={sandbox.set} CONT=gptoss20b:v2 "
         f"EXTRA_MOUNTS=/tmp:/t,/usr:/u:ro, BATCH_SIZES=4"
     )
     start(sandbox, "run_with_docker.sh", **given)
     call, variables = docker_trial(sandbox)
-    expected = {*names, *FORWARDED, *NAMED, "OF_THE_CONFIGURATION"} - {"CACHE_CLEARED", "GIT_COMMIT", "SAVE_DIR"}
+    expected = {*names, *FORWARDED.split(), *NAMED, "OF_THE_CONFIGURATION"} - {
+        "CACHE_CLEARED",
+        "GIT_COMMIT",
+        "SAVE_DIR",
+    }
     assert variables == sorted(expected)
-    assert " ".join(call).count(f"--volume={sandbox.folder}/data:/model:ro --volume=/tmp:/t --volume=/usr:/u:ro ") == 1
-    assert call[-2:] == ["gptoss20b:v2", "./run_and_time.sh"]
+    assert call.startswith(f"--volume={sandbox.folder}/data:/model:ro --volume=/tmp:/t --volume=/usr:/u:ro ")
+    assert call.endswith(" gptoss20b:v2 ./run_and_time.sh")
     # The image checks the names of the host's variables, of which it has no others.
     named = sandbox.trial(5)["HOST_VARIABLES"].split(":")
     assert {"BATCH_SIZES", "SECRET", "CONT"} <= set(named) and "-1" not in named
@@ -117,28 +134,19 @@ def test_settings_and_families_are_forwarded_except_those_of_the_host_and_the_im
 def test_python_runs_in_the_image_with_the_trials_folders_and_only_trials_are_stopped(sandbox: Sandbox) -> None:
     sandbox.control(**{"nvidia-smi": ""})
     start(sandbox, "run_with_docker.sh", "config_B200_1x8.sh", "NEXP=3")
-    first, *calls = [call for call in sandbox.calls("docker") if "python3" in call]
-    assert first == ["docker", "run", "--rm", "gptoss20b", "python3", "-m", "gptoss20b", "settings"]
-    assert [" ".join(call[call.index("python3") + 2 :]) for call in calls] == [
-        *("gptoss20b preflight", "gptoss20b result --trials 3 /results", "compliance check-set --runs 3 /results")
+    assert sandbox.asked() == [
+        *("gptoss20b settings", "gptoss20b preflight", "gptoss20b result --trials 3 /results"),
+        "compliance check-set --runs 3 /results",
     ]
     assert "DATADIR = /data" in (sandbox.set / "settings.txt").read_text()
-    assert all(call[: len(docker_base(sandbox))] == docker_base(sandbox) for call in calls)
-    assert ["--gpus=all" in call for call in calls] == [True, False, False]  # only the preflight counts them
-    # Each trial's container has its own name, and only these are stopped.
+    # Only the preflight counts the GPUs.
+    assert ["--gpus=all" in call for call in docker_calls(sandbox, "python3")] == [True, False, False]
+    # Each trial's container has its own name, also in another set, and only these are stopped.
     start(sandbox, "run_with_docker.sh", given=f"NEXP=2 LOGDIR={sandbox.folder}/other")
-    names = re.findall(r"--name=(\S+)", "\n".join(" ".join(call) for call in sandbox.calls("docker")))
+    names = [word[7:] for call in sandbox.calls("docker") for word in call if word.startswith("--name=")]
     assert len(set(names)) == len(names) == 5
     stops = [call for call in sandbox.calls("docker") if call[1] == "stop"]
     assert stops == [["docker", "stop", "--time=120", name] for name in names]
-
-
-@pytest.mark.parametrize("possible", [True, False])
-def test_the_hosts_caches_are_cleared_before_a_container(sandbox: Sandbox, possible: bool) -> None:
-    if possible:
-        sandbox.drop_caches.parent.mkdir()
-    start(sandbox, "run_with_docker.sh", given="CLEAR_CACHES=1 NEXP=2")
-    assert_caches_cleared(sandbox, possible)
 
 
 # --- Slurm
@@ -152,17 +160,27 @@ def steps(sandbox: Sandbox, part: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("config", "nodes"), [("config_CPU_1x2.sh", 1), ("config_MI355X_1x8.sh", 1), ("config_B200_2x8.sh", 2)]
+    ("config", "nodes", "control", "given", "address"),
+    [
+        ("config_CPU_1x2.sh", 1, "address", "", "10.1.2.3"),
+        ("config_B200_2x8.sh", 2, "no_address", "", "n1"),
+        ("config_B200_2x8.sh", 2, "address", "MASTER_ADDR=10.0.0.1", "10.0.0.1"),
+    ],
 )
-def test_a_step_of_a_job_without_containers(sandbox: Sandbox, config: str, nodes: int) -> None:
-    start(sandbox, "run.sub", config, "PYTHONPATH=/x NODE_RANK=1")
+def test_a_step_of_a_job_without_containers(
+    sandbox: Sandbox, config: str, nodes: int, control: str, given: str, address: str
+) -> None:
+    sandbox.control(**{control: ""})
+    start(sandbox, "run.sub", config, f"PYTHONPATH=/x NODE_RANK=1 LOGDIR= {given}")
     size = f"--nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
     assert steps(sandbox, TRIAL) == [f"{SRUN} {size} --kill-on-bad-exit=1 {TRIAL}"]
     environment = sandbox.trial(5)
-    expected = {"MASTER_ADDR": "10.1.2.3", "DATADIR": f"{sandbox.folder}/data", "PYTHONPATH": "/x"}
+    expected = {"MASTER_ADDR": address, "DATADIR": f"{sandbox.folder}/data", "PYTHONPATH": "/x"}
     assert expected.items() <= environment.items()
     assert "NODE_RANK" not in environment  # each task takes its rank from Slurm
-    assert sandbox.result(1) == "log of seed 5\n"
+    # One launcher starts all nodes, so it may choose the folder.
+    folder = Path(environment["LOGDIR"]).parent
+    assert folder.parent == sandbox.scripts / "results" and (folder / "result_1.txt").exists()
 
 
 def test_a_step_of_a_job_with_containers(sandbox: Sandbox) -> None:
@@ -187,32 +205,6 @@ def test_a_step_of_a_job_with_containers(sandbox: Sandbox) -> None:
     python = f'{SRUN} --nodes=1 --ntasks=1 {container} --container-env={names} bash -c exec python3 "$@" python3 -m'
     asked = [f"{python} gptoss20b preflight", f"{python} gptoss20b result --trials 1 /results"]
     assert steps(sandbox, "python3") == asked
-
-
-@pytest.mark.parametrize("status", [0, 1])
-def test_the_caches_of_all_nodes_are_cleared_outside_the_containers(sandbox: Sandbox, status: int) -> None:
-    sandbox.control(pyxis="", clearing_status=status)
-    start(sandbox, "run.sub", "config_B200_2x8.sh", "CONT=image CLEAR_CACHES=1 NEXP=2")
-    clearing = f"{SRUN} --nodes=2 --ntasks=2 --ntasks-per-node=1 bash launch/clear_caches.sh"
-    assert steps(sandbox, "launch/clear_caches.sh") == [clearing] * 2
-    assert_caches_cleared(sandbox, status == 0)
-
-
-@pytest.mark.parametrize(("given", "expected"), [("10.0.0.1", "10.0.0.1"), ("", "n1")])
-def test_the_rendezvous_is_the_users_address_or_the_first_nodes_name(
-    sandbox: Sandbox, given: str, expected: str
-) -> None:
-    sandbox.control(no_address="")
-    start(sandbox, "run.sub", "config_B200_2x8.sh", f"MASTER_ADDR={given} LOGDIR=")
-    assert sandbox.trial(5)["MASTER_ADDR"] == expected
-    # One launcher starts all nodes, so it may choose the folder.
-    assert Path(sandbox.trial(5)["LOGDIR"]).parent.parent == sandbox.scripts / "results"
-
-
-@pytest.mark.parametrize("script", ["run_local.sh", "run_with_docker.sh", "run.sub"])
-def test_a_single_trial_is_told_that_its_caller_has_cleared_the_caches(sandbox: Sandbox, script: str) -> None:
-    start(sandbox, script, given="CLEAR_CACHES=done")
-    assert sandbox.trial(5)["CLEAR_CACHES"] == "done" and steps(sandbox, "launch/clear_caches.sh") == []
 
 
 def test_the_batch_script_has_its_directives_and_is_submitted_from_its_folder(tmp_path: Path) -> None:

@@ -32,16 +32,11 @@ def test_trials_have_their_configuration_consecutive_seeds_results_and_complete_
         assert sandbox.trial(seed)["LOGDIR"] == str(sandbox.set / f"trial_{i}")
         output = (sandbox.set / f"trial_{i}" / "output.log").read_text()
         assert output.startswith(f"trial {i} of 3: seed {seed}, started at ")
-        for stream in ("stdout", "stderr"):
-            assert f"{stream} of seed {seed}\n" in output and f"{stream} of seed {seed}\n" in done.stdout
-    assert [" ".join(call[2:]) for call in sandbox.calls()] == [
-        "gptoss20b preflight",
-        f"gptoss20b result --trials 3 {sandbox.set}",
-        f"compliance check-set --runs 3 {sandbox.set}",
-    ]
+        for line in (f"stdout of seed {seed}\n", f"stderr of seed {seed}\n"):
+            assert line in output and line in done.stdout
     assert done.stderr.endswith("the table\nthe verdict\n")
-    assert (sandbox.set / "summary.txt").read_text() == "the table\n"
-    assert (sandbox.set / "compliance.txt").read_text() == "the verdict\n"
+    for file, text in (("summary.txt", "the table\n"), ("compliance.txt", "the verdict\n")):
+        assert (sandbox.set / file).read_text() == text
 
 
 def test_python_is_the_users_or_that_of_make_run(sandbox: Sandbox) -> None:
@@ -54,9 +49,8 @@ def test_python_is_the_users_or_that_of_make_run(sandbox: Sandbox) -> None:
 
 def test_an_older_python_is_refused_before_it_reads_the_code(sandbox: Sandbox) -> None:
     code = "import sys; sys.version_info = (3, 8, 1); sys.argv = ['launch', 'run']; import launch"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=sandbox.scripts, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=sandbox.scripts, capture_output=True, text=True, check=False)
     assert_refused(done, r"PYTHON.*3\.8.*3\.9")
 
 
@@ -110,17 +104,25 @@ def test_a_signal_reaches_torchrun_and_is_the_exit_status(
     assert not any("mlperf_logging.compliance_checker" in call for call in sandbox.calls())
 
 
-def test_a_signal_while_a_log_is_read_starts_no_trial(sandbox: Sandbox) -> None:
-    sandbox.run(**sandbox.one_trial())
+@pytest.mark.parametrize(
+    ("script", "moment", "rows"),
+    [
+        ("run_local.sh", "block_preflight", ["1 5 0"]),
+        ("run_local.sh", "block_trial_1", ["1 5 0"]),  # while its log is read
+        ("run.sub", "clearing_sleeps", ["1 5 0", "1 5 143"]),
+    ],
+)
+def test_a_signal_before_a_trial_starts_none(sandbox: Sandbox, script: str, moment: str, rows: list[str]) -> None:
+    given = sandbox.one_trial("CLEAR_CACHES=1")
+    sandbox.run(script, **given)
     (sandbox.set / "result_1.txt").unlink()
-    sandbox.control(block_trial_1="")
     sandbox.clear("trial_5.env")
-    process = sandbox.start(NEXP="1", DATADIR="data")
+    sandbox.control(**{moment: ""})
+    process = sandbox.start(script, **given)
     sandbox.wait_for("running")
-    process.send_signal(signal.SIGINT)
-    assert sandbox.finish(process).returncode == 130
-    assert sandbox.rows == ["1 5 0"] and sandbox.seeds == []
-    assert not (sandbox.set / "trial_1_attempt_1").exists()
+    process.send_signal(signal.SIGTERM)
+    assert sandbox.finish(process).returncode == 143
+    assert (sandbox.rows, sandbox.seeds) == (rows, [])
 
 
 @pytest.mark.parametrize("script", ["run_with_docker.sh", "run.sub"])
@@ -147,15 +149,6 @@ def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, scr
     sandbox.clear("sleep")
     assert sandbox.finish(sandbox.start(script, **sandbox.one_trial("NEXP=2"))).returncode == 0
     assert sandbox.seeds == [5, 6] and sandbox.result(2) == "log of seed 6\n"
-
-
-def test_a_signal_while_caches_are_cleared_starts_no_trial(sandbox: Sandbox) -> None:
-    sandbox.control(clearing_sleeps="")
-    process = sandbox.start("run.sub", **sandbox.one_trial("CLEAR_CACHES=1"))
-    sandbox.wait_for("running")
-    process.send_signal(signal.SIGTERM)
-    assert sandbox.finish(process).returncode == 143
-    assert sandbox.seeds == [] and sandbox.rows == ["1 5 143"]
 
 
 # --- kills and locks
@@ -232,10 +225,16 @@ def test_a_closed_stream_does_not_end_the_set(sandbox: Sandbox, stream: str) -> 
 
 
 @pytest.mark.parametrize("script", ["run_and_time.sh", "run_local.sh"])
-def test_a_full_disk_is_the_last_line(sandbox: Sandbox, script: str) -> None:
-    sandbox.control(log=1, torchrun=1, status_5=1, outcome=1)
-    for folder, full in ((sandbox.set, True), (sandbox.folder / "other", False)):
-        with mounted(folder, "size=64k" if full else "size=4m"):
-            done = sandbox.run(script, NEXP="3", SEED_BASE="5", LOGDIR=str(folder))
-        assert done.returncode == 1
-        assert bool(re.match("error: LOGDIR: .* is full", done.stderr.splitlines()[-1])) == full
+def test_a_full_disk_is_the_last_line_and_a_restart_with_more_space_continues(sandbox: Sandbox, script: str) -> None:
+    fill = 'cat /dev/zero > "$LOGDIR/fill" || :'
+    sandbox.control(log=1, torchrun=1, status_5=1, status_6=1, outcome=1, hook=fill)
+    with mounted(sandbox.set, "size=64k"):
+        for full in (True, False):
+            done = sandbox.run(script, NEXP="2", SEED_BASE="5", RESUME="1")
+            assert done.returncode == 1
+            assert bool(re.match("error: LOGDIR: .* is full", done.stderr.splitlines()[-1])) == full
+            subprocess.run(["mount", "-o", "remount,size=4m", str(sandbox.set)], check=True)
+            sandbox.control(hook="")
+        tried = [path.name for path in sandbox.set.glob("trial_?_attempt_1")]
+        assert "trial_1_attempt_1" in tried or script == "run_and_time.sh"
+        assert sandbox.seeds == ([5, 6] if script == "run_local.sh" else [])

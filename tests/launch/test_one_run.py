@@ -17,11 +17,9 @@ from tests.support.launch_stubs import Done, Sandbox, read_pairs, table
 ENDS = r"""
                                   | log=0                 | 0 | result checker import        | : passed
                                   | torchrun=1 log=1      | 1 | result                       | the result
-                                  | torchrun=1 log=3      | 3 | result import                |
                                   | torchrun=0 log=3      | 3 | result import                |
                                   | torchrun=1 log=4      | 4 | result import                |
                                   | torchrun=1 log=0      | 1 | result                       |
-                                  | torchrun=137 log=0    | 1 | result                       |
                                   | torchrun=0 log=1      | 1 | result                       | the result
                                   | torchrun=1 log=143    | 1 | result                       |
                                   | log=0 check=1         | 5 | result checker import        | /set/compliance_check
@@ -37,35 +35,25 @@ DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=0   | 0 |                 
 DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=3   | 3 |                              |
 DGXNNODES=2 SLURM_NODEID=1        | no_log=1 torchrun=1   | 1 |                              |
 --task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=1   | 0 |                              |
---task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=143 | 0 |                              |
 --task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=2   | 2 |                              |
 --task SLURM_NODEID=0 DGXNNODES=2 | torchrun=1 log=1      | 1 | result                       |
 --task SLURM_NODEID=0 DGXNNODES=2 | torchrun=1 log=4      | 4 | result import                |
 """
 # What Python is asked, with the folder in place of FOLDER.
 ASKED = {
-    "result": "-m gptoss20b result FOLDER",
-    "checker": "-m mlperf_logging.compliance_checker --usage training --ruleset 6.1.0 "
+    "result": "gptoss20b result FOLDER",
+    "checker": "mlperf_logging.compliance_checker --usage training --ruleset 6.1.0 "
     "--log_output FOLDER/compliance_checker.log FOLDER/result_0.txt",
-    "import": "-c import compliance.render.report_file",
-    "report": "-m compliance report --out FOLDER/report.html --curve FOLDER/loss_curve.svg FOLDER/result_0.txt",
+    "import": "import compliance.render.report_file",
+    "report": "compliance report --out FOLDER/report.html --curve FOLDER/loss_curve.svg FOLDER/result_0.txt",
 }
 
 
 def run(sandbox: Sandbox, given: str = "", config: str = "config_CPU_1x2.sh", **more: str) -> Done:
     """Run node 0 or another, in this process. "--task" is for --slurm-task."""
-    words = given.split()
-    options = ["--slurm-task"] if "--task" in words else []
-    variables = read_pairs(" ".join(word for word in words if word != "--task"))
-    return sandbox.run("run_and_time.sh", config, *options, **({"MASTER_ADDR": "leader"} | variables | more))
-
-
-def asked(sandbox: Sandbox) -> list[str]:
-    return [" ".join(call[1:]) for call in sandbox.calls("stub-python")]
-
-
-def torchrun_environment(sandbox: Sandbox) -> dict[str, str]:
-    return read_environment(sandbox.record("torchrun.env") or "")
+    options = ["--slurm-task"] if "--task" in given else []
+    variables = {"MASTER_ADDR": "leader", **read_pairs(given.replace("--task", "")), **more}
+    return sandbox.run("run_and_time.sh", config, *options, **variables)
 
 
 @pytest.mark.parametrize(("given", "controls", "status", "words", "said"), table(ENDS))
@@ -73,7 +61,7 @@ def test_the_end_of_a_run(sandbox: Sandbox, given: str, controls: str, status: s
     sandbox.control(**read_pairs(controls))
     done = run(sandbox, given)
     assert str(done.returncode) == status
-    assert asked(sandbox)[2:] == [ASKED[word].replace("FOLDER", str(sandbox.set)) for word in words.split()]
+    assert sandbox.asked()[2:] == [ASKED[word].replace("FOLDER", str(sandbox.set)) for word in words.split()]
     assert done.stdout == ""  # which is reserved for the log's records
     assert re.match(r"run of CPU_1x2 started at .*\nrun of CPU_1x2 ended after \d+ s\n", done.stderr)
     assert re.search(said, done.stderr)
@@ -81,18 +69,16 @@ def test_the_end_of_a_run(sandbox: Sandbox, given: str, controls: str, status: s
     assert ("the result" in done.stderr) == ({"log=1", "log=143"} & set(controls.split()) != set())
 
 
+TWO_NODES = "--nproc_per_node=8 --nnodes=2 --node_rank={} --master_addr=leader --master_port={} -m"
+
+
 @pytest.mark.parametrize(
     ("config", "given", "arguments"),
     [
         ("config_CPU_1x2.sh", "", "--nproc_per_node=2 --standalone -m"),
         ("config_CPU_1x2.sh", "BINDCMD=nice", "--nproc_per_node=2 --standalone --no-python nice PYTHON -u -m"),
-        *[
-            (
-                *("config_B200_1x8.sh", f"DGXNNODES=2 NODE_RANK={rank} MASTER_PORT={port}"),
-                f"--nproc_per_node=8 --nnodes=2 --node_rank={rank} --master_addr=leader --master_port={used} -m",
-            )
-            for rank, port, used in (("0", "", "29500"), ("1", "1234", "1234"))
-        ],
+        ("config_B200_2x8.sh", "NODE_RANK=0 MASTER_PORT=", TWO_NODES.format(0, 29500)),
+        ("config_B200_2x8.sh", "NODE_RANK=1 MASTER_PORT=1234", TWO_NODES.format(1, 1234)),
     ],
 )
 def test_a_node_is_launched_with_exactly_these_arguments(
@@ -100,7 +86,7 @@ def test_a_node_is_launched_with_exactly_these_arguments(
 ) -> None:
     run(sandbox, given, config, DATADIR=str(sandbox.folder / "data"))
     expected = arguments.replace("PYTHON", f"{sandbox.folder}/bin/stub-python")
-    assert asked(sandbox)[:2] == ["-m gptoss20b preflight", f"-m gptoss20b.launch {expected} gptoss20b train"]
+    assert sandbox.asked()[:2] == ["gptoss20b preflight", f"gptoss20b.launch {expected} gptoss20b train"]
 
 
 def test_the_run_gets_the_configuration_that_was_checked_and_paths_may_contain_spaces(sandbox: Sandbox) -> None:
@@ -109,7 +95,7 @@ def test_the_run_gets_the_configuration_that_was_checked_and_paths_may_contain_s
     given = {"SEED": "7", "SAVE_DIR": "/checkpoints", "DATADIR": str(data), "LOGDIR": str(logdir)}
     run(sandbox, **given, BINDCMD="env -u 'A B'")
     expected = {name: value for name, value in load_config("config_CPU_1x2.sh").items() if name != "CONFIG_DIR"}
-    assert (expected | given).items() <= torchrun_environment(sandbox).items()
+    assert (expected | given).items() <= read_environment(sandbox.record("torchrun.env")).items()
     launch, result = sandbox.calls("stub-python")[1:3]
     assert {"env", "-u", "A B"} < set(launch) and result[-1] == str(logdir)
 
@@ -117,42 +103,38 @@ def test_the_run_gets_the_configuration_that_was_checked_and_paths_may_contain_s
 def test_the_default_result_is_a_new_folder_and_a_terminal_is_told_the_next_step(sandbox: Sandbox) -> None:
     sandbox.control(log=0)
     assert "./run_local.sh" not in run(sandbox).stderr  # the log may be of a set
-    leader, sandbox.stderr = pty.openpty()
+    terminal, sandbox.stderr = pty.openpty()
     # A false RESUME is no request to resume, and may come without LOGDIR.
-    sandbox.finish(sandbox.start("run_and_time.sh", LOGDIR="", RESUME="0"))
-    os.close(sandbox.stderr)
-    seen = b"".join(iter(lambda: read_terminal(leader), b"")).decode()
-    os.close(leader)
-    assert "./run_local.sh" in seen
-    folder = torchrun_environment(sandbox)["LOGDIR"]
+    assert sandbox.finish(sandbox.start("run_and_time.sh", LOGDIR="", RESUME="0")).returncode == 0
+    assert b"./run_local.sh" in os.read(terminal, 65_536)
+    folder = read_environment(sandbox.record("torchrun.env"))["LOGDIR"]
     assert re.fullmatch(r"results/CPU_1x2_\d{8}_\d{6}_\d+", folder)
     assert (sandbox.scripts / folder / "result_0.txt").exists()
 
 
-def read_terminal(leader: int) -> bytes:
-    try:
-        return os.read(leader, 65_536)
-    except OSError:  # how Linux says that the other side is closed
-        return b""
-
-
-# "sudo" needs no password; "kernel" lets its file be written. A value from the environment is no fact.
-@pytest.mark.parametrize("way", ["", "sudo", "kernel"])
+# "sudo" needs no password; "kernel" lets its file be written. "done": a launcher has cleared the caches, and they must
+# not be cleared again. A value from the environment is no fact.
 @pytest.mark.parametrize(
-    "given", ["CLEAR_CACHES=0", "CLEAR_CACHES=1", "CLEAR_CACHES=done", "CLEAR_CACHES=0 CACHE_CLEARED=1"]
+    ("given", "way", "cleared"),
+    [
+        ("CLEAR_CACHES=1", "", "0"),
+        ("CLEAR_CACHES=1", "sudo", "1"),
+        ("CLEAR_CACHES=1", "kernel", "1"),
+        ("CLEAR_CACHES=done", "kernel", "1"),
+        ("CLEAR_CACHES=0 CACHE_CLEARED=1", "kernel", "0"),
+    ],
 )
-def test_cache_cleared_is_what_happened(sandbox: Sandbox, given: str, way: str) -> None:
+def test_cache_cleared_is_what_happened(sandbox: Sandbox, given: str, way: str, cleared: str) -> None:
     sandbox.control(sudo_status=int(way != "sudo"))
     if way == "kernel":
         sandbox.drop_caches.parent.mkdir()
     done = run(sandbox, given)
+    assert read_environment(sandbox.record("torchrun.env"))["CACHE_CLEARED"] == cleared
     asked_for = given == "CLEAR_CACHES=1"
-    cleared = given == "CLEAR_CACHES=done" or (asked_for and way)
-    assert torchrun_environment(sandbox)["CACHE_CLEARED"] == str(int(bool(cleared)))
-    # "done": a launcher has cleared them, and they must not be cleared again.
-    assert sandbox.drop_caches.exists() == (asked_for and way == "kernel")
-    assert not sandbox.drop_caches.exists() or sandbox.drop_caches.read_text() == "3\n"
+    assert [path.read_text() for path in sandbox.drop_caches.parent.glob("*")] == ["3\n"] * (
+        asked_for and way == "kernel"
+    )
     command = "sudo -n /sbin/sysctl --quiet --write vm.drop_caches=3"
     assert [" ".join(call) for call in sandbox.calls("sudo")] == [command] * (asked_for and way != "kernel")
-    assert ("warning: could not drop the page cache" in done.stderr) == (asked_for and not way)
+    assert ("warning: could not drop the page cache" in done.stderr) == (not way)
     assert "No such file" not in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,75 +13,58 @@ from tests.support.local_runs import mounted
 from tests.support.paths import ROOT
 
 JOB = read_pairs("SLURM_JOB_ID=77 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=n[1-2]")
-SETS = ("run_local.sh", "run_with_docker.sh", "run.sub")
-# Variables, and a regular expression of the message.
-OF_SETS = """
+SETS = "run_local.sh run_with_docker.sh run.sub"
+# By scripts: variables, and a regular expression of the message.
+REFUSED = {
+    SETS: """
 NEXP=0                         | NEXP: got '0', .*1 to 1000
-NEXP=-1                        | NEXP: got '-1'
 NEXP=ten                       | NEXP: got 'ten'
-NEXP=3.0                       | NEXP: got '3.0'
 NEXP=010                       | NEXP: got '010'
 NEXP=1001                      | NEXP: got '1001'
-NEXP=99999999999999999999      | NEXP
 SEED_BASE=-1                   | SEED_BASE: got '-1'
-SEED_BASE=1e3                  | SEED_BASE: got '1e3'
-SEED_BASE=08                   | SEED_BASE: got '08'
 SEED_BASE=999999999999999999   | SEED_BASE
 STOP_ON_FAILURE=yes            | STOP_ON_FAILURE: got 'yes', .*0 1
 CHECK_COMPLIANCE=yes           | CHECK_COMPLIANCE: got 'yes', .*0 1
-CLEAR_CACHES=yes               | CLEAR_CACHES: got 'yes', .*0 1
 CLEAR_CACHES=done              | CLEAR_CACHES: got 'done'
 NEXP=2 SEED=7                  | SEED: got 7, .*all 2 trials.*SEED_BASE=7
 NEXP=1 SEED=7 SEED_BASE=8      | SEED
 SAVE_DIR=/c                    | SAVE_DIR: '/c'.*Unset it.*LOGDIR/trial_<i>/checkpoints
-NEXP=2 MASTER_PORT=65535       | MASTER_PORT.*1 to 65534
-"""
-OF_ALL = """
+NEXP=2 MASTER_PORT=65535       | MASTER_PORT.*1 to 65534""",
+    f"{SETS} run_and_time.sh": """
 DGXSYSTEM=                     | DGXSYSTEM: not set.*source config_CPU_1x2.sh
 DGXNGPU=                       | DGXNGPU: not set
 DATADIR=                       | DATADIR: not set
 DGXSYSTEM=B300_1x8             | DGXSYSTEM: got 'B300_1x8'.*config_B300_1x8.sh.*config_B200_1x8.sh
 DATADIR=/no/such               | DATADIR.*'/no/such'.*data_scripts/download_dataset.sh.*data_scripts.make_sample_data
 DGXNNODES=two                  | DGXNNODES: got 'two', .*integer
-RESUME=1 LOGDIR=               | RESUME: got '1', .*LOGDIR
-RESUME=true LOGDIR=            | RESUME: got 'true', .*LOGDIR
-RESUME=Y LOGDIR=               | RESUME: got 'Y', .*LOGDIR
-"""
-OF_NODES = """
+RESUME=Y LOGDIR=               | RESUME: got 'Y', .*LOGDIR""",
+    "run_local.sh run_and_time.sh": """
 DGXNNODES=2 MASTER_ADDR=a NODE_RANK=      | NODE_RANK: not set
 DGXNNODES=2 MASTER_ADDR= NODE_RANK=0      | MASTER_ADDR: not set
 DGXNNODES=2 MASTER_ADDR=a NODE_RANK=2     | NODE_RANK: got '2', .*0 to 1
-DGXNNODES=2 MASTER_ADDR=a NODE_RANK=-1    | NODE_RANK: got '-1'
-DGXNNODES=2 MASTER_ADDR=a NODE_RANK=one   | NODE_RANK: got 'one'
-DGXNNODES=2 MASTER_ADDR=a NODE_RANK=01    | NODE_RANK: got '01'
-"""
-OTHERS = {
+DGXNNODES=2 MASTER_ADDR=a NODE_RANK=one   | NODE_RANK: got 'one'""",
     "run_local.sh": "DGXNNODES=2 MASTER_ADDR=a NODE_RANK=0 LOGDIR= | LOGDIR: not set",
     "run_and_time.sh": """
-        CLEAR_CACHES=yes         | CLEAR_CACHES: got 'yes', .*0 1 done
-        CHECK_COMPLIANCE=true    | CHECK_COMPLIANCE: got 'true', .*0 1
-        BINDCMD=/no/such         | BINDCMD: '/no/such'""",
+CLEAR_CACHES=yes               | CLEAR_CACHES: got 'yes', .*0 1 done
+BINDCMD=/no/such               | BINDCMD: '/no/such'""",
     "run.sub": """
-        DGXNNODES=2              | DGXNNODES.*2 nodes, .*job has 1.*sbatch --nodes=2
-        CONT=image               | CONT.*no pyxis.*'image'.*Unset CONT
-        SLURM_JOB_ID=            | SLURM_JOB_ID.*sbatch run.sub""",
+DGXNNODES=2                    | DGXNNODES.*2 nodes, .*job has 1.*sbatch --nodes=2
+CONT=image                     | CONT.*no pyxis.*'image'.*Unset CONT
+SLURM_JOB_ID=                  | SLURM_JOB_ID.*sbatch run.sub""",
     "run_with_docker.sh": """
-        CUDA_VISIBLE_DEVICES=    | DGXSYSTEM: CPU_1x2.*nvidia-smi
-        PATH=/no/such            | docker.*./run_local.sh""",
+CUDA_VISIBLE_DEVICES=          | DGXSYSTEM: CPU_1x2.*nvidia-smi
+PATH=/no/such                  | docker.*./run_local.sh""",
 }
 
 
-def cases() -> list[list[str]]:
-    tables = [(SETS, OF_SETS), ((*SETS, "run_and_time.sh"), OF_ALL), (("run_local.sh", "run_and_time.sh"), OF_NODES)]
-    tables += [((script,), text) for script, text in OTHERS.items()]
-    return [[script, *row] for scripts, text in tables for script in scripts for row in table(text)]
-
-
-@pytest.mark.parametrize(("script", "given", "facts"), cases())
+@pytest.mark.parametrize(
+    ("script", "given", "facts"),
+    [(script, *row) for scripts, text in REFUSED.items() for script in scripts.split() for row in table(text)],
+)
 def test_a_bad_value_is_refused_and_nothing_is_started(sandbox: Sandbox, script: str, given: str, facts: str) -> None:
     assert_refused(sandbox.run(script, **(JOB | read_pairs(given))), facts)
     assert not any(word in ("train", "preflight", "result") for call in sandbox.calls() for word in call)
-    if facts in OF_SETS + OF_ALL + OF_NODES:
+    if script in ("run_local.sh", "run_and_time.sh"):  # the others may ask docker or Slurm first
         assert sandbox.calls() == [] and not sandbox.set.exists() and not (sandbox.scripts / "results").exists()
 
 
@@ -96,21 +80,14 @@ def test_an_unwritable_folder_or_a_missing_model_is_refused(sandbox: Sandbox) ->
     assert sandbox.seeds == []
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
 @pytest.mark.parametrize("script", ["run_local.sh", "run_and_time.sh"])
-def test_a_file_system_without_locks_is_refused(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, script: str, number: int
-) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(number, "no locks")
-
-    monkeypatch.setattr("launch.trial_set.fcntl.flock", flock)
+def test_a_file_system_without_locks_is_refused(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.setattr("launch.trial_set.fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
     assert_refused(sandbox.run(script), f"LOGDIR: cannot lock '{sandbox.set}': no locks")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_bad_configuration_is_refused(sandbox: Sandbox, script: str) -> None:
-    assert_refused(sandbox.run(script, None, **JOB), "DGXSYSTEM.*source config_CPU_1x2.sh")
+def test_what_preflight_refuses_does_not_start(sandbox: Sandbox, script: str) -> None:
     sandbox.control(preflight_fails="")
     done = sandbox.run(script, **JOB)
     assert (done.returncode, done.stderr, sandbox.seeds) == (2, "error: 1 problem\n", [])
@@ -129,22 +106,18 @@ def test_a_result_is_never_overwritten(sandbox: Sandbox) -> None:
     sandbox.set.mkdir()
     log.write_text("precious")
     sandbox.control(no_log="", log=0)
-    for resume in ("", "0", "no", "False"):
+    for resume in ("", "no"):
         assert_refused(sandbox.run("run_and_time.sh", RESUME=resume), f"LOGDIR: '{log}'.*never overwritten")
-    # The leader may have created the log a second before a worker starts.
-    worker = read_pairs("DGXNNODES=2 MASTER_ADDR=a NODE_RANK=1")
-    assert sandbox.run("run_and_time.sh", **worker).returncode == 0
-    # A resumed run has a log. The run itself checks whether it can be continued.
-    for resume in ("1", "true", "T", "yes", "Y", "On"):
-        assert sandbox.run("run_and_time.sh", RESUME=resume).returncode == 0
+    # The leader may have created the log a second before a worker starts. A resumed run has a log, and checks it.
+    for given in ("DGXNNODES=2 MASTER_ADDR=a NODE_RANK=1", "RESUME=1"):
+        assert sandbox.run("run_and_time.sh", **read_pairs(given)).returncode == 0
     assert log.read_text() == "precious"
 
 
 # --- folders in containers
 
 
-@pytest.mark.parametrize("name", ["LOGDIR", "DATADIR", "MODELDIR"])
-@pytest.mark.parametrize("separator", [":", ","])
+@pytest.mark.parametrize(("name", "separator"), [("LOGDIR", ":"), ("DATADIR", ","), ("MODELDIR", ":")])
 def test_a_path_with_a_separator_of_mounts_is_refused(sandbox: Sandbox, name: str, separator: str) -> None:
     sandbox.control(pyxis="")
     folder = sandbox.folder / f"a{separator}b"
@@ -155,12 +128,12 @@ def test_a_path_with_a_separator_of_mounts_is_refused(sandbox: Sandbox, name: st
     assert sandbox.run("run.sub", **given).returncode == 0
 
 
-@pytest.mark.parametrize("bad", ["/no/such:/x", "relative:/x", "/tmp", "/tmp:x", "/tmp:/x:rx", "/tmp:/x:ro:z"])
-@pytest.mark.parametrize("script", ["run.sub", "run_with_docker.sh"])
-def test_extra_mounts_exist_and_are_absolute(sandbox: Sandbox, script: str, bad: str) -> None:
+def test_extra_mounts_exist_and_are_absolute(sandbox: Sandbox) -> None:
     sandbox.control(pyxis="")
-    done = sandbox.run(script, **JOB, EXTRA_MOUNTS=f"/tmp:/t,{bad}", CONT="gptoss20b")
-    assert_refused(done, f"EXTRA_MOUNTS: got '{bad}'")
+    for script in ("run.sub", "run_with_docker.sh"):
+        for bad in ("/no/such:/x", "relative:/x", "/tmp", "/tmp:x", "/tmp:/x:rx", "/tmp:/x:ro:z"):
+            done = sandbox.run(script, **JOB, EXTRA_MOUNTS=f"/tmp:/t,{bad}", CONT="gptoss20b")
+            assert_refused(done, f"EXTRA_MOUNTS: got '{bad}'")
 
 
 def test_a_missing_or_outdated_image_is_refused(sandbox: Sandbox) -> None:

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -134,10 +133,7 @@ BIN="$STUB/../bin"
 [[ $name == run_and_time.sh || $name == sync ]] || { printf "%s\x1f" "$name" "$@"; echo; } >> "$STUB/calls"
 "$name" "$@"
 """
-_NAMES = (
-    *("run_and_time.sh", "stub-python", "docker", "srun", "scontrol", "scancel"),
-    *("nvidia-smi", "rocm-smi", "amd-smi", "sudo", "sync"),
-)
+_NAMES = "stub-python docker srun scontrol scancel nvidia-smi rocm-smi amd-smi sudo sync run_and_time.sh"
 
 
 def assert_refused(done: Done, facts: str) -> None:
@@ -156,96 +152,79 @@ def table(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.strip()]
 
 
-@cache
-def _exports(config: str | None) -> dict[str, str]:
-    return load_config(config) if config else {}
+_exports = cache(load_config)
 
 
-@dataclass
 class Sandbox:
     """Folders `scripts/` (the copy), `bin/` (stubs), `stub/` (control files and records), `set/` (results) and `data/`.
 
     Attributes:
-        folder: an empty folder.
-        capfd: captures what `run` prints.
-        started: processes of `start`.
+        drop_caches: stands for the kernel's file. Its folder does not exist, so that it cannot be written.
+        stderr: of `start`.
     """
 
-    folder: Path
-    capfd: pytest.CaptureFixture[str]
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
-    stderr = subprocess.PIPE
-
-    def __post_init__(self) -> None:
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.scripts, self.set, self._stub = (folder, *map(folder.joinpath, ("scripts", "set", "stub")))
+        self.drop_caches = folder / "kernel" / "drop_caches"
+        self.stderr = subprocess.PIPE
+        self._capfd = capfd
+        self._started: list[subprocess.Popen[str]] = []
         for name in ("stub", "dev", "data", "scripts/data/sample", "bin"):
-            (self.folder / name).mkdir(parents=True)
+            (folder / name).mkdir(parents=True)
         for script in (*ROOT.glob("*.sh"), ROOT / "run.sub"):
             shutil.copy(script, self.scripts)
-        shutil.copytree(
-            ROOT / "launch", self.scripts / "launch", ignore=shutil.ignore_patterns("__pycache__", "kubernetes")
-        )
-        # The tests must not touch the caches and devices of this machine.
+        ignored = shutil.ignore_patterns("__pycache__", "kubernetes")
+        shutil.copytree(ROOT / "launch", self.scripts / "launch", ignore=ignored)
         self.edit("launch/clear_caches.sh", "/proc/sys/vm/drop_caches", str(self.drop_caches))
-        self.edit("launch/docker.py", 'DEVICES = Path("/dev")', f'DEVICES = Path("{self.folder / "dev"}")')
-        stub = self.folder / "stub-program"
+        stub = folder / "stub-program"
         stub.write_text(_STUB.replace("REAL_PYTHON", sys.executable))
         stub.chmod(0o755)
-        for name in _NAMES:
-            (self.folder / "bin" / name).symlink_to(stub)
+        for name in _NAMES.split():
+            (folder / "bin" / name).symlink_to(stub)
         (self.scripts / "run_and_time.sh").rename(self.scripts / "real_run_and_time.sh")
         (self.scripts / "run_and_time.sh").symlink_to(stub)
         self.control(settings="\n".join(settings()))
-
-    @property
-    def scripts(self) -> Path:
-        return self.folder / "scripts"
-
-    @property
-    def set(self) -> Path:
-        return self.folder / "set"
-
-    @property
-    def drop_caches(self) -> Path:
-        """Stands for the kernel's file. Its folder does not exist, so that it cannot be written."""
-        return self.folder / "kernel" / "drop_caches"
+        path = f"{folder}/bin:{os.environ['PATH']}"
+        self._base = {"PATH": path, "STUB": str(self._stub), "PYTHON": f"{folder}/bin/stub-python"}
 
     def edit(self, script: str, old: str, new: str) -> None:
         """Replace the only occurrence of a text in a script."""
-        path = self.scripts / script
-        text = path.read_text()
-        assert text.count(old) == 1, (script, old)
-        path.write_text(text.replace(old, new))
+        before, after = (self.scripts / script).read_text().split(old)
+        (self.scripts / script).write_text(f"{before}{new}{after}")
 
     def control(self, **values: object) -> None:
         """Write control files, which the stubs read."""
         for name, value in values.items():
-            (self.folder / "stub" / name).write_text(str(value))
+            (self._stub / name).write_text(str(value))
 
     def clear(self, *names: str) -> None:
         """Remove control files or records."""
         for name in names:
-            (self.folder / "stub" / name).unlink()
+            (self._stub / name).unlink()
 
-    def record(self, name: str) -> str | None:
-        """Return what a stub has recorded under this name, or None."""
-        path = self.folder / "stub" / name
-        return path.read_text() if path.exists() else None
+    def record(self, name: str) -> str:
+        """Return what a stub has recorded under this name, or ""."""
+        path = self._stub / name
+        return path.read_text() if path.exists() else ""
 
     def calls(self, *names: str) -> list[list[str]]:
         """Return the calls of the named stubs, by default of all, in order: name and arguments."""
-        lines = (self.record("calls") or "").splitlines()
-        return [call for call in (line.split("\x1f")[:-1] for line in lines) if not names or call[0] in names]
+        calls = [line.split("\x1f")[:-1] for line in self.record("calls").splitlines()]
+        return [call for call in calls if not names or call[0] in names]
+
+    def asked(self) -> list[str]:
+        """Return the arguments of each call of Python."""
+        return [" ".join(call[2:]) for call in self.calls("stub-python")]
 
     def trial(self, seed: int) -> dict[str, str]:
         """Return the environment of the trial with this seed."""
-        text = self.record(f"trial_{seed}.env")
-        assert text is not None, f"no trial had seed {seed}"
-        return read_environment(text)
+        assert seed in self.seeds
+        return read_environment(self.record(f"trial_{seed}.env"))
 
     @property
     def seeds(self) -> list[int]:
         """Return the seeds of the trials that were started, sorted."""
-        return sorted(int(path.stem.removeprefix("trial_")) for path in (self.folder / "stub").glob("trial_*.env"))
+        return sorted(int(path.stem.removeprefix("trial_")) for path in self._stub.glob("trial_*.env"))
 
     def result(self, number: int) -> str | None:
         path = self.set / f"result_{number}.txt"
@@ -259,25 +238,18 @@ class Sandbox:
         assert all(len(row) == len(header) for row in rows)
         return [f"{row[0]} {row[1]} {row[4]}" for row in rows]
 
-    @property
-    def _base(self) -> dict[str, str]:
-        python, path = str(self.folder / "bin" / "stub-python"), f"{self.folder}/bin:{os.environ['PATH']}"
-        return {"PATH": path, "STUB": str(self.folder / "stub"), "PYTHON": python}
-
     def one_trial(self, given: str = "", config: str = "config_CPU_1x2.sh") -> dict[str, str]:
         """Return the variables of one trial with seed 5 and of its Slurm job, replaced by those of "NAME=value ..."."""
         job = f"SLURM_JOB_ID=77 SLURM_JOB_NUM_NODES={_exports(config)['DGXNNODES']} SLURM_JOB_NODELIST=n[1-2]"
         trial = f"DATADIR={self.folder}/data CLEAR_CACHES=0 NEXP=1 SEED_BASE=5 SLURM_SUBMIT_DIR={self.scripts}"
         return read_pairs(f"{job} SLURM_NODEID=0 {trial} {given}")
 
-    def run(
-        self, script: str = "run_local.sh", config: str | None = "config_CPU_1x2.sh", *options: str, **given: str
-    ) -> Done:
+    def run(self, script: str = "run_local.sh", config: str = "config_CPU_1x2.sh", *options: str, **given: str) -> Done:
         """Run what a script starts, in this process: with the variables of a configuration and the given ones."""
         exports = {name: value.replace(str(ROOT), str(self.scripts)) for name, value in _exports(config).items()}
         variables = {**self._base, **exports, "LOGDIR": str(self.set), **given}
         argv = ["launch", SCRIPTS[script], "--from", str(self.folder), *options]
-        self.capfd.readouterr()
+        self._capfd.readouterr()
         with contextlib.ExitStack() as stack:
 
             def lock_until_the_end(file: Path, busy: str) -> int:
@@ -292,17 +264,21 @@ class Sandbox:
             stack.enter_context(patch.dict(os.environ, variables, clear=True))
             stack.enter_context(contextlib.chdir(self.scripts))
             status = main()
-        return Done(argv, status, *self.capfd.readouterr())
+        return Done(argv, status, *self._capfd.readouterr())
 
-    def start(
-        self, script: str = "run_local.sh", config: str = "config_CPU_1x2.sh", **environment: str
-    ) -> subprocess.Popen[str]:
-        """Source a configuration, export the variables, and start a script, from another folder than its own."""
+    def start(self, script: str = "run_local.sh", **environment: str) -> subprocess.Popen[str]:
+        """Source the CPU's configuration, and start a script with the variables, from another folder than its own."""
         path = self.scripts / script.replace("run_and_time", "real_run_and_time")
-        given = {"LOGDIR": str(self.set)} | environment
-        exports = "".join(f"export {name}='{value}'; " for name, value in given.items())
+        given = [f"{name}={value}" for name, value in ({"LOGDIR": str(self.set)} | environment).items()]
         process = subprocess.Popen(
-            ["bash", "--norc", "-c", f"source {self.scripts}/{config}; {exports}exec bash {path}"],
+            [
+                "bash",
+                "--norc",
+                "-c",
+                f'source {self.scripts}/config_CPU_1x2.sh; exec env "$@" bash {path}',
+                "-",
+                *given,
+            ],
             cwd=self.folder,
             env=self._base,
             stdout=subprocess.PIPE,
@@ -310,7 +286,7 @@ class Sandbox:
             text=True,
             start_new_session=True,
         )
-        self.started.append(process)
+        self._started.append(process)
         return process
 
     def finish(self, process: subprocess.Popen[str]) -> Done:
@@ -318,19 +294,19 @@ class Sandbox:
         out, err = process.communicate(timeout=60)
         return Done(process.args, process.returncode, out, err)
 
-    def end(self) -> None:
-        """Kill what is left of all scripts."""
-        for process in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
     def wait_for(self, record: str) -> str:
         """Wait, while a script runs, until a stub has recorded something, and return it."""
 
         def recorded() -> bool:
-            alive = any(process.poll() is None for process in self.started)
-            assert self.record(record) or alive, self.started[-1].communicate()
+            alive = any(process.poll() is None for process in self._started)
+            assert self.record(record) or alive, self._started[-1].communicate()
             return bool(self.record(record))
 
         wait_until(recorded, 30, record)
-        return self.record(record) or ""
+        return self.record(record)
+
+    def end(self) -> None:
+        """Kill what is left of all scripts."""
+        for process in self._started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

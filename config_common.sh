@@ -2,19 +2,19 @@
 # Settings that all configurations share. Sourced by config_*.sh; DGXSYSTEM is derived from the name of that file.
 # Works in bash and zsh. Export your own changes (e.g. LEARNING_RATE) after sourcing a configuration.
 
-# Remove what the configuration sourced before has set, unless the user has changed it since.
-# shellcheck disable=SC2016 # expanded by the inner shell
-if [[ -f "${CONFIG_DIR:-}/${CONFIG_FILENAME:-}" ]]; then
-    while IFS='=' read -r name value; do
-        case "$name" in
-            PATH | PWD | OLDPWD | SHLVL | _) ;;
-            *) [[ "$(printenv "$name")" != "$value" ]] || unset "$name" ;;
-        esac
-    done < <(env -i PATH="$PATH" bash -c 'source "$1" && env' bash "$CONFIG_DIR/$CONFIG_FILENAME")
-    unset name value
-fi
-# The user's changes to these were for that configuration.
-unset GLOBAL_BATCH_SIZE MICRO_BATCH_SIZE LEARNING_RATE WARMUP_STEPS
+# Remove what the configuration sourced before has set, unless the user has changed it since; and the user's changes of the
+# hyperparameters, which were for that configuration. Another bash compares, so that no variable of this shell is touched.
+# shellcheck disable=SC2016,SC2046 # expanded by the inner shells; names without spaces
+unset -v GLOBAL_BATCH_SIZE MICRO_BATCH_SIZE LEARNING_RATE WARMUP_STEPS $(
+    [ ! -f "${CONFIG_DIR:-}/${CONFIG_FILENAME:-}" ] || bash -c '
+        while IFS="=" read -r -d "" name value; do
+            case "$name" in
+                PATH | PWD | OLDPWD | SHLVL | _) ;;
+                *) [[ "${!name-}" != "$value" ]] || echo "$name" ;;
+            esac
+        done < <(env -i PATH="$PATH" bash -c "source \"\$1\" && env -0" bash "$1")
+    ' bash "$CONFIG_DIR/$CONFIG_FILENAME"
+)
 
 # The configuration's file: bash knows it, zsh gets it as an argument.
 CONFIG_FILENAME="${BASH_SOURCE[1]:-$1}"

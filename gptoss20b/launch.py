@@ -1,8 +1,8 @@
 """torchrun without its own traceback: `python -m gptoss20b.launch` takes the arguments of `torchrun`.
 
 Each rank explains its own end. A last line names the rank that failed first, unless its own line is the last one. The
-exit status is 2 if a rank refused to start, e.g. to resume: there is no new result. Otherwise, as with torchrun, it is
-1 if a rank fails or a signal ends the run.
+exit status is 2 if a rank refused to start, e.g. to resume: there is no new result. It is 3 or 4 if the training ended
+without the target. Otherwise, as with torchrun, it is 1 if a rank fails or a signal ends the run.
 """
 
 from __future__ import annotations
@@ -128,6 +128,17 @@ def describe(failures: dict[int, ProcessFailure], stopped: set[int], overdue: se
     return None if failure.exitcode in _EXPLAINED else f"rank {first} exited with {failure.exitcode} {process}"
 
 
+def exit_status(codes: set[int]) -> ExitCode:
+    """Return the exit status of a launcher whose ranks ended with these statuses other than 0.
+
+    3 or 4 if the training ended so, as far as the ranks could finish. A worker node has no log that would say it.
+    """
+    if ExitCode.BAD_CONFIGURATION in codes:
+        return ExitCode.BAD_CONFIGURATION
+    ended = codes - set(_REQUESTED)
+    return next((code for code in (ExitCode.NOT_CONVERGED, ExitCode.DIVERGED) if ended == {code}), ExitCode.FAILED)
+
+
 def main() -> None:
     """Run torchrun; turn the end of a rank or a signal into at most one line and the exit status."""
     for name in _SILENCED:
@@ -140,8 +151,7 @@ def main() -> None:
     except ChildFailedError as error:
         if line := describe(error.failures, supervision.stopped, supervision.overdue):
             print(f"error: {line}", file=sys.stderr, flush=True)
-        has_refused = any(each.exitcode == ExitCode.BAD_CONFIGURATION for each in error.failures.values())
-        sys.exit(ExitCode.BAD_CONFIGURATION if has_refused else ExitCode.FAILED)
+        sys.exit(exit_status({each.exitcode for each in error.failures.values()}))
     except SignalException:
         sys.exit(ExitCode.FAILED)
 

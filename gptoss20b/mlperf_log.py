@@ -7,6 +7,7 @@ code can touch the data before the clock runs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -35,10 +36,11 @@ _LOWEST_PRECISIONS = {
 
 
 class LogWriteError(OSError):
-    """A record cannot be written to the result file, e.g. because its disk is full."""
+    """A record cannot be written to the result file: its disk is full, or the file has been removed."""
 
     def __str__(self) -> str:
-        return f"LOGDIR: cannot write {self.filename}: {self.strerror}. Free space on its disk, or name another folder"
+        fix = "Free space on its disk, or name another folder" if self.errno == errno.ENOSPC else "Name another folder"
+        return f"LOGDIR: cannot write {self.filename}: {self.strerror}. {fix}"
 
 
 class RunClock:
@@ -222,6 +224,8 @@ class RunLog:
         try:
             self._file.write(line + "\n")
             self._file.flush()
+            if os.fstat(self._file.fileno()).st_nlink == 0:  # nobody could read what is written
+                raise OSError(errno.ENOENT, "somebody has removed it")
         except OSError as error:
             raise LogWriteError(error.errno, error.strerror, str(self.path)) from error
 

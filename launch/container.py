@@ -39,7 +39,7 @@ _FAMILIES = (
     *("GPU_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "MLPERF_SUBMISSION_", "MLLOG_"),
 )
 # Where and in which version the host has these libraries. The image has its own.
-_OF_THE_HOST = re.compile(r".*_(HOME|PATH|ROOT|VERSION|DIR)")
+_OF_THE_HOST = re.compile(r".*_(HOME|PATH|ROOT|VERSION|(?<!_CACHE_)DIR)")
 # The image sets the first, and run_and_time.sh the second.
 _OF_THE_IMAGE = ("GIT_COMMIT", "CACHE_CLEARED")
 
@@ -90,11 +90,13 @@ def mounts(environment: Environment, plan: Plan) -> list[str]:
 
 def _extra_mounts(environment: Environment) -> list[str]:
     given = [mount for mount in environment.get("EXTRA_MOUNTS", "").split(",") if mount]
+    taken = {DATA, RESULTS, MODEL, WORKDIR}
     for mount in given:
-        host = mount.split(":")[0]
-        if not re.fullmatch(r"/[^:]*:/[^:]*(:r[ow])?", mount) or not Path(host).exists():
+        matched = re.fullmatch(r"(/[^:]*):(/[^:]*?)/*(:r[ow])?", mount)
+        if matched is None or not Path(matched[1]).exists() or matched[2] in ("", *taken):
             raise RefusedError(
                 f"EXTRA_MOUNTS: got '{mount}', expected HOST:CONTAINER or HOST:CONTAINER:ro with absolute paths, of "
-                "which HOST exists. Separate mounts by ','"
+                f"which HOST exists and CONTAINER is none of {', '.join(sorted(taken))}. Separate mounts by ','"
             )
+        taken.add(matched[2])
     return given

@@ -57,7 +57,8 @@ class OneRun:
         environment["NODE_RANK"] = environment.get("NODE_RANK") or environment.get("SLURM_NODEID", "")
         self.node_rank = read_node_rank(environment, self.nodes)
         self.is_leader = self.node_rank == 0
-        self.in_set = bool(environment.get("LOGDIR")) and not sys.stderr.isatty()
+        # A trial of a set has a LOGDIR and no terminal.
+        self.is_trial = bool(environment.get("LOGDIR")) and not sys.stderr.isatty()
         self.bind_command = _read_bind_command(environment)
         self.logdir = environment["LOGDIR"] = default_logdir(environment)
         environment["NEXP"] = "1"  # preflight looks for room for this run's checkpoints
@@ -130,7 +131,7 @@ class OneRun:
             code = self._check()
         if code in (0, 3, 4, 5) and not terminated:
             self._draw_report()
-        if code == 0 and not self.in_set:
+        if code == 0 and not self.is_trial:
             system = self.environment["DGXSYSTEM"]
             log(f"next, the ten runs of a result: source config_{system}.sh && NEXP=10 ./run_local.sh")
         # The run has just shown its result, if it could.
@@ -184,7 +185,10 @@ def run_slurm_task(environment: Environment) -> int:
 
 def _read_bind_command(environment: Environment) -> list[str]:
     """Return BINDCMD, a command that starts each rank on its own CPUs, as words."""
-    words = shlex.split(environment.get("BINDCMD", ""))
+    try:
+        words = shlex.split(environment.get("BINDCMD", ""))
+    except ValueError as error:
+        raise RefusedError(f"BINDCMD: got '{environment['BINDCMD']}': {error}. Quote it as in a shell") from error
     if words and not shutil.which(words[0]):
         raise RefusedError(f"BINDCMD: '{words[0]}' cannot be executed. Unset BINDCMD, or name a command on PATH")
     return words

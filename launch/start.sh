@@ -5,6 +5,9 @@
 # With CDPATH set, cd could enter another folder and print its path.
 unset CDPATH
 caller=$PWD
+# A caller that has closed a stream must not end a run.
+{ : >&1; } 2> /dev/null || exec > /dev/null
+{ : >&2; } 2> /dev/null || exec 2> /dev/null
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 if [[ -z "${PYTHON:-}" ]]; then
     PYTHON=python3

@@ -100,6 +100,13 @@ class TrialSet:
         """Yield the numbers of the trials without a result."""
         return (number for number in range(1, self.trials + 1) if not self.result(number).exists())
 
+    def remove_if_unused(self) -> None:
+        """Remove the folder of a set that never began."""
+        with contextlib.suppress(OSError):
+            if {path.name for path in self.folder.iterdir()} == {".lock"}:
+                (self.folder / ".lock").unlink()
+                self.folder.rmdir()
+
     # --- settings and seeds
 
     def fix_settings(self, settings: str, resuming: bool) -> None:
@@ -218,6 +225,20 @@ class TrialSet:
     def announce(self, number: int) -> None:
         """Name the running trial, with an id that differs for each of its starts."""
         write_atomic(self.folder / "current", f"{number} {os.getpid()}_{time.time_ns()}\n")
+
+    def refuse(self, node_rank: int) -> None:
+        """Tell the leader that this node cannot start its part of the running trial."""
+        with contextlib.suppress(OSError):
+            write_atomic(self.folder / f"refused_{node_rank}", "see the output of this node\n")
+
+    def refused_by(self) -> str | None:
+        """Return the rank of a worker that has refused the running trial, or None."""
+        try:
+            announced = (self.folder / "current").stat().st_mtime
+            refusals = [path for path in self.folder.glob("refused_*") if path.stat().st_mtime >= announced]
+        except OSError:
+            return None
+        return refusals[0].name.split("_")[1] if refusals else None
 
     def end_announcement(self) -> None:
         """Tell the workers that no trial runs."""

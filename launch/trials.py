@@ -83,7 +83,12 @@ class Leader(TrialRunner):
 
     def run(self) -> int:
         """Return the exit status of the set."""
-        self.files.fix_settings(self._preflight(), self.plan.resume)
+        try:
+            settings = self._preflight()
+        except RefusedError:
+            self.files.remove_if_unused()
+            raise
+        self.files.fix_settings(settings, self.plan.resume)
         seed_base = self.files.fix_seed_base(self.plan.seed_base)
         self.files.start_table()
         update_latest_link(self.files.folder)
@@ -156,8 +161,23 @@ class Leader(TrialRunner):
             return 2
         log(f"{title}, output in {output}")
         status = self.run_trial(number, seed, output)
+        if self.plan.announces and (node := self.files.refused_by()):
+            log(f"error: NODE_RANK={node}: this worker was refused, as its output says. Start all nodes again")
+            status = 2
         self._record(number, seed, started, round(time.monotonic() - begin), status)
         return status
+
+    def watch(self, child: Child) -> None:
+        """Terminate the trial if a worker cannot start its part: the rendezvous would wait for it for minutes."""
+
+        def watch_workers() -> None:
+            while child.returncode is None and not self.files.refused_by():
+                time.sleep(1)
+            if child.returncode is None:
+                child.terminate()
+
+        if self.plan.announces:
+            threading.Thread(target=watch_workers, daemon=True).start()
 
     def _record(self, number: int, seed: int, started: str, seconds: object, status: int) -> None:
         # Row first: if the launcher is killed in between, the next start recovers the result from the trial's log.
@@ -227,7 +247,11 @@ class Worker(TrialRunner):
             log(f"error: LOGDIR: cannot write '{output}': {error.strerror}")
             return 2
         log(f"trial {number} of {self.files.trials}: seed {seed}, output in {output}")
-        return self.run_trial(number, seed, output)
+        status = self.run_trial(number, seed, output)
+        if status == 2:
+            self.files.refuse(self.plan.node_rank)
+        # The leader's log has the outcome of a training that ended.
+        return 0 if status in ENDED else status
 
     def _wait_for_next(self) -> bool:
         """Wait until the leader starts another trial. Return False when the leader has ended."""

@@ -105,5 +105,5 @@ def resolve_from(start: str, environment: Environment, *names: str) -> None:
     """Make relative paths relative to the folder ``start`` where the user typed the command, not to the checkout."""
     for name in names:
         path = environment.get(name)
-        if path and not Path(path).is_absolute() and not Path(start).samefile(Path()):
+        if path and not Path(path).is_absolute() and os.path.realpath(start) != os.path.realpath("."):
             environment[name] = str(Path(start, path))

@@ -5,6 +5,7 @@ Everything goes to stderr, so that stdout carries nothing but the log's records.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -106,7 +107,8 @@ class ConsoleProgress(NullProgress):
         """Print a line that stays, above the live one."""
         if self._live is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
+            return
+        with contextlib.suppress(OSError):  # a reader that has gone must not end a run
             print(text, file=sys.stderr, flush=True)
 
     def detail(self, text: str) -> None:
@@ -164,7 +166,7 @@ class ConsoleProgress(NullProgress):
 
     def _show(self) -> None:
         if not self._on_terminal:
-            print(self.line(), file=sys.stderr, flush=True)
+            self.message(self.line())
             return
         if self._live is None:
             # Lines above the live one go through `message` and `echo`, so rich need not redirect the streams.

@@ -25,6 +25,8 @@ _AMBIGUOUS = {"LOG_DIR": "LOGDIR", "DATA_DIR": "DATADIR", "MODEL_DIR": "MODELDIR
 _OTHERS = frozenset({"COMPILER", *_AMBIGUOUS})
 # Ratio of equal letters. Shorter names are too close to too many words.
 _CLOSE, _SHORTEST = 0.88, 6
+# Below that, one letter more or less at the end is a slip; and so is a long beginning alone, such as STOP_ON_FAIL.
+_SHORT, _LONG_BEGINNING = 4, 8
 
 
 def find_misspelt(environment: Mapping[str, str]) -> list[Problem]:
@@ -55,7 +57,7 @@ def close_names(names: Iterable[str], known: Iterable[str]) -> Iterator[tuple[st
     [('GLOBAL_BATCHSIZE', 'GLOBAL_BATCH_SIZE')]
     """
     known = frozenset(known)
-    targets = {letters: each for each in known if len(letters := each.replace("_", "")) >= _SHORTEST}
+    targets = {each.replace("_", ""): each for each in known}
     for name in sorted(set(names) - known - _OTHERS):
         letters = name.replace("_", "")
         if name.isupper() and not name.startswith(_FOREIGN) and (meant := _closest(letters, targets)):
@@ -63,14 +65,17 @@ def close_names(names: Iterable[str], known: Iterable[str]) -> Iterator[tuple[st
 
 
 def _closest(letters: str, targets: Mapping[str, str]) -> str | None:
-    """Return the name that is meant: nearly the same letters, the same in another order, or NEXP and one more."""
-    if letters[:-1] == "NEXP":
-        return "NEXP"
+    """Return the name that is meant: nearly the same letters, the same in another order, or without the end."""
     if len(letters) < _SHORTEST:
-        return None
-    swapped = (match for match in targets if sorted(match) == sorted(letters))
-    match = next(swapped, None) or next(iter(get_close_matches(letters, targets, 1, _CLOSE)), None)
-    return targets[match] if match else None
+        same = (each for each in targets if letters in (each[:-1], each + letters[-1:]))
+        return next((targets[each] for each in same if len(each) >= _SHORT), None)
+    alike = (each for each in targets if sorted(each) == sorted(letters) or _is_beginning(letters, each))
+    match = next(alike, None) or next(iter(get_close_matches(letters, targets, 1, _CLOSE)), None)
+    return targets[match] if match and len(match) >= _SHORTEST else None
+
+
+def _is_beginning(letters: str, name: str) -> bool:
+    return len(letters) >= _LONG_BEGINNING and name.startswith(letters)
 
 
 def _known_names() -> list[str]:

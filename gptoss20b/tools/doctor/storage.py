@@ -51,9 +51,7 @@ def check_log_room(config: Config) -> Finding:
     """Check that the folder of results can be written and has room for a log. Nothing is made or written."""
     folder = _existing_folder(config.logging.directory or Path("results"))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return failed(
-            "LOGDIR", f"LOGDIR: cannot write to '{folder}'", "name a folder in LOGDIR that this user can write"
-        )
+        return failed("LOGDIR", f"cannot write to '{folder}'", "name a folder in LOGDIR that this user can write")
     free, needed = shutil.disk_usage(folder).free, estimate_log_bytes(config)
     found = f"LOGDIR: {gib(free)} free in '{folder}', expected {gib(needed)} for the log up to MAX_STEPS"
     fix = "make room, or name a folder elsewhere in LOGDIR"

@@ -262,7 +262,7 @@ def test_a_worker_runs_the_trials_that_the_leader_announces(sandbox: Sandbox, wo
     assert sandbox.calls() == [] and not (sandbox.set / "result_1.txt").exists()
 
 
-@pytest.mark.parametrize(("status", "seeds", "worst"), [(1, [5, 6], 1), (137, [5, 6], 1), (3, [5, 6], 3), (2, [6], 2)])
+@pytest.mark.parametrize(("status", "seeds", "worst"), [(1, [5, 6], 1), (137, [5, 6], 1), (3, [5, 6], 0), (2, [6], 2)])
 def test_a_worker_returns_its_worst_status(
     sandbox: Sandbox, worker: dict[str, str], status: int, seeds: list[int], worst: int
 ) -> None:
@@ -270,6 +270,16 @@ def test_a_worker_returns_its_worst_status(
     announce(sandbox, "2 77_1", "1 77_1")
     assert sandbox.run(**worker).returncode == worst
     assert sandbox.seeds == seeds
+    assert (sandbox.set / "refused_1").exists() == (status == 2)
+
+
+def test_a_worker_that_is_refused_ends_the_leaders_wait(sandbox: Sandbox) -> None:
+    sandbox.control(hook='touch "${LOGDIR%/*}/refused_1"', sleep="", outcome=1)
+    two_nodes = {"DGXNNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "leader"}
+    done = sandbox.run(NEXP="2", SEED_BASE="5", **two_nodes)
+    assert done.returncode == 1
+    assert (sandbox.seeds, sandbox.rows) == ([5], ["1 5 2"])
+    assert "error: NODE_RANK=1: this worker was refused" in done.stderr
 
 
 def test_nodes_stop_together_on_failure(
@@ -282,7 +292,7 @@ def test_nodes_stop_together_on_failure(
     sandbox.control(status_6=3, outcome=3)
     given = worker | {"NEXP": "3", "STOP_ON_FAILURE": "1"}
     leader = sandbox.start(**given | {"NODE_RANK": "0"})
-    assert sandbox.run(**given).returncode == 3
+    assert sandbox.run(**given).returncode == 0
     assert sandbox.finish(leader).returncode == 3
     assert (sandbox.seeds, sandbox.rows) == ([5, 6], ["1 5 0", "2 6 3"])
     assert "stdout of seed 6" in (sandbox.set / "node_1" / "trial_2.log").read_text()

@@ -211,3 +211,16 @@ def test_a_pipe_stays_a_pipe_whatever_force_color_says(
     display.on_train_loss(16, 11.8, 0.0)
     display.close()
     assert capsys.readouterr().err == "16 samples | loss 11.8000\n"
+
+
+def test_a_reader_of_stderr_that_has_gone_ends_nothing() -> None:
+    code = "import os\nfrom gptoss20b.callbacks.console import ConsoleProgress\nfrom gptoss20b.config import resolve\n"
+    code += "progress = ConsoleProgress(resolve())\nos.read(0, 1)\nprogress.message('lost')\nprint('goes on')\n"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stderr is not None
+        run.stderr.close()
+        assert run.communicate(b"x", timeout=60)[0] == b"goes on\n"

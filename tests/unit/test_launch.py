@@ -20,8 +20,8 @@ from tests.support.paths import ROOT
 @pytest.mark.parametrize(
     ("ranks", "end", "status", "fact"),
     [
-        (1, "exit 3", 1, ""),
-        (1, "exit 4", 1, ""),
+        (1, "exit 3", 3, ""),
+        (1, "exit 4", 4, ""),
         (1, "kill -TERM $PPID; sleep 20", 1, ""),
         (1, "exit 1", 1, "rank 0 exited with 1"),
         (1, "exit 143", 1, "rank 0 exited with 143"),

@@ -22,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from mlperf_logging.compliance_checker import mlp_compliance, mlp_parser
 
 from gptoss20b.config import Config, resolve
-from gptoss20b.mlperf_log import RunClock, RunLog, TruncatedLogError, hyperparameters
+from gptoss20b.mlperf_log import LogWriteError, RunClock, RunLog, TruncatedLogError, hyperparameters
 from tests.support.paths import ROOT
 
 THIS_FILE = "tests/unit/test_mlperf_log.py"
@@ -499,3 +499,11 @@ def test_a_value_that_cannot_be_encoded_is_an_error_and_no_line(log: RunLog, tmp
         log.train_loss(16, object(), 0.0)  # type: ignore[arg-type]
     assert log.path is not None
     assert log.path.read_text() == ""
+
+
+def test_a_removed_log_is_an_error_at_the_next_record(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "result_0.txt")
+    log.code("x")
+    (tmp_path / "result_0.txt").unlink()
+    with pytest.raises(LogWriteError, match="removed"):
+        log.code("x")

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.support.launch_stubs import Sandbox, assert_refused
+from tests.support.launch_stubs import Sandbox, assert_refused, cases, read_pairs
 from tests.support.local_runs import mounted
 from tests.support.waiting import is_gone, wait_until
 
@@ -78,51 +78,38 @@ def test_a_signal_ends_the_trial_and_a_restart_continues_the_set(
     assert sandbox.seeds == [5, 6, 7]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize(
-    ("controls", "node", "end"),
-    [
-        # The script waits for torchrun, which writes the log, and then reports it.
-        ({"log": 1}, {}, "the result\n"),
-        ({"no_log": ""}, {}, "before it wrote a log\n"),
-        ({"no_log": ""}, {"NODE_RANK": "1", **TWO_NODES}, " s\n"),
-    ],
-    ids=["log", "no log", "worker"],
-)
+# The script waits for torchrun, which writes the log, and then reports it.
+@cases("""
+number | status | controls | node                                  | end
+TERM   | 143    | log=1    |                                       | the result
+INT    | 130    | log=1    |                                       | the result
+INT    | 130    | no_log=1 |                                       | before it wrote a log
+TERM   | 143    | no_log=1 | DGXNNODES=2 NODE_RANK=1 MASTER_ADDR=a | s
+""")
 def test_a_signal_reaches_torchrun_and_is_the_exit_status(
-    sandbox: Sandbox, number: signal.Signals, status: int, controls: dict[str, str], node: dict[str, str], end: str
+    sandbox: Sandbox, number: str, status: str, controls: str, node: str, end: str
 ) -> None:
-    sandbox.control(sleep="", **controls)
-    process = sandbox.start("run_and_time.sh", **node)
-    sandbox.wait_for("running")
-    process.send_signal(number)
-    done = sandbox.finish(process)
-    assert is_gone(int(sandbox.record("running") or ""))
-    assert done.returncode == status
-    assert sandbox.record("signals") == f"{number.name[3:]}\n"
-    assert done.stderr.endswith(end)
-    assert not any("mlperf_logging.compliance_checker" in call for call in sandbox.calls())
+    sandbox.control(sleep="", **read_pairs(controls))
+    done = sandbox.interrupt(sandbox.start("run_and_time.sh", **read_pairs(node)), signal.Signals[f"SIG{number}"])
+    assert (str(done.returncode), sandbox.record("signals")) == (status, f"{number}\n")
+    assert is_gone(int(sandbox.record("running")))
+    assert done.stderr.endswith(f"{end}\n") and "compliance_checker" not in str(sandbox.asked())
 
 
-@pytest.mark.parametrize(
-    ("script", "moment", "rows"),
-    [
-        ("run_local.sh", "block_preflight", ["1 5 0"]),
-        ("run_local.sh", "block_trial_1", ["1 5 0"]),  # while its log is read
-        ("run.sub", "clearing_sleeps", ["1 5 0", "1 5 143"]),
-    ],
-)
-def test_a_signal_before_a_trial_starts_none(sandbox: Sandbox, script: str, moment: str, rows: list[str]) -> None:
+@cases("""
+script       | moment          | rows
+run_local.sh | block_preflight | 1 5 0
+run_local.sh | block_trial_1   | 1 5 0
+run.sub      | clearing_sleeps | 1 5 0, 1 5 143
+""")
+def test_a_signal_before_a_trial_starts_none(sandbox: Sandbox, script: str, moment: str, rows: str) -> None:
     given = sandbox.one_trial("CLEAR_CACHES=1")
     sandbox.run(script, **given)
     (sandbox.set / "result_1.txt").unlink()
     sandbox.clear("trial_5.env")
     sandbox.control(**{moment: ""})
-    process = sandbox.start(script, **given)
-    sandbox.wait_for("running")
-    process.send_signal(signal.SIGTERM)
-    assert sandbox.finish(process).returncode == 143
-    assert (sandbox.rows, sandbox.seeds) == (rows, [])
+    assert sandbox.interrupt(sandbox.start(script, **given)).returncode == 143
+    assert (", ".join(sandbox.rows), sandbox.seeds) == (rows, [])
 
 
 @pytest.mark.parametrize("script", ["run_with_docker.sh", "run.sub"])
@@ -130,17 +117,14 @@ def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, scr
     """A signal goes through Slurm and not to srun, which would kill its tasks. It is repeated until the step ends."""
     sandbox.edit("launch/slurm.py", "REPEAT_SECONDS = 20.0", "REPEAT_SECONDS = 0.2")
     sandbox.control(sleep="", deaf=3)
-    process = sandbox.start(script, **sandbox.one_trial("NEXP=2"))
-    sandbox.wait_for("running")
-    process.send_signal(signal.SIGTERM)
-    assert sandbox.finish(process).returncode == 143
+    assert sandbox.interrupt(sandbox.start(script, **sandbox.one_trial("NEXP=2"))).returncode == 143
     assert sandbox.record("signals") == "TERM\n" and sandbox.seeds == [5]
+    ended = sandbox.calls("scancel")
+    time.sleep(0.4)
     if script == "run.sub":
-        time.sleep(0.3)  # one may be on its way
-        repeated = sandbox.calls("scancel")
-        assert len(repeated) >= 3 and all(call == ["scancel", "--signal=TERM", "77"] for call in repeated)
-        time.sleep(0.3)
-        assert sandbox.calls("scancel") == repeated  # and not again after the end
+        # One may have been on its way, but there is none after the end.
+        assert len(ended) >= 3 and all(call == ["scancel", "--signal=TERM", "77"] for call in ended)
+        assert len(sandbox.calls("scancel")) <= len(ended) + 1
     else:
         (name,) = [word[7:] for call in sandbox.calls("docker") for word in call if word.startswith("--name=")]
         stops = [call for call in sandbox.calls("docker") if call[1] not in ("run", "image")]
@@ -154,18 +138,17 @@ def test_a_signal_stops_our_container_or_step_and_no_other(sandbox: Sandbox, scr
 # --- kills and locks
 
 
-@pytest.mark.parametrize(
-    ("moment", "hook", "again"),
-    [
-        ("block_launch", "", True),  # before the lock
-        ("block_preflight", "", True),
-        ("sleep", "", True),  # during the trial
-        ("unused", 'echo "log of seed $SEED" > "$LOGDIR/result_0.txt"; block 143', False),  # before it is published
-        ("block_--trials", "", False),  # while the set is reported
-    ],
-)
+# Before the lock, before and during the trial, before its log is published, and while the set is reported.
+@cases("""
+moment          | hook                                                          | again
+block_launch    |                                                               | yes
+block_preflight |                                                               | yes
+sleep           |                                                               | yes
+unused          | echo "log of seed $SEED" > "$LOGDIR/result_0.txt"; block 143  |
+block_--trials  |                                                               |
+""")
 def test_a_killed_launcher_takes_its_child_with_it_and_a_restart_continues(
-    sandbox: Sandbox, moment: str, hook: str, again: bool
+    sandbox: Sandbox, moment: str, hook: str, again: str
 ) -> None:
     sandbox.control(**{moment: "", "hook": hook})
     process = sandbox.start(NEXP="1", SEED_BASE="5")
@@ -205,14 +188,11 @@ def test_of_two_runs_that_start_together_one_is_refused_at_once(sandbox: Sandbox
     sandbox.control(sleep="", log=0)
     runs = [sandbox.start("run_and_time.sh") for _ in range(2)]
     wait_until(lambda: any(run.poll() is not None for run in runs), 30, "the end of one")
-    (loser,) = [run for run in runs if run.poll() is not None]
+    loser, winner = sorted(runs, key=lambda run: run.poll() is None)
     done = sandbox.finish(loser)
     assert_refused(done, "LOGDIR: another run is writing")
     assert "the result" not in done.stderr and "run of" not in done.stderr
-    (winner,) = [run for run in runs if run is not loser]
-    sandbox.wait_for("running")
-    winner.send_signal(signal.SIGTERM)
-    assert sandbox.finish(winner).returncode == 143
+    assert sandbox.interrupt(winner).returncode == 143
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -6,39 +6,9 @@ import os
 import pty
 import re
 
-import pytest
-
 from tests.support.configs import load_config, read_environment
-from tests.support.launch_stubs import Done, Sandbox, read_pairs, table
+from tests.support.launch_stubs import Done, Sandbox, cases, read_pairs
 
-# torchrun returns 0 or 1. The log gives the rest, but a failure that is not in the log stays one, and a failed run has
-# no compliant log. Status 1 of a report is a log that violates a rule. A failure to draw changes no status.
-# Options and variables | control files | exit status | what Python was asked after the launch | text on stderr
-ENDS = r"""
-                                  | log=0                 | 0 | result checker import        | : passed
-                                  | torchrun=1 log=1      | 1 | result                       | the result
-                                  | torchrun=0 log=3      | 3 | result import                |
-                                  | torchrun=1 log=4      | 4 | result import                |
-                                  | torchrun=1 log=0      | 1 | result                       |
-                                  | torchrun=0 log=1      | 1 | result                       | the result
-                                  | torchrun=1 log=143    | 1 | result                       |
-                                  | log=0 check=1         | 5 | result checker import        | /set/compliance_check
-CHECK_COMPLIANCE=0                | log=0 check=1         | 0 | result import                |
-                                  | log=0 report=0        | 0 | result checker import report | report: .*/set/report
-                                  | log=3 report=1        | 3 | result import report         | report: .*/set/report
-                                  | log=0 report=2        | 0 | result checker import report | warning: .*the cause
-                                  | no_log=1 torchrun=0   | 1 |                              | error: .*status 0
-                                  | no_log=1 torchrun=1   | 1 |                              | error: .*status 1
-                                  | no_log=1 torchrun=2   | 2 |                              |
-                                  | torchrun=2 log=0      | 2 |                              |
-DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=0   | 0 |                              |
-DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=3   | 3 |                              |
-DGXNNODES=2 SLURM_NODEID=1        | no_log=1 torchrun=1   | 1 |                              |
---task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=1   | 0 |                              |
---task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=2   | 2 |                              |
---task SLURM_NODEID=0 DGXNNODES=2 | torchrun=1 log=1      | 1 | result                       |
---task SLURM_NODEID=0 DGXNNODES=2 | torchrun=1 log=4      | 4 | result import                |
-"""
 # What Python is asked, with the folder in place of FOLDER.
 ASKED = {
     "result": "gptoss20b result FOLDER",
@@ -56,7 +26,34 @@ def run(sandbox: Sandbox, given: str = "", config: str = "config_CPU_1x2.sh", **
     return sandbox.run("run_and_time.sh", config, *options, **variables)
 
 
-@pytest.mark.parametrize(("given", "controls", "status", "words", "said"), table(ENDS))
+# torchrun returns 0 or 1. The log gives the rest, but a failure that is not in the log stays one, and a failed run has
+# no compliant log. Status 1 of a report is a log that violates a rule. A failure to draw changes no status.
+@cases(r"""
+given                             | controls              | status | words                        | said
+                                  | log=0                 | 0      | result checker import        | : passed
+                                  | torchrun=1 log=1      | 1      | result                       | the result
+                                  | torchrun=0 log=3      | 3      | result import                |
+                                  | torchrun=1 log=4      | 4      | result import                |
+                                  | torchrun=1 log=0      | 1      | result                       |
+                                  | torchrun=0 log=1      | 1      | result                       | the result
+                                  | torchrun=1 log=143    | 1      | result                       |
+                                  | log=0 check=1         | 5      | result checker import        | compliance_checker
+CHECK_COMPLIANCE=0                | log=0 check=1         | 0      | result import                |
+                                  | log=0 report=0        | 0      | result checker import report | report: .*report
+                                  | log=3 report=1        | 3      | result import report         | report: .*report
+                                  | log=0 report=2        | 0      | result checker import report | warning: .*the cause
+                                  | no_log=1 torchrun=0   | 1      |                              | error: .*status 0
+                                  | no_log=1 torchrun=1   | 1      |                              | error: .*status 1
+                                  | no_log=1 torchrun=2   | 2      |                              |
+                                  | torchrun=2 log=0      | 2      |                              |
+DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=0   | 0      |                              |
+DGXNNODES=2 NODE_RANK=1           | no_log=1 torchrun=3   | 3      |                              |
+DGXNNODES=2 SLURM_NODEID=1        | no_log=1 torchrun=1   | 1      |                              |
+--task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=1   | 0      |                              |
+--task SLURM_NODEID=1 DGXNNODES=2 | no_log=1 torchrun=2   | 2      |                              |
+--task SLURM_NODEID=0 DGXNNODES=2 | torchrun=1 log=1      | 1      | result                       |
+--task SLURM_NODEID=0 DGXNNODES=2 | torchrun=1 log=4      | 4      | result import                |
+""")
 def test_the_end_of_a_run(sandbox: Sandbox, given: str, controls: str, status: str, words: str, said: str) -> None:
     sandbox.control(**read_pairs(controls))
     done = run(sandbox, given)
@@ -69,24 +66,20 @@ def test_the_end_of_a_run(sandbox: Sandbox, given: str, controls: str, status: s
     assert ("the result" in done.stderr) == ({"log=1", "log=143"} & set(controls.split()) != set())
 
 
-TWO_NODES = "--nproc_per_node=8 --nnodes=2 --node_rank={} --master_addr=leader --master_port={} -m"
-
-
-@pytest.mark.parametrize(
-    ("config", "given", "arguments"),
-    [
-        ("config_CPU_1x2.sh", "", "--nproc_per_node=2 --standalone -m"),
-        ("config_CPU_1x2.sh", "BINDCMD=nice", "--nproc_per_node=2 --standalone --no-python nice PYTHON -u -m"),
-        ("config_B200_2x8.sh", "NODE_RANK=0 MASTER_PORT=", TWO_NODES.format(0, 29500)),
-        ("config_B200_2x8.sh", "NODE_RANK=1 MASTER_PORT=1234", TWO_NODES.format(1, 1234)),
-    ],
-)
+@cases("""
+config           | given                        | arguments
+config_CPU_1x2.sh|                              | 2 --standalone -m
+config_CPU_1x2.sh| BINDCMD=nice                 | 2 --standalone --no-python nice PYTHON -u -m
+config_B200_2x8.sh| NODE_RANK=0 MASTER_PORT=    | 8 --nnodes=2 --node_rank=0 --master_addr=leader --master_port=29500 -m
+config_B200_2x8.sh| NODE_RANK=1 MASTER_PORT=1234| 8 --nnodes=2 --node_rank=1 --master_addr=leader --master_port=1234 -m
+""")
 def test_a_node_is_launched_with_exactly_these_arguments(
     sandbox: Sandbox, config: str, given: str, arguments: str
 ) -> None:
     run(sandbox, given, config, DATADIR=str(sandbox.folder / "data"))
     expected = arguments.replace("PYTHON", f"{sandbox.folder}/bin/stub-python")
-    assert sandbox.asked()[:2] == ["gptoss20b preflight", f"gptoss20b.launch {expected} gptoss20b train"]
+    launched = f"gptoss20b.launch --nproc_per_node={expected} gptoss20b train"
+    assert sandbox.asked()[:2] == ["gptoss20b preflight", launched]
 
 
 def test_the_run_gets_the_configuration_that_was_checked_and_paths_may_contain_spaces(sandbox: Sandbox) -> None:
@@ -114,16 +107,14 @@ def test_the_default_result_is_a_new_folder_and_a_terminal_is_told_the_next_step
 
 # "sudo" needs no password; "kernel" lets its file be written. "done": a launcher has cleared the caches, and they must
 # not be cleared again. A value from the environment is no fact.
-@pytest.mark.parametrize(
-    ("given", "way", "cleared"),
-    [
-        ("CLEAR_CACHES=1", "", "0"),
-        ("CLEAR_CACHES=1", "sudo", "1"),
-        ("CLEAR_CACHES=1", "kernel", "1"),
-        ("CLEAR_CACHES=done", "kernel", "1"),
-        ("CLEAR_CACHES=0 CACHE_CLEARED=1", "kernel", "0"),
-    ],
-)
+@cases("""
+given                          | way    | cleared
+CLEAR_CACHES=1                 |        | 0
+CLEAR_CACHES=1                 | sudo   | 1
+CLEAR_CACHES=1                 | kernel | 1
+CLEAR_CACHES=done              | kernel | 1
+CLEAR_CACHES=0 CACHE_CLEARED=1 | kernel | 0
+""")
 def test_cache_cleared_is_what_happened(sandbox: Sandbox, given: str, way: str, cleared: str) -> None:
     sandbox.control(sudo_status=int(way != "sudo"))
     if way == "kernel":
@@ -131,9 +122,8 @@ def test_cache_cleared_is_what_happened(sandbox: Sandbox, given: str, way: str, 
     done = run(sandbox, given)
     assert read_environment(sandbox.record("torchrun.env"))["CACHE_CLEARED"] == cleared
     asked_for = given == "CLEAR_CACHES=1"
-    assert [path.read_text() for path in sandbox.drop_caches.parent.glob("*")] == ["3\n"] * (
-        asked_for and way == "kernel"
-    )
+    written = [path.read_text() for path in sandbox.drop_caches.parent.glob("*")]
+    assert written == ["3\n"] * (asked_for and way == "kernel")
     command = "sudo -n /sbin/sysctl --quiet --write vm.drop_caches=3"
     assert [" ".join(call) for call in sandbox.calls("sudo")] == [command] * (asked_for and way != "kernel")
     assert ("warning: could not drop the page cache" in done.stderr) == (not way)

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.support.launch_stubs import Done, Sandbox, assert_refused, read_pairs, table
+from tests.support.launch_stubs import Done, Sandbox, assert_refused, cases, read_pairs
 
 
 def start(sandbox: Sandbox, given: str = "", **controls: object) -> Done:
@@ -30,20 +30,17 @@ def test_the_defaults_are_ten_trials_and_random_seeds(sandbox: Sandbox) -> None:
 
 
 # A set is checked from three runs on, of which ten count.
-# Variables | control files | exit status | how the set is checked | last line
-ENDS = r"""
-NEXP=2                    | verdict=1           | 0 |         | set not checked: an olympic mean
-NEXP=3                    | verdict=0           | 0 | --runs 3  | the verdict
-NEXP=3                    | verdict=1           | 5 | --runs 3  | the verdict
-NEXP=12                   | verdict=1           | 5 | --runs 10 | the verdict
-NEXP=3 CHECK_COMPLIANCE=0 | verdict=1           | 0 |           | the table
-NEXP=3                    | verdict=1 outcome=3 | 3 | --runs 3  | the verdict
-NEXP=3                    | verdict=1 outcome=5 | 5 | --runs 3  | the verdict
-NEXP=3                    | verdict=0 outcome=1 | 1 |           | set not checked: a trial failed
-"""
-
-
-@pytest.mark.parametrize(("given", "controls", "status", "runs", "last"), table(ENDS))
+@cases("""
+given                     | controls            | status | runs      | last
+NEXP=2                    | verdict=1           | 0      |         | set not checked: an olympic mean
+NEXP=3                    | verdict=0           | 0      | --runs 3  | the verdict
+NEXP=3                    | verdict=1           | 5      | --runs 3  | the verdict
+NEXP=12                   | verdict=1           | 5      | --runs 10 | the verdict
+NEXP=3 CHECK_COMPLIANCE=0 | verdict=1           | 0      |           | the table
+NEXP=3                    | verdict=1 outcome=3 | 3      | --runs 3  | the verdict
+NEXP=3                    | verdict=1 outcome=5 | 5      | --runs 3  | the verdict
+NEXP=3                    | verdict=0 outcome=1 | 1      |           | set not checked: a trial failed
+""")
 def test_the_end_of_a_set(sandbox: Sandbox, given: str, controls: str, status: str, runs: str, last: str) -> None:
     done = start(sandbox, given, **read_pairs(controls))
     assert str(done.returncode) == status

@@ -147,9 +147,10 @@ def read_pairs(text: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in text.split())
 
 
-def table(text: str) -> list[list[str]]:
-    """Return the cells of the lines, which are separated by "|"."""
-    return [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.strip()]
+def cases(text: str) -> pytest.MarkDecorator:
+    """Parametrize a test by a table of texts: a line of names, then one of each case, with cells separated by "|"."""
+    names, *rows = [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
+    return pytest.mark.parametrize(names, rows)
 
 
 _exports = cache(load_config)
@@ -234,8 +235,7 @@ class Sandbox:
     def rows(self) -> list[str]:
         """Return "trial seed status" of each row of trials.tsv."""
         header, *rows = [line.split("\t") for line in (self.set / "trials.tsv").read_text().splitlines()]
-        assert header == ["trial", "seed", "started", "seconds", "status"]
-        assert all(len(row) == len(header) for row in rows)
+        assert header == ["trial", "seed", "started", "seconds", "status"] and {len(row) for row in rows} <= {5}
         return [f"{row[0]} {row[1]} {row[4]}" for row in rows]
 
     def one_trial(self, given: str = "", config: str = "config_CPU_1x2.sh") -> dict[str, str]:
@@ -293,6 +293,12 @@ class Sandbox:
         """Wait for the end of a script."""
         out, err = process.communicate(timeout=60)
         return Done(process.args, process.returncode, out, err)
+
+    def interrupt(self, process: subprocess.Popen[str], number: int = signal.SIGTERM) -> Done:
+        """Send a signal to a script when its stub has blocked, and wait for its end."""
+        self.wait_for("running")
+        process.send_signal(number)
+        return self.finish(process)
 
     def wait_for(self, record: str) -> str:
         """Wait, while a script runs, until a stub has recorded something, and return it."""

@@ -39,10 +39,9 @@ exists() { [[ -e "$STUB/$1" ]]; }
 # Wait for a signal, record it, run the command, and exit with the status.
 block() {
     for sent in TERM INT; do
-        trap "trap '' INT TERM; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-:} ${3:-}; kill \$sleeper; exit $1" $sent
+        trap "trap '' INT TERM; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-:} ${3:-}; kill \$!; exit $1" $sent
     done
     sleep 60 &
-    sleeper=$!
     echo $$ > "$STUB/running"
     wait
 }
@@ -113,25 +112,18 @@ srun() {
     esac
 }
 
-scontrol() {
-    case "$*" in
-    "show hostnames n[1-2]") printf 'n1\nn2\n' ;;
-    "--oneliner show node n1") exists no_address || echo "NodeName=n1 NodeAddr=10.1.2.3 NodeHostName=n1 Version=22" ;;
-    esac
-}
-
-# Reaches the trial at the n-th call of control file `deaf`.
-scancel() { [[ $(grep -c ^scancel "$STUB/calls") -lt $(control deaf 1) ]] || kill -TERM $(cat "$STUB/running"); }
-# Find GPUs if there is a control file.
-nvidia-smi() { exists nvidia-smi; }
-rocm-smi() { exists rocm-smi; }
-amd-smi() { exists amd-smi; }
-sudo() { exit "$(control sudo_status 1)"; }
-sync() { :; }
-
 BIN="$STUB/../bin"
 [[ $name == run_and_time.sh || $name == sync ]] || { printf "%s\x1f" "$name" "$@"; echo; } >> "$STUB/calls"
-"$name" "$@"
+case "$name $*" in
+*-smi*) exists "$name" ;;  # a tool finds GPUs
+sudo*) exit "$(control sudo_status 1)" ;;
+sync*) ;;
+# Reaches the trial at the n-th call of control file `deaf`.
+scancel*) [[ $(grep -c ^scancel "$STUB/calls") -lt $(control deaf 1) ]] || kill -TERM $(cat "$STUB/running") ;;
+"scontrol show hostnames n[1-2]") printf 'n1\nn2\n' ;;
+"scontrol --oneliner show node n1") exists no_address || echo "NodeName=n1 NodeAddr=10.1.2.3 NodeHostName=n1 Version=22" ;;
+*) "$name" "$@" ;;
+esac
 """
 _NAMES = "stub-python docker srun scontrol scancel nvidia-smi rocm-smi amd-smi sudo sync run_and_time.sh"
 
@@ -301,14 +293,9 @@ class Sandbox:
         return self.finish(process)
 
     def wait_for(self, record: str) -> str:
-        """Wait, while a script runs, until a stub has recorded something, and return it."""
-
-        def recorded() -> bool:
-            alive = any(process.poll() is None for process in self._started)
-            assert self.record(record) or alive, self._started[-1].communicate()
-            return bool(self.record(record))
-
-        wait_until(recorded, 30, record)
+        """Wait until a stub has recorded something, or all scripts have ended, and return it."""
+        wait_until(lambda: self.record(record) or all(run.poll() is not None for run in self._started), 30, record)
+        assert self.record(record), self._started[-1].communicate()
         return self.record(record)
 
     def end(self) -> None:

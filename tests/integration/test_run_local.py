@@ -80,11 +80,8 @@ def test_the_cpu_configuration_converges_and_its_log_is_compliant(tmp_path: Path
 
     log = logdir / "result_0.txt"
     logged = {record["key"]: record["value"] for record in records(log)}
-    assert logged["max_sequence_length"] == 8192
-    assert logged["submission_division"] == "open"
-    assert logged["submission_platform"] == "CPU_1x2"
-    assert logged["config_filename"] == "config_CPU_1x2.sh"
-    assert logged["cache_clear"] is False
+    expected = {"submission_platform": "CPU_1x2", "config_filename": "config_CPU_1x2.sh", "submission_division": "open"}
+    assert (expected | {"max_sequence_length": 8192, "cache_clear": False}).items() <= logged.items()
     losses = values(log, "train_loss")
     # Bytes of English text. The loss starts at the uniform distribution over 256 bytes, ln(256) = 5.5 nats.
     assert losses[0] > 5.4

@@ -11,7 +11,7 @@ import pytest
 
 from gptoss20b.config import settings
 from tests.support.configs import load_config
-from tests.support.launch_stubs import Done, Sandbox, assert_refused, read_pairs
+from tests.support.launch_stubs import Done, Sandbox, assert_refused, cases, read_pairs
 from tests.support.paths import ROOT
 
 # Variables that are no settings, but of a family or known by their names.
@@ -56,8 +56,6 @@ def test_a_single_trial_is_told_that_its_caller_has_cleared_the_caches(sandbox: 
 
 # --- docker
 
-AMD = "--device=/dev/kfd --device=/dev/dri --security-opt=seccomp=unconfined"
-
 
 def docker_calls(sandbox: Sandbox, word: str) -> list[list[str]]:
     """Return the arguments of the containers with this word, after those that all have."""
@@ -78,16 +76,15 @@ def docker_trial(sandbox: Sandbox) -> tuple[str, list[str]]:
     return " ".join(word for word in call if word not in (name, *flags)), [flag[len("--env=") :] for flag in flags]
 
 
-@pytest.mark.parametrize(
-    ("tool", "config", "devices"),
-    [
-        ("nvidia-smi", "config_B200_1x8.sh", "--gpus=all "),
-        ("rocm-smi", "config_MI355X_1x8.sh", f"{AMD} --group-add=GROUP "),
-        ("amd-smi", "config_MI355X_1x8.sh", f"{AMD} --group-add=GROUP "),
-        ("nvidia-smi", "config_CPU_1x2.sh", ""),  # the configuration hides the GPUs
-        ("nvidia-smi", "config_B200_2x8.sh", "--gpus=all --device=/dev/infiniband --network=host "),
-    ],
-)
+# The CPU's configuration hides the GPUs.
+@cases("""
+tool       | config               | devices
+nvidia-smi | config_B200_1x8.sh   | --gpus=all
+rocm-smi   | config_MI355X_1x8.sh | AMD
+amd-smi    | config_MI355X_1x8.sh | AMD
+nvidia-smi | config_CPU_1x2.sh    |
+nvidia-smi | config_B200_2x8.sh   | --gpus=all --device=/dev/infiniband --network=host
+""")
 def test_a_container_gets_its_devices_and_the_variables_that_are_set(
     sandbox: Sandbox, tool: str, config: str, devices: str
 ) -> None:
@@ -99,7 +96,8 @@ def test_a_container_gets_its_devices_and_the_variables_that_are_set(
     call, variables = docker_trial(sandbox)
     assert variables == sorted({*load_config(config), *NAMED, "MASTER_ADDR", "NODE_RANK"} - {"CONFIG_DIR"})
     always = "--ulimit=memlock=-1 --ulimit=stack=67108864 --ipc=host --cap-add=SYS_NICE"
-    assert call == f"{always} {devices}gptoss20b ./run_and_time.sh".replace("GROUP", str(os.getgid()))
+    amd = f"--device=/dev/kfd --device=/dev/dri --security-opt=seccomp=unconfined --group-add={os.getgid()}"
+    assert call.split() == f"{always} {devices} gptoss20b ./run_and_time.sh".replace("AMD", amd).split()
     assert (sandbox.calls("nvidia-smi") == []) == (devices == "")
     inside = sandbox.trial(5)
     assert (inside["DATADIR"], inside["LOGDIR"]) == ("/data", "/results/trial_1")
@@ -159,16 +157,14 @@ def steps(sandbox: Sandbox, part: str) -> list[str]:
     return [text for text in (" ".join(call) for call in sandbox.calls("srun")) if part in text]
 
 
-@pytest.mark.parametrize(
-    ("config", "nodes", "control", "given", "address"),
-    [
-        ("config_CPU_1x2.sh", 1, "address", "", "10.1.2.3"),
-        ("config_B200_2x8.sh", 2, "no_address", "", "n1"),
-        ("config_B200_2x8.sh", 2, "address", "MASTER_ADDR=10.0.0.1", "10.0.0.1"),
-    ],
-)
+@cases("""
+config             | nodes | control    | given                | address
+config_CPU_1x2.sh  | 1     | an_address |                      | 10.1.2.3
+config_B200_2x8.sh | 2     | no_address |                      | n1
+config_B200_2x8.sh | 2     | an_address | MASTER_ADDR=10.0.0.1 | 10.0.0.1
+""")
 def test_a_step_of_a_job_without_containers(
-    sandbox: Sandbox, config: str, nodes: int, control: str, given: str, address: str
+    sandbox: Sandbox, config: str, nodes: str, control: str, given: str, address: str
 ) -> None:
     sandbox.control(**{control: ""})
     start(sandbox, "run.sub", config, f"PYTHONPATH=/x NODE_RANK=1 LOGDIR= {given}")

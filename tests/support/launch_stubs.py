@@ -121,7 +121,7 @@ sync*) ;;
 # Reaches the trial at the n-th call of control file `deaf`.
 scancel*) [[ $(grep -c ^scancel "$STUB/calls") -lt $(control deaf 1) ]] || kill -TERM $(cat "$STUB/running") ;;
 "scontrol show hostnames n[1-2]") printf 'n1\nn2\n' ;;
-"scontrol --oneliner show node n1") exists no_address || echo "NodeName=n1 NodeAddr=10.1.2.3 NodeHostName=n1 Version=22" ;;
+"scontrol --oneliner show node n1") exists no_address || echo "NodeName=n1 NodeAddr=10.1.2.3 Version=22" ;;
 *) "$name" "$@" ;;
 esac
 """
@@ -249,8 +249,8 @@ class Sandbox:
                 stack.callback(os.close, descriptor)
                 return descriptor
 
-            for module in ("trials", "one_run"):
-                stack.enter_context(patch(f"launch.{module}.lock", lock_until_the_end))
+            for name in ("trials.lock", "one_run.lock"):
+                stack.enter_context(patch(f"launch.{name}", lock_until_the_end))
             stack.enter_context(patch("launch.docker.DEVICES", self.folder / "dev"))
             stack.enter_context(patch("sys.argv", argv))
             stack.enter_context(patch.dict(os.environ, variables, clear=True))
@@ -283,8 +283,8 @@ class Sandbox:
 
     def finish(self, process: subprocess.Popen[str]) -> Done:
         """Wait for the end of a script."""
-        out, err = process.communicate(timeout=60)
-        return Done(process.args, process.returncode, out, err)
+        output = process.communicate(timeout=60)
+        return Done(process.args, process.returncode, *output)
 
     def interrupt(self, process: subprocess.Popen[str], number: int = signal.SIGTERM) -> Done:
         """Send a signal to a script when its stub has blocked, and wait for its end."""

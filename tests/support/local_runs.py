@@ -60,7 +60,13 @@ def launched(settings: dict[str, str]) -> Iterator[Launch]:
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Return the processes whose LOGDIR or command line names this folder or a path in it."""
-    return [process for process in psutil.process_iter() if _names_folder(process, str(folder))]
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = [*process.cmdline(), process.environ().get("LOGDIR", "")]
+            if any(str(folder) == word.removeprefix("LOGDIR=") or f"{folder}/" in word for word in words):
+                found.append(process)
+    return found
 
 
 def kill_all(folder: Path) -> None:
@@ -70,14 +76,6 @@ def kill_all(folder: Path) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(processes, timeout=5)
-
-
-def _names_folder(process: psutil.Process, folder: str) -> bool:
-    try:
-        words = [*process.cmdline(), process.environ().get("LOGDIR", "")]
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        return False
-    return any(folder == word.removeprefix("LOGDIR=") or f"{folder}/" in word for word in words)
 
 
 def records(log: Path) -> list[dict[str, Any]]:

@@ -7,8 +7,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from gptoss20b.config import settings
 from tests.support.configs import load_config
 from tests.support.launch_stubs import Done, Sandbox, assert_refused, cases, read_pairs
@@ -32,26 +30,33 @@ def start(sandbox: Sandbox, script: str, config: str = "config_CPU_1x2.sh", give
     return done
 
 
-@pytest.mark.parametrize("script", ["run_with_docker.sh", "run.sub"])
-@pytest.mark.parametrize("cleared", [True, False])
-def test_the_hosts_caches_are_cleared_outside_the_containers(sandbox: Sandbox, script: str, cleared: bool) -> None:
-    sandbox.control(pyxis="", clearing_status=int(not cleared))
-    if cleared:
+# Asked for, and whether the caches can be cleared; what the trial is told.
+@cases("""
+script             | asked | possible | told
+run_with_docker.sh | 1     | yes      | done
+run_with_docker.sh | 1     |          | 0
+run_with_docker.sh | done  | yes      | done
+run.sub            | 1     | yes      | done
+run.sub            | 1     |          | 0
+run.sub            | done  | yes      | done
+run_local.sh       | done  | yes      | done
+""")
+def test_the_hosts_caches_are_cleared_outside_the_containers(
+    sandbox: Sandbox, script: str, asked: str, possible: str, told: str
+) -> None:
+    sandbox.control(pyxis="", clearing_status=int(not possible))
+    if possible:
         sandbox.drop_caches.parent.mkdir()
     config = "config_B200_2x8.sh" if script == "run.sub" else "config_CPU_1x2.sh"
-    start(sandbox, script, config, "CONT=gptoss20b CLEAR_CACHES=1 NEXP=2")
-    assert [sandbox.trial(seed)["CLEAR_CACHES"] for seed in (5, 6)] == ["done" if cleared else "0"] * 2
-    output = (sandbox.set / "trial_2" / "output.log").read_text()
-    assert ("warning: could not drop the page cache" in output) == (not cleared)
+    start(sandbox, script, config, f"CONT=gptoss20b CLEAR_CACHES={asked}")
+    assert sandbox.trial(5)["CLEAR_CACHES"] == told
+    output = (sandbox.set / "trial_1" / "output.log").read_text()
+    assert ("warning: could not drop the page cache" in output) == (not possible)
+    here = asked == "1" and script == "run_with_docker.sh"
+    assert sandbox.drop_caches.exists() == (here and told == "done")
+    assert len(sandbox.calls("sudo")) == (here and told == "0")
     clearing = f"{SRUN} --nodes=2 --ntasks=2 --ntasks-per-node=1 bash launch/clear_caches.sh"
-    assert steps(sandbox, "launch/clear_caches.sh") == [clearing] * 2 * (script == "run.sub")
-
-
-@pytest.mark.parametrize("script", ["run_local.sh", "run_with_docker.sh", "run.sub"])
-def test_a_single_trial_is_told_that_its_caller_has_cleared_the_caches(sandbox: Sandbox, script: str) -> None:
-    start(sandbox, script, given="CLEAR_CACHES=done")
-    assert sandbox.trial(5)["CLEAR_CACHES"] == "done"
-    assert not steps(sandbox, "launch/clear_caches.sh") and not sandbox.calls("sudo")
+    assert steps(sandbox, "launch/clear_caches.sh") == [clearing] * (asked == "1" and script == "run.sub")
 
 
 # --- docker

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from launch.trial_set import TrialSet
 from tests.support.launch_stubs import Done, Sandbox, assert_refused, cases, read_pairs
 
 
@@ -90,17 +91,20 @@ def test_a_restart_runs_the_missing_trials_with_the_same_seeds(sandbox: Sandbox)
 
 
 # Only an interrupted trial resumes. One that failed after the end of its training has no result, and would be refused.
-@pytest.mark.parametrize(
-    ("resume", "checkpoint", "log", "resumed"),
-    [
-        *((value, "step_00000012", 1, True) for value in ("1", "True", "on")),
-        *((value, "step_00000012", 1, False) for value in ("0", "")),
-        *(("1", name, 1, False) for name in (".step_00000012.part", "step_00000012.old")),
-        *(("1", "step_00000012", log, False) for log in (0, 3, 4)),
-    ],
-)
+@cases("""
+resume | checkpoint          | log | resumed
+1      | step_00000012       | 1   | yes
+True   | step_00000012       | 1   | yes
+on     | step_00000012       | 1   | yes
+0      | step_00000012       | 1   |
+       | step_00000012       | 1   |
+1      | .step_00000012.part | 1   |
+1      | step_00000012.old   | 1   |
+1      | step_00000012       | 0   |
+1      | step_00000012       | 4   |
+""")
 def test_an_interrupted_trial_resumes_from_its_checkpoint_if_asked(
-    sandbox: Sandbox, resume: str, checkpoint: str, log: int, resumed: bool
+    sandbox: Sandbox, resume: str, checkpoint: str, log: str, resumed: str
 ) -> None:
     start(sandbox, "NEXP=1", status_5=1, log=log)
     (sandbox.set / "trial_1" / "checkpoints" / checkpoint).mkdir(parents=True)
@@ -227,6 +231,14 @@ def test_a_worker_runs_the_trials_that_the_leader_announces_and_returns_its_wors
     assert "stdout of seed 6" in (sandbox.set / "node_1" / "trial_2.log").read_text()
     assert sandbox.calls() == [] and not (sandbox.set / "result_1.txt").exists()
     assert (sandbox.set / "refused_1").exists() == (status_6 == "2")
+
+
+def test_each_start_of_a_trial_is_announced_with_another_id(tmp_path: Path) -> None:
+    files = TrialSet(tmp_path, 1)
+    files.announce(1)
+    first = files.current()
+    files.announce(1)
+    assert first != files.current() and first.startswith("1 ")
 
 
 def test_a_worker_that_is_refused_ends_the_leaders_wait(sandbox: Sandbox) -> None:

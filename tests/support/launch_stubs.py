@@ -41,7 +41,7 @@ block() {
     for sent in TERM INT; do
         trap "trap '' INT TERM; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-:} ${3:-}; kill \$!; exit $1" $sent
     done
-    sleep 60 &
+    sleep 60 &> /dev/null &  # it may outlive this stub
     echo $$ > "$STUB/running"
     wait
 }

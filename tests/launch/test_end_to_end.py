@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -189,6 +190,9 @@ def test_of_two_runs_that_start_together_one_is_refused_at_once(sandbox: Sandbox
     done = sandbox.finish(loser)
     assert_refused(done, "LOGDIR: another run is writing")
     assert "the result" not in done.stderr and "run of" not in done.stderr
+    # The winner's ranks hold its lock: they may outlive it.
+    ranks = Path("/proc", sandbox.wait_for("running").strip(), "fd")
+    assert sandbox.set / ".lock" in [file.readlink() for file in ranks.iterdir()]
     assert sandbox.interrupt(winner).returncode == 143
 
 

@@ -16,39 +16,37 @@ GROUPS = {"all": [*SCRIPTS], "sets": [*SCRIPTS][1:], "node": ["run_and_time.sh",
 
 
 @cases("""
-scripts          | given                                     | facts
-sets             | NEXP=0                                    | NEXP: got '0', .*1 to 1000
-sets             | NEXP=ten                                  | NEXP: got 'ten'
-sets             | NEXP=010                                  | NEXP: got '010'
-sets             | NEXP=1001                                 | NEXP: got '1001'
-sets             | SEED_BASE=-1                              | SEED_BASE: got '-1'
-sets             | SEED_BASE=999999999999999999              | SEED_BASE
-sets             | STOP_ON_FAILURE=yes                       | STOP_ON_FAILURE: got 'yes', .*0 1
-sets             | CHECK_COMPLIANCE=yes                      | CHECK_COMPLIANCE: got 'yes', .*0 1
-sets             | CLEAR_CACHES=done                         | CLEAR_CACHES: got 'done'
-sets             | NEXP=2 SEED=7                             | SEED: got 7, .*all 2 trials.*SEED_BASE=7
-sets             | NEXP=1 SEED=7 SEED_BASE=8                 | SEED
-sets             | SAVE_DIR=/c                               | SAVE_DIR: '/c'.*Unset it.*LOGDIR/trial_<i>/checkpoints
-sets             | NEXP=2 MASTER_PORT=65535                  | MASTER_PORT.*1 to 65534
-all              | DGXSYSTEM=                                | DGXSYSTEM: not set.*source config_CPU_1x2.sh
-all              | DGXNGPU=                                  | DGXNGPU: not set
-all              | DATADIR=                                  | DATADIR: not set
-all              | DGXSYSTEM=B300_1x8                        | DGXSYSTEM: .*config_B300_1x8.sh.*config_B200_1x8
-all              | DATADIR=/no/such                          | DATADIR.*/no/such.*download_dataset.sh.*make_sample_data
-all              | DGXNNODES=two                             | DGXNNODES: got 'two', .*integer
-all              | RESUME=Y LOGDIR=                          | RESUME: got 'Y', .*LOGDIR
-node             | DGXNNODES=2 MASTER_ADDR=a NODE_RANK=      | NODE_RANK: not set
-node             | DGXNNODES=2 MASTER_ADDR= NODE_RANK=0      | MASTER_ADDR: not set
-node             | DGXNNODES=2 MASTER_ADDR=a NODE_RANK=2     | NODE_RANK: got '2', .*0 to 1
-node             | DGXNNODES=2 MASTER_ADDR=a NODE_RANK=one   | NODE_RANK: got 'one'
-run_local.sh     | DGXNNODES=2 MASTER_ADDR=a NODE_RANK=0 LOGDIR= | LOGDIR: not set
-run_and_time.sh  | CLEAR_CACHES=yes                          | CLEAR_CACHES: got 'yes', .*0 1 done
-run_and_time.sh  | BINDCMD=/no/such                          | BINDCMD: '/no/such'
-run.sub          | DGXNNODES=2                               | DGXNNODES.*2 nodes, .*job has 1.*sbatch --nodes=2
-run.sub          | CONT=image                                | CONT.*no pyxis.*'image'.*Unset CONT
-run.sub          | SLURM_JOB_ID=                             | SLURM_JOB_ID.*sbatch run.sub
-run_with_docker.sh | CUDA_VISIBLE_DEVICES=                     | DGXSYSTEM: CPU_1x2.*nvidia-smi
-run_with_docker.sh | PATH=/no/such                             | docker.*./run_local.sh
+scripts            | given                                         | facts
+sets               | NEXP=0                                        | NEXP: got '0', .*1 to 1000
+sets               | NEXP=ten                                      | NEXP: got 'ten'
+sets               | NEXP=010                                      | NEXP: got '010'
+sets               | SEED_BASE=-1                                  | SEED_BASE: got '-1'
+sets               | SEED_BASE=999999999999999999                  | SEED_BASE
+sets               | STOP_ON_FAILURE=yes                           | STOP_ON_FAILURE: got 'yes', .*0 1
+sets               | CHECK_COMPLIANCE=yes                          | CHECK_COMPLIANCE: got 'yes', .*0 1
+sets               | CLEAR_CACHES=done                             | CLEAR_CACHES: got 'done'
+sets               | NEXP=2 SEED=7                                 | SEED: got 7, .*all 2 trials.*SEED_BASE=7
+sets               | NEXP=1 SEED=7 SEED_BASE=8                     | SEED
+sets               | SAVE_DIR=/c                                   | SAVE_DIR: '/c'.*LOGDIR/trial_<i>/checkpoints
+sets               | NEXP=2 MASTER_PORT=65535                      | MASTER_PORT.*1 to 65534
+all                | DGXSYSTEM=                                    | DGXSYSTEM: not set.*source config_CPU_1x2.sh
+all                | DGXNGPU=                                      | DGXNGPU: not set
+all                | DATADIR=                                      | DATADIR: not set
+all                | DGXSYSTEM=B300_1x8                            | DGXSYSTEM: .*config_B300_1x8.sh.*config_B200_1x8
+all                | DATADIR=/no/such                              | DATADIR.*/no/such.*download_dataset.*make_sample_data
+all                | DGXNNODES=two                                 | DGXNNODES: got 'two', .*integer
+all                | RESUME=Y LOGDIR=                              | RESUME: got 'Y', .*LOGDIR
+node               | DGXNNODES=2 MASTER_ADDR=a NODE_RANK=          | NODE_RANK: not set
+node               | DGXNNODES=2 MASTER_ADDR= NODE_RANK=0          | MASTER_ADDR: not set
+node               | DGXNNODES=2 MASTER_ADDR=a NODE_RANK=2         | NODE_RANK: got '2', .*0 to 1
+run_local.sh       | DGXNNODES=2 MASTER_ADDR=a NODE_RANK=0 LOGDIR= | LOGDIR: not set
+run_and_time.sh    | CLEAR_CACHES=yes                              | CLEAR_CACHES: got 'yes', .*0 1 done
+run_and_time.sh    | BINDCMD=/no/such                              | BINDCMD: '/no/such'
+run.sub            | DGXNNODES=2                                   | DGXNNODES.*2 nodes, .*job has 1.*sbatch --nodes=2
+run.sub            | CONT=image                                    | CONT.*no pyxis.*'image'.*Unset CONT
+run.sub            | SLURM_JOB_ID=                                 | SLURM_JOB_ID.*sbatch run.sub
+run_with_docker.sh | CUDA_VISIBLE_DEVICES=                         | DGXSYSTEM: CPU_1x2.*nvidia-smi
+run_with_docker.sh | PATH=/no/such                                 | docker.*./run_local.sh
 """)
 def test_a_bad_value_is_refused_and_nothing_is_started(sandbox: Sandbox, scripts: str, given: str, facts: str) -> None:
     for script in GROUPS.get(scripts, [scripts]):

@@ -214,12 +214,12 @@ def announce(sandbox: Sandbox, first: str, *others: str) -> None:
 
 # At first, the leader is killed and restarted before the worker notices: the same trial, another id.
 @cases("""
-others       | status_6 | started               | worst
-1 77_1, 1 78_1 | 0      | 6 4001, 5 4000, 5 4000 | 0
-1 77_1       | 1        | 6 4001, 5 4000        | 1
-1 77_1       | 137      | 6 4001, 5 4000        | 1
-1 77_1       | 3        | 6 4001, 5 4000        | 0
-1 77_1       | 2        | 6 4001                | 2
+others         | status_6 | started                | worst
+1 77_1, 1 78_1 | 0        | 6 4001, 5 4000, 5 4000 | 0
+1 77_1         | 1        | 6 4001, 5 4000         | 1
+1 77_1         | 137      | 6 4001, 5 4000         | 1
+1 77_1         | 3        | 6 4001, 5 4000         | 0
+1 77_1         | 2        | 6 4001                 | 2
 """)
 def test_a_worker_runs_the_trials_that_the_leader_announces_and_returns_its_worst_status(
     sandbox: Sandbox, worker: dict[str, str], others: str, status_6: str, started: str, worst: str

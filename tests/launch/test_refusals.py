@@ -33,7 +33,7 @@ all                | DGXSYSTEM=                                    | DGXSYSTEM: 
 all                | DGXNGPU=                                      | DGXNGPU: not set
 all                | DATADIR=                                      | DATADIR: not set
 all                | DGXSYSTEM=B300_1x8                            | DGXSYSTEM: .*config_B300_1x8.sh.*config_B200_1x8
-all                | DATADIR=/no/such                              | DATADIR.*/no/such.*download_dataset.*make_sample_data
+all                | DATADIR=/no/such                              | DATADIR.*/no/such.*download_dataset.*make_sample
 all                | DGXNNODES=two                                 | DGXNNODES: got 'two', .*integer
 all                | RESUME=Y LOGDIR=                              | RESUME: got 'Y', .*LOGDIR
 node               | DGXNNODES=2 MASTER_ADDR=a NODE_RANK=          | NODE_RANK: not set

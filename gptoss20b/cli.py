@@ -6,15 +6,13 @@ so that `--help` and `--dry-run` are fast and need no GPU.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,6 +20,7 @@ from rich.table import Table
 
 from .config import Config, ConfigError, fixed_hyperparameter_overrides, resolve, settings
 from .config.environment import LaunchError, is_rank_zero, read_launch, read_settings
+from .setting_options import with_settings
 from .stopping import ExitCode, hard_exit
 from .tools import new_config
 
@@ -36,43 +35,6 @@ app = typer.Typer(
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add one option per setting to a command, named after its environment variable.
-
-    The command's first parameter receives the options as a mapping from variable to text; None if not given.
-    """
-    parameters = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    generated = [
-        inspect.Parameter(
-            setting.option,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                str | None,
-                typer.Option(
-                    help=f"{setting.description} [{variable}]",
-                    show_default=False,
-                    metavar="VALUE",
-                    rich_help_panel="Settings of a run, each also an environment variable",
-                ),
-            ],
-        )
-        for variable, setting in settings().items()
-    ]
-
-    def wrapper(**arguments: Any) -> None:
-        given = {setting.variable: arguments.pop(setting.option) for setting in settings().values()}
-        command(given, **arguments)
-
-    # typer builds the options from name, docstring, signature and annotations.
-    wrapper.__doc__ = command.__doc__
-    wrapper.__name__ = command.__name__
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters] + generated
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    return wrapper
 
 
 @app.command()
@@ -343,6 +305,44 @@ def telemetry(
 
     succeeded = sample_until_signal(directory / csv_name(node), interval, gpus, parent)
     raise typer.Exit(ExitCode.CONVERGED if succeeded else ExitCode.FAILED)
+
+
+@app.command()
+@with_settings
+def trace(
+    given: dict[str, str | None],
+    imbalance: Annotated[
+        float, typer.Option(min=0.1, max=32, help="Rows of this rank's experts over the mean of all ranks.")
+    ] = 1.0,
+    system: Annotated[
+        str | None, typer.Option(help="GPU for the memory limit: H200, B200, ...; default: that of DGXSYSTEM.")
+    ] = None,
+    as_json: JsonOption = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the trace as a page to this new file.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Run one rank's training step on fake GPU tensors: memory, waits of the host and collectives. Needs no GPU.
+
+    It needs a CPU build of torch and g++. Values, speed and the vendors' libraries are not simulated.
+    """
+    if html and (html.exists() or not html.parent.is_dir()):
+        _exit_with_error(f"--html: got {html}, expected a new file in a folder that exists. Name another.")
+    config = _resolve_or_exit(given)
+    from .proof.command import run
+    from .proof.guard import ProofError
+    from .proof.report import as_page, as_table
+
+    try:
+        report = run(config, imbalance, system)
+    except ProofError as error:
+        _exit_with_error(str(error))
+    if html:
+        html.write_text(as_page(report), encoding="utf-8")
+    if as_json:
+        print(report.model_dump_json(indent=2))
+    else:
+        _console().print(as_table(report))
 
 
 @app.command()

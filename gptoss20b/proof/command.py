@@ -1,0 +1,62 @@
+"""The command `trace`: a step of a configuration, and the imbalance that a GPU survives."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from ..config import Config
+from ..config.checks import check_torch_backend
+from ..hardware import SYSTEMS, System
+from .guard import ProofError
+from .result import Trace, TraceReport
+
+# A second trace at this imbalance gives the growth of the memory with the rows.
+_OTHER_IMBALANCE = 2.0
+
+
+def run(config: Config, imbalance: float, system_name: str | None) -> TraceReport:
+    """Trace a configuration at an imbalance, and once more to find the imbalance that the GPU survives.
+
+    Raises:
+        ProofError: the configuration has no trace, the system is unknown, or this machine cannot run it.
+    """
+    problems = list(check_torch_backend(config))
+    if config.execution.backend == "transformer_engine" or problems:
+        reasons = "; ".join(map(str, problems)) or "got BACKEND=transformer_engine"
+        raise ProofError(f"only the torch back end can be traced: {reasons}")
+    if not config.execution.bf16_weights:
+        raise ProofError("PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16")
+    system = _find_system(config, system_name)
+    memory = round(system.memory_gb * 1e9)
+    other_imbalance = _OTHER_IMBALANCE if imbalance != _OTHER_IMBALANCE else 1.0
+    trace, other = trace_in_processes([config] * 2, [imbalance, other_imbalance])
+    growth = (other.peak_reserved_bytes - trace.peak_reserved_bytes) / (other.imbalance - trace.imbalance)
+    survivable = imbalance + (memory - trace.peak_reserved_bytes) / growth if growth > 0 else None
+    return TraceReport(system=system.name, memory_bytes=memory, trace=trace, survivable_imbalance=survivable)
+
+
+def trace_in_processes(configs: list[Config], imbalances: list[float]) -> list[Trace]:
+    """Trace each configuration in a process of its own: fake tensors that a cache kept would belong to another run."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        return list(pool.map(_trace, configs, imbalances))
+
+
+def _trace(config: Config, imbalance: float) -> Trace:
+    for category in (UserWarning, FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    from ..megatron_cpu import import_megatron
+
+    import_megatron()
+    from .trace import trace_step
+
+    return trace_step(config, imbalance)
+
+
+def _find_system(config: Config, name: str | None) -> System:
+    found = SYSTEMS.get((name or config.submission.system.split("_")[0]).upper())
+    if found is None:
+        given = f"--system: got '{name}'" if name else f"DGXSYSTEM: got '{config.submission.system}'"
+        raise ProofError(f"{given}, expected one of {', '.join(SYSTEMS)}. Name the GPU with --system")
+    return found

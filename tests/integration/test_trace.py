@@ -1,0 +1,184 @@
+"""Test the trace: the whole model's step on fake GPU tensors, and the changes that must turn it red."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptoss20b.config import resolve, settings
+from gptoss20b.proof.command import run
+from gptoss20b.proof.guard import ProofError
+from gptoss20b.proof.result import TraceReport
+from tests.support.configs import BARE, load_config
+from tests.support.paths import ROOT
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or torch.version.cuda is not None or torch.version.hip is not None,
+    reason="the trace needs g++ and a CPU build of torch",
+)
+pytestmark = pytest.mark.slow
+
+GIB = 1 << 30
+# Two layers on two ranks: seconds instead of the whole model's ten.
+TINY = {
+    **{"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open", "PRECISION": "bf16", "BACKEND": "torch"},
+    **{"DGXNGPU": "2", "EXPERT_PARALLEL": "2", "MICRO_BATCH_SIZE": "1", "GLOBAL_BATCH_SIZE": "2"},
+}
+
+
+@needs_compiler
+def test_a_b200_s_step_has_the_known_memory_waits_and_collectives() -> None:
+    """The figures of the first trace, by other code: 106.0 GiB at balance and 139.8 at twice the rows."""
+    variables = {name: value for name, value in load_config("config_B200_1x8.sh").items() if name in settings()}
+    report = run(resolve(variables), 1.0, None)
+    trace = report.trace
+    assert report.system == "B200"
+    assert trace.peak_live_bytes == pytest.approx(105.8 * GIB, rel=0.005)
+    assert trace.peak_reserved_bytes_without_expandable_segments == pytest.approx(111.5 * GIB, rel=0.005)
+    assert trace.peak_live_bytes < trace.peak_reserved_bytes < trace.peak_reserved_bytes_without_expandable_segments
+    # 24 layers: one wait each for the sizes of the all-to-all; in each, four messages forward and three backward.
+    assert report.host_waits_per_step == 24
+    (place,) = trace.host_waits
+    assert "model/dispatch.py" in place
+    assert trace.collectives["alltoall_base"].count == 7 * 24
+    # Every further mean of rows takes 33.8 GiB: from 180 GB to where it is full.
+    assert report.survivable_imbalance == pytest.approx(1 + (180e9 / GIB - 106.8) / 33.3, rel=0.02)
+    assert sum(trace.at_peak_bytes.values()) == trace.peak_live_bytes
+    assert trace.at_peak_bytes["optimizer"] == pytest.approx(2 * trace.at_peak_bytes["gradients"], rel=0.03)
+    assert max(trace.timeline_bytes) == trace.peak_live_bytes
+    assert max(trace.compiled_versions.values()) <= 2
+
+
+@needs_compiler
+def test_the_command_prints_figures_and_writes_a_page(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gptoss20b", "trace", "--system=H200", "--json", f"--html={tmp_path}/page.html"],
+        cwd=ROOT, env=BARE | TINY | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads(done.stdout)
+    report = TraceReport.model_validate(figures)
+    assert figures["host_waits_per_step"] == 2 and figures["survivable_imbalance"] > 1
+    assert figures["peak_live_bytes"] == report.trace.peak_live_bytes <= figures["peak_reserved_bytes"]
+    assert figures["collectives_per_step"] > 14
+    assert "<svg" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "system", "fact"),
+    [
+        ({"PRECISION": "fp32"}, "H200", "PRECISION"),
+        ({"BACKEND": "transformer_engine"}, "H200", "BACKEND"),
+        ({}, "X", "'X'"),
+    ],
+)
+def test_a_configuration_without_a_trace_is_refused(changes: dict[str, str], system: str, fact: str) -> None:
+    with pytest.raises(ProofError, match=fact):
+        run(resolve(TINY | changes), 1.0, system)
+
+
+# Each replaces one function by one that does something a step on a GPU must not do.
+CHANGES = {
+    "a value read back": """
+from gptoss20b import trainer
+original = trainer._sum_loss
+def changed(losses, loss_mask):
+    loss_mask.sum().item()
+    return original(losses, loss_mask)
+trainer._sum_loss = changed
+""",
+    "fp32 rows into a grouped GEMM": """
+from gptoss20b.model.experts import GroupedExperts
+original = GroupedExperts.forward
+GroupedExperts.forward = lambda self, rows, counts, probs: original(self, rows.float(), counts, probs)
+""",
+    "a mask on the CPU": """
+import torch
+from gptoss20b.model import attention
+original = attention.window_block_mask
+attention.window_block_mask = lambda length, window_left, device: original(length, window_left, torch.device("cpu"))
+""",
+    "a second size exchange": """
+from gptoss20b.model.dispatch import AllToAllPlan
+original = AllToAllPlan.exchange.__func__
+def changed(cls, counts, group):
+    original(cls, counts, group)
+    return original(cls, counts, group)
+AllToAllPlan.exchange = classmethod(changed)
+""",
+    "a tensor kept alive": """
+import torch
+from gptoss20b.trainer import Trainer
+original, kept = Trainer.step, []
+def changed(self, batches):
+    kept.append(torch.ones(1000, device=self.device))
+    return original(self, batches)
+Trainer.step = changed
+""",
+}
+# Each trace is a fork, with caches of its own, of a process that has imported everything.
+SCRIPT = """
+import json, os, sys, traceback, warnings
+warnings.simplefilter("ignore")
+from gptoss20b.megatron_cpu import import_megatron
+import_megatron()
+from gptoss20b.config import resolve, settings
+from gptoss20b.proof.trace import trace_step
+results = {}
+for name, (change, environment) in json.loads(sys.argv[1]).items():
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            exec(change)
+            trace = trace_step(resolve(environment))
+            waits = sum(trace.host_waits.values())
+            figures = [waits, trace.collectives["alltoall_base"].count, trace.leaked_bytes, trace.peak_live_bytes]
+        except Exception as error:
+            figures = repr(error)
+        os.write(writer, json.dumps(figures).encode())
+        os._exit(0)
+    os.close(writer)
+    results[name] = json.loads(os.read(reader, 100_000))
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def traces() -> dict[str, Any]:
+    """Return waits, all-to-alls, leaked and peak bytes of each change, and of each RECOMPUTE; or the error."""
+    cases = {name: (change, TINY) for name, change in {"none": "", **CHANGES}.items()}
+    cases |= {recompute: ("", TINY | {"RECOMPUTE": recompute}) for recompute in ("moe", "layers")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(cases)],
+        cwd=ROOT,
+        env=BARE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+@needs_compiler
+def test_a_step_of_two_layers_waits_twice_and_keeps_nothing(traces: dict[str, Any]) -> None:
+    assert traces["none"][:3] == [2, 14, 0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_step_must_not_do_is_seen(traces: dict[str, Any], change: str) -> None:
+    assert traces[change][:3] != [2, 14, 0]
+
+
+@needs_compiler
+def test_recomputation_trades_memory_for_collectives(traces: dict[str, Any]) -> None:
+    assert traces["layers"][3] < traces["moe"][3] < traces["none"][3]
+    # Each recomputed layer waits for its sizes again, and sends its rows again.
+    assert traces["layers"][:3] == traces["moe"][:3] == [4, 22, 0]

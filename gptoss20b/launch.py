@@ -20,8 +20,9 @@ import psutil
 from system_info.entry_point import entry_point
 
 with entry_point("run"):
-    # The import of torch may swallow a KeyboardInterrupt. There is nothing to end in order yet.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if __name__ == "__main__":
+        # The import of torch may swallow a KeyboardInterrupt. There is nothing to end in order yet.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
     from torch.distributed.run import main as torchrun

@@ -23,7 +23,7 @@ needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None or torch.version.cuda is not None or torch.version.hip is not None,
     reason="the trace needs g++ and a CPU build of torch",
 )
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.proof]
 
 GIB = 1 << 30
 # Two layers on two ranks: seconds instead of the whole model's ten.

@@ -51,7 +51,7 @@ def test_make_run_is_the_users_two_commands() -> None:
     assert load_config("config_CPU_1x2.sh")["DATADIR"] == f"{ROOT}/data/sample"
 
 
-def test_ci_runs_make_test(tmp_path: Path) -> None:
+def test_ci_runs_make_test_and_the_proof(tmp_path: Path) -> None:
     (tmp_path / "make").write_text('#!/bin/sh\necho "$PWD $*"\n')
     (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 1\n")  # nothing is installed, whatever this machine allows
     for tool in ("make", "apt-get"):
@@ -64,4 +64,4 @@ def test_ci_runs_make_test(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == f"{ROOT} test\n"
+    assert done.stdout == f"{ROOT} test\n{ROOT} gpu-proof\n"

@@ -9,7 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -204,14 +204,21 @@ def asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_settings: None
     return tmp_path / "log"
 
 
+@pytest.fixture
+def samplers() -> Callable[[], list[psutil.Process]]:
+    """Return a function that returns the children that this process has got since. It may have had others."""
+    before = set(psutil.Process().children())
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
 def test_the_launcher_does_not_wait_for_a_driver_that_hangs(
-    asked_for: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked_for: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samplers: Callable[[], list[psutil.Process]]
 ) -> None:
     monkeypatch.setenv("FAKE_NVML_HANGS", str(tmp_path / "hangs"))
     monkeypatch.setattr(beside_run, "_GRACE_SECONDS", 0.1)
     with beside_run.sampling(["train"], 0, "2"):
         wait_until((tmp_path / "hangs").exists, 20, "the start of the sampler")
-        (child,) = psutil.Process().children()
+        (child,) = samplers()
     wait_for_end(child.pid)
 
 
@@ -238,13 +245,14 @@ def test_runs_without_a_sampler(
     asked_for: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    samplers: Callable[[], list[psutil.Process]],
     variables: dict[str, str],
     warnings: int,
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with beside_run.sampling(["train"], 0, "auto"):
-        assert psutil.Process().children() == []
+        assert samplers() == []
     assert len(capsys.readouterr().err.splitlines()) == warnings
 
 
@@ -254,6 +262,7 @@ def test_a_sampler_that_fails_is_at_most_one_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    samplers: Callable[[], list[psutil.Process]],
     script: str | None,
     warnings: int,
 ) -> None:
@@ -261,5 +270,5 @@ def test_a_sampler_that_fails_is_at_most_one_warning(
         made_script(tmp_path, "python", script)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with beside_run.sampling(["train"], 0, "2"):
-        wait_until(lambda: all(is_gone(each.pid) for each in psutil.Process().children()), 10, "its end")
+        wait_until(lambda: all(is_gone(each.pid) for each in samplers()), 10, "its end")
     assert len(capsys.readouterr().err.splitlines()) == warnings

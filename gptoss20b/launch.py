@@ -58,10 +58,16 @@ class Supervision:
     def __init__(self) -> None:
         self.stopped: set[int] = set()
         self.overdue: set[int] = set()
-        self._has_signal = False
+        self._has_signal = self._has_ended = False
+
+    def end(self) -> None:
+        """Do nothing from now on: a hook cannot be removed."""
+        self._has_ended = True
 
     def on_audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Handle an event that Python announces. An error here would be one of torchrun."""
+        if self._has_ended:
+            return
         if event == "subprocess.Popen":  # torchrun starts the first rank, and has just set its own handlers
             if threading.current_thread() is threading.main_thread() and not self._has_signal:
                 for number in _SIGNALS:
@@ -86,7 +92,7 @@ class Supervision:
 
     def _kill_overdue(self, process: psutil.Process) -> None:
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE:
+            if process.status() != psutil.STATUS_ZOMBIE and not self._has_ended:
                 self.overdue.add(process.pid)
                 print(f"warning: process {process.pid} did not end within {_END_SECONDS:g} s: killed", file=sys.stderr)
                 process.kill()
@@ -155,6 +161,8 @@ def main() -> None:
         sys.exit(exit_status({each.exitcode for each in error.failures.values()}))
     except SignalException:
         sys.exit(ExitCode.FAILED)
+    finally:
+        supervision.end()
 
 
 def sample_gpus(arguments: list[str]) -> contextlib.AbstractContextManager[None]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -15,6 +16,7 @@ from gptoss20b import launch
 from gptoss20b.failure_report import report_failure
 from gptoss20b.launch import Supervision, describe
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize(
@@ -116,3 +118,15 @@ def test_a_run_without_telemetry_imports_nothing_for_it(value: str | None, monke
         monkeypatch.setenv("TELEMETRY", value)
     with launch.sample_gpus(["--nproc_per_node=2", "-m", "gptoss20b", "train"]):
         assert "gptoss20b.telemetry.beside_run" not in sys.modules
+
+
+def test_a_supervision_that_has_ended_leaves_signals_alone() -> None:
+    """Its hook stays in the process, whose later signals are none of its business."""
+    supervision = Supervision()
+    supervision.end()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, 10, "the stop")
+        supervision.on_audit("os.kill", (process.pid, signal.SIGTERM))
+        assert supervision.stopped == set()
+        process.kill()

@@ -38,7 +38,7 @@ _SILENCED = ("agent.server.api", "multiprocessing.api", "multiprocessing.errors.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Statuses of a rank that torchrun has told to end.
 _REQUESTED = (ExitCode.TERMINATED, ExitCode.INTERRUPTED, *(-number for number in _SIGNALS))
-# Of a rank that NCCL's watchdog ends, with lines of its own, because another rank does not answer.
+# Of a rank that NCCL's watchdog ends, with its own lines, because another rank does not answer.
 _WATCHDOG = -signal.SIGABRT
 _EXPLAINED = (ExitCode.BAD_CONFIGURATION, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED)
 _END_SECONDS = GRACE_SECONDS + 2

@@ -74,7 +74,7 @@ class Supervisor:
         """Run a command to its end, and return its exit status, 128 + n if signal n killed it.
 
         The child gets TERM when this process dies, even by KILL: an orphan would keep the accelerators busy. It is in
-        a process group of its own, so Ctrl-C reaches this process alone, which forwards it once.
+        its own process group, so Ctrl-C reaches this process alone, which forwards it once.
 
         Args:
             command: program and arguments.
@@ -120,7 +120,7 @@ class Supervisor:
 def tee(file: Path) -> Iterator[int]:
     """Copy what is written to the yielded file descriptor to stdout and to the end of a file.
 
-    A process of its own copies: it survives a full disk, a closed stdout, the signals of the terminal and the death of
+    A separate process copies: it survives a full disk, a closed stdout, the signals of the terminal and the death of
     this process. The block ends when the last writer has closed its output, so nothing of the trial is left then.
     """
     reader, writer = os.pipe()

@@ -21,22 +21,8 @@ _OF_A_RUN = (
 )
 # Families of the libraries that a run uses, and of the log's submission fields.
 _FAMILIES = (
-    *(
-        "NCCL_",
-        "RCCL_",
-        "GLOO_",
-        "FI_",
-        "UCX_",
-        "CUDA_",
-        "CUBLAS_",
-        "CUDNN_",
-        "NVTE_",
-        "HIP_",
-        "ROCM_",
-        "ROCR_",
-        "HSA_",
-    ),
-    *("GPU_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "MLPERF_SUBMISSION_", "MLLOG_"),
+    *("NCCL_", "RCCL_", "GLOO_", "FI_", "UCX_", "CUDA_", "CUBLAS_", "CUDNN_", "NVTE_", "HIP_", "ROCM_", "ROCR_"),
+    *("HSA_", "GPU_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "MLPERF_SUBMISSION_", "MLLOG_"),
 )
 # Where and in which version the host has these libraries. The image has its own.
 _OF_THE_HOST = re.compile(r".*_(HOME|PATH|ROOT|VERSION|(?<!_CACHE_)DIR)")
@@ -44,14 +30,13 @@ _OF_THE_HOST = re.compile(r".*_(HOME|PATH|ROOT|VERSION|(?<!_CACHE_)DIR)")
 _OF_THE_IMAGE = ("GIT_COMMIT", "CACHE_CLEARED")
 
 
-def forwarded_variables(environment: Environment, settings: Iterable[str]) -> list[str]:
-    """Return the names of the variables that a container gets: those that are set, sorted.
+def known_variables(environment: Environment, settings: Iterable[str] = ()) -> frozenset[str]:
+    """Return the names that a container gets beside the families: settings as the image lists them, and exports."""
+    return frozenset({*settings, *_OF_A_RUN, *exports_of_configuration(environment)})
 
-    Args:
-        environment: variables of the host.
-        settings: names of the run's settings, as the image lists them.
-    """
-    known = {*settings, *_OF_A_RUN, *exports_of_configuration(environment)}
+
+def forwarded_variables(environment: Environment, known: frozenset[str]) -> list[str]:
+    """Return the names of the variables that a container gets: of the known ones and the families, those set."""
     return sorted(
         name
         for name, value in environment.items()

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from launch.child import Child, forward
-from launch.container import DATA, RESULTS, forwarded_variables, mounts
+from launch.container import DATA, RESULTS, forwarded_variables, known_variables, mounts
 from launch.errors import RefusedError
 from launch.launcher import CLEAR_CACHES, Launcher
 from launch.plan import Plan
@@ -42,7 +42,7 @@ class DockerLauncher(Launcher):
         groups = [f"--group-add={group}" for group in sorted({os.getgid(), *os.getgroups()})]
         self.docker_run = ["docker", "run", "--rm", "--init", f"--user={user}", *groups]
         self.docker_run += [f"--volume={volume}" for volume in volumes]
-        self.settings = self._list_settings()
+        self.known = known_variables(environment, self._list_settings())
         self.devices = _device_flags(environment, plan)
 
     def _list_settings(self) -> list[str]:
@@ -57,7 +57,7 @@ class DockerLauncher(Launcher):
 
     def _with_variables(self, environment: Environment) -> list[str]:
         # --env=NAME takes the value from the environment, so no value appears in a command line.
-        return [f"--env={name}" for name in forwarded_variables(environment, self.settings)]
+        return [f"--env={name}" for name in forwarded_variables(environment, self.known)]
 
     def trial_command(self, seed: int, environment: Environment) -> list[str]:
         """Return the command of a trial in a container with the name of its seed."""

@@ -9,7 +9,7 @@ import threading
 import time
 
 from launch.child import Child
-from launch.container import DATA, RESULTS, WORKDIR, forwarded_variables, mounts
+from launch.container import DATA, RESULTS, WORKDIR, forwarded_variables, known_variables, mounts
 from launch.errors import RefusedError
 from launch.launcher import CLEAR_CACHES, Launcher
 from launch.plan import Plan
@@ -61,6 +61,7 @@ class SlurmLauncher(Launcher):
             f"--container-workdir={WORKDIR}",
             "--no-container-mount-home",
         ]
+        self.known = known_variables(environment)
         self.python = ["bash", "-c", 'exec python3 "$@"', "python3"]
         self.environment.update(DATADIR=DATA, LOGDIR=RESULTS)
         for name in _OF_THE_HOSTS_PYTHON:
@@ -78,8 +79,9 @@ class SlurmLauncher(Launcher):
 
         So the variables that a run may change are named here.
         """
-        names = forwarded_variables(environment, ()) if self.container else []
-        return [*self.container, *([f"--container-env={','.join(names)}"] if names else [])]
+        if not self.container:
+            return []
+        return [*self.container, f"--container-env={','.join(forwarded_variables(environment, self.known))}"]
 
     def trial_command(self, seed: int, environment: Environment) -> list[str]:
         """Return the command of a trial: one task per node."""

@@ -59,13 +59,27 @@ class TrialRunner:
                 output=pipe,
                 stop=self.launcher.stop_trial,
                 pass_fds=(self.lock,),
-                on_start=self.watch,
+                on_start=self._watch,
             )
             self.launcher.clean_up()
         return status
 
-    def watch(self, child: Child) -> None:
-        """Watch a trial that has started."""
+    def _watch(self, child: Child) -> None:
+        """Terminate a trial that another node has left, or cannot start: ranks would wait for that node for minutes."""
+
+        def terminate_if_abandoned() -> None:
+            while child.returncode is None:
+                time.sleep(1)
+                if self._is_abandoned():
+                    child.terminate()
+                    return
+
+        if self.plan.announces:
+            threading.Thread(target=terminate_if_abandoned, daemon=True).start()
+
+    def _is_abandoned(self) -> bool:
+        """Return True if this node's part of the running trial has to end. Called every second."""
+        return False
 
     def _clear_caches(self, pipe: int) -> str:
         """Clear the hosts' caches if the launcher does this, and return the CLEAR_CACHES of the trial."""
@@ -167,17 +181,9 @@ class Leader(TrialRunner):
         self._record(number, seed, started, round(time.monotonic() - begin), status)
         return status
 
-    def watch(self, child: Child) -> None:
-        """Terminate the trial if a worker cannot start its part: the rendezvous would wait for it for minutes."""
-
-        def watch_workers() -> None:
-            while child.returncode is None and not self.files.refused_by():
-                time.sleep(1)
-            if child.returncode is None:
-                child.terminate()
-
-        if self.plan.announces:
-            threading.Thread(target=watch_workers, daemon=True).start()
+    def _is_abandoned(self) -> bool:
+        """Return True if a worker cannot start its part."""
+        return self.files.refused_by() is not None
 
     def _record(self, number: int, seed: int, started: str, seconds: object, status: int) -> None:
         # Row first: if the launcher is killed in between, the next start recovers the result from the trial's log.
@@ -222,6 +228,7 @@ class Worker(TrialRunner):
     def __init__(self, plan: Plan, launcher: Launcher) -> None:
         super().__init__(plan, launcher)
         self.current = ""
+        self._seconds_left = 0
 
     def run(self) -> int:
         """Follow the leader to its end, and return 0, or 1 if a trial failed here."""
@@ -239,14 +246,16 @@ class Worker(TrialRunner):
 
     def _run_part(self, number: int, seed: int) -> int:
         output = self.files.folder / f"node_{self.plan.node_rank}" / f"trial_{number}.log"
+        title = f"trial {number} of {self.files.trials}: seed {seed}"
         try:
             output.parent.mkdir(exist_ok=True)
             with output.open("a") as file:
-                print(f"trial {number} of {self.files.trials}: seed {seed}", file=file)
+                print(title, file=file)
         except OSError as error:
             log(f"error: LOGDIR: cannot write '{output}': {error.strerror}")
             return 2
-        log(f"trial {number} of {self.files.trials}: seed {seed}, output in {output}")
+        log(f"{title}, output in {output}")
+        self._seconds_left = 0
         status = self.run_trial(number, seed, output)
         if status == 2:
             self.files.refuse(self.plan.node_rank)
@@ -275,15 +284,7 @@ class Worker(TrialRunner):
             f"{RENDEZVOUS_TIMEOUT} s. Start it, and give all nodes one shared folder"
         )
 
-    def watch(self, child: Child) -> None:
-        """Terminate the trial when the leader has left it for LEAVE_GRACE seconds."""
-
-        def watch_leader() -> None:
-            left = 0
-            while child.returncode is None and left < LEAVE_GRACE:
-                time.sleep(1)
-                left = 0 if self.files.current() == self.current else left + 1
-            if child.returncode is None:
-                child.terminate()
-
-        threading.Thread(target=watch_leader, daemon=True).start()
+    def _is_abandoned(self) -> bool:
+        """Return True if the leader has left the trial for LEAVE_GRACE seconds."""
+        self._seconds_left = 0 if self.files.current() == self.current else self._seconds_left + 1
+        return self._seconds_left >= LEAVE_GRACE

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from .environment import read_settings, settings
+from .sourcing import source
 
 _ROOT = Path(__file__).resolve().parents[2]
 # Chosen for each start by users or launchers, and no change of the configuration.
 _PER_START = {"LOGDIR", "DATADIR", "SEED", "CONFIG_FILENAME", "GIT_COMMIT", "CACHE_CLEARED", "MLLOG_STDOUT", "RESUME"}
-_LIMIT_S = 5.0
 
 
 def describe_changes(options: Mapping[str, str | None]) -> str | None:
@@ -35,22 +34,10 @@ def describe_changes(options: Mapping[str, str | None]) -> str | None:
 
 
 def _source(path: Path) -> dict[str, str] | None:
-    """Return the non-empty variables of a bash that has sourced a file, and nothing else; None if that fails."""
-    script = 'source "$0" > /dev/null && exec env -0'
     try:
-        done = subprocess.run(
-            ["bash", "--norc", "--noprofile", "-c", script, str(path)],
-            env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=_LIMIT_S,
-        )
+        return source(path)
     except (OSError, subprocess.SubprocessError):
         return None
-    pairs = (entry.partition("=") for entry in done.stdout.split("\0"))
-    return {name: value for name, _, value in pairs if value}
 
 
 def _is_same(given: str | None, in_file: str | None) -> bool:

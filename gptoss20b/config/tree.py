@@ -208,8 +208,8 @@ class Logging(FrozenModel):
     )
     telemetry: bool = setting(
         "TELEMETRY",
-        "sample power, clocks and temperature of the node's GPUs into telemetry.csv beside the log, in a process of "
-        "its own (docs/tuning.md)",
+        "sample power, clocks and temperature of the node's GPUs into telemetry.csv beside the log, in its "
+        "own process (docs/tuning.md)",
         False,
     )
     telemetry_interval: float = setting("TELEMETRY_INTERVAL", "seconds between samples of the GPUs", 1.0, ge=0.1)

@@ -38,7 +38,7 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
 
 
 def trace_in_processes(configs: list[Config], imbalances: list[float]) -> list[Trace]:
-    """Trace each configuration in a process of its own: fake tensors that a cache kept would belong to another run."""
+    """Trace each configuration in its own process: fake tensors that a cache kept would belong to another run."""
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         return list(pool.map(_trace, configs, imbalances))
 

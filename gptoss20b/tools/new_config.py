@@ -6,7 +6,6 @@ The file is sourced and resolved under its own name in a temporary folder first,
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Config, ConfigError, Problem, resolve
+from ..config.sourcing import source
 from ..hardware import SYSTEMS
 
 COMMON = "config_common.sh"
@@ -193,11 +193,10 @@ def _source(text: str, filename: str, folder: Path) -> dict[str, str]:
     """Return the variables that a clean bash has after sourcing the file."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copy(folder / COMMON, scratch)
-        (Path(scratch) / filename).write_text(text, encoding="utf-8")
-        script = ["bash", "--norc", "--noprofile", "-euo", "pipefail", "-c", 'source "$1"; env -0', "bash"]
-        command = [*script, f"{scratch}/{filename}"]
-        done = subprocess.run(command, env={"PATH": os.defpath}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = f"cannot be sourced by bash: {done.stderr.strip()}. Restore the project's file."
-        raise ConfigError([Problem((COMMON,), reason)])
-    return dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
+        path = Path(scratch, filename)
+        path.write_text(text, encoding="utf-8")
+        try:
+            return source(path, strict=True)
+        except subprocess.CalledProcessError as error:
+            reason = f"cannot be sourced by bash: {error.stderr.strip()}. Restore the project's file."
+            raise ConfigError([Problem((COMMON,), reason)]) from error

@@ -123,7 +123,7 @@ def changed(self, batches):
 Trainer.step = changed
 """,
 }
-# Each trace is a fork, with caches of its own, of a process that has imported everything.
+# Each trace is a fork, with its own caches, of a process that has imported everything.
 SCRIPT = """
 import json, os, sys, traceback, warnings
 warnings.simplefilter("ignore")

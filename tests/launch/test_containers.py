@@ -30,7 +30,7 @@ def start(sandbox: Sandbox, script: str, config: str = "config_CPU_1x2.sh", give
     return done
 
 
-# Asked for, and whether the caches can be cleared; what the trial is told.
+# Asked for, and whether the caches can be cleared; what the trial gets.
 @cases("""
 script             | asked | possible | told
 run_with_docker.sh | 1     | yes      | done

@@ -78,7 +78,7 @@ def plan_transfers(config: Config) -> list[Transfer]:
     if ranks == 1:
         return []
     bucket = _BUCKET * _GRADIENT_BYTES
-    # The largest gradient of a run, and a bucket of its own: the LM head's or the embedding's.
+    # The largest gradient of a run, and its own bucket: the LM head's or the embedding's.
     head = model.vocab_size * model.hidden_size // parallel.tensor * _GRADIENT_BYTES
     transfers = [
         Transfer(name="gradient bucket", collective="all-reduce", size=bucket, group=ranks),

@@ -39,9 +39,9 @@ exists() { [[ -e "$STUB/$1" ]]; }
 # Wait for a signal, record it, run the command, and exit with the status.
 block() {
     for sent in TERM INT; do
-        trap "trap '' INT TERM; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-:} ${3:-}; kill \$!; exit $1" $sent
+        trap "trap '' INT TERM; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-:} ${3:-}; kill \$!; wait \$!; exit $1" $sent
     done
-    sleep 60 &> /dev/null &  # it may outlive this stub
+    sleep 60 &> /dev/null &  # it holds the locks too: a stub that has ended must leave none behind
     echo $$ > "$STUB/running"
     wait
 }

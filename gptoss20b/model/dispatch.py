@@ -7,10 +7,9 @@ are deterministic. With one rank per expert group the dispatcher waits for nothi
 and forward pass, for the sizes of the messages. A recomputed layer (RECOMPUTE moe or layers) waits once more, in the
 backward pass.
 
-Messages per layer: sizes, rows and probabilities, the outputs on their way back, and the gradients of these last three.
-A recomputed layer sends the first four again. Probabilities have messages of their own, of 4 bytes a row. Inside the
-rows' message they would need a gather of rows of another length, or one more copy of all rows, which takes longer than
-a small message. Multiplied on the token's own rank, they would round otherwise and keep the experts' outputs in memory.
+Messages per layer: sizes, rows, the experts' outputs on their way back, and the gradients of these last two. A
+recomputed layer sends the first three again. A row's probability travels in the row's last 16 bytes, and its gradient
+in those of the row's gradient: both are copied with the row, by the gathers at both ends.
 
 A row is a (token, expert) pair. Permuted rows are ordered by expert, then by token. Received rows are ordered by local
 expert, then by source rank, then by token.
@@ -23,12 +22,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core.tensor_parallel import all_to_all
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from torch import Tensor
 
 from .fused import fused
+
+# The word that a GPU's copy kernels read at once.
+_TAIL_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,25 @@ def _gather_or_sum(x: Tensor, index: Tensor) -> Tensor:
     return x[index] if index.dim() == 1 else _sum_rows(x, index)
 
 
+def _pack(x: Tensor, index: Tensor, probs: Tensor, probs_index: Tensor) -> Tensor:
+    """Return rows of x [m, columns] by ``index``, each with one of the fp32 ``probs`` behind it: [n, columns + tail].
+
+    The tail is as long as a word that a GPU copies at once, so that each row still starts at a multiple of it.
+    """
+    tail = F.pad(probs[probs_index][:, None], (0, _TAIL_BYTES // probs.itemsize - 1)).view(x.dtype)
+    columns = x.shape[1]
+    packed = x.new_empty(index.shape[0], columns + tail.shape[1])
+    torch.ops.aten.index.Tensor_out(x, [index], out=packed[:, :columns])
+    packed[:, columns:] = tail
+    return packed
+
+
+def _unpack(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return views of rows [n, columns] and of their fp32 probabilities [n]."""
+    columns = packed.shape[1] - _TAIL_BYTES // packed.itemsize
+    return packed[:, :columns], packed[:, columns:].view(torch.float32)[:, 0]
+
+
 class _GatherRows(torch.autograd.Function):
     """Autograd function of `gather_rows`. The plain gradient of indexing is index_add: atomic, not deterministic."""
 
@@ -119,6 +141,54 @@ def gather_rows(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     """
     out: Tensor = _GatherRows.apply(x, index, inverse)  # type: ignore[no-untyped-call]
     return out
+
+
+class _PackRows(torch.autograd.Function):
+    """Autograd function of `pack_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probs: Tensor, order: Permutation) -> Tensor:
+        ctx.save_for_backward(order.topk_rows)
+        return _pack(x.detach(), order.row_tokens, probs, order.row_choices)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (topk_rows,) = ctx.saved_tensors
+        rows, probs = _unpack(grads[0])
+        return _sum_rows(rows, topk_rows), probs[topk_rows.flatten()], None
+
+
+class _UnpackRows(torch.autograd.Function):
+    """Autograd function of `unpack_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, order: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(inverse)
+        rows, probs = _unpack(packed.detach())
+        return rows[order], probs[order]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return _pack(grads[0], inverse, grads[1], inverse), None, None
+
+
+def pack_rows(x: Tensor, probs: Tensor, order: Permutation) -> Tensor:
+    """Return the permuted rows of x, each with its probability behind it.
+
+    Args:
+        x: [tokens, columns].
+        probs: [tokens x topk] fp32, of each choice.
+        order: the permutation.
+    """
+    packed: Tensor = _PackRows.apply(x, probs, order)  # type: ignore[no-untyped-call]
+    return packed
+
+
+def unpack_rows(packed: Tensor, order: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows and their probabilities from rows of `pack_rows`, by ``order`` [n], whose inverse is ``inverse``."""
+    rows, probs = _UnpackRows.apply(packed, order, inverse)  # type: ignore[no-untyped-call]
+    return rows, probs
 
 
 @dataclass(frozen=True)
@@ -199,36 +269,36 @@ class SortingDispatcher(MoETokenDispatcher):
             probs: [tokens, experts] fp32.
 
         Returns:
-            Rows [tokens x topk, hidden] and their probabilities [tokens x topk].
+            Rows [tokens x topk, hidden] and their probabilities [tokens x topk]; with expert parallelism packed rows,
+            and the probabilities of choices, which nothing needs any more.
         """
         self._hidden_shape = hidden_states.shape
         order = self._permutation = build_permutation(routing_map, self.config.moe_router_topk)
         # Exchanged before the rows are copied, so that the sizes are on the host by the time they are needed.
         self._plan = AllToAllPlan.exchange(order.tokens_per_expert, self.ep_group) if self.ep_size > 1 else None
-        rows = gather_rows(hidden_states.reshape(-1, hidden_states.shape[-1]), order.row_tokens, order.topk_rows)
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         # The gradient of gather adds each choice to a different element, so its atomic additions are deterministic.
         topk_probs = probs.gather(1, order.topk_experts).flatten()
+        if self._plan is not None:
+            return pack_rows(tokens, topk_probs, order), topk_probs
+        rows = gather_rows(tokens, order.row_tokens, order.topk_rows)
         return rows, gather_rows(topk_probs, order.row_choices, order.topk_rows.flatten())
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Send rows and probabilities to the ranks of their experts; without expert parallelism, return them."""
+        """Send packed rows to the ranks of their experts; without expert parallelism, return the rows."""
         if self._plan is None:
             return hidden_states, probs
         self._splits = sent, received = self._plan.wait_for_splits()
-        # Two messages: the probabilities are fp32, and less than a thousandth of the bytes.
-        return (
-            all_to_all(self.ep_group, hidden_states, received, sent),
-            all_to_all(self.ep_group, probs, received, sent),
-        )
+        return all_to_all(self.ep_group, hidden_states, received, sent), probs
 
     def dispatch_postprocess(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rows sorted by local expert, tokens per local expert on the device, and probabilities."""
         if self._plan is None:
             return hidden_states, self._permutation.tokens_per_expert, probs
-        if self.num_local_experts > 1:
-            order, inverse = self._received_order = self._plan.expert_order(hidden_states.shape[0])
-            hidden_states, probs = gather_rows(hidden_states, order, inverse), gather_rows(probs, order, inverse)
-        return hidden_states, self._plan.rows_per_source.sum(0), probs
+        # With one local expert, the order is that of arrival: then the copy only separates rows and probabilities.
+        order = self._received_order = self._plan.expert_order(hidden_states.shape[0])
+        rows, row_probs = unpack_rows(hidden_states, *order)
+        return rows, self._plan.rows_per_source.sum(0), row_probs
 
     def combine_preprocess(self, hidden_states: Tensor) -> Tensor:
         """Return the experts' output in the order in which the rows were received."""

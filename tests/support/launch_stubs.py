@@ -36,12 +36,14 @@ name=${0##*/}
 [[ $name != stub-python || "$1 $2" != "-m launch" || -e "$STUB/block_launch" ]] || exec REAL_PYTHON "$@"
 control() { cat "$STUB/$1" 2> /dev/null || echo "$2"; }
 exists() { [[ -e "$STUB/$1" ]]; }
+# The sleeper holds the locks too: a stub that has ended must leave none behind.
+stop_sleeper() { kill $!; wait $!; }
 # Wait for a signal, record it, run the command, and exit with the status.
 block() {
     for sent in TERM INT; do
-        trap "trap '' INT TERM; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-:} ${3:-}; kill \$!; wait \$!; exit $1" $sent
+        trap "trap '' INT TERM; echo $sent >> '$STUB/signals'; sleep 0.2; ${2:-:} ${3:-}; stop_sleeper; exit $1" $sent
     done
-    sleep 60 &> /dev/null &  # it holds the locks too: a stub that has ended must leave none behind
+    sleep 60 &> /dev/null &
     echo $$ > "$STUB/running"
     wait
 }

@@ -18,7 +18,7 @@ BACKTEST_ERRORS = {
     "like_predictions": 24,
     "like_worst": 0.06886157545907046,
     "predictions": 64,
-    "worst": 0.2923902649196015,
+    "worst": 0.2868830952999797,
 }
 # Costs that the model leaves out or takes as zero.
 STATED = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ...config import Config
 
 ACTIVATION_BYTES = 2  # bf16
+PROBABILITY_BYTES = 16  # behind each row that travels to its expert
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,22 @@ def recomputes_experts(config: Config) -> bool:
 
 
 def all_to_alls_per_layer(config: Config) -> int:
-    """Return the all-to-alls of one layer and micro batch: dispatch and combine, in each pass over the experts."""
-    return 6 if recomputes_experts(config) else 4
+    """Return the all-to-alls of one layer and micro batch, as `model.dispatch` makes them."""
+    forward = 3  # sizes, rows, outputs
+    backward = 2  # the gradients of outputs and rows
+    return (2 if recomputes_experts(config) else 1) * forward + backward
 
 
 def all_to_all_bytes(config: Config) -> float:
-    """Return the bytes of one micro batch's all-to-alls under balanced routing.
+    """Return the bytes of one micro batch's all-to-alls under balanced routing, without those of the sizes.
 
     Each token's hidden state goes to top_k experts, of which (EP - 1) / EP are on other ranks.
     """
     model, expert = config.model, config.parallel.expert
-    tokens = tokens_per_micro_batch(config)
-    one_way = tokens * model.router_topk * model.hidden_size * ACTIVATION_BYTES * (expert - 1) / expert
-    return all_to_alls_per_layer(config) * one_way * model.num_layers
+    rows = tokens_per_micro_batch(config) * model.router_topk * (expert - 1) / expert
+    passes = 3 if recomputes_experts(config) else 2
+    both_ways = 2 * model.hidden_size * ACTIVATION_BYTES + PROBABILITY_BYTES
+    return passes * rows * both_ways * model.num_layers
 
 
 def ring_attention_bytes(config: Config) -> float:

@@ -97,7 +97,8 @@ def _gather_or_sum(x: Tensor, index: Tensor) -> Tensor:
 def _pack(x: Tensor, index: Tensor, probs: Tensor, probs_index: Tensor) -> Tensor:
     """Return rows of x [m, columns] by ``index``, each with one of the fp32 ``probs`` behind it: [n, columns + tail].
 
-    The tail is as long as a word that a GPU copies at once, so that each row still starts at a multiple of it.
+    The tail is as long as a word that a GPU copies at once, so that each row still starts at a multiple of it. Its bits
+    mean nothing in x's dtype: packed rows are only copied.
     """
     tail = F.pad(probs[probs_index][:, None], (0, _TAIL_BYTES // probs.itemsize - 1)).view(x.dtype)
     columns = x.shape[1]

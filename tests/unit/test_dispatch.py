@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.config import resolve
-from gptoss20b.model.dispatch import AllToAllPlan, SortingDispatcher, build_permutation
+from gptoss20b.model.dispatch import AllToAllPlan, SortingDispatcher, build_permutation, pack_rows, unpack_rows
 from gptoss20b.model.fused import FusedFunction
 from gptoss20b.process_groups import single_process
 from tests.support.dispatch_cases import check_dispatcher, make_routing, single_rank_dispatcher
@@ -53,6 +53,26 @@ def test_kernels_get_tensors_that_require_no_gradients(monkeypatch: pytest.Monke
     monkeypatch.setattr(FusedFunction, "__call__", watched)
     check_dispatcher("cpu", torch.float32, 1e-5, 8, 4, 2, 0.0)
     assert requiring == [False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_travel_with_their_rows(dtype: torch.dtype) -> None:
+    """All bits of the fp32 probabilities and of their gradients arrive, also behind bf16 rows."""
+    routing_map, probs = make_routing(40, 8, 4, 0.5, seed=2)
+    permutation = build_permutation(routing_map, 4)
+    probs = probs.gather(1, permutation.topk_experts).flatten().requires_grad_()
+    x = torch.randn(40, 24).to(dtype).requires_grad_()
+    packed = pack_rows(x, probs, permutation)
+    assert packed.stride(0) * packed.itemsize % 16 == 0
+    order = torch.randperm(160)
+    rows, row_probs = unpack_rows(packed, order, order.argsort())
+    assert torch.equal(rows, x[permutation.row_tokens][order])
+    assert torch.equal(row_probs, probs[permutation.row_choices][order])
+    upstream = torch.randn_like(rows), torch.randn_like(row_probs)
+    torch.autograd.backward([rows, row_probs], upstream)
+    choices = permutation.row_choices[order].argsort()
+    assert torch.equal(probs.grad, upstream[1][choices])
+    assert torch.equal(x.grad, upstream[0][choices].float().view(40, 4, 24).sum(1).to(dtype))
 
 
 def test_the_permutation_locates_each_choice() -> None:

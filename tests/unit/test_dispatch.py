@@ -71,8 +71,8 @@ def test_probabilities_travel_with_their_rows(dtype: torch.dtype) -> None:
     upstream = torch.randn_like(rows), torch.randn_like(row_probs)
     torch.autograd.backward([rows, row_probs], upstream)
     choices = permutation.row_choices[order].argsort()
-    assert torch.equal(probs.grad, upstream[1][choices])
-    assert torch.equal(x.grad, upstream[0][choices].float().view(40, 4, 24).sum(1).to(dtype))
+    assert probs.grad is not None and torch.equal(probs.grad, upstream[1][choices])
+    assert x.grad is not None and torch.equal(x.grad, upstream[0][choices].float().view(40, 4, 24).sum(1).to(dtype))
 
 
 def test_the_permutation_locates_each_choice() -> None:

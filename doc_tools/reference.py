@@ -36,7 +36,7 @@ TOOLS: dict[str, tuple[Typer, type[IntEnum]]] = {
 MEANINGS = {
     "CONVERGED": "the target was reached; or the command did its work",
     "FAILED": "an error, a failed check of a node, or faults in the data; stderr names them, and a run's log if it can",
-    "BAD_CONFIGURATION": "invalid settings or usage; nothing was run",
+    "BAD_CONFIGURATION": "invalid settings or usage, or a kernel that the self-test finds wrong; nothing was trained",
     "NOT_CONVERGED": "the target was not reached within `MAX_STEPS`",
     "DIVERGED": "a loss was NaN or infinite",
     "NOT_COMPLIANT": "converged, but the checker rejects the log or the set",
@@ -164,7 +164,8 @@ def log_records_page() -> str:
         log = RunLog(path, echo=lambda line: None)
         calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
             (log.init_start, (config,)), (log.caches_not_cleared, ()), (log.describe, (config, 1)),
-            (log.code, ("commit",)), (log.run_start, ()), (log.data_opened, ("hash",)), (log.block_start, (0,)),
+            (log.self_test, ("self-test: attention ...",)), (log.code, ("commit",)), (log.run_start, ()),
+            (log.data_opened, ("hash",)), (log.block_start, (0,)),
             (log.train_loss, (40, 5.5, 0.006)), (log.block_stop, (96, 1.5)), (log.eval_start, (96,)),
             (log.eval_stop, (96, 3.02)), (log.resumed, (0, 64)), (log.run_stop, (False, "received SIGTERM")),
         ]  # fmt: skip

@@ -60,7 +60,7 @@ def train(
     from .train import run
 
     code = run(config)
-    if code in (ExitCode.FAILED, ExitCode.DIVERGED):
+    if code in (ExitCode.FAILED, ExitCode.DIVERGED, ExitCode.BAD_CONFIGURATION):
         hard_exit(code)  # communicators whose peers are gone may not let the interpreter shut down
     raise typer.Exit(code)
 
@@ -180,7 +180,7 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this node before a run: hardware, software, network, data and disks. Print a fix for every problem.
+    """Check this node before a run: hardware, kernels, software, network, data, disks. Print a fix for every problem.
 
     It changes nothing and takes about a minute. Exit status 1 if a check fails.
     """

@@ -144,6 +144,10 @@ class RunLog:
         """Log the commit of the running code; "unknown" if neither git nor the image has it."""
         self._record("event", "git_commit", git_commit)
 
+    def self_test(self, warning: str) -> None:
+        """Log a kernel that the self-test found wrong, and the one that runs instead."""
+        self._record("event", "self_test", warning)
+
     def run_start(self) -> RunClock:
         """Log `init_stop` and `run_start`. Afterwards the data may be opened."""
         self._record("end", constants.INIT_STOP)

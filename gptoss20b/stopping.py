@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import math
 import os
 import re
 import signal
@@ -49,6 +50,8 @@ def exit_code_for(status: str, reason: str | None) -> ExitCode:
         return ExitCode.INTERRUPTED
     if (reason or "").startswith(f"{NonFiniteLossError.__name__}: "):
         return ExitCode.DIVERGED
+    if (reason or "").startswith(f"{SelfTestError.__name__}: "):
+        return ExitCode.BAD_CONFIGURATION
     return ExitCode.NOT_CONVERGED if re.fullmatch(_TARGET_NOT_REACHED, reason or "") else ExitCode.FAILED
 
 
@@ -65,8 +68,27 @@ def signal_reason(signal_name: str) -> str:
     return f"received {signal_name}"
 
 
-class NonFiniteLossError(RuntimeError):
+class RunError(RuntimeError):
+    """An error that all ranks raise together, and whose message is all that a person needs."""
+
+
+class NonFiniteLossError(RunError):
     """The training or evaluation loss is NaN or infinite."""
+
+
+def check_finite(loss: float, kind: str, step: int) -> float:
+    """Return the loss of a step, the same on every rank.
+
+    Raises:
+        NonFiniteLossError: it is NaN or infinite. All ranks raise together, so none waits for another.
+    """
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"{kind} loss at step {step} is {loss}")
+    return loss
+
+
+class SelfTestError(RunError):
+    """A kernel is wrong, and there is no other: the message names it, and the setting that avoids it."""
 
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)

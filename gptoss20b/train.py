@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,13 +35,14 @@ from .run_metadata import (
     update_latest_link,
     write_metadata,
 )
+from .selftest.run import run_self_test
 from .stacks import HangWatch, StacksFile
-from .stopping import ExitCode, NonFiniteLossError, die_with_parent, exit_code_for, exit_on_signal, signal_reason
+from .stopping import ExitCode, RunError, check_finite, die_with_parent, exit_code_for, exit_on_signal, signal_reason
 from .trainer import Trainer
 from .warmup import warm_up
 
 # Errors whose message is all that a person needs; any other also leaves its traceback in a file.
-_EXPLAINED = (CheckpointError, LogWriteError, TruncatedLogError, DataError, LaunchError, NonFiniteLossError)
+_EXPLAINED = (CheckpointError, LogWriteError, TruncatedLogError, DataError, LaunchError, RunError)
 
 T = TypeVar("T")
 
@@ -96,8 +96,9 @@ def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
         except Exception as error:
             if not isinstance(error, _EXPLAINED):
                 watch.write_error(error)
-            _abort(context, f"{type(error).__name__}: {error}".splitlines()[0])
-            return ExitCode.DIVERGED if isinstance(error, NonFiniteLossError) else ExitCode.FAILED
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            _abort(context, reason)
+            return exit_code_for("aborted", reason)
         finally:
             progress.close()
             log.close()
@@ -117,12 +118,17 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     saved = checkpointer.find_newest()
     seed = saved.train_state.seed if saved else _choose_seed(config)
     log.describe(config, seed)
-    kernels = describe_kernels(config, context.backend, rank.device)
+    watch.progress("self-test")
+    tested = run_self_test(config, context.backend, rank.device)
+    for warning in tested.warnings:
+        progress.message(f"warning: {warning}")
+        log.self_test(warning)
+    kernels = describe_kernels(tested.config, context.backend, rank.device)
     _show_start(context, seed, kernels)
-    record = build_metadata(config) | {"seed": seed, "backend": context.backend, "kernels": kernels}
+    record = build_metadata(config) | {"seed": seed, "backend": context.backend, "kernels": kernels} | tested.record()
     log.code(record["git_commit"])
     watch.progress("setup of the model")
-    trainer = Trainer(config, context.backend, rank.device, seed)
+    trainer = Trainer(tested.config, context.backend, rank.device, seed)
     watch.progress("warm-up")
     warm_up(trainer, config.execution.warmup_passes)
     record |= trainer.parameter_counts()
@@ -180,13 +186,13 @@ def fit(config: Config, trainer: Trainer, dataloader: DataLoader, callbacks: Cal
         callbacks.on_step_start(step)
         result = trainer.step(dataloader.train_batches(step - 1))
         if step % config.logging.interval == 0 or step == 1:
-            loss = _check_finite(result.loss(), "training", step)
+            loss = check_finite(result.loss(), "training", step)
             callbacks.on_train_loss(step, loss, result.learning_rate)
         if step % config.eval_interval_steps == 0:
             trainer.synchronize()
             callbacks.on_eval_start(step)
             loss = trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches)
-            converged = _check_finite(loss, "evaluation", step) <= fixed.target_loss
+            converged = check_finite(loss, "evaluation", step) <= fixed.target_loss
             callbacks.on_eval_stop(step, loss, converged)
             if converged or step == fixed.max_steps:
                 break
@@ -194,13 +200,6 @@ def fit(config: Config, trainer: Trainer, dataloader: DataLoader, callbacks: Cal
         callbacks.on_step_stop(step)
     callbacks.on_train_stop(converged)
     return converged
-
-
-def _check_finite(loss: float, kind: str, step: int) -> float:
-    # Every rank has the same reduced loss, so all of them raise here together and none waits for another.
-    if not math.isfinite(loss):
-        raise NonFiniteLossError(f"{kind} loss at step {step} is {loss}")
-    return loss
 
 
 def _check_same_settings(context: RunContext) -> None:
@@ -288,5 +287,5 @@ def _abort(context: RunContext, reason: str) -> None:
         return  # rank 0 got the signal, too, and says it
     details = context.watch.describe()
     line = f"rank {rank.rank} aborted: {reason}" + (f" ({details})" if details else "")
-    # All ranks find the same loss.
-    report_failure(reason, line if rank.is_rank_zero or code is not ExitCode.DIVERGED else None)
+    found_by_all = code in (ExitCode.DIVERGED, ExitCode.BAD_CONFIGURATION)  # the same loss, or the same wrong kernel
+    report_failure(reason, line if rank.is_rank_zero or not found_by_all else None)

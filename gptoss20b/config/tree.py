@@ -172,6 +172,9 @@ class Execution(FrozenModel):
         "auto",
     )
     warmup_passes: int = setting("WARMUP_PASSES", "warm-up steps on synthetic tokens before the clock starts", 2, ge=0)
+    self_test: bool | None = setting(
+        "SELF_TEST", "check each kernel against fp64 before the clock starts; default: on GPUs only", None
+    )
     timeout_seconds: int = setting("COLLECTIVE_TIMEOUT", "seconds until a stuck collective aborts the run", 45, ge=5)
     deterministic: bool = setting(
         "DETERMINISTIC",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..config import Config
-from .backend import Backend
 from .grouped_gemm import loops_on_host
 
 # On compute capability 10, cuDNN's attention has given wrong results with fewer (pytorch issue 193893).
 _CUDNN_KEY_VALUE_HEADS = 8
+# Description of a grouped GEMM that is many kernels.
+LOOP = "a loop that waits for the GPU"
 
 
 def attention_kernels(setting: str, key_value_heads: int) -> tuple[str, ...]:
@@ -36,11 +37,11 @@ def describe_attention(config: Config) -> str:
     return f"{' or '.join(full)}, windowed layers flex"
 
 
-def describe_kernels(config: Config, backend: Backend, device: torch.device) -> dict[str, str]:
+def describe_kernels(config: Config, backend: str, device: torch.device) -> dict[str, str]:
     """Return the kernels that run by operator. Empty on a CPU, and for back ends that choose their own."""
     if backend != "torch" or device.type != "cuda":
         return {}
     return {
         "attention": describe_attention(config),
-        "grouped_gemm": "a loop that waits for the GPU" if loops_on_host(device) else "one kernel",
+        "grouped_gemm": LOOP if loops_on_host(device) else "one kernel",
     }

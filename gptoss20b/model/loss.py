@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses, grad_logits = _chunk_losses_and_grad(h @ weight.T, label, m)
             total += losses.sum(dtype=torch.float64)
             torch.mm(grad_logits, weight, out=grad_h)
-            _accumulate_product(grad_weight, grad_logits.T, h)
+            accumulate_product(grad_weight, grad_logits.T, h)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -109,7 +109,7 @@ def _chunk_losses_and_grad(logits: Tensor, labels: Tensor, mask: Tensor) -> tupl
     return losses, grad.to(logits.dtype)
 
 
-def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right to the fp32 ``total``, inside the matrix product where torch supports it."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)

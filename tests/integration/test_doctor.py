@@ -55,6 +55,7 @@ def test_a_healthy_node_passes_and_is_left_as_it_was(tiny: dict[str, str], data:
         "configuration", "processors", "back end", "host memory", "swap", "shared memory", "open files",
         "locked memory", "processor frequency", "data", "data verified", "data speed", "LOGDIR", "free space",
         "checkpoints", "clock", "packages", "Transformer Engine", "code", "page cache", "rendezvous", "collectives",
+        "kernels",
     ]  # fmt: skip
     for name in ("configuration", "back end", "host memory", "data", "LOGDIR", "free space", "collectives"):
         assert found[name]["verdict"] == "pass", found[name]

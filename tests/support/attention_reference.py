@@ -1,4 +1,4 @@
-"""Attention and rotation in plain fp64, and the comparison with them that the tests on a CPU and on a GPU share."""
+"""The comparison of attention and rotation with plain fp64 that the tests on a CPU and on a GPU share."""
 
 from __future__ import annotations
 
@@ -9,38 +9,15 @@ import torch
 from torch import Tensor
 
 from gptoss20b.model.rotary import rotation_table
+from gptoss20b.selftest import reference
 
 # Largest relative error, by the dtype of the inputs.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-def reference_attention(
-    query: Tensor, key: Tensor, value: Tensor, window_left: int | None, sink: Tensor | None
-) -> Tensor:
-    """Compute the softmax over an S x S mask."""
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    length = query.shape[2]
-    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-    visible = (distance >= 0) & (distance <= (length if window_left is None else window_left))
-    scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).masked_fill(~visible, -math.inf)
-    if sink is not None:
-        column = sink[None, :, None, None].expand(query.shape[0], -1, length, 1)
-        return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1] @ value
-    return scores.softmax(dim=-1) @ value
-
-
-def reference_norm_rope(x: Tensor, weight: Tensor | None, angles: Tensor, magnitude: float, eps: float) -> Tensor:
-    """Turn complex numbers by their angle: x [sequence, batch, heads, head_dim], angles [sequence, head_dim / 2]."""
-    if weight is not None:
-        x = x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * weight
-    turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.full_like(angles, magnitude), angles)[:, None, None]
-    return torch.cat([turned.real, turned.imag], dim=-1)
-
-
 def check_against_fp64(
     function: Callable[..., Sequence[Tensor]],
-    reference: Callable[..., Sequence[Tensor]],
+    expected_function: Callable[..., Sequence[Tensor]],
     shapes: Sequence[Sequence[int]],
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -49,7 +26,7 @@ def check_against_fp64(
     generator = torch.Generator().manual_seed(sum(map(sum, shapes)))
     exact = [torch.randn(*s, generator=generator).to(dtype).double().requires_grad_() for s in shapes]
     inputs = [x.detach().to(device, dtype).requires_grad_() for x in exact]
-    expected, got = reference(*exact), function(*inputs)
+    expected, got = expected_function(*exact), function(*inputs)
     # Toward the output itself, lest a sink's gradient be a sum that cancels to little more than what bf16 rounds away.
     weights = [
         (torch.randn(x.shape, generator=generator) + 2 * x.detach() / x.detach().std()).to(dtype) for x in expected
@@ -82,7 +59,7 @@ def check_attention(
     scale = 1 / math.sqrt(head_dim)
     check_against_fp64(
         lambda q, k, v, *sink: [attention(q, k, v, scale, window_left, *(sink or (None,)))],
-        lambda q, k, v, *sink: [reference_attention(q, k, v, window_left, *(sink or (None,)))],
+        lambda q, k, v, *sink: [reference.attention(q, k, v, window_left, *(sink or (None,)))],
         [query, key, key, *([(heads,)] if with_sink else [])],
         dtype,
         device,
@@ -105,18 +82,11 @@ def check_rope(
     angles = torch.rand(length, head_dim // 2, generator=torch.Generator().manual_seed(length)) * 50
     rotation = rotation_table(torch.cat([angles, angles], dim=-1)[:, None, None].to(device), magnitude)
 
-    def reference(qkv: Tensor, *weights: Tensor) -> list[Tensor]:
-        parts = qkv.reshape(length, 2, groups, repeats + 2, head_dim)
-        query, key, value = parts[:, :, :, :repeats].flatten(2, 3), parts[:, :, :, repeats], parts[:, :, :, repeats + 1]
-        query_weight, key_weight = weights or (None, None)
-        turned = (
-            reference_norm_rope(x, w, angles.double(), magnitude, eps)
-            for x, w in ((query, query_weight), (key, key_weight))
-        )
-        return [*turned, value]
+    def expected(qkv: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+        return reference.split_norm_rope(qkv, groups, weights, angles.double(), magnitude, eps)
 
     def ours(qkv: Tensor, *weights: Tensor) -> Sequence[Tensor]:
         return split_qkv_rope(qkv, groups, weights or (None, None), rotation, eps)
 
     shapes = [(length, 2, groups * (repeats + 2) * head_dim), *([(head_dim,), (head_dim,)] if normed else [])]
-    check_against_fp64(ours, reference, shapes, dtype, device)
+    check_against_fp64(ours, expected, shapes, dtype, device)

@@ -59,6 +59,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "COMPILE": ("kernels", "kernels"),  # Transformer Engine excludes "layers"
     "ATTENTION_KERNEL": ("Auto", "auto"),  # Transformer Engine excludes the others
     "WARMUP_PASSES": ("0", 0),
+    "SELF_TEST": ("0", False),
     "COLLECTIVE_TIMEOUT": ("60", 60),
     "DETERMINISTIC": ("1", True),
     "NUMA_BINDING": ("None", "none"),

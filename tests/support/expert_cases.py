@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptoss20b.model.experts import SWIGLU_ALPHA, SWIGLU_LIMIT, GroupedExperts
+from gptoss20b.model.experts import SWIGLU_LIMIT, GroupedExperts
+from gptoss20b.selftest import reference
 from tests.support.tensor_checks import relative_error
 
 HIDDEN, FFN = 16, 24
@@ -64,34 +64,6 @@ def make_experts(
     return moved
 
 
-def reference_experts(
-    weights: dict[str, Tensor], rows: Tensor, counts: list[int], probs: Tensor, openai: bool, dtype: torch.dtype
-) -> Tensor:
-    """Compute the experts one by one, in the inputs' dtype, but clamp where values rounded to ``dtype`` are clamped.
-
-    The derivative jumps at the limits, and bf16 has 32 numbers between 7 and 8: gradients would differ by a tenth.
-    """
-    out = []
-    for expert, (part, part_probs) in enumerate(zip(rows.split(counts), probs.split(counts), strict=True)):
-        hidden = part @ weights["linear_fc1.weight"][expert].T
-        if openai:
-            bias = weights["linear_fc1.bias"][expert]
-            hidden, rounded = hidden + bias, hidden.detach().to(dtype) + bias.detach()
-        gate, up = hidden.chunk(2, dim=-1)
-        if openai:
-            rounded_gate, rounded_up = rounded.chunk(2, dim=-1)
-            gate = torch.where(rounded_gate <= SWIGLU_LIMIT, gate, SWIGLU_LIMIT)
-            up = torch.where(rounded_up.abs() <= SWIGLU_LIMIT, up, SWIGLU_LIMIT * rounded_up.sign())
-            hidden = gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
-        else:
-            hidden = F.silu(gate) * up
-        hidden = hidden @ weights["linear_fc2.weight"][expert].T
-        if openai:
-            hidden = hidden + weights["linear_fc2.bias"][expert]
-        out.append(hidden * part_probs[:, None])
-    return torch.cat(out)
-
-
 def make_inputs(rows: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Return rows and probabilities, both leaves, and the output's gradient."""
     generator = torch.Generator().manual_seed(rows)
@@ -109,7 +81,7 @@ def check_experts(
     wide_rows, wide_probs = (x.detach().double().requires_grad_() for x in (rows, probs))
 
     weights = {name: p.detach().double().requires_grad_() for name, p in module.named_parameters()}
-    expected = reference_experts(weights, wide_rows, counts, wide_probs, openai, dtype)
+    expected = reference.experts(weights, wide_rows, counts, wide_probs, openai, dtype)
     (expected * grad).sum().backward()
     out, bias = module(rows, torch.tensor(counts, device=device), probs)
     (out * grad).sum().backward()

@@ -229,6 +229,14 @@ def test_the_host_is_timed_call_by_call() -> None:
 # --- JSON
 
 
+def test_a_result_names_the_kernels(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(FakeWorkload(clock), Timing(warmup=1, steps=1)).kernels == {}
+    monkeypatch.setattr("gptoss20b.tools.bench.measure.describe_kernels", lambda *_: {"attention": "flash"})
+    found = measured(FakeWorkload(clock), Timing(warmup=1, steps=1))
+    assert found.kernels == {"attention": "flash"}
+    assert "flash" in [cell for column in as_table(found).columns for cell in column.cells]
+
+
 def test_a_result_survives_json_and_has_the_public_keys(clock: Clock) -> None:
     found = measured(FakeWorkload(clock), Timing(warmup=1, steps=2))
     assert BenchResult.model_validate_json(found.model_dump_json()) == found

@@ -11,6 +11,7 @@ import torch
 
 from ...config import Config
 from ...model.backend import Backend, choose_backend
+from ...model.kernels import describe_kernels
 from ...model.size import flops_per_token
 from ...process_groups import distributed_session, read_rank
 from ...run_metadata import git_commit, versions
@@ -127,6 +128,7 @@ def measure(
         grad_norm=outcome.grad_norm,
         norms=outcome.norms,
         optimizer=workload.optimizer_name if with_optimizer else None,
+        kernels=describe_kernels(config, backend, device),
         versions=versions(),
         git_commit=git_commit() or config.submission.git_commit or "unknown",
         date=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),

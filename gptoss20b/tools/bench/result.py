@@ -92,6 +92,7 @@ class BenchResult(Record):
         routing: balance of the routing; None for models that are not Megatron-Core's.
         loss, grad_norm, norms: of the first step, from the initial weights; `Outcome`.
         optimizer: package and class; None without one.
+        kernels: `model.kernels.describe_kernels`: those of the torch back end on a GPU.
     """
 
     scenario: str
@@ -125,6 +126,7 @@ class BenchResult(Record):
     grad_norm: float
     norms: dict[str, float]
     optimizer: str | None
+    kernels: dict[str, str] = {}
     versions: dict[str, str | None]
     git_commit: str
     date: str
@@ -188,6 +190,7 @@ def _rows(result: BenchResult) -> list[tuple[str, str]]:
     if result.routing:
         balance = f"{result.routing.max_over_mean:.2f}, worst layer {result.routing.worst_layer:.2f}"
         rows.append(("rows of the fullest expert / mean", balance))
+    rows += [(f"kernel of {name.replace('_', ' ')}", kernel) for name, kernel in result.kernels.items()]
     return [*rows, ("loss, gradient norm", f"{result.loss:.5f}, {result.grad_norm:.5g}")]
 
 

@@ -16,6 +16,8 @@ from .dataset import check_dataset
 from .finding import Finding, Verdict, failed, passed, skipped
 from .gpus import check_gpus
 from .host import check_host_memory, check_limits, check_processors
+from .kernels import NAME as KERNELS
+from .kernels import check_kernels
 from .network import check_collectives, check_rendezvous
 from .node_context import NodeContext, should_use_gpus
 from .software import check_backend, check_code, check_packages, check_page_cache
@@ -23,6 +25,8 @@ from .storage import check_checkpoints, check_results
 
 # Eight GPUs without a persistence daemon take long to answer. Together with the ranks' limit: 70 s.
 _LIMIT_S, _DRIVER_LIMIT_S, _RANKS_LIMIT_S, _BANDWIDTH_LIMIT_S = 20.0, 30.0, 40.0, 120.0
+# The first start on a machine compiles the kernels.
+_KERNELS_LIMIT_S = 120.0
 _STORAGE_FIX = "look at the file system (df, dmesg): a server that does not answer would hang the run"
 _SYSTEM_FIX = "run doctor again; if it hangs again, look at the load of the node and at dmesg"
 _DRIVER_FIX = "a driver that hangs (try nvidia-smi or amd-smi yourself): restart the node"
@@ -43,7 +47,7 @@ class Check:
 
 
 def check_node(config: Config, node: NodeContext, bandwidth: bool = False) -> list[Finding]:
-    """Check this node for a run. It takes seconds on a healthy node, and at most 70 s, or 150 s with ``bandwidth``."""
+    """Check this node for a run. It takes seconds on a healthy node, and at most 190 s, or 270 s with ``bandwidth``."""
     on_gpu = should_use_gpus(config, node)
     devices, device_fix = ("GPUs", _DRIVER_FIX) if on_gpu else ("processors", _SYSTEM_FIX)
     first = [
@@ -62,8 +66,10 @@ def check_node(config: Config, node: NodeContext, bandwidth: bool = False) -> li
     collectives = Check("collectives", partial(check_ranks, config, backend, limit_s - 5), limit_s, device_fix)
     findings = [_describe_configuration(config), *run_checks(first)]
     if any(finding.name == "GPUs" and finding.verdict is Verdict.FAIL for finding in findings):
-        return [*findings, skipped("collectives", "each rank needs its GPU first")]
-    return [*findings, *run_checks([collectives])]
+        return [*findings, *(skipped(name, "each rank needs its GPU first") for name in ("collectives", KERNELS))]
+    # At last, alone: it would slow down what the others measure.
+    kernels = Check(KERNELS, lambda: [check_kernels(config, on_gpu)], _KERNELS_LIMIT_S, device_fix)
+    return [*findings, *run_checks([collectives]), *run_checks([kernels])]
 
 
 def run_checks(checks: Sequence[Check]) -> list[Finding]:

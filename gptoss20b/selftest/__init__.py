@@ -1,0 +1,1 @@
+"""Check on the device of a run that each kernel computes what it should, before the clock starts."""

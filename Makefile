@@ -1,7 +1,8 @@
 # make run       train the small model to its target on two CPU ranks, and check its log
 # make check     the fast lane: format, lint, types, import contracts, and the unit tests that need no ranks
 # make test      all of that, and every test that needs no GPU
-# make gpu-proof trace the GPU code without a GPU: memory, waits, collectives
+# make gpu-proof trace the GPU code without a GPU: memory, waits, collectives; compile its kernels
+# make kernel-budget record the registers, spills and shared memory of every kernel
 # make coverage  print the line and branch coverage of the tests
 # make pythons   run the unit tests on every supported Python: make pythons PYTHONS="python3.12 python3.13"
 # make docs      build the documentation into site/; a broken link fails
@@ -31,7 +32,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
 
-.PHONY: run check test gpu-proof coverage pythons lint types unit all-tests docs reference pictures format lock bench clean
+.PHONY: run check test gpu-proof kernel-budget coverage pythons lint types unit all-tests docs reference pictures format lock bench clean
 
 run: $(VENV)/run-ready
 	$(BIN)/python -m data_scripts.make_sample_data data/sample
@@ -61,8 +62,12 @@ unit: $(VENV)/test-ready
 all-tests: $(VENV)/test-ready
 	$(PYTEST) -n 3 --durations 25 -m "not proof" $(LONGEST_FIRST)
 
-gpu-proof: $(VENV)/test-ready
+gpu-proof: $(VENV)/proof-ready
 	$(PYTEST) -n 2 -m proof tests/integration
+
+# The table of record of make gpu-proof. Read what has changed before you commit it.
+kernel-budget: $(VENV)/proof-ready
+	$(BIN)/python -m doc_tools.kernel_budget
 
 pythons:
 	for python in $(PYTHONS); do \
@@ -92,13 +97,16 @@ pictures: $(VENV)/test-ready
 	$(BIN)/python -m compliance report examples/ten_runs --system examples/CPU_1x2.json --out examples/report.html
 	$(BIN)/python -m doc_tools.pictures
 
-# requirements/*.txt: pins with hashes. lock.txt has every extra; the others are the part of it that one environment needs.
+# requirements/*.txt: pins with hashes. lock.txt has every extra but proof; the others are the part of it that one
+# environment needs. proof.txt has the Triton that torch's build for CUDA requires.
 lock: $(VENV)/test-ready
 	$(LOCK) pyproject.toml --extra dev --override requirements/torch.in --output-file requirements/lock.txt
 	$(LOCK) pyproject.toml --extra run --extra data --extra compliance --override requirements/torch.in \
 		--constraint requirements/lock.txt --output-file requirements/cpu.txt
 	$(LOCK) pyproject.toml --extra run --extra data --extra compliance --override requirements/base_image.in \
 		--constraint requirements/lock.txt --output-file requirements/container.txt
+	echo "$(word 1,$(TORCH))" | $(BIN)/uv pip compile --quiet --no-header --python-platform linux - | grep ^triton== | \
+		$(LOCK) --output-file requirements/proof.txt -
 
 $(VENV)/run-ready: requirements/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed, got " + sys.version.split()[0] + ": set PYTHON=python3.11")'
@@ -111,6 +119,10 @@ $(VENV)/run-ready: requirements/cpu.txt
 
 $(VENV)/test-ready: requirements/lock.txt $(VENV)/run-ready
 	$(INSTALL) --no-deps --require-hashes -r requirements/lock.txt
+	@touch $@
+
+$(VENV)/proof-ready: requirements/proof.txt $(VENV)/test-ready
+	$(INSTALL) --no-deps --require-hashes -r requirements/proof.txt
 	@touch $@
 
 clean:

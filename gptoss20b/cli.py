@@ -346,6 +346,34 @@ def trace(
 
 
 @app.command()
+@with_settings
+def kernels(
+    given: dict[str, str | None],
+    target: Annotated[
+        str | None, typer.Option(help="Architecture: sm_90, sm_100 or gfx950; default: that of DGXSYSTEM.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile the fused functions of a configuration for a GPU: registers, spills, shared memory. Needs no GPU.
+
+    It needs a CPU build of torch, g++ and Triton (requirements/proof.txt).
+    """
+    config = _resolve_or_exit(given)
+    from .proof.guard import ProofError
+    from .proof.kernel_report import as_table
+    from .proof.kernels import run
+
+    try:
+        report = run(config, target)
+    except ProofError as error:
+        _exit_with_error(str(error))
+    if as_json:
+        print(report.model_dump_json(indent=2))
+    else:
+        _console().print(as_table(report))
+
+
+@app.command()
 def result(
     path: Annotated[Path, typer.Argument(help="Result folder or result file; with --trials, the folder of a set.")],
     trials: Annotated[

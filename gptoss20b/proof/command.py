@@ -22,12 +22,7 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
     Raises:
         ProofError: the configuration has no trace, the system is unknown, or this machine cannot run it.
     """
-    problems = list(check_torch_backend(config))
-    if config.execution.backend == "transformer_engine" or problems:
-        reasons = "; ".join(map(str, problems)) or "got BACKEND=transformer_engine"
-        raise ProofError(f"only the torch back end can be traced: {reasons}")
-    if not config.execution.bf16_weights:
-        raise ProofError("PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16")
+    check_supported(config)
     system = _find_system(config, system_name)
     memory = round(system.memory_gb * 1e9)
     other_imbalance = _OTHER_IMBALANCE if imbalance != _OTHER_IMBALANCE else 1.0
@@ -35,6 +30,16 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
     growth = (other.peak_reserved_bytes - trace.peak_reserved_bytes) / (other.imbalance - trace.imbalance)
     survivable = imbalance + (memory - trace.peak_reserved_bytes) / growth if growth > 0 else None
     return TraceReport(system=system.name, memory_bytes=memory, trace=trace, survivable_imbalance=survivable)
+
+
+def check_supported(config: Config) -> None:
+    """Raise ProofError if a configuration does not run the GPU code of the torch back end."""
+    problems = list(check_torch_backend(config))
+    if config.execution.backend == "transformer_engine" or problems:
+        reasons = "; ".join(map(str, problems)) or "got BACKEND=transformer_engine"
+        raise ProofError(f"only the torch back end can be traced: {reasons}")
+    if not config.execution.bf16_weights:
+        raise ProofError("PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16")
 
 
 def trace_in_processes(configs: list[Config], imbalances: list[float]) -> list[Trace]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from ..model.fused import FusedFunction
 from .accounting import Accountant
 
+if TYPE_CHECKING:
+    from .kernels import KernelCompiler
 
-def fake_compiler(stack: ExitStack, accountant: Accountant) -> dict[str, int]:
+
+def fake_compiler(stack: ExitStack, accountant: Accountant, kernels: KernelCompiler | None = None) -> dict[str, int]:
     """Compile fused functions as on a GPU, up to the graphs: forward, backward and what is kept between them.
 
-    The graphs run on fake tensors, unseen: inside of one kernel nothing reaches memory. Returns the number of compiled
-    versions of each function.
+    The graphs run on fake tensors, unseen: inside of one kernel nothing reaches memory. With ``kernels`` they are also
+    compiled to a GPU's code. Returns the number of compiled versions of each function.
     """
     from functorch.compile import (  # type: ignore[import-untyped]
         make_boxed_func,
@@ -45,13 +48,17 @@ def fake_compiler(stack: ExitStack, accountant: Accountant) -> dict[str, int]:
     backend = aot_autograd(
         fw_compiler=compile_graph, bw_compiler=compile_graph, partition_fn=min_cut_rematerialization_partition
     )
+    if kernels is not None:
+        kernels.install(stack)
     versions: dict[str, int] = {}
 
     def compiled(function: FusedFunction[Any, Any]) -> Callable[..., Any]:
+        name = function.eager.__name__
+        compile_function = backend if kernels is None else kernels.backend(name, compile_graph)
+
         def counting(graph: Any, inputs: Any) -> Any:
-            name = function.eager.__name__
             versions[name] = versions.get(name, 0) + 1
-            return backend(graph, inputs)
+            return compile_function(graph, inputs)
 
         return torch.compile(function.eager, backend=counting, fullgraph=True, dynamic=function._dynamic)
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
@@ -19,28 +19,12 @@ from ..model import attention, dispatch
 from .accounting import Accountant
 from .compiler import fake_compiler
 from .guard import load_guard
+from .targets import DeviceProperties
+
+if TYPE_CHECKING:
+    from .kernels import KernelCompiler
 
 DEVICE = torch.device("cuda", 0)
-
-
-@dataclass(frozen=True)
-class DeviceProperties:
-    """What torch asks of a device: the H200's, by the tables of NVIDIA's CUDA programming guide."""
-
-    name: str = "NVIDIA H200"
-    major: int = 9
-    minor: int = 0
-    total_memory: int = 141 * 10**9
-    multi_processor_count: int = 132
-    gcnArchName: str = ""  # noqa: N815 - torch's name
-    warp_size: int = 32
-    regs_per_multiprocessor: int = 65536
-    max_threads_per_multi_processor: int = 2048
-    max_threads_per_block: int = 1024
-    shared_memory_per_block: int = 49152
-    shared_memory_per_block_optin: int = 232448
-    shared_memory_per_multiprocessor: int = 233472
-    L2_cache_size: int = 50 * 2**20
 
 
 def _streams_and_events(accountant: Accountant) -> tuple[type, type]:
@@ -239,10 +223,10 @@ def _rms_norm(self: nn.RMSNorm, x: Tensor) -> Tensor:
     return _FusedRmsNorm.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _fake_routing(stack: ExitStack, accountant: Accountant, config: Config, imbalance: float) -> None:
+def _fake_routing(stack: ExitStack, accountant: Accountant, config: Config, routing: Routing) -> None:
     """Give the host the sizes of the all-to-all, which real routing would decide.
 
-    This rank receives ``imbalance`` times the mean number of rows. Waiting for the sizes is counted.
+    This rank receives ``routing.imbalance`` times the mean number of rows. Waiting for the sizes is counted.
     """
     ranks = config.parallel.expert
     tokens = config.execution.micro_batch_size * config.fixed.sequence_length
@@ -251,9 +235,16 @@ def _fake_routing(stack: ExitStack, accountant: Accountant, config: Config, imba
     def wait_for_splits(self: dispatch.AllToAllPlan) -> tuple[list[int], list[int]]:
         if self.ready is not None:
             self.ready.synchronize()
-        return [rows // ranks] * ranks, [round(rows * imbalance) // ranks] * ranks
+        return [rows // ranks] * ranks, [round(rows * routing.imbalance) // ranks] * ranks
 
     stack.enter_context(patch.object(dispatch.AllToAllPlan, "wait_for_splits", wait_for_splits))
+
+
+@dataclass
+class Routing:
+    """Rows that this rank's experts receive, over the mean of all ranks."""
+
+    imbalance: float
 
 
 @dataclass(frozen=True)
@@ -262,18 +253,24 @@ class FakeGpu:
 
     Attributes:
         accountant: the account of its work.
+        routing: what its experts receive from now on.
         versions: number of compiled versions of each fused function.
     """
 
     accountant: Accountant
+    routing: Routing
     versions: dict[str, int]
 
 
 @contextmanager
-def fake_gpu(config: Config, imbalance: float = 1.0, rank: int = 0) -> Iterator[FakeGpu]:
+def fake_gpu(
+    config: Config, imbalance: float = 1.0, rank: int = 0, properties: DeviceProperties | None = None,
+    kernels: KernelCompiler | None = None,
+) -> Iterator[FakeGpu]:  # fmt: skip
     """Run this block as one rank of the configuration, on a GPU that does not exist, with every tensor fake.
 
-    Megatron-Core's process groups exist in the block. Weights have no values, so nothing is initialized.
+    Megatron-Core's process groups exist in the block. Weights have no values, so nothing is initialized. The GPU is an
+    H200 without ``properties``. With ``kernels``, fused functions are compiled to kernels, else up to their graphs.
 
     Raises:
         ProofError: this machine cannot do it.
@@ -282,19 +279,19 @@ def fake_gpu(config: Config, imbalance: float = 1.0, rank: int = 0) -> Iterator[
     from .. import trainer
     from ..process_groups import create_process_groups
 
-    accountant = Accountant()
+    accountant, routing = Accountant(), Routing(imbalance)
     with ExitStack() as stack:
-        _fake_cuda(stack, accountant, DeviceProperties())
+        _fake_cuda(stack, accountant, properties or DeviceProperties())
         _fake_process_groups(stack, config, rank)
         _fake_tensors(stack)
         _fake_kernels(stack)
-        _fake_routing(stack, accountant, config, imbalance)
-        versions = fake_compiler(stack, accountant)
+        _fake_routing(stack, accountant, config, routing)
+        versions = fake_compiler(stack, accountant, kernels)
         stack.enter_context(patch.object(trainer, "initialize_weights", lambda *_args: None))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=False))
         create_process_groups(config)
         stack.enter_context(accountant)
-        yield FakeGpu(accountant, versions)
+        yield FakeGpu(accountant, routing, versions)
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()

@@ -46,7 +46,7 @@ def trace_step(config: Config, imbalance: float = 1.0) -> Trace:
             for _ in range(STEPS):
                 accountant.reset()
                 step_start, before = len(accountant.events), accountant.live_bytes
-                trainer.step(_batches(config, config.accumulation_steps))
+                trainer.step(make_batches(config, config.accumulation_steps))
                 categories |= _optimizer_categories(accountant, trainer)
         peak, after = accountant.peak_bytes, accountant.live_bytes
         at_peak = _sum_by_category(accountant, categories)
@@ -55,7 +55,7 @@ def trace_step(config: Config, imbalance: float = 1.0) -> Trace:
         trainer.sync_params()
         trainer.model.eval()
         with torch.no_grad():
-            trainer._run(_batches(config, 1), 1, forward_only=True)
+            trainer._run(make_batches(config, 1), 1, forward_only=True)
         trace = Trace(
             imbalance=imbalance,
             live_after_build_bytes=built,
@@ -148,7 +148,8 @@ def _name_modules(accountant: Accountant, names: dict[nn.Module, str]) -> Iterat
             hook.remove()
 
 
-def _batches(config: Config, count: int) -> Iterator[DeviceBatch]:
+def make_batches(config: Config, count: int) -> Iterator[DeviceBatch]:
+    """Yield micro batches of a rank."""
     shape = (config.execution.micro_batch_size, config.fixed.sequence_length)
     for _ in range(count):
         tokens = torch.zeros(shape, dtype=torch.int64, device=DEVICE)

@@ -116,7 +116,7 @@ class OneRun:
         """Print the outcome, and return the run's exit status, given that of `gptoss20b.launch`: 0, 1 or 2."""
         terminated = self.supervisor.terminated
         if status == 2 and not terminated:
-            return 2  # the run was refused, and has said why: a log here is that of an earlier start
+            return 2  # the run was refused, and has said why: a log here is an earlier start's, or its self-test's
         if not self.log.exists():
             log(f"error: the run ended with status {status} before it wrote a log")
             warn_if_full(Path(self.logdir))

@@ -69,13 +69,14 @@ def compare(function: Function, reference: Function, inputs: Mapping[str, Tensor
     """
     leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs.values()]
     device = leaves[0].device
+    names = [name for name, x in inputs.items() if x.requires_grad]
     poison(device)
-    got = function(*leaves)
+    with torch.set_grad_enabled(bool(names)):
+        got = function(*leaves)
     wide = [x.detach().double().requires_grad_(x.requires_grad) for x in leaves]
     expected = reference(*wide)
     outputs = [f"output {i}" for i in range(len(got))] if len(got) > 1 else ["output"]
     results = [Comparison(name, *pair) for name, *pair in zip(outputs, got, expected, strict=True)]
-    names = [name for name, x in inputs.items() if x.requires_grad]
     if not names:
         return results
     cotangents = [_cotangent(x, y, seed + i) for i, (x, y) in enumerate(zip(got, expected, strict=True))]

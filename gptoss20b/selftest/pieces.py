@@ -102,17 +102,24 @@ def check_sum_by_expert(subject: Subject) -> Iterable[Comparison]:
 
 
 def check_activation(subject: Subject) -> Iterable[Comparison]:
-    """Check the activation times the routing probability, and its gradients."""
+    """Check the activation, with the experts' biases if the model has them, times the routing probability."""
     ffn, count = subject.model.moe_ffn_hidden_size, sum(_COUNTS)
     # Beyond both limits of the clamped activation.
     gate_up = subject.random(count, 2 * ffn, seed=5, limit=1.5 * SWIGLU_LIMIT).detach()
     probs = random(count, seed=6, device=subject.device, dtype=torch.float32).abs()
     grad = subject.random(count, ffn, seed=7).detach()
+    bias = ids = None
     wide, wide_probs = (x.double().requires_grad_() for x in (gate_up, probs))
-    expected = reference.swiglu(wide, subject.clamped) * wide_probs[:, None]
+    biased = wide
+    if subject.model.biases:
+        bias = subject.random(len(_COUNTS), 2 * ffn, seed=8).detach()
+        ids = torch.arange(count, device=subject.device) % len(_COUNTS)
+        biased = wide + bias.double()[ids]
+    expected = reference.swiglu(biased, subject.clamped) * wide_probs[:, None]
     expected_grads = torch.autograd.grad(expected, (wide, wide_probs), grad.double())
-    out = weighted_swiglu(gate_up, probs, None, None, subject.clamped)
-    grads = weighted_swiglu_backward(grad, gate_up, probs, None, None, subject.clamped)
+    with torch.no_grad():  # as in training; torch compiles one more version with gradients
+        out = weighted_swiglu(gate_up, probs, bias, ids, subject.clamped)
+        grads = weighted_swiglu_backward(grad, gate_up, probs, bias, ids, subject.clamped)
     names = ("output", "gradient of gate and up", "gradient of the probabilities")
     return map(Comparison, names, (out, *grads), (expected, *expected_grads))
 
@@ -156,7 +163,7 @@ def check_rows(subject: Subject) -> Iterable[Comparison]:
     """Check the copy of each token's row for its experts, and the sum of the rows, each the other's gradient."""
     experts, topk = 2 * subject.model.router_topk, subject.model.router_topk
     scores = random(_TOKENS, experts, seed=14, device=subject.device, dtype=torch.float32)
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(topk).indices, value=True)
+    chosen = scores >= scores.topk(topk).values[:, -1:]
     order = build_permutation(chosen, topk)
     x = subject.random(_TOKENS, subject.model.hidden_size, seed=15)
     rows = subject.random(_TOKENS * topk, subject.model.hidden_size, seed=16)
@@ -166,7 +173,9 @@ def check_rows(subject: Subject) -> Iterable[Comparison]:
         return [copied, gather_rows(rows, order.topk_rows, order.row_tokens)]
 
     def expected(x: Tensor, rows: Tensor) -> Sequence[Tensor]:
-        _, tokens = chosen.T.nonzero(as_tuple=True)
+        # Pairs of an expert and a token that chose it, by expert, then by token.
+        pairs = chosen.T.flatten().int().argsort(descending=True, stable=True)[: _TOKENS * topk]
+        tokens = pairs % _TOKENS
         return [x[tokens], torch.zeros_like(x).index_add(0, tokens, rows)]
 
     return compare(ours, expected, {"tokens": x, "rows": rows})
@@ -225,7 +234,7 @@ def check_attention(
 
 
 def check_loss(subject: Subject) -> Iterator[Comparison]:
-    """Check the loss with its gradients, in chunks of unequal size, and the loss of an evaluation."""
+    """Check the loss with its gradients, in two chunks, and the loss of an evaluation."""
     width, vocabulary = min(_LOSS_WIDTH, subject.model.hidden_size), subject.model.vocab_size
     hidden = subject.random(_TOKENS, width, seed=24)
     weight = subject.random(vocabulary, width, seed=25, limit=3 / math.sqrt(width))
@@ -234,7 +243,7 @@ def check_loss(subject: Subject) -> Iterator[Comparison]:
     mask = (random(_TOKENS, seed=27, device=subject.device, dtype=torch.float32) > -0.5).float()
 
     def ours(hidden: Tensor, weight: Tensor) -> Sequence[Tensor]:
-        return [linear_cross_entropy(hidden, weight, labels, mask, chunk=_TOKENS * 2 // 3)]
+        return [linear_cross_entropy(hidden, weight, labels, mask, chunk=_TOKENS // 2)]
 
     def expected(hidden: Tensor, weight: Tensor) -> Sequence[Tensor]:
         return [reference.cross_entropy(hidden, weight, labels, mask)]

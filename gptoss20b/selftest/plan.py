@@ -39,12 +39,12 @@ def make_subject(config: Config, device: torch.device) -> Subject:
     )
 
 
-def attention_settings(config: Config, device: torch.device) -> list[str]:
+def attention_settings(config: Config, subject: Subject) -> list[str]:
     """Return the values of ATTENTION_KERNEL to try in this order: a user's own choice is not replaced."""
     setting = config.execution.attention_kernel
     if setting != "auto":
         return [setting]
-    if device.type == "cuda" and attention_kernels("auto", config.model.num_query_groups) == ("flash",):
+    if subject.device.type == "cuda" and attention_kernels("auto", subject.groups) == ("flash",):
         return ["auto", "flex"]
     return ["auto", "flash", "flex"]
 

@@ -91,7 +91,7 @@ def run_self_test(config: Config, backend: Backend, device: torch.device) -> Sel
     began, warnings = time.monotonic(), []
     with _restore_state(device):
         subject = plan.make_subject(config, device)
-        settings = plan.attention_settings(config, device)
+        settings = plan.attention_settings(config, subject)
         outcomes = measure(plan.list_pieces(config, backend, subject, settings[0]))
         failures = _gather_failures(outcomes)
         while plan.FULL_ATTENTION in failures and settings[1:]:

@@ -69,6 +69,26 @@ def test_a_cpu_run_skips_it_unless_asked_and_a_gpu_run_may(monkeypatch: pytest.M
         ran.clear()
 
 
+@pytest.mark.parametrize(
+    ("capability", "tensor", "expected"),
+    [
+        ((9, 0), 2, ["auto", "flash", "flex"]),
+        ((10, 0), 1, ["auto", "flash", "flex"]),
+        ((10, 0), 2, ["auto", "flex"]),  # auto is FlashAttention there
+    ],
+)
+def test_no_kernel_is_tried_twice(
+    capability: tuple[int, int], tensor: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    config = make_config()
+    model = config.model.model_copy(update={"num_query_groups": 8, "num_attention_heads": 16})
+    parallel = config.parallel.model_copy(update={"tensor": tensor})
+    config = config.model_copy(update={"model": model, "parallel": parallel})
+    subject = plan.make_subject(config, torch.device("cuda", 0))
+    assert plan.attention_settings(config, subject) == expected
+
+
 def test_transformer_engine_s_kernels_are_its_own() -> None:
     outcomes = run_self_test(make_config(), "transformer_engine", CPU).outcomes
     assert list(outcomes) == ["loss", "fp32 sum of products"]

@@ -38,7 +38,7 @@ MEANINGS = {
     "FAILED": "an error, a failed check of a node, or faults in the data; stderr names them, and a run's log if it can",
     "BAD_CONFIGURATION": "invalid settings or usage, or a kernel that the self-test finds wrong; nothing was trained",
     "NOT_CONVERGED": "the target was not reached within `MAX_STEPS`",
-    "DIVERGED": "a loss was NaN or infinite",
+    "DIVERGED": "a gradient, or the loss of an evaluation, was NaN or infinite",
     "NOT_COMPLIANT": "converged, but the checker rejects the log or the set",
     "PASS": "no rule is broken",
     "VIOLATION": "a rule is broken; with `--strict` also for a warning",

@@ -85,7 +85,10 @@ class DataLoader:
         return self._validation.sha256()
 
     def train_batches(self, step: int) -> Iterator[DeviceBatch]:
-        """Yield this rank's micro batches of the 0-based step, and start reading those of the next step."""
+        """Yield this rank's micro batches of the 0-based step, and start reading those of the next step.
+
+        SKIP_SAMPLES moves both back in the data order.
+        """
         if self._prefetched is None or self._prefetched[0] != step:
             self._prefetched = (step, self._reader.submit(self._read, step))
         current = self._prefetched[1]
@@ -109,7 +112,8 @@ class DataLoader:
         self._validation.windows.dataset.close()
 
     def _read(self, step: int) -> list[Batch]:
-        rows = self._shard.train_positions(step, self._config.free.global_batch_size)
+        batch = self._config.free.global_batch_size
+        rows = self._shard.train_positions(step + self._config.data.skip_samples // batch, batch)
         return [self._collate([self._train.train_sample(position, self._seed) for position in row]) for row in rows]
 
     def _collate(self, windows: Sequence[npt.NDArray[np.int64]]) -> Batch:

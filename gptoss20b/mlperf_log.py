@@ -184,6 +184,10 @@ class RunLog:
         self._record("event", "resumed", samples, samples_count=samples)
         return RunClock(self)
 
+    def skipped(self, samples: int) -> None:
+        """Log the number of training sequences that are left out of the data order. Open division."""
+        self._record("event", "skip_samples", samples, samples_count=self.samples)
+
     def data_opened(self, eval_tokens_sha256: str) -> None:
         """Log the SHA-256 of the evaluated tokens. It is the same for every seed, batch size, layout and machine."""
         self._record("event", "eval_tokens_sha256", eval_tokens_sha256)

@@ -6,12 +6,14 @@ Nothing here reads a value back from the device, because the host would wait for
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from megatron.core import optimizer as megatron_optimizer
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 
@@ -19,30 +21,34 @@ from .config import Config
 from .model.megatron_config import params_dtype
 
 
-def build_optimizer(config: Config, model: DistributedDataParallel, *, fused: bool) -> Any:
-    """Build Megatron-Core's distributed AdamW. With ``fused``, which needs a GPU, one kernel updates all parameters."""
+def build_optimizer(config: Config, model: DistributedDataParallel) -> Any:
+    """Build Megatron-Core's distributed optimizer around torch's AdamW, whose one kernel updates all parameters.
+
+    Megatron-Core would take Transformer Engine's or Apex's AdamW where one is installed. Neither can leave out an
+    update by a flag on the device, as `skip_update` needs.
+    """
     fixed = config.fixed
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=config.free.learning_rate,
-            min_lr=config.end_learning_rate,
-            weight_decay=fixed.weight_decay,
-            adam_beta1=fixed.adam_beta1,
-            adam_beta2=fixed.adam_beta2,
-            adam_eps=fixed.adam_epsilon,
-            decoupled_weight_decay=True,
-            clip_grad=0.0,  # `clip_gradients` clips
-            use_distributed_optimizer=True,
-            overlap_param_gather=model.ddp_config.overlap_param_gather,
-            bf16=config.execution.bf16_weights,
-            params_dtype=params_dtype(config),
-        ),
-        [model],
-    )
-    for part in optimizer_parts(optimizer):
-        if isinstance(part.optimizer, torch.optim.Adam):
-            fuse_adam(part.optimizer, fused)
+    with patch.object(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", True):
+        optimizer = megatron_optimizer.get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer="adam",
+                lr=config.free.learning_rate,
+                min_lr=config.end_learning_rate,
+                weight_decay=fixed.weight_decay,
+                adam_beta1=fixed.adam_beta1,
+                adam_beta2=fixed.adam_beta2,
+                adam_eps=fixed.adam_epsilon,
+                decoupled_weight_decay=True,
+                clip_grad=0.0,  # `clip_gradients` clips
+                use_distributed_optimizer=True,
+                overlap_param_gather=model.ddp_config.overlap_param_gather,
+                bf16=config.execution.bf16_weights,
+                params_dtype=params_dtype(config),
+            ),
+            [model],
+        )
+    for adam in adams(optimizer):
+        _fuse(adam)
     return optimizer
 
 
@@ -73,6 +79,11 @@ def optimizer_parts(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
+def adams(optimizer: Any) -> list[torch.optim.AdamW]:
+    """Return torch's optimizers inside Megatron-Core's. A rank may own no parameter of a part."""
+    return [part.optimizer for part in optimizer_parts(optimizer) if part.optimizer is not None]
+
+
 def finalize_gradients(model: list[Any], num_tokens: Tensor | None = None, **groups: Any) -> None:
     """Reduce gradients as Megatron-Core does, then divide them by the tokens counted in the global batch.
 
@@ -89,49 +100,60 @@ def finalize_gradients(model: list[Any], num_tokens: Tensor | None = None, **gro
 
 
 @torch.no_grad()
-def clip_gradients(optimizer: Any, max_norm: float, device: torch.device) -> Tensor:
+def clip_gradients(optimizer: Any, max_norm: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale all gradients so that their global norm is at most ``max_norm``.
 
     The arithmetic is that of Megatron's clip_grad_norm, coefficient max_norm / (norm + 1e-6). Megatron's norm is a
     Python float and so waits for the device at every step.
 
     Returns:
-        The norm before clipping, an fp32 scalar on the device.
+        The norm before clipping, and the number of gradients that hold NaN or infinity, over all ranks: fp32 scalars on
+        the device. A rank's part of a parameter's gradient counts as one.
     """
     parts = optimizer_parts(optimizer)
-    square = torch.zeros((), device=device)
+    totals = torch.zeros(2, device=device)  # the square of the norm, and the count
     for part in parts:
         # Megatron-Core 0.19 renamed get_main_grads_for_grad_norm.
         get_grads = getattr(part, "get_grads_for_grad_norm", None) or part.get_main_grads_for_grad_norm
         grads = get_grads()
-        total = torch.nn.utils.get_total_norm(grads).square().float() if grads else torch.zeros((), device=device)
+        found = torch.zeros(2, device=device)
+        if grads:
+            norms = torch.stack(torch._foreach_norm(grads))
+            found = torch.stack([torch.linalg.vector_norm(norms).square(), (~norms.isfinite()).sum()]).float()
         # Each part of a distributed optimizer shards its gradients over its own group: experts over fewer ranks.
-        dist.all_reduce(total, group=part.get_grad_stats_parallel_group())
-        square = square + total
-    norm = square.sqrt()
+        dist.all_reduce(found, group=part.get_grad_stats_parallel_group())
+        totals = totals + found
+    norm, nonfinite = totals[0].sqrt(), totals[1]
     coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for part in parts:
         grads = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
         if grads:
             torch._foreach_mul_(grads, coefficient)
-    return norm
+    return norm, nonfinite
 
 
-def fuse_adam(adam: torch.optim.Adam, fused: bool) -> None:
+def skip_update(optimizer: Any, skip: Tensor) -> None:
+    """Make the next update leave weights, moments and step counts as they are if ``skip`` is 1, an fp32 scalar.
+
+    The device decides, so the host does not wait: torch's fused kernel has the flag for gradient scaling.
+    """
+    for adam in adams(optimizer):
+        vars(adam).update(grad_scale=None, found_inf=skip)
+
+
+def _fuse(adam: torch.optim.Adam) -> None:
     """Make torch's Adam update all of its parameters in one kernel, now and after its state has been loaded.
 
-    Megatron-Core builds it without this option. The state differs only in where each parameter's step count is kept:
-    the kernel wants it on the parameter's device.
+    Megatron-Core builds it without this option. The kernel wants each parameter's step count on the parameter's device.
     """
 
     def apply(_: torch.optim.Optimizer) -> None:
         for group in adam.param_groups:
-            group["fused"] = fused or None
-        if fused:
-            for parameter, state in adam.state.items():
-                if "step" in state:
-                    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+            group["fused"] = True
+        for parameter, state in adam.state.items():
+            if "step" in state:
+                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
     apply(adam)
-    # Loaded parameter groups bring the option of the machine that saved them.
+    # Loaded parameter groups bring the option with which they were saved.
     adam.register_load_state_dict_post_hook(apply)

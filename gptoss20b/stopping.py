@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
-import math
 import os
 import re
 import signal
@@ -48,7 +47,7 @@ def exit_code_for(status: str, reason: str | None) -> ExitCode:
         return ExitCode.TERMINATED
     if reason == signal_reason("SIGINT"):
         return ExitCode.INTERRUPTED
-    if (reason or "").startswith(f"{NonFiniteLossError.__name__}: "):
+    if (reason or "").startswith((f"{NonFiniteLossError.__name__}: ", f"{NonFiniteGradientError.__name__}: ")):
         return ExitCode.DIVERGED
     if (reason or "").startswith(f"{SelfTestError.__name__}: "):
         return ExitCode.BAD_CONFIGURATION
@@ -72,19 +71,16 @@ class RunError(RuntimeError):
     """An error that all ranks raise together, and whose message is all that a person needs."""
 
 
-class NonFiniteLossError(RunError):
-    """The training or evaluation loss is NaN or infinite."""
+class DivergedError(RunError):
+    """Training cannot go on from the state that it has reached."""
 
 
-def check_finite(loss: float, kind: str, step: int) -> float:
-    """Return the loss of a step, the same on every rank.
+class NonFiniteLossError(DivergedError):
+    """The loss of an evaluation is NaN or infinite."""
 
-    Raises:
-        NonFiniteLossError: it is NaN or infinite. All ranks raise together, so none waits for another.
-    """
-    if not math.isfinite(loss):
-        raise NonFiniteLossError(f"{kind} loss at step {step} is {loss}")
-    return loss
+
+class NonFiniteGradientError(DivergedError):
+    """A gradient was NaN or infinite."""
 
 
 class SelfTestError(RunError):

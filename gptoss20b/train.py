@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,15 @@ from .run_metadata import (
 )
 from .selftest.run import run_self_test
 from .stacks import HangWatch, StacksFile
-from .stopping import ExitCode, RunError, check_finite, die_with_parent, exit_code_for, exit_on_signal, signal_reason
+from .stopping import (
+    ExitCode,
+    NonFiniteLossError,
+    RunError,
+    die_with_parent,
+    exit_code_for,
+    exit_on_signal,
+    signal_reason,
+)
 from .trainer import Trainer
 from .warmup import warm_up
 
@@ -145,6 +154,8 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
         if saved
         else log.run_start()
     )
+    if config.data.skip_samples:
+        log.skipped(config.data.skip_samples)
     dataloader = build_dataloader(clock, config, data_shard(config), rank.device, seed)
     eval_sha256 = ""
     if context.directory is not None:
@@ -176,7 +187,7 @@ def fit(config: Config, trainer: Trainer, dataloader: DataLoader, callbacks: Cal
     ``start_step`` is the number of steps already completed, above 0 when resuming.
 
     Raises:
-        NonFiniteLossError: a loss is NaN or infinite.
+        DivergedError: an evaluation's loss or a gradient is NaN or infinite.
     """
     fixed = config.fixed
     callbacks.attach(trainer)
@@ -186,13 +197,17 @@ def fit(config: Config, trainer: Trainer, dataloader: DataLoader, callbacks: Cal
         callbacks.on_step_start(step)
         result = trainer.step(dataloader.train_batches(step - 1))
         if step % config.logging.interval == 0 or step == 1:
-            loss = check_finite(result.loss(), "training", step)
+            loss = result.loss()
+            trainer.check_finite()
             callbacks.on_train_loss(step, loss, result.learning_rate)
         if step % config.eval_interval_steps == 0:
             trainer.synchronize()
+            trainer.check_finite()
             callbacks.on_eval_start(step)
             loss = trainer.evaluate(dataloader.eval_batches(), dataloader.eval_micro_batches)
-            converged = check_finite(loss, "evaluation", step) <= fixed.target_loss
+            if not math.isfinite(loss):  # on every rank, which all have the same loss
+                raise NonFiniteLossError(f"evaluation loss at step {step} is {loss}")
+            converged = loss <= fixed.target_loss
             callbacks.on_eval_stop(step, loss, converged)
             if converged or step == fixed.max_steps:
                 break

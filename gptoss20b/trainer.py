@@ -24,7 +24,8 @@ from .config import Config
 from .model.backend import Backend
 from .model.build import build_model, compile_layers
 from .model.initialize import initialize_weights
-from .optimizer import build_optimizer, build_scheduler, clip_gradients, finalize_gradients
+from .optimizer import build_optimizer, build_scheduler, clip_gradients, finalize_gradients, skip_update
+from .stopping import NonFiniteGradientError
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,15 @@ class StepResult:
         loss_sum: sum of this rank's token losses in nats, fp64 scalar.
         tokens: counted tokens of this rank, fp64 scalar.
         grad_norm: global gradient norm before clipping, fp32 scalar.
+        nonfinite_gradients: number of gradients that hold NaN or infinity, as `clip_gradients` counts, fp32 scalar. If
+            there is one, or the norm is not finite, the step has updated nothing.
         learning_rate: rate of this step's update.
     """
 
     loss_sum: Tensor
     tokens: Tensor
     grad_norm: Tensor
+    nonfinite_gradients: Tensor
     learning_rate: float
 
     def loss(self) -> float:
@@ -100,8 +104,10 @@ class Trainer:
             overlap_param_gather=self.overlap_param_gather,
         )
         self.model = DistributedDataParallel(config=gpt.config, ddp_config=ddp, module=module)
-        self.optimizer = build_optimizer(config, self.model, fused=on_gpu)
+        self.optimizer = build_optimizer(config, self.model)
         self._params_stale = False
+        # Of the first step that updated nothing: its number, norm and non-finite gradients; zeros until then.
+        self.first_skipped = torch.zeros(3, device=device)
         self.scheduler = build_scheduler(config, self.optimizer)
         # Megatron's schedule looks for these hooks in the model's config object.
         gpt.config.no_sync_func = self.model.no_sync
@@ -110,17 +116,38 @@ class Trainer:
         self.model.train()
 
     def step(self, batches: Iterator[DeviceBatch]) -> StepResult:
-        """Take one optimizer step over ``accumulation_steps`` micro batches of this rank."""
+        """Take one optimizer step over ``accumulation_steps`` micro batches of this rank.
+
+        If a gradient of any rank is NaN or infinite, weights and moments stay as they are; see `check_finite`.
+        """
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         loss_sum, tokens = self._run(batches, self.config.accumulation_steps, forward_only=False)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.prepare_grads()
-        grad_norm = clip_gradients(self.optimizer, self.config.fixed.gradient_clip, self.device)
+        grad_norm, nonfinite = clip_gradients(self.optimizer, self.config.fixed.gradient_clip, self.device)
+        is_finite = grad_norm.isfinite()
+        skip_update(self.optimizer, (~is_finite).float())
         self.optimizer.step_with_ready_grads()
+        step = torch.full_like(grad_norm, self.scheduler.num_steps + 1)
+        is_first = ~is_finite & (self.first_skipped[0] == 0)
+        self.first_skipped = torch.where(is_first, torch.stack([step, grad_norm, nonfinite]), self.first_skipped)
         self._params_stale = self.overlap_param_gather
         self.scheduler.step(1)
-        return StepResult(loss_sum, tokens, grad_norm, learning_rate)
+        return StepResult(loss_sum, tokens, grad_norm, nonfinite, learning_rate)
+
+    def check_finite(self) -> None:
+        """Wait for the device, and check that every step so far has updated the weights.
+
+        Raises:
+            NonFiniteGradientError: on all ranks: a gradient was NaN or infinite. The weights are finite, and no longer
+                those of a run that the rules allow.
+        """
+        step, norm, gradients = self.first_skipped.tolist()
+        if step:
+            raise NonFiniteGradientError(
+                f"gradient norm at step {step:.0f} is {norm}; gradients that are not finite: {gradients:.0f}"
+            )
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[DeviceBatch], count: int) -> float:

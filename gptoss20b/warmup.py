@@ -44,6 +44,7 @@ def preserve_state(trainer: Trainer) -> Iterator[None]:
         ]
         for each in optimizers
     ]
+    first_skipped = trainer.first_skipped
     steps_done = trainer.scheduler.num_steps
     random = torch.get_rng_state(), torch.cuda.get_rng_state()
     yield
@@ -66,5 +67,6 @@ def preserve_state(trainer: Trainer) -> Iterator[None]:
     # The scheduler's load_state_dict adds to the step count instead of setting it.
     trainer.scheduler.num_steps = steps_done
     trainer.scheduler.step(0)
+    trainer.first_skipped = first_skipped
     torch.set_rng_state(random[0])
     torch.cuda.set_rng_state(random[1])

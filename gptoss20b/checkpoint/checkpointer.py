@@ -203,6 +203,9 @@ class Checkpointer:
         ]
         if self.config.seed not in (None, checkpoint.train_state.seed):
             differences.append(f"seed was {checkpoint.train_state.seed}, is {self.config.seed}")
+        skipped, skip = checkpoint.train_state.skipped_samples, self.config.data.skip_samples
+        if skip < skipped:
+            differences.append(f"SKIP_SAMPLES was {skipped}, is {skip}, and must not be less")
         if differences:
             raise CheckpointError(
                 f"{checkpoint.folder} is from another run: {'; '.join(differences)}. "

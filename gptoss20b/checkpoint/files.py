@@ -35,12 +35,20 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainState:
-    """Position of a run after ``step`` steps: its seed, its log's length, and the hash of the evaluated tokens."""
+    """Position of a run after ``step`` steps.
+
+    Attributes:
+        seed: of the run.
+        log_bytes: length of its log.
+        eval_tokens_sha256: hash of the evaluated tokens.
+        skipped_samples: training sequences left out of the data order so far.
+    """
 
     step: int
     seed: int
     log_bytes: int
     eval_tokens_sha256: str
+    skipped_samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def should_resume(folder: Path, log: Path, resume: bool) -> bool:
     if not (resume and started):
         return False
     result = read_result(log)
-    if result.exit_code in (ExitCode.CONVERGED, ExitCode.NOT_CONVERGED, ExitCode.DIVERGED):
+    if result.exit_code in (ExitCode.CONVERGED, ExitCode.NOT_CONVERGED):
         raise CheckpointError(f"RESUME: this run has ended: {result}. Name another LOGDIR to start a new one")
     if not checkpoints:
         raise CheckpointError(

@@ -20,12 +20,14 @@ from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import SerializationFormat, _StorageWriterTransforms, _write_item
 
 from .coordination import in_background
-from .files import size_and_crc
+from .files import CheckpointError, size_and_crc
 
 _NO_TRANSFORMS = _StorageWriterTransforms()
 
@@ -83,6 +85,8 @@ class Shards:
         results = {}
         for i, (path, name, (objects, tensors)) in enumerate(self._buckets):
             # Megatron's own function for this disables the garbage collection of the whole process.
+            for item, tensor in tensors:
+                _check_finite(item.index.fqn, tensor)
             with Path(path).open("wb") as stream:
                 results[i] = [
                     _write_item(_NO_TRANSFORMS, stream, data, item, name, SerializationFormat.TORCH_SAVE)
@@ -94,6 +98,12 @@ class Shards:
             checksums[name] = size_and_crc(Path(path))
         self._results.put(results)
         return checksums
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError if a tensor holds NaN or infinity. Makes no copy of it."""
+    if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        raise CheckpointError(f"{name} is not finite")
 
 
 def _root_cause(error: BaseException) -> BaseException:

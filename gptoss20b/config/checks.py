@@ -81,6 +81,8 @@ def _check_division(config: Config) -> Iterator[Problem]:
         yield _open_division_only(
             "VOCAB_SIZE", config.model.vocab_size, "the closed division trains with the Llama 3 tokenizer's 128256"
         )
+    if config.data.skip_samples:
+        yield _open_division_only("SKIP_SAMPLES", config.data.skip_samples, "the closed division trains on all data")
     if config.data.eod_token is not None:
         yield _open_division_only(
             "EOD_TOKEN",
@@ -207,6 +209,12 @@ def _check_batch(config: Config) -> Iterator[Problem]:
             f"got {gbs}, which is not a multiple of micro batch {mbs} x data parallel {data} = {mbs * data}, so the "
             f"accumulation steps would not be a whole number. Use a multiple of {mbs * data}, or change "
             "MICRO_BATCH_SIZE or the number of ranks.",
+        )
+    if config.data.skip_samples % gbs:
+        yield Problem(
+            ("SKIP_SAMPLES", "GLOBAL_BATCH_SIZE"),
+            f"got {config.data.skip_samples}, which is not a multiple of the global batch size {gbs}. "
+            f"Use {-(-config.data.skip_samples // gbs) * gbs}.",
         )
 
 

@@ -198,6 +198,13 @@ class Data(FrozenModel):
     """Location and format of the token files."""
 
     directory: Path = setting("DATADIR", "folder with the training and validation .bin/.idx files", Path("/data"))
+    skip_samples: int = setting(
+        "SKIP_SAMPLES",
+        "training sequences to leave out of the data order before the next step, such as those at which a run "
+        "diverged; a resumed run needs at least the number that it had",
+        0,
+        ge=0,
+    )
     eod_token: int | None = setting("EOD_TOKEN", "id of the end-of-document token, which the loss ignores", None, ge=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import pytest
 
 from compliance.judge import judge_run
 from compliance.parse import parse
+from gptoss20b.checkpoint.files import read_metadata
 from gptoss20b.data.samples import TRAIN_PREFIX
 from gptoss20b.result import read_result
 from gptoss20b.stopping import ExitCode
@@ -91,14 +93,38 @@ def assert_aborted(logdir: Path, reason: str) -> None:
     assert reason in record["metadata"]["reason"]
 
 
-def test_a_non_finite_loss_stops_every_rank_and_rank_0_says_it(endless: dict[str, str], tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_stop_every_rank_and_rank_0_says_it(
+    endless: dict[str, str], tmp_path: Path
+) -> None:
+    reason = "NonFiniteGradientError: gradient norm at step 3 is nan; "
     for rank, (code, output) in enumerate(run_to_end(tmp_path, endless, fault="nan")):
         assert code == 4
         said = [line for line in output.splitlines() if "aborted" in line]
-        assert said == ["rank 0 aborted: NonFiniteLossError: training loss at step 3 is nan"] * (rank == 0)
+        assert len(said) == (rank == 0) and all(line.startswith(f"rank 0 aborted: {reason}") for line in said)
         assert "Traceback" not in output
-    assert_aborted(tmp_path, "NonFiniteLossError: training loss at step 3 is nan")
+    assert_aborted(tmp_path, reason)
     assert len(values(tmp_path / "result_0.txt", "train_loss")) == 2
+
+
+def test_a_diverged_run_keeps_finite_checkpoints_and_resumes_behind_its_data(
+    endless: dict[str, str], tmp_path: Path
+) -> None:
+    """The gradients of one rank are infinite from step 3 on. Losses would be read at step 10, a save is due at 4."""
+    variables = endless | {"LOG_INTERVAL": "10", "MAX_STEPS": "8", "WARMUP_STEPS": "1", "GLOBAL_BATCH_SIZE": "4"}
+    variables |= {"SAVE_INTERVAL": "8", "SAVE_ASYNC": "0", "SEED": "5"}
+    ended = run_to_end(tmp_path, variables, fault="infinite gradient", rank=1)
+    assert [code for code, _ in ended] == [4, 4]
+    assert_aborted(tmp_path, "NonFiniteGradientError: gradient norm at step 3 is inf; gradients that are not finite: 1")
+    checkpoints = tmp_path / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000002"]
+
+    ended = run_to_end(tmp_path, variables | {"RESUME": "1", "SKIP_SAMPLES": "8", "LOG_INTERVAL": "1"})
+    assert [code for code, _ in ended] == [3, 3]
+    log = tmp_path / "result_0.txt"
+    assert values(log, "resumed") == values(log, "skip_samples") == [8]
+    assert all(math.isfinite(loss) for loss in values(log, "train_loss"))
+    saved = read_metadata(checkpoints / "step_00000008").train_state
+    assert (saved.step, saved.skipped_samples) == (8, 8)
 
 
 def test_a_killed_peer_ends_rank_0_and_its_log(endless: dict[str, str], tmp_path: Path) -> None:

@@ -41,13 +41,24 @@ def test_gathering_weights_in_the_next_forward_pass_changes_no_bit(
         assert overlapped["behind"] != overlapped["whole"], "nothing was left to gather, so the test sees no overlap"
 
 
-def test_fused_adamw_is_adamw_and_resumes_from_a_checkpoint(tiny: dict[str, str], tmp_path: Path) -> None:
-    found = run_ranks("step_jobs.fused", 1, variables=tiny, place=str(tmp_path))[0]
-    assert found["fused"] == pytest.approx(found["usual"], rel=1e-6)
-    for name in ("usual", "fused"):
-        assert found[f"{name} again"] == found[name][3:]
-        assert found[f"{name} elsewhere"] == {None}
-    assert found["fused groups"] == {True}
+def test_adamw_resumes_fused_from_any_checkpoint_and_saves_only_finite_ones(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    found = run_ranks("step_jobs.resumed_adamw", 1, variables=tiny, place=str(tmp_path))[0]
+    assert found["resumed"] == found["trained"]
+    assert found["fused"] == {True}
+    assert found["saved"] == ["step_00000003"]
+    (warning,) = found["warnings"]
+    assert "after step 5 failed" in warning and "exp_avg_sq" in warning
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_gradient_of_one_rank_that_is_not_finite_updates_no_rank(tiny: dict[str, str], value: str) -> None:
+    for found in run_ranks("step_jobs.skipped_update", 2, variables=tiny | TWO, value=float(value)):
+        assert found["unchanged"] == [True, False]
+        assert found["finite norms"] == [True, False, True]
+        assert [count > 0 for count in found["nonfinite"]] == [False, True, False]
+        assert found["message"].startswith("gradient norm at step 2 is ")
 
 
 @pytest.mark.parametrize("variant", [{}, {"like openai": "yes"}])

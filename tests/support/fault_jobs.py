@@ -83,6 +83,12 @@ def _fill_weights_with_nan(_: Variables, trainer: Trainer, is_here: bool) -> Non
             next(trainer.model.parameters()).fill_(float("nan"))
 
 
+def _make_gradients_infinite(_: Variables, trainer: Trainer, is_here: bool) -> None:
+    """Add infinity to a gradient of this rank, from this step on."""
+    if is_here:
+        list(trainer.model.parameters())[-1].register_hook(lambda gradient: gradient + float("inf"))
+
+
 def _send(number: signal.Signals) -> Callable[[Variables, Trainer, bool], None]:
     def send(_: Variables, __: Trainer, is_here: bool) -> None:
         if is_here:
@@ -108,6 +114,7 @@ def _truncate_data(variables: Variables, _: Trainer, is_here: bool) -> None:
 FAULTS: dict[str, Callable[[Variables, Trainer, bool], None]] = {
     "none": lambda *_: None,
     "nan": _fill_weights_with_nan,
+    "infinite gradient": _make_gradients_infinite,
     "kill": _send(signal.SIGKILL),
     "stop": _send(signal.SIGSTOP),
     "hang up": _send(signal.SIGHUP),

@@ -40,7 +40,7 @@ def compare_clipping(variables: Variables) -> dict[float, dict[str, float]]:
                 clip_grad_by_total_norm_fp32(part.get_parameters(), max_norm=limit, total_norm=megatron_norm)
             megatron_gradients = [p.grad.clone() for p in parameters]
             restore_gradients()
-            norm = clip_gradients(trainer.optimizer, limit, trainer.device)
+            norm, _ = clip_gradients(trainer.optimizer, limit, trainer.device)
             difference = max(
                 float((p.grad - g).abs().max() / g.abs().max().clamp(min=1e-30))
                 for p, g in zip(parameters, megatron_gradients, strict=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallelConfig
 
 from gptoss20b import trainer as trainer_module
 from gptoss20b.batches import synthetic_batches
 from gptoss20b.config import Config
 from gptoss20b.model.backend import Backend
-from gptoss20b.optimizer import clip_gradients, fuse_adam, optimizer_parts
+from gptoss20b.optimizer import adams, clip_gradients
+from gptoss20b.stopping import NonFiniteGradientError
 from gptoss20b.trainer import Trainer, mean_loss
 from tests.support.jobs import Variables, layouts, make_dataloader, weight_digests, with_global_names
 
@@ -51,45 +54,85 @@ def _set_bucket_size(parameters: int) -> None:
     )
 
 
-def fused(variables: Variables, place: str) -> dict[str, Any]:
-    """Train with torch's usual and with its fused AdamW, save, and resume. Return losses and parameter groups."""
+def resumed_adamw(variables: Variables, place: str) -> dict[str, Any]:
+    """Save with the option of an AdamW that is not fused, resume, and save an infinite moment. Return what is seen."""
     from pathlib import Path
 
     from gptoss20b.checkpoint.checkpointer import Checkpointer
-    from gptoss20b.checkpoint.files import TrainState
+    from gptoss20b.checkpoint.files import TrainState, list_checkpoints
     from gptoss20b.checkpoint.train_state import load_state
 
-    outcome: dict[str, Any] = {}
     with layouts([variables]) as configs:
         config = next(configs)
         dataloader = make_dataloader(config)
-        for name in ("usual", "fused"):
-            trainer = Trainer(config, "torch", CPU, 1)
-            for part in optimizer_parts(trainer.optimizer):
-                assert part.optimizer.param_groups[0]["fused"] is None
-                if name == "fused":
-                    fuse_adam(part.optimizer, True)
-            losses = [trainer.step(dataloader.train_batches(step)).loss() for step in range(3)]
-            checkpointer = Checkpointer(config, Path(place) / name, True, print)
-            checkpointer.save(trainer, TrainState(3, 1, 0, ""))
-            checkpointer.complete_pending(timeout_s=None)
-            outcome[name] = losses + [trainer.step(dataloader.train_batches(3)).loss() for _ in range(2)]
-            again = Trainer(config, "torch", CPU, 2)
-            if name == "fused":
-                for part in optimizer_parts(again.optimizer):
-                    fuse_adam(part.optimizer, True)
-            saved = checkpointer.find_newest()
-            assert saved is not None
-            load_state(again, saved)
-            outcome[f"{name} again"] = [again.step(dataloader.train_batches(3)).loss() for _ in range(2)]
-            groups = [g for part in optimizer_parts(again.optimizer) for g in part.optimizer.param_groups]
-            outcome[f"{name} groups"] = {group["fused"] for group in groups}
-            other = Trainer(config, "torch", CPU, 2)  # a machine without the kernel
-            load_state(other, saved)
-            groups = [g for part in optimizer_parts(other.optimizer) for g in part.optimizer.param_groups]
-            outcome[f"{name} elsewhere"] = {group["fused"] for group in groups}
+        trainer = Trainer(config, "torch", CPU, 1)
+        for step in range(3):
+            trainer.step(dataloader.train_batches(step))
+        warnings: list[str] = []
+        checkpointer = Checkpointer(config, Path(place), True, warnings.append)
+        for adam in adams(trainer.optimizer):
+            adam.param_groups[0]["fused"] = None
+        checkpointer.save(trainer, TrainState(3, 1, 0, ""))
+        checkpointer.complete_pending(timeout_s=None)
+        for adam in adams(trainer.optimizer):
+            adam.param_groups[0]["fused"] = True
+        outcome: dict[str, Any] = {"trained": [trainer.step(dataloader.train_batches(step)).loss() for step in (3, 4)]}
+        again = Trainer(config, "torch", CPU, 2)
+        saved = checkpointer.find_newest()
+        assert saved is not None
+        load_state(again, saved)
+        outcome["resumed"] = [again.step(dataloader.train_batches(step)).loss() for step in (3, 4)]
+        outcome["fused"] = {group["fused"] for adam in adams(again.optimizer) for group in adam.param_groups}
+        next(iter(adams(again.optimizer)[0].state.values()))["exp_avg_sq"].view(-1)[0] = math.inf
+        checkpointer.save(again, TrainState(5, 1, 0, ""))
+        checkpointer.complete_pending(timeout_s=None)
+        outcome["warnings"], outcome["saved"] = warnings, [path.name for path in list_checkpoints(Path(place))]
         dataloader.close()
     return outcome
+
+
+def skipped_update(variables: Variables, value: float) -> dict[str, Any]:
+    """Take three steps; at the second, one gradient of the last rank gets this value. Return the state in between."""
+    with layouts([variables]) as configs:
+        config = next(configs)
+        trainer, dataloader = Trainer(config, "torch", CPU, 1), make_dataloader(config)
+        states, results = [], []
+        for step in range(3):
+            handle = None
+            if step == 1 and dist.get_rank() == dist.get_world_size() - 1:
+                handle = _spoil_one_gradient(trainer, value)
+            results.append(trainer.step(dataloader.train_batches(step)))
+            if handle:
+                handle.remove()
+            moments = [
+                (float(each["step"]), each["exp_avg"].clone(), each["exp_avg_sq"].clone())
+                for adam in adams(trainer.optimizer)
+                for each in adam.state.values()
+            ]
+            states.append(
+                (weight_digests(trainer, config), str([[m[0], *(x.tolist() for x in m[1:])] for m in moments]))
+            )
+        message = ""
+        try:
+            trainer.check_finite()
+        except NonFiniteGradientError as error:
+            message = str(error)
+        dataloader.close()
+        return {
+            "unchanged": [after == before for before, after in itertools.pairwise(states)],
+            "nonfinite": [float(result.nonfinite_gradients) for result in results],
+            "finite norms": [math.isfinite(float(result.grad_norm)) for result in results],
+            "message": message,
+        }
+
+
+def _spoil_one_gradient(trainer: Trainer, value: float) -> Any:
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        spoiled = gradient.clone()
+        spoiled.flatten()[0] = value
+        return spoiled
+
+    return list(trainer.model.parameters())[-1].register_hook(spoil)
 
 
 def recomputed(variables: Variables, levels: list[str]) -> dict[str, dict[str, Any]]:
@@ -148,7 +191,7 @@ def differentiated(config: Config, backend: Backend, device: torch.device) -> di
         for name, gradient in with_global_names(trainer.gpt, config, held)
     }
     trainer.optimizer.prepare_grads()
-    norm = clip_gradients(trainer.optimizer, math.inf, device)
+    norm, _ = clip_gradients(trainer.optimizer, math.inf, device)
     return {"loss": mean_loss(loss_sum, tokens), "norm": float(norm), "gradients": gradients}
 
 

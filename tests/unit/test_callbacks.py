@@ -18,19 +18,19 @@ from gptoss20b.callbacks.mlperf import MlperfLogging
 from gptoss20b.checkpoint.files import TrainState
 from gptoss20b.config import Config, resolve
 from gptoss20b.mlperf_log import RunLog
-from gptoss20b.stopping import NonFiniteLossError
+from gptoss20b.stopping import NonFiniteGradientError, NonFiniteLossError
 from gptoss20b.train import fit
 
 HOOKS = [name for name in vars(Callback) if name.startswith("on_")]
 
 
 class Pretender:
-    """Trainer and data loader in one: training losses are ``train_loss``, evaluations the given ones in order."""
+    """Trainer and data loader in one: evaluations are the given ones in order, and step ``skipped`` updates nothing."""
 
     eval_micro_batches = 1
 
-    def __init__(self, evaluations: list[float], train_loss: float = 5.0) -> None:
-        self._evaluations, self._train_loss = iter(evaluations), train_loss
+    def __init__(self, evaluations: list[float], skipped: int = 0) -> None:
+        self._evaluations, self._skipped = iter(evaluations), skipped
         self.steps: list[int] = []
 
     def train_batches(self, step: int) -> int:
@@ -41,10 +41,14 @@ class Pretender:
 
     def step(self, batches: int) -> SimpleNamespace:
         self.steps.append(batches + 1)
-        return SimpleNamespace(loss=lambda: self._train_loss, learning_rate=1e-3)
+        return SimpleNamespace(loss=lambda: 5.0, learning_rate=1e-3)
 
     def synchronize(self) -> None:
         pass
+
+    def check_finite(self) -> None:
+        if self._skipped in self.steps:
+            raise NonFiniteGradientError(f"at step {self._skipped}")
 
     def evaluate(self, batches: Iterator[Any], count: int) -> float:
         return next(self._evaluations)
@@ -119,12 +123,20 @@ def test_a_resumed_run_starts_behind_its_completed_steps(config: Config) -> None
     assert calls[:2] == [("", "on_block_start", 3), ("", "on_step_start", 4)]
 
 
-@pytest.mark.parametrize(
-    ("train_loss", "evaluation", "kind"), [(float("nan"), 3.5, "training"), (5.0, float("inf"), "evaluation")]
-)
-def test_a_loss_that_is_no_number_ends_the_run(config: Config, train_loss: float, evaluation: float, kind: str) -> None:
-    with pytest.raises(NonFiniteLossError, match=kind):
-        run_fit(config, Pretender([evaluation], train_loss), Recorder([]))
+def test_an_evaluation_that_is_no_number_ends_the_run(config: Config) -> None:
+    with pytest.raises(NonFiniteLossError):
+        run_fit(config, Pretender([float("inf")]), Recorder([]))
+
+
+# Losses are read at steps 1, 3, 6, and evaluations are at steps 2, 4, 6.
+@pytest.mark.parametrize(("skipped", "last"), [(1, 1), (2, 2), (3, 3), (4, 4)])
+def test_a_skipped_update_ends_the_run_where_the_host_next_waits(config: Config, skipped: int, last: int) -> None:
+    calls: list[Any] = []
+    pretender = Pretender([3.5, 3.4], skipped)
+    with pytest.raises(NonFiniteGradientError, match=str(skipped)):
+        run_fit(config, pretender, Recorder(calls))
+    assert pretender.steps[-1] == last
+    assert not {("", "on_train_loss", last, 5.0, 1e-3), ("", "on_eval_start", last)} & set(calls)
 
 
 def test_every_hook_reaches_every_callback_in_order() -> None:

@@ -151,8 +151,8 @@ def test_a_rule_overridden_on_top_of_another_variant_is_reported_too() -> None:
     assert set(first_variables(MODEL_VARIANT="tiny", TARGET_LOSS="9")) == {"MODEL_VARIANT", "TARGET_LOSS"}
 
 
-@pytest.mark.parametrize(("name", "text"), [("VOCAB_SIZE", "201088"), ("EOD_TOKEN", "0")])
-def test_only_the_open_division_changes_vocabulary_and_loss_mask(name: str, text: str) -> None:
+@pytest.mark.parametrize(("name", "text"), [("VOCAB_SIZE", "201088"), ("EOD_TOKEN", "0"), ("SKIP_SAMPLES", "16")])
+def test_only_the_open_division_changes_vocabulary_loss_mask_and_data(name: str, text: str) -> None:
     (problem,) = refused(**{name: text})
     assert str(problem).startswith(f"{name}: got {text}, but")
     assert settings()[name].value_in(resolve({name: text, **OPEN})) == int(text)
@@ -260,6 +260,7 @@ def test_the_division_is_read_in_any_case(division: str) -> None:
             ["got 0.01", "parallel 1 x 4", "factor of 4"],
         ),
         ({"WARMUP_STEPS": "1200000"}, "WARMUP_STEPS", ["got 1200000", "fewer than 1200000."]),
+        ({"SKIP_SAMPLES": "20", **OPEN}, "SKIP_SAMPLES", ["got 20", "batch size 16. Use 32."]),
         ({"EOD_TOKEN": "128256", **OPEN}, "EOD_TOKEN", ["got 128256", "from 0 to 128255."]),
     ],
 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss20b.batches import shard_for_context_parallel
-from gptoss20b.dataloader import DataShard, build_dataloader
+from gptoss20b.config import resolve
+from gptoss20b.dataloader import DataLoader, DataShard, build_dataloader
 
 sizes = st.integers(1, 6)
 
@@ -31,6 +36,18 @@ def test_an_evaluation_counts_each_sequence_once_in_equally_many_rounds(samples:
     counted = sorted(n for share in shares for row in share for n in row if n is not None)
     assert counted == list(range(samples))
     assert len(shares[0]) == -(-samples // (ranks * micro))
+
+
+def test_skipped_samples_are_left_out_of_the_order() -> None:
+    settings = {"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open", "GLOBAL_BATCH_SIZE": "4"}
+    length = resolve(settings).fixed.sequence_length
+    windows: Any = Mock(train_sample=lambda position, seed: np.full(length + 1, 1000 * seed + position))
+
+    def tokens(step: int, **more: str) -> list[int]:
+        loader = DataLoader(resolve(settings | more), DataShard(1, 2, 2), torch.device("cpu"), windows, windows, seed=3)
+        return [int(row[0]) for batch in loader.train_batches(step) for row in batch.tokens]
+
+    assert tokens(5) == tokens(2, SKIP_SAMPLES="12") == [3022, 3023]
 
 
 def test_the_data_cannot_be_opened_without_a_running_clock() -> None:

@@ -10,7 +10,7 @@ import pytest
 from compliance.rules import ALL_RULES
 from gptoss20b.config import resolve, settings
 from gptoss20b.determinism import LIBRARY_VARIABLES
-from gptoss20b.stopping import ExitCode, NonFiniteLossError, exit_code_for, signal_reason
+from gptoss20b.stopping import ExitCode, NonFiniteGradientError, exit_code_for, signal_reason
 from tests.support.guides import read_guide, table_rows
 from tests.support.paths import ROOT
 
@@ -46,7 +46,7 @@ def test_a_named_test_exists(test: str) -> None:
         ("SIGINT (Ctrl-C)", signal_reason("SIGINT")),
         ("SIGHUP", signal_reason("SIGHUP")),
         ("hang of one rank", "RuntimeError: Timed out waiting 45000ms for recv operation to complete"),
-        ("NaN loss", f"{NonFiniteLossError.__name__}: training loss at step 3 is nan"),
+        ("NaN or infinite gradient", f"{NonFiniteGradientError.__name__}: gradient norm at step 3 is nan"),
         ("data file truncated during the run", "DataError: the file was cut while it was in use"),
         ("stale rendezvous port", "LaunchError: MASTER_ADDR, MASTER_PORT: the rendezvous failed"),
         ("disk of the log full", "LogWriteError: LOGDIR: cannot write x: No space left on device"),

@@ -322,7 +322,7 @@ def trace(
         Path | None, typer.Option(help="Write the trace as a page to this new file.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Run one rank's training step on fake GPU tensors: memory, waits of the host and collectives. Needs no GPU.
+    """Run one rank's training step on fake GPU tensors: memory, waits, collectives, FLOPs, bytes. Needs no GPU.
 
     It needs a CPU build of torch and g++. Values, speed and the vendors' libraries are not simulated.
     """
@@ -331,7 +331,7 @@ def trace(
     config = _resolve_or_exit(given)
     from .proof.command import run
     from .proof.guard import ProofError
-    from .proof.report import as_page, as_table
+    from .proof.report import as_page, as_tables
 
     try:
         report = run(config, imbalance, system)
@@ -342,7 +342,7 @@ def trace(
     if as_json:
         print(report.model_dump_json(indent=2))
     else:
-        _console().print(as_table(report))
+        _console().print(*as_tables(report), sep="\n\n")
 
 
 @app.command()

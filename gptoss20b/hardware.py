@@ -22,6 +22,7 @@ class System:
         domain: GPUs in an NVLink or xGMI domain.
         gpus_per_node: default of DGXNGPU.
         source: origin of the figures.
+        fp32_tflops: fp32 TFLOP/s without TF32, by the data sheet of the GPU or its HGX board; None if unknown.
     """
 
     name: str
@@ -33,6 +34,7 @@ class System:
     domain: int
     gpus_per_node: int
     source: str
+    fp32_tflops: float | None = None
 
     def nvlink_domain_size(self, gpus_per_node: int) -> int:
         """Return the GPUs that share fast links: those of a rack, or at most those that a node of this run uses."""
@@ -40,20 +42,20 @@ class System:
 
 
 _NVLINK_4 = "NVLink 4: 900 GB/s both ways; 400 Gb/s network"
-_NVLINK_5 = "NVLink 5: 1,800 GB/s both ways"
+_NVLINK_5 = "NVLink 5: 1,800 GB/s both ways; network"
 SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
-        System("H100", 990, 80, 3.35, 450, 50, 8, 8, f"NVIDIA H100 SXM and DGX H100 data sheets; {_NVLINK_4}"),
-        System("H200", 990, 141, 4.8, 450, 50, 8, 8, f"NVIDIA H200 SXM and DGX H200 data sheets; {_NVLINK_4}"),
-        System("B200", 2250, 180, 8.0, 900, 50, 8, 8, f"NVIDIA DGX B200 data sheet; {_NVLINK_5}, 400 Gb/s network"),
-        System("B300", 2250, 270, 8.0, 900, 100, 8, 8, f"NVIDIA DGX B300 data sheet; {_NVLINK_5}, 800 Gb/s network"),
-        System("GB200", 2500, 186, 8.0, 900, 50, 72, 4, f"NVIDIA GB200 NVL72 sheet; {_NVLINK_5}, 400 Gb/s network"),
-        System("GB300", 2500, 279, 8.0, 900, 100, 72, 4, f"NVIDIA GB300 NVL72 sheet; {_NVLINK_5}, 800 Gb/s network"),
+        System("H100", 990, 80, 3.35, 450, 50, 8, 8, f"NVIDIA H100 SXM and DGX H100 data sheets; {_NVLINK_4}", 67),
+        System("H200", 990, 141, 4.8, 450, 50, 8, 8, f"NVIDIA H200 SXM and DGX H200 data sheets; {_NVLINK_4}", 67),
+        System("B200", 2250, 180, 8.0, 900, 50, 8, 8, f"NVIDIA DGX B200 data sheet; {_NVLINK_5} 400 Gb/s", 75),
+        System("B300", 2250, 270, 8.0, 900, 100, 8, 8, f"NVIDIA DGX B300 data sheet; {_NVLINK_5} 800 Gb/s", 75),
+        System("GB200", 2500, 186, 8.0, 900, 50, 72, 4, f"NVIDIA GB200 NVL72 sheet; {_NVLINK_5} 400 Gb/s", 80),
+        System("GB300", 2500, 279, 8.0, 900, 100, 72, 4, f"NVIDIA GB300 NVL72 sheet; {_NVLINK_5} 800 Gb/s", 80),
         System(
             "MI355X", 2300, 288, 8.0, 537.6, 50, 8, 8,
             "AMD MI355X data sheet; xGMI 7 x 76.8 GB/s, 400 Gb/s network; peak as published MFUs of this benchmark "
-            "take it (the sheet: 2,517)",
+            "take it (the sheet: 2,517)", 157,
         ),
     )
 }  # fmt: skip

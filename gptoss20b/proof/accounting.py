@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
+from .work import count_bytes, count_flops, kernel_bytes, on_device, storage_of
+
+# Key of an autograd node's metadata: the module whose forward pass made the node.
+MODULE = "gptoss20b.proof module"
 # The CUDA caching allocator rounds every allocation up to this size.
 ALIGNMENT = 512
 # Operators whose result the host must know: each waits for the device.
@@ -44,10 +49,12 @@ class Account:
     Attributes:
         waits: places where the host waited for the device, with their number.
         collectives: number and payload bytes of each kind of collective.
+        work: number, FLOPs and bytes of the kernels by module, phase, operator and dtype of the matrix product or "".
     """
 
     waits: Counter[str] = field(default_factory=Counter)
     collectives: dict[str, list[int]] = field(default_factory=dict)
+    work: dict[tuple[str, str, str, str], list[int]] = field(default_factory=dict)
 
 
 class Accountant(TorchDispatchMode):
@@ -76,6 +83,7 @@ class Accountant(TorchDispatchMode):
         self._references: dict[int, Any] = {}
         self._keys: dict[int, int] = {}  # of live storages, by address
         self._silent = False
+        self._counted: set[int] = set()  # storages that products inside a compiled function have read or written
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -107,13 +115,26 @@ class Accountant(TorchDispatchMode):
         return self._keys.get(tensor.untyped_storage()._cdata)
 
     @contextmanager
-    def silent(self) -> Iterator[None]:
-        """Follow no storage in this block: temporaries inside a compiled function never reach memory."""
-        before, self._silent = self._silent, True
+    def kernel(self, name: str, arguments: Iterable[Any], changed: Iterable[Tensor]) -> Iterator[list[Any]]:
+        """Account for a compiled function, which this block runs, as for one kernel.
+
+        Its temporaries never reach memory. Matrix products and attention inside are kernels of their own.
+
+        Yields:
+            A list for the function's results, which are followed afterwards.
+        """
+        results: list[Any] = []
+        inside = _get_current_dispatch_mode() is self
+        before = self._silent, self._counted
+        self._silent, self._counted = True, set()
         try:
-            yield
+            with contextlib.nullcontext() if inside else self:
+                yield results
+            moved = kernel_bytes(arguments, results, changed, self._counted)
         finally:
-            self._silent = before
+            self._silent, self._counted = before
+        self._note_work(name, 0, moved)
+        self.follow(results)
 
     def wait(self, kind: str) -> None:
         """Record that the host waits for the device here."""
@@ -151,12 +172,34 @@ class Accountant(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.name() if callable(getattr(func, "name", None)) else str(func)
         out = func(*args, **kwargs)
+        if name.startswith("prim::"):  # attributes of a tensor
+            return out
         self._note_wait(name, args, kwargs, out)
         if name.startswith("c10d::"):
             self._note_collective(name, args)
+        else:
+            self._note_operator(func, name, args, kwargs, out)
         if not self._silent:
             self.follow(out)
         return out
+
+    def _note_operator(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        flops = count_flops(func, args, kwargs, out)
+        if flops or not self._silent:
+            moved = count_bytes(func, name, args, kwargs, out)
+            if flops or moved:
+                dtype = str(args[1].dtype).removeprefix("torch.") if flops else ""  # args[0] may be addmm's sum
+                self._note_work(name.removeprefix("aten::"), flops, moved, dtype)
+        if flops and self._silent:
+            self._counted |= {storage_of(tensor) for tensor in on_device((args, kwargs, out))}
+
+    def _note_work(self, operator: str, flops: int, moved: int, dtype: str = "") -> None:
+        node: Any = torch._C._current_autograd_node()
+        module = self.module or (node.metadata.get(MODULE, "") if node is not None else "")
+        phase = "backward" if node is not None else "forward" if module else "update"
+        sums = self.account.work.setdefault((module, phase, operator, dtype), [0, 0, 0])
+        for index, value in enumerate((1, flops, moved)):
+            sums[index] += value
 
     def _note_wait(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if name in _READ_BACK and _is_on_device(args[0]):

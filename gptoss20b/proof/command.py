@@ -9,8 +9,10 @@ from multiprocessing import get_context
 from ..config import Config
 from ..config.checks import check_torch_backend
 from ..hardware import SYSTEMS, System
+from ..model.size import flops_per_token
 from .guard import ProofError
 from .result import Trace, TraceReport
+from .roofline import sum_by_part
 
 # A second trace at this imbalance gives the growth of the memory with the rows.
 _OTHER_IMBALANCE = 2.0
@@ -29,7 +31,15 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
     trace, other = trace_in_processes([config] * 2, [imbalance, other_imbalance])
     growth = (other.peak_reserved_bytes - trace.peak_reserved_bytes) / (other.imbalance - trace.imbalance)
     survivable = imbalance + (memory - trace.peak_reserved_bytes) / growth if growth > 0 else None
-    return TraceReport(system=system.name, memory_bytes=memory, trace=trace, survivable_imbalance=survivable)
+    tokens = config.fixed.sequence_length * config.free.global_batch_size
+    return TraceReport(
+        system=system.name,
+        memory_bytes=memory,
+        trace=trace,
+        survivable_imbalance=survivable,
+        model_flops=flops_per_token(config) * tokens / config.parallel.world_size,
+        parts=sum_by_part(trace.work, system),
+    )
 
 
 def check_supported(config: Config) -> None:

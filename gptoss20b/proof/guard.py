@@ -25,10 +25,10 @@ def load_guard() -> None:
     """Install the stand-ins of guard.cpp in this process.
 
     Raises:
-        ProofError: there is no C++ compiler, or this torch is another than guard.cpp was written for.
+        ProofError: there is no C++ compiler, or this torch is a ROCm build.
     """
-    if torch.version.cuda or torch.version.hip:
-        raise ProofError("torch: got a build for GPUs, expected a CPU build. Install torch==2.13.0 from a CPU index")
+    if torch.version.hip:
+        raise ProofError("torch: got a ROCm build, expected one for CPUs or CUDA. Install torch==2.13.0 from PyPI")
     compiler = shutil.which("g++")
     if compiler is None:
         raise ProofError("g++: not found. Install a C++ compiler, e.g. apt-get install g++")

@@ -90,7 +90,8 @@ def compile_kernels(config: Config, target: Target) -> KernelReport:
     from torch._inductor.exc import InductorError
 
     from ..trainer import Trainer
-    from .stand_ins import DEVICE, fake_gpu
+    from .fake_cuda import DEVICE
+    from .stand_ins import fake_gpu
     from .trace import make_batches
 
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_layers": LAYERS})})

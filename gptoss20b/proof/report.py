@@ -1,9 +1,10 @@
-"""A trace as a table, and as a page with the memory over the step."""
+"""A trace as tables, and as a page with the memory over the step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -12,29 +13,39 @@ from .result import TraceReport
 _GIB = 1 << 30
 # Categories at the peak that a table names; the others are small.
 _NAMED_CATEGORIES = 12
-_WIDTH, _HEIGHT, _MARGIN = 960, 320, 60
+_WIDTH, _HEIGHT, _LEFT = 960, 320, 60
+
+# Heading, columns and rows.
+PlainTable = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
-def as_table(report: TraceReport) -> Table:
-    """Return all figures."""
-    table = Table("figure", "value", title=f"One rank's step, traced without a GPU, against one {report.system}")
-    for name, value in _rows(report):
-        table.add_row(name, value)
-    return table
+def as_tables(report: TraceReport) -> Iterator[Table]:
+    """Yield all figures."""
+    for heading, columns, rows in _tables(report):
+        table = Table(*columns, title=heading)
+        for row in rows:
+            table.add_row(*row)
+        yield table
 
 
 def as_page(report: TraceReport) -> str:
     """Return a self-contained HTML page."""
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in _rows(report))
-    return (
-        "<!doctype html><meta charset='utf-8'><title>Traced step</title>"
-        "<style>body{font:16px sans-serif;max-width:1000px;margin:2em auto}td{padding:.2em 1em .2em 0}</style>"
-        f"<h1>One rank's step on one {escape(report.system)}, traced without a GPU</h1>{_picture(report)}"
-        f"<table>{rows}</table>\n"
-    )
+    from jinja2 import Environment, StrictUndefined
+
+    template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    title = f"One rank's step on one {report.system}, traced without a GPU"
+    return environment.from_string(template).render(title=title, picture=_picture(report), tables=_tables(report))
 
 
-def _rows(report: TraceReport) -> Iterator[tuple[str, str]]:
+def _tables(report: TraceReport) -> list[PlainTable]:
+    return [
+        ("Memory, waits and collectives", ("figure", "value"), list(_figures(report))),
+        (f"Work of the kernels, and its least time on one {report.system}", _WORK_COLUMNS, list(_work(report))),
+    ]
+
+
+def _figures(report: TraceReport) -> Iterator[tuple[str, str]]:
     trace = report.trace
     yield "imbalance of this rank", f"{trace.imbalance:g}"
     yield "peak live", _gib(trace.peak_live_bytes)
@@ -57,26 +68,39 @@ def _rows(report: TraceReport) -> Iterator[tuple[str, str]]:
     for name, kind in trace.collectives.items():
         yield f"  {name}", f"{kind.count}, {_gib(kind.payload_bytes)}"
     yield "compiled versions of fused functions", str(sum(trace.compiled_versions.values()))
+    yield "graph breaks of compiled modules", str(len(trace.graph_breaks))
 
 
-def _picture(report: TraceReport) -> str:
-    """Return an SVG of live bytes over the step, with the GPU's memory as a line."""
+_WORK_COLUMNS = ("part", "phase", "TFLOP", "GB", "ms")
+
+
+def _work(report: TraceReport) -> Iterator[tuple[str, ...]]:
+    def row(part: str, phase: str, flops: float, moved: int, seconds: float) -> tuple[str, ...]:
+        return part, phase, f"{flops / 1e12:,.2f}", f"{moved / 1e9:,.1f}", f"{seconds * 1e3:,.2f}"
+
+    for each in report.parts:
+        yield row(each.part, each.phase, each.flops, each.bytes, each.roofline_seconds)
+    yield row("all", "", report.flops_per_step, report.bytes_per_step, report.roofline_seconds)
+
+
+def _picture(report: TraceReport) -> dict[str, Any]:
+    """Return the coordinates of an SVG of live bytes over the step, with the GPU's memory as a line."""
     timeline = report.trace.timeline_bytes
     top = max(*timeline, report.memory_bytes) / _GIB
-    across = (_WIDTH - _MARGIN) / max(len(timeline) - 1, 1)
+    across = (_WIDTH - _LEFT) / max(len(timeline) - 1, 1)
 
     def height(size: float) -> float:
-        return _HEIGHT - 20 - size / _GIB / top * (_HEIGHT - 40)
+        return round(_HEIGHT - 20 - size / _GIB / top * (_HEIGHT - 40), 1)
 
-    points = " ".join(f"{_MARGIN + index * across:.1f},{height(size):.1f}" for index, size in enumerate(timeline))
-    limit = height(report.memory_bytes)
-    label = f"<text x='{_MARGIN - 8}' text-anchor='end' font-size='13'"
-    labels = "".join(f"{label} y='{height(gib * _GIB) + 5:.1f}'>{gib:.0f} GiB</text>" for gib in (0, top / 2, top))
-    return (
-        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img'><title>Live bytes over one step</title>{labels}"
-        f"<line x1='{_MARGIN}' x2='{_WIDTH}' y1='{limit:.1f}' y2='{limit:.1f}' stroke='#c00' stroke-dasharray='6 4'/>"
-        f"<polyline points='{points}' fill='none' stroke='#06c' stroke-width='1.5'/></svg>"
-    )
+    points = (f"{_LEFT + index * across:.1f},{height(size)}" for index, size in enumerate(timeline))
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "left": _LEFT,
+        "labels": [(height(gib * _GIB), f"{gib:.0f} GiB") for gib in (0, top / 2, top)],
+        "limit": height(report.memory_bytes),
+        "points": " ".join(points),
+    }
 
 
 def _gib(size: int) -> str:

@@ -15,6 +15,27 @@ class Collective(BaseModel):
     payload_bytes: int
 
 
+class Work(BaseModel):
+    """Kernels of one operator in one module.
+
+    Attributes:
+        module: without the number of the layer; "" outside of the model.
+        phase: forward, backward (with recomputation) or update.
+        operator: of torch, or the name of a fused function.
+        dtype: operands of the matrix product; "" if there is none.
+        count: number of kernels, or of groups of kernels that torch launches for the operator.
+        bytes: read and written.
+    """
+
+    module: str
+    phase: str
+    operator: str
+    dtype: str
+    count: int
+    flops: int
+    bytes: int
+
+
 class Trace(BaseModel):
     """One rank's step, as traced.
 
@@ -30,6 +51,8 @@ class Trace(BaseModel):
         host_waits: places where the host waits for the device in a step.
         collectives: collectives of a step, by kind.
         compiled_versions: number of versions of each fused function.
+        graph_breaks: reasons for which a compiled module was split.
+        work: FLOPs and bytes of the step.
         timeline_bytes: live bytes over the step, the highest of each of `TIMELINE_POINTS` equal parts of its events.
     """
 
@@ -45,7 +68,25 @@ class Trace(BaseModel):
     host_waits: dict[str, int]
     collectives: dict[str, Collective]
     compiled_versions: dict[str, int]
+    graph_breaks: list[str]
+    work: list[Work]
     timeline_bytes: list[int]
+
+
+class PartWork(BaseModel):
+    """Work of one part of the step in one phase.
+
+    Attributes:
+        part: kind of module, such as "experts".
+        phase: forward, backward or update.
+        roofline_seconds: least time that the GPU takes for the kernels, one after another.
+    """
+
+    part: str
+    phase: str
+    flops: int
+    bytes: int
+    roofline_seconds: float
 
 
 class TraceReport(BaseModel):
@@ -57,12 +98,17 @@ class TraceReport(BaseModel):
             the communicators and the vendors' libraries take.
         survivable_imbalance: rows of this rank's experts over the mean at which the reserved bytes reach the memory;
             None if it never does, because no rows come from other ranks.
+        model_flops: of this rank's step by `model.size.flops_per_token`, which neither counts what a backward pass
+            computes again nor knows of imbalance.
+        parts: work of the step by part.
     """
 
     system: str
     memory_bytes: int
     trace: Trace
     survivable_imbalance: float | None
+    model_flops: float
+    parts: list[PartWork]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -87,3 +133,21 @@ class TraceReport(BaseModel):
     def collectives_per_step(self) -> int:
         """Return the collectives of a step."""
         return sum(kind.count for kind in self.trace.collectives.values())
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def flops_per_step(self) -> int:
+        """Return the FLOPs of the step's matrix products and attention."""
+        return sum(part.flops for part in self.parts)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bytes_per_step(self) -> int:
+        """Return the bytes that the step's kernels read and write."""
+        return sum(part.bytes for part in self.parts)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def roofline_seconds(self) -> float:
+        """Return the least time of the step's kernels."""
+        return sum(part.roofline_seconds for part in self.parts)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,104 +16,12 @@ from ..config import Config
 from ..model import attention, dispatch
 from .accounting import Accountant
 from .compiler import fake_compiler
+from .fake_cuda import fake_cuda, replace
 from .guard import load_guard
 from .targets import DeviceProperties
 
 if TYPE_CHECKING:
     from .kernels import KernelCompiler
-
-DEVICE = torch.device("cuda", 0)
-
-
-def _streams_and_events(accountant: Accountant) -> tuple[type, type]:
-    class Event:
-        """An event; the first wait for it is counted. Later ones return at once, on a device too."""
-
-        def __init__(self, *_args: Any, **_options: Any) -> None:
-            self._waited_for = False
-
-        def record(self, *_args: Any) -> None:
-            self._waited_for = False
-
-        def wait(self, *_args: Any) -> None: ...
-
-        def query(self) -> bool:
-            return True
-
-        def elapsed_time(self, _other: Any) -> float:
-            return 1.0
-
-        def synchronize(self) -> None:
-            if not self._waited_for:
-                accountant.wait("event.synchronize")
-            self._waited_for = True
-
-    class Stream:
-        """A stream on which everything has happened."""
-
-        cuda_stream = stream_id = device_index = 0
-        device_type = 1
-        device = DEVICE
-
-        def __init__(self, *_args: Any, **_options: Any) -> None: ...
-
-        def wait_stream(self, _stream: Any) -> None: ...
-
-        def wait_event(self, _event: Any) -> None: ...
-
-        def query(self) -> bool:
-            return True
-
-        def record_event(self, event: Any = None) -> Any:
-            return event or Event()
-
-        def synchronize(self) -> None:
-            accountant.wait("stream.synchronize")
-
-        def __enter__(self) -> None: ...
-
-        def __exit__(self, *_error: Any) -> None: ...
-
-    return Stream, Event
-
-
-def _fake_cuda(stack: ExitStack, accountant: Accountant, properties: DeviceProperties) -> None:
-    """Replace torch.cuda's functions: the CPU build has none that work."""
-    stream_type, event_type = _streams_and_events(accountant)
-    stream = stream_type()
-    functions: dict[str, Any] = {
-        "is_available": lambda: True,
-        "device_count": lambda: 8,
-        "current_device": lambda: 0,
-        "set_device": lambda _device: None,
-        "current_stream": lambda _device=None: stream,
-        "default_stream": lambda _device=None: stream,
-        "Stream": stream_type,
-        "Event": event_type,
-        "stream": lambda _stream: contextlib.nullcontext(),
-        "synchronize": lambda _device=None: accountant.wait("cuda.synchronize"),
-        "get_rng_state": lambda _device=None: torch.get_rng_state(),
-        "set_rng_state": lambda state, _device=None: torch.set_rng_state(state),
-        "manual_seed": torch.manual_seed,
-        "get_device_capability": lambda _device=None: (properties.major, properties.minor),
-        "get_device_name": lambda _device=None: properties.name,
-        "get_device_properties": lambda _device=None: properties,
-        "empty_cache": lambda: None,
-    }
-    for name, function in functions.items():
-        stack.enter_context(patch.object(torch.cuda, name, function))
-    # Autocast and fused optimizers would ask the accelerator API, which looks for a real device.
-    stack.enter_context(patch.object(torch.accelerator, "is_available", lambda: False))
-    from megatron.core.tensor_parallel import random
-
-    # Megatron's own functions read the device's generator, which does not exist.
-    for name, function in (
-        ("_get_cuda_rng_state", lambda *_args, **_options: torch.get_rng_state()),
-        ("_set_cuda_rng_state", lambda state, *_args, **_options: torch.set_rng_state(state)),
-    ):
-        stack.enter_context(patch.object(random, name, function))
-    # FakeTensorMode would create a context on the device.
-    stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda _self: True)))
 
 
 def _fake_process_groups(stack: ExitStack, config: Config, rank: int) -> None:
@@ -144,9 +50,9 @@ def _fake_process_groups(stack: ExitStack, config: Config, rank: int) -> None:
     def coalesce(*_args: Any, **_options: Any) -> Iterator[NoCoalescing]:
         yield NoCoalescing()
 
-    stack.enter_context(patch.object(dist, "new_group", new_fake_group))
-    stack.enter_context(patch.object(dist, "all_gather_object", gather_from_all))
-    stack.enter_context(patch.object(param_and_grad_buffer, "_coalescing_manager", coalesce))
+    replace(stack, dist, "new_group", new_fake_group)
+    replace(stack, dist, "all_gather_object", gather_from_all)
+    replace(stack, param_and_grad_buffer, "_coalescing_manager", coalesce)
 
 
 def _fake_tensors(stack: ExitStack) -> None:
@@ -160,8 +66,8 @@ def _fake_tensors(stack: ExitStack) -> None:
             return result.replace("torch.", "torch.cuda.", 1)
         return result
 
-    stack.enter_context(patch.object(Tensor, "type", type_with_device))
-    stack.enter_context(patch.object(nn.Module, "_apply", _apply_to_parameters))
+    replace(stack, Tensor, "type", type_with_device)
+    replace(stack, nn.Module, "_apply", _apply_to_parameters)
 
 
 def _apply_to_parameters(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -185,7 +91,7 @@ def _apply_to_parameters(self: nn.Module, function: Callable[[Tensor], Tensor], 
     return self
 
 
-def _fake_kernels(stack: ExitStack) -> None:
+def _fake_kernels(stack: ExitStack, accountant: Accountant) -> None:
     """Replace two choices that torch makes by asking the device."""
 
     def flash_attention(
@@ -198,29 +104,40 @@ def _fake_kernels(stack: ExitStack) -> None:
 
     functional = vars(attention)["F"]
     stand_in = type("F", (), {"scaled_dot_product_attention": staticmethod(flash_attention), "pad": functional.pad})
-    stack.enter_context(patch.object(attention, "F", stand_in))
-    stack.enter_context(patch.object(nn.RMSNorm, "forward", _rms_norm))
+    replace(stack, attention, "F", stand_in)
+    replace(stack, nn.RMSNorm, "forward", _fake_rms_norm(accountant))
 
 
-class _FusedRmsNorm(torch.autograd.Function):
-    """Memory of CUDA's aten::_fused_rms_norm, which keeps its input and the inverse norms. The CPU's is decomposed."""
+def _fake_rms_norm(accountant: Accountant) -> Callable[[nn.RMSNorm, Tensor], Tensor]:
+    """Return a forward pass of RMSNorm with the memory of CUDA's aten::_fused_rms_norm. The CPU's is decomposed."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        inverse_norms = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
-        ctx.save_for_backward(x, weight, inverse_norms)
-        return torch.empty_like(x)
+    class FusedRmsNorm(torch.autograd.Function):
+        """Keeps the input and the inverse norms."""
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight)
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            with accountant.kernel("_fused_rms_norm", [x, weight], []) as results:
+                results.extend([torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)])
+            ctx.save_for_backward(x, weight, results[1])
+            return results[0]  # type: ignore[no-any-return]
 
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+            x, weight, _ = ctx.saved_tensors
+            with accountant.kernel("_fused_rms_norm_backward", [*grads, *ctx.saved_tensors], []) as results:
+                results.extend([torch.empty_like(x), torch.empty_like(weight)])
+            return results[0], results[1]
 
-def _rms_norm(self: nn.RMSNorm, x: Tensor) -> Tensor:
-    if x.dtype != self.weight.dtype:
-        raise TypeError(f"RMSNorm: got an input of {x.dtype} and weights of {self.weight.dtype}: not one fused kernel")
-    return _FusedRmsNorm.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
+    original = nn.RMSNorm.forward
+
+    def forward(self: nn.RMSNorm, x: Tensor) -> Tensor:
+        if x.dtype != self.weight.dtype:
+            raise TypeError(f"RMSNorm: got {x.dtype} and weights of {self.weight.dtype}, which no fused kernel takes")
+        if torch.compiler.is_compiling():  # the compiler decomposes it for a GPU too
+            return original(self, x)
+        return FusedRmsNorm.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
+
+    return forward
 
 
 def _fake_routing(stack: ExitStack, accountant: Accountant, config: Config, routing: Routing) -> None:
@@ -237,7 +154,7 @@ def _fake_routing(stack: ExitStack, accountant: Accountant, config: Config, rout
             self.ready.synchronize()
         return [rows // ranks] * ranks, [round(rows * routing.imbalance) // ranks] * ranks
 
-    stack.enter_context(patch.object(dispatch.AllToAllPlan, "wait_for_splits", wait_for_splits))
+    replace(stack, dispatch.AllToAllPlan, "wait_for_splits", wait_for_splits)
 
 
 @dataclass
@@ -281,13 +198,13 @@ def fake_gpu(
 
     accountant, routing = Accountant(), Routing(imbalance)
     with ExitStack() as stack:
-        _fake_cuda(stack, accountant, properties or DeviceProperties())
+        fake_cuda(stack, accountant, properties or DeviceProperties())
         _fake_process_groups(stack, config, rank)
         _fake_tensors(stack)
-        _fake_kernels(stack)
+        _fake_kernels(stack, accountant)
         _fake_routing(stack, accountant, config, routing)
         versions = fake_compiler(stack, accountant, kernels)
-        stack.enter_context(patch.object(trainer, "initialize_weights", lambda *_args: None))
+        replace(stack, trainer, "initialize_weights", lambda *_args: None)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=False))
         create_process_groups(config)
         stack.enter_context(accountant)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
+import gc
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch._dynamo.utils import counters
 
 from ..batches import DeviceBatch
 from ..config import Config
@@ -19,31 +16,35 @@ from ..optimizer import optimizer_parts
 from ..trainer import Trainer
 from .accounting import Accountant
 from .allocator import peak_reserved_bytes
-from .result import TIMELINE_POINTS, Collective, Trace
-from .stand_ins import DEVICE, fake_gpu
+from .fake_cuda import DEVICE
+from .modules import name_modules
+from .result import TIMELINE_POINTS, Collective, Trace, Work
+from .stand_ins import fake_gpu
 
 # The moments exist after the first step and caches are full after the second: the third is like all later ones.
 STEPS = 3
 
 
-def trace_step(config: Config, imbalance: float = 1.0) -> Trace:
-    """Build the trainer, take two steps and evaluate one micro batch, and account for the second step.
+def trace_step(config: Config, imbalance: float = 1.0, rank: int = 0) -> Trace:
+    """Build the trainer, take `STEPS` steps and evaluate one micro batch, and account for the last step.
 
     Args:
         config: any configuration of the torch back end for GPUs.
         imbalance: rows of this rank's experts over the mean of all ranks.
+        rank: rank to trace. Only pipeline stages differ.
 
     Raises:
         ProofError: this machine cannot run the trace.
     """
-    with fake_gpu(config, imbalance) as gpu:
+    counters.clear()
+    with fake_gpu(config, imbalance, rank) as gpu:
         accountant = gpu.accountant
         trainer = Trainer(config, "torch", DEVICE, seed=1)
         categories = _categories(accountant, trainer)
         built = accountant.live_bytes
-        names = {module: name for name, module in trainer.gpt.named_modules()}
-        with _name_modules(accountant, names):
+        with name_modules(accountant, trainer.gpt):
             for _ in range(STEPS):
+                gc.collect()  # the compiler leaves cycles that hold tensors
                 accountant.reset()
                 step_start, before = len(accountant.events), accountant.live_bytes
                 trainer.step(make_batches(config, config.accumulation_steps))
@@ -72,6 +73,11 @@ def trace_step(config: Config, imbalance: float = 1.0) -> Trace:
                 for name, (count, payload) in account.collectives.items()
             },
             compiled_versions=gpu.versions,
+            graph_breaks=list(counters["graph_break"]),
+            work=[
+                Work(module=module, phase=phase, operator=operator, dtype=dtype, count=count, flops=flops, bytes=moved)
+                for (module, phase, operator, dtype), (count, flops, moved) in account.work.items()
+            ],
             timeline_bytes=timeline,
         )
         del trainer
@@ -120,32 +126,6 @@ def _timeline(events: list[tuple[int, int]], live: int) -> list[int]:
     heights = list(accumulate((size for _, size in events), initial=live))
     part = -(-len(heights) // TIMELINE_POINTS)
     return [max(heights[start : start + part]) for start in range(0, len(heights), part)]
-
-
-@contextmanager
-def _name_modules(accountant: Accountant, names: dict[nn.Module, str]) -> Iterator[None]:
-    """Tell the account which module's forward pass runs, without the number of the layer."""
-    stack: list[str] = []
-
-    def enter(module: nn.Module, _inputs: Any) -> None:
-        if module in names:
-            stack.append(re.sub(r"\.\d+(?=\.|$)", "", names[module]) or "model")
-            accountant.module = stack[-1]
-
-    def leave(module: nn.Module, _inputs: Any, _outputs: Any) -> None:
-        if module in names:
-            stack.pop()
-            accountant.module = stack[-1] if stack else ""
-
-    hooks = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def make_batches(config: Config, count: int) -> Iterator[DeviceBatch]:

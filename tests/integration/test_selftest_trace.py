@@ -30,7 +30,8 @@ from gptoss20b.megatron_cpu import import_megatron
 import_megatron()
 import torch
 from gptoss20b.config import resolve
-from gptoss20b.proof.stand_ins import DEVICE, fake_gpu
+from gptoss20b.proof.fake_cuda import DEVICE
+from gptoss20b.proof.stand_ins import fake_gpu
 from gptoss20b.selftest import plan
 
 config = resolve({"MODEL_VARIANT": sys.argv[1], "SUBMISSION_DIVISION": "open", "BACKEND": "torch"})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from gptoss20b.config import resolve, settings
 from gptoss20b.proof.command import run
@@ -19,11 +17,8 @@ from gptoss20b.proof.result import TraceReport
 from gptoss20b.tools.estimate.traffic import all_to_all_bytes, all_to_alls_per_layer
 from tests.support.configs import BARE, load_config
 from tests.support.paths import ROOT
+from tests.support.traces import Case, needs_compiler, trace_cases
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None or torch.version.cuda is not None or torch.version.hip is not None,
-    reason="the trace needs g++ and a CPU build of torch",
-)
 pytestmark = [pytest.mark.slow, pytest.mark.proof]
 
 GIB = 1 << 30
@@ -57,6 +52,10 @@ def test_a_b200_s_step_has_the_known_memory_waits_and_collectives() -> None:
     assert sum(trace.at_peak_bytes.values()) == trace.peak_live_bytes
     assert trace.at_peak_bytes["optimizer"] == pytest.approx(2 * trace.at_peak_bytes["gradients"], rel=0.03)
     assert max(trace.timeline_bytes) == trace.peak_live_bytes
+    # The formula's FLOPs, and the attention scores, which the backward pass computes again: half of the forward pass's.
+    scores = sum(part.flops for part in report.parts if part.part == "attention scores" and part.phase == "forward")
+    assert report.flops_per_step == pytest.approx(report.model_flops + scores / 2, rel=1e-6)
+    assert report.flops_per_step / 2250e12 < report.roofline_seconds < 1.5 * report.flops_per_step / 2250e12
     assert max(trace.compiled_versions.values()) <= 2
 
 
@@ -127,47 +126,24 @@ def changed(self, batches):
 Trainer.step = changed
 """,
 }
-# Each trace is a fork, with its own caches, of a process that has imported everything.
-SCRIPT = """
-import json, os, sys, traceback, warnings
-warnings.simplefilter("ignore")
-from gptoss20b.megatron_cpu import import_megatron
-import_megatron()
-from gptoss20b.config import resolve, settings
-from gptoss20b.proof.trace import trace_step
-results = {}
-for name, (change, environment) in json.loads(sys.argv[1]).items():
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        try:
-            exec(change)
-            trace = trace_step(resolve(environment))
-            waits = sum(trace.host_waits.values())
-            figures = [waits, trace.collectives["alltoall_base"].count, trace.leaked_bytes, trace.peak_live_bytes]
-        except Exception as error:
-            figures = repr(error)
-        os.write(writer, json.dumps(figures).encode())
-        os._exit(0)
-    os.close(writer)
-    results[name] = json.loads(os.read(reader, 100_000))
-print(json.dumps(results))
-"""
 
 
 @pytest.fixture(scope="module")
 def traces() -> dict[str, Any]:
     """Return waits, all-to-alls, leaked and peak bytes of each change, and of each RECOMPUTE; or the error."""
-    cases = {name: (change, TINY) for name, change in {"none": "", **CHANGES}.items()}
-    cases |= {recompute: ("", TINY | {"RECOMPUTE": recompute}) for recompute in ("moe", "layers")}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(cases)],
-        cwd=ROOT,
-        env=BARE,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return dict(json.loads(done.stdout))
+    cases = {name: Case(TINY, change) for name, change in {"none": "", **CHANGES}.items()}
+    cases |= {recompute: Case(TINY | {"RECOMPUTE": recompute}) for recompute in ("moe", "layers")}
+    return {
+        name: trace
+        if isinstance(trace, str)
+        else [
+            sum(trace.host_waits.values()),
+            trace.collectives["alltoall_base"].count,
+            trace.leaked_bytes,
+            trace.peak_live_bytes,
+        ]
+        for name, trace in trace_cases(cases).items()
+    }
 
 
 @needs_compiler

@@ -132,6 +132,18 @@ def clip_gradients(optimizer: Any, max_norm: float, device: torch.device) -> tup
     return norm, nonfinite
 
 
+@torch.no_grad()
+def parameter_norm(optimizer: Any, device: torch.device) -> Tensor:
+    """Return the norm of all parameters over all ranks, of the fp32 main weights: an fp32 scalar. Collective."""
+    square = torch.zeros((), device=device)
+    for part in optimizer_parts(optimizer):
+        parameters = [parameter for parameter in part.get_parameters() if parameter.numel()]
+        found = torch.stack(torch._foreach_norm(parameters)).square().sum() if parameters else torch.zeros_like(square)
+        dist.all_reduce(found, group=part.get_grad_stats_parallel_group())
+        square = square + found
+    return square.sqrt()
+
+
 def skip_update(optimizer: Any, skip: Tensor) -> None:
     """Make the next update leave weights, moments and step counts as they are if ``skip`` is 1, an fp32 scalar.
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from .callbacks import Callback, CallbackList
 from .callbacks.checkpointing import Checkpointing
 from .callbacks.console import ConsoleProgress, NullProgress
+from .callbacks.metrics import Metrics
 from .callbacks.mlperf import MlperfLogging
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.files import CheckpointError, CheckpointMetadata, should_resume
@@ -169,6 +170,7 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
         [
             MlperfLogging(log, config),
             Checkpointing(checkpointer, config, log, seed, eval_sha256),
+            Metrics(config, context.directory and context.directory / "metrics.jsonl", start_step, progress.message),
             progress,
             watch,
             *extra_callbacks,

@@ -85,7 +85,12 @@ class Trainer:
 
     ``overlap`` gathers the weights that other ranks updated during the next forward pass instead of before it. None
     overlaps on a GPU, unless layers are compiled: a compiled layer drops the hooks that wait for the weights.
+
+    Attributes:
+        latest: result of the last step.
     """
+
+    latest: StepResult
 
     def __init__(
         self, config: Config, backend: Backend, device: torch.device, seed: int, overlap: bool | None = None
@@ -134,7 +139,8 @@ class Trainer:
         self.first_skipped = torch.where(is_first, torch.stack([step, grad_norm, nonfinite]), self.first_skipped)
         self._params_stale = self.overlap_param_gather
         self.scheduler.step(1)
-        return StepResult(loss_sum, tokens, grad_norm, nonfinite, learning_rate)
+        self.latest = StepResult(loss_sum, tokens, grad_norm, nonfinite, learning_rate)
+        return self.latest
 
     def check_finite(self) -> None:
         """Wait for the device, and check that every step so far has updated the weights.

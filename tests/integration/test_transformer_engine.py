@@ -30,6 +30,14 @@ TINY = {
 }
 
 
+# Weights large enough that every part of a layer counts.
+LARGE = {"PRECISION": "fp32", "SEQUENCE_LENGTH": "48", "INIT_METHOD_STD": "0.2", "DGXNGPU": "1", "EXPERT_PARALLEL": "1"}
+COMPARED = {
+    name: {key: value for key, value in (TINY | LARGE | changes).items() if key != "values"}
+    for name, changes in {"reference": {"window": "20"}, "openai": {"like openai": "yes"}}.items()
+}
+
+
 def make_cases() -> dict[str, dict[str, str]]:
     """Return the settings of each case: two layers, with and without a window, of the full width."""
     cases = {}
@@ -49,19 +57,28 @@ def cases() -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def found(cases: dict[str, dict[str, str]]) -> dict[str, Any]:
+def document(cases: dict[str, dict[str, str]]) -> dict[str, Any]:
     command = [os.environ.get(PYTHON) or sys.executable, "-m", "tests.support.transformer_engine_layers"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, json.dumps(cases)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command, json.dumps({"build": cases, "compare": COMPARED})],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     last = (done.stderr.splitlines() or [""])[-1]
     if done.returncode and "no package transformer_engine" in last:
         pytest.skip(last)
     assert done.returncode == 0, done.stderr[-3000:]
-    document = json.loads(done.stdout.splitlines()[-1])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def found(document: dict[str, Any]) -> dict[str, Any]:
     print(f"Transformer Engine's {document['mode']}")
-    return dict(document["cases"])
+    return dict(document["build"])
 
 
 def test_weights_have_our_names_shapes_dtypes_and_initial_values(found: dict[str, Any]) -> None:
@@ -123,3 +140,16 @@ def test_recipes_and_fused_functions_exist(found: dict[str, Any], cases: dict[st
 def test_the_cases_are_configurations_that_start() -> None:
     for case in make_cases().values():
         resolve({key: value for key, value in case.items() if key in settings()})
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_with_plain_torch_in_its_kernels_place_gradients_are_ours(name: str, document: dict[str, Any]) -> None:
+    compared = document["compare"][name]
+    ours, theirs = compared["losses"]
+    assert theirs == pytest.approx(ours, rel=1e-6)
+    assert len(compared["errors"]) > 20
+    assert {weight: error for weight, error in compared["errors"].items() if not error < 1e-4} == {}
+    fused = {"fused_permute_with_probs", "fused_unpermute", "fused_topk_with_score_function"}
+    expected = {"DotProductAttention", "Linear", "LayerNormLinear", "GroupedLinear", "RMSNorm", *fused}
+    assert expected <= set(compared["called"])
+    assert ("apply_rotary_pos_emb" in compared["called"]) == (name == "reference")

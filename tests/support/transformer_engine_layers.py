@@ -1,6 +1,7 @@
 """Build the Transformer Engine layers of configurations on a CPU: a program that prints JSON.
 
-``python -m tests.support.transformer_engine_layers CASES``, where CASES is JSON: settings by name of the case.
+``python -m tests.support.transformer_engine_layers CASES``, where CASES is JSON: settings by name of the case, of those
+to "build" and of those to "compare" by their gradients.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from gptoss20b.megatron_cpu import enable
 from gptoss20b.model.backend import Backend
 from gptoss20b.model.build import build_model
 from gptoss20b.model.initialize import canonical_name, initialize_weights
-from gptoss20b.process_groups import create_process_groups
+from gptoss20b.process_groups import create_process_groups, single_process
 from tests.support.jobs import configure
+from tests.support.transformer_engine_forward import plain_torch
 
 BACKENDS: tuple[Backend, ...] = ("torch", "transformer_engine")
 # Transformer Engine keeps the norm before a projection inside of the projection's module.
@@ -115,9 +117,7 @@ def describe_weights(model: Any, digests: bool) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for local_name, parameter in model.named_parameters():
-        name, expert = canonical_name(local_name)
-        for theirs, ours in _SAME.items():
-            name = name.replace(theirs, ours)
+        name, expert = whole_model_name(local_name)
         whole = ".experts." in name and expert is None
         for part in parameter if whole else [parameter]:
             fact = [list(part.shape), str(part.dtype), _digest(part) if digests else None]
@@ -175,7 +175,56 @@ def describe_case(variables: dict[str, str]) -> dict[str, Any]:
     return found
 
 
+def compare_gradients(variables: dict[str, str]) -> dict[str, Any]:
+    """Return each back end's loss, the relative error of each gradient, and what Transformer Engine was called for."""
+    config = configure(variables)
+    losses, gradients = [], []
+    with single_process():
+        for backend in BACKENDS:
+            with pretend_gpu():
+                model = build_model(config, backend, on_gpu=False)
+            initialize_weights(model, config, seed=1)
+            with plain_torch() as called:
+                found = _sum_of_losses(model, config)
+                found.backward()
+            losses.append(float(found))
+            gradients.append(describe_gradients(model))
+    ours, theirs = gradients
+    errors = {name: float((theirs[name] - grad).norm() / grad.norm()) for name, grad in ours.items()}
+    return {"losses": losses, "errors": errors, "called": sorted(called)}
+
+
+def _sum_of_losses(model: Any, config: Config) -> Tensor:
+    tokens = torch.randint(
+        config.model.vocab_size, (2, config.fixed.sequence_length + 1), generator=torch.Generator().manual_seed(3)
+    )
+    positions = torch.arange(config.fixed.sequence_length)[None].expand(2, -1)
+    inputs = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "position_ids": positions, "attention_mask": None}
+    losses: Tensor = model(**inputs)
+    return losses.sum()
+
+
+def describe_gradients(model: Any) -> dict[str, Tensor]:
+    """Return the gradient of each weight by its name in any back end, with those of all experts in one tensor."""
+    found: dict[str, Tensor] = {}
+    for local_name, parameter in model.named_parameters():
+        name, expert = whole_model_name(local_name)
+        grad = parameter.grad if expert is None else parameter.grad[None]
+        found[name] = grad if name not in found else torch.cat([found[name], grad])
+    return found
+
+
+def whole_model_name(local_name: str) -> tuple[str, int | None]:
+    """Return a weight's name in our back end, and the expert's number if it is one expert's."""
+    name, expert = canonical_name(local_name)
+    for theirs, ours in _SAME.items():
+        name = name.replace(theirs, ours)
+    return name, expert
+
+
 if __name__ == "__main__":
     enable()
-    cases = json.loads(sys.argv[1])
-    print(json.dumps({"mode": MODE, "cases": {name: describe_case(case) for name, case in cases.items()}}))
+    asked = json.loads(sys.argv[1])
+    built = {name: describe_case(case) for name, case in asked["build"].items()}
+    compared = {name: compare_gradients(case) for name, case in asked["compare"].items()}
+    print(json.dumps({"mode": MODE, "build": built, "compare": compared}))

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from ..config import ModelConfig
 from ..model import attention
-from ..model.dispatch import build_permutation, gather_rows
+from ..model.dispatch import build_permutation, gather_rows, pack_rows, unpack_rows
 from ..model.experts import SWIGLU_LIMIT, GroupedExperts, weighted_swiglu, weighted_swiglu_backward
 from ..model.grouped_gemm import project, sum_by_expert
 from ..model.loss import accumulate_product, linear_cross_entropy
@@ -179,6 +179,21 @@ def check_rows(subject: Subject) -> Iterable[Comparison]:
         return [x[tokens], torch.zeros_like(x).index_add(0, tokens, rows)]
 
     return compare(ours, expected, {"tokens": x, "rows": rows})
+
+
+def check_packed_rows(subject: Subject) -> Iterable[Comparison]:
+    """Check rows that travel between ranks with their probabilities, and both gradients."""
+    topk = subject.model.router_topk
+    scores = random(_TOKENS, 2 * topk, seed=31, device=subject.device, dtype=torch.float32)
+    order = build_permutation(scores >= scores.topk(topk).values[:, -1:], topk)
+    arrival = random(_TOKENS * topk, seed=32, device=subject.device, dtype=torch.float32).argsort()
+    x = subject.random(_TOKENS, subject.model.hidden_size, seed=33)
+    probs = random(_TOKENS * topk, seed=34, device=subject.device, dtype=torch.float32).requires_grad_()
+    return compare(
+        lambda x, probs: unpack_rows(pack_rows(x, probs, order), arrival, arrival.argsort()),
+        lambda x, probs: (x[order.row_tokens][arrival], probs[order.row_choices][arrival]),
+        {"tokens": x, "probabilities": probs},
+    )
 
 
 def check_rotation(subject: Subject) -> Iterable[Comparison]:

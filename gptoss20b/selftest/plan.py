@@ -70,6 +70,7 @@ def list_pieces(config: Config, backend: Backend, subject: Subject, setting: str
         Piece("weighted activation", partial(pieces.check_activation, subject), tolerance, other),
         Piece("experts", partial(pieces.check_experts, subject), tolerance, grouped),
         Piece("copies and sums of tokens' rows", partial(pieces.check_rows, subject), tolerance, other),
+        Piece("rows between ranks", partial(pieces.check_packed_rows, subject), tolerance, other),
         Piece("norm and rotation", partial(pieces.check_rotation, subject), tolerance, other),
         full_attention(config, subject, setting),
         Piece("attention of windowed layers", windowed, tolerance, other),

@@ -42,7 +42,7 @@ def test_right_kernels_pass_and_leave_no_trace(changes: dict[str, str], bound: f
     config = make_config(**changes)
     tested = run_self_test(config, "torch", CPU)
     assert tested.config == config and not tested.warnings
-    assert len(tested.outcomes) == 10
+    assert len(tested.outcomes) == 11
     for name, outcome in tested.outcomes.items():
         assert outcome.failure is None, name
         assert 0 < outcome.worst < bound, name
@@ -123,6 +123,7 @@ BREAKS: list[tuple[str, Any, str, Any, str, dict[str, str]]] = [
     ("experts", experts, "_add_weighted_bias", scaled(experts._add_weighted_bias), "output", OPENAI),
     ("experts", experts, "_bias_probs_grad", scaled(experts._bias_probs_grad), "probabilities", OPENAI),
     ("copies and sums of tokens' rows", dispatch, "_sum_rows", drop_a_row, "gradient of the tokens", {}),
+    ("rows between ranks", dispatch, "_pack", scaled(dispatch._pack), "output 0", {}),
     ("norm and rotation", rotary, "rms_norm_rope", scaled(rotary.rms_norm_rope), "queries' norm", {}),
     ("attention of full layers", attention, "sdpa_causal", scaled(attention.sdpa_causal), "values", {}),
     ("attention of full layers", attention, "_prepend_sink_key", no_sink_gradient, "sinks", OPENAI),

@@ -92,7 +92,7 @@ def from_hf_config(hf_config: Mapping[str, Any], problems: list[str]) -> ModelCo
 
 
 def to_hf_config(model: ModelConfig, dtype: str, problems: list[str]) -> dict[str, Any]:
-    """Return the config.json of a GptOssForCausalLM (written as by transformers 5) for a model section.
+    """Return the config.json of a GptOssForCausalLM for a model section, as transformers 4.57 and 5 read it.
 
     ``dtype`` is "bfloat16" or "float32". Each feature that GptOssForCausalLM does not have becomes a problem.
     """
@@ -101,10 +101,10 @@ def to_hf_config(model: ModelConfig, dtype: str, problems: list[str]) -> dict[st
         for name, value in _GPT_OSS_FEATURES.items()
         if getattr(model, name) != value
     ]
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(model.rotary_base)}
-    length = {}
+    theta: dict[str, Any] = {"rope_theta": float(model.rotary_base)}
+    yarn, length = None, {}
     if model.yarn:
-        rope |= {"rope_type": "yarn"} | model.yarn.model_dump()
+        yarn = {"rope_type": "yarn"} | model.yarn.model_dump()
         length = {"max_position_embeddings": round(model.yarn.factor * model.yarn.original_max_position_embeddings)}
     return {
         "architectures": ["GptOssForCausalLM"],
@@ -114,7 +114,10 @@ def to_hf_config(model: ModelConfig, dtype: str, problems: list[str]) -> dict[st
         **{theirs: getattr(model, ours) for theirs, ours in _FIELD_NAMES.items()},
         "sliding_window": model.window_left + 1,
         "layer_types": _layer_types(model),
-        "rope_parameters": rope,
+        "rope_parameters": theta | (yarn or {"rope_type": "default"}),
+        # transformers 4.57 reads these two. Without them it takes the released model's, without a word.
+        **theta,
+        "rope_scaling": yarn,
         **length,
     }
 

@@ -58,7 +58,7 @@ def from_hugging_face(source: Path, target: Path) -> None:
 
 
 def to_hugging_face(source: Path, target: Path) -> None:
-    """Create a folder for GptOssForCausalLM.from_pretrained (transformers 5) from one of this project.
+    """Create a folder for GptOssForCausalLM.from_pretrained from one of this project.
 
     Raises:
         ConversionError: lists everything that is wrong; nothing was written.

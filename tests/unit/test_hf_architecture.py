@@ -165,6 +165,9 @@ def test_there_and_back_is_the_same_model(model: ModelConfig) -> None:
     problems: list[str] = []
     hf_config = json.loads(json.dumps(to_hf_config(model, "bfloat16", problems)))
     assert parse(hf_config) == model
+    # transformers 4.57 reads these instead, and takes the released model's RoPE where they are missing.
+    older = hf_config | {"rope_parameters": hf_config["rope_scaling"] or {"rope_type": "default"}}
+    assert "rope_theta" not in older["rope_parameters"] and parse(older) == model
     assert parse_model_section(json.loads(model.model_dump_json()), problems) == model
     assert problems == []
 

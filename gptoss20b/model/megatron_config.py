@@ -96,6 +96,8 @@ def build_transformer_config(config: Config, on_gpu: bool, **backend_options: An
         **_FP8_OPTIONS.get(config.execution.precision, {}),
         **_RECOMPUTE_OPTIONS[config.execution.recompute],
         "pipeline_dtype": params_dtype(config),
+        # Megatron-Core's default stops the device at each exchange between stages, for a bug of early torch releases.
+        "batch_p2p_sync": False,
         # DDP must sum gradients: `optimizer.finalize_gradients` divides by the number of counted tokens.
         "calculate_per_token_loss": True,
         # Off for every back end: fused, matrix products add to DDP's buffers and leave .grad empty. `loss` leaves the

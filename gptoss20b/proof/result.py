@@ -50,6 +50,7 @@ class Trace(BaseModel):
         evaluation_peak_live_bytes: the highest sum in an evaluation.
         host_waits: places where the host waits for the device in a step.
         collectives: collectives of a step, by kind.
+        buckets: of gradients, each reduced on its own.
         compiled_versions: number of versions of each fused function.
         graph_breaks: reasons for which a compiled module was split.
         work: FLOPs and bytes of the step.
@@ -67,6 +68,7 @@ class Trace(BaseModel):
     evaluation_peak_live_bytes: int
     host_waits: dict[str, int]
     collectives: dict[str, Collective]
+    buckets: int
     compiled_versions: dict[str, int]
     graph_breaks: list[str]
     work: list[Work]

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from .kernels import KernelCompiler
 
 
-def _fake_process_groups(stack: ExitStack, config: Config, rank: int) -> None:
+def gather_from_all(results: list[Any], value: Any, group: Any = None) -> None:
+    """Give every rank this rank's object, as dist.all_gather_object: the fake group moves no bytes."""
+    results[:] = [value] * len(results)
+
+
+def fake_process_groups(stack: ExitStack, config: Config, rank: int) -> None:
     """Make one rank of torch's fake process group, whose collectives return at once."""
     from megatron.core.distributed import param_and_grad_buffer
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -36,10 +41,6 @@ def _fake_process_groups(stack: ExitStack, config: Config, rank: int) -> None:
     def new_fake_group(*args: Any, **options: Any) -> Any:
         """Create a group without NCCL's options."""
         return new_group(*args, **{**options, "backend": "fake", "pg_options": None})
-
-    def gather_from_all(results: list[Any], value: Any, group: Any = None) -> None:
-        """Give every rank this rank's object: the fake group moves no bytes."""
-        results[:] = [value] * len(results)
 
     class NoCoalescing:
         """Collectives in one call. The fake group cannot coalesce, and has nothing to wait for."""
@@ -55,7 +56,7 @@ def _fake_process_groups(stack: ExitStack, config: Config, rank: int) -> None:
     replace(stack, param_and_grad_buffer, "_coalescing_manager", coalesce)
 
 
-def _fake_tensors(stack: ExitStack) -> None:
+def fake_tensors(stack: ExitStack) -> None:
     """Mend what fake tensors cannot do."""
     tensor_type = Tensor.type
 
@@ -67,13 +68,16 @@ def _fake_tensors(stack: ExitStack) -> None:
         return result
 
     replace(stack, Tensor, "type", type_with_device)
-    replace(stack, nn.Module, "_apply", _apply_to_parameters)
+    replace(stack, nn.Module, "_apply", apply_to_parameters)
 
 
-def _apply_to_parameters(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """Move or cast a module as nn.Module._apply does, by new parameters: a fake tensor's data cannot be exchanged."""
+def apply_to_parameters(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """Move or cast a module as nn.Module._apply does, by new parameters: a fake tensor's data cannot be exchanged.
+
+    A parameter that two modules share becomes two. Models here share none.
+    """
     for child in self.children():
-        _apply_to_parameters(child, function)
+        apply_to_parameters(child, function)
     for name, parameter in self._parameters.items():
         if parameter is None:
             continue
@@ -91,24 +95,24 @@ def _apply_to_parameters(self: nn.Module, function: Callable[[Tensor], Tensor], 
     return self
 
 
-def _fake_kernels(stack: ExitStack, accountant: Accountant) -> None:
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, enable_gqa: bool
+) -> Tensor:
+    """Run FlashAttention's operator: its meta function gives the memory that both of torch's kernels need."""
+    assert is_causal and enable_gqa
+    operator = torch.ops.aten._scaled_dot_product_flash_attention
+    return operator(query, key, value, 0.0, True, False, scale=scale)[0]  # type: ignore[no-any-return]
+
+
+def fake_kernels(stack: ExitStack, accountant: Accountant) -> None:
     """Replace two choices that torch makes by asking the device."""
-
-    def flash_attention(
-        query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, enable_gqa: bool
-    ) -> Tensor:
-        """Run FlashAttention's operator: its meta function gives the memory that both kernels need."""
-        assert is_causal and enable_gqa
-        operator = torch.ops.aten._scaled_dot_product_flash_attention
-        return operator(query, key, value, 0.0, True, False, scale=scale)[0]  # type: ignore[no-any-return]
-
     functional = vars(attention)["F"]
     stand_in = type("F", (), {"scaled_dot_product_attention": staticmethod(flash_attention), "pad": functional.pad})
     replace(stack, attention, "F", stand_in)
-    replace(stack, nn.RMSNorm, "forward", _fake_rms_norm(accountant))
+    replace(stack, nn.RMSNorm, "forward", fake_rms_norm(accountant))
 
 
-def _fake_rms_norm(accountant: Accountant) -> Callable[[nn.RMSNorm, Tensor], Tensor]:
+def fake_rms_norm(accountant: Accountant) -> Callable[[nn.RMSNorm, Tensor], Tensor]:
     """Return a forward pass of RMSNorm with the memory of CUDA's aten::_fused_rms_norm. The CPU's is decomposed."""
 
     class FusedRmsNorm(torch.autograd.Function):
@@ -140,7 +144,7 @@ def _fake_rms_norm(accountant: Accountant) -> Callable[[nn.RMSNorm, Tensor], Ten
     return forward
 
 
-def _fake_routing(stack: ExitStack, accountant: Accountant, config: Config, routing: Routing) -> None:
+def fake_routing(stack: ExitStack, accountant: Accountant, config: Config, routing: Routing) -> None:
     """Give the host the sizes of the all-to-all, which real routing would decide.
 
     This rank receives ``routing.imbalance`` times the mean number of rows. Waiting for the sizes is counted.
@@ -199,10 +203,10 @@ def fake_gpu(
     accountant, routing = Accountant(), Routing(imbalance)
     with ExitStack() as stack:
         fake_cuda(stack, accountant, properties or DeviceProperties())
-        _fake_process_groups(stack, config, rank)
-        _fake_tensors(stack)
-        _fake_kernels(stack, accountant)
-        _fake_routing(stack, accountant, config, routing)
+        fake_process_groups(stack, config, rank)
+        fake_tensors(stack)
+        fake_kernels(stack, accountant)
+        fake_routing(stack, accountant, config, routing)
         versions = fake_compiler(stack, accountant, kernels)
         replace(stack, trainer, "initialize_weights", lambda *_args: None)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=False))

@@ -72,6 +72,7 @@ def trace_step(config: Config, imbalance: float = 1.0, rank: int = 0) -> Trace:
                 name: Collective(count=count, payload_bytes=payload)
                 for name, (count, payload) in account.collectives.items()
             },
+            buckets=_count_buckets(trainer),
             compiled_versions=gpu.versions,
             graph_breaks=list(counters["graph_break"]),
             work=[
@@ -82,6 +83,11 @@ def trace_step(config: Config, imbalance: float = 1.0, rank: int = 0) -> Trace:
         )
         del trainer
     return trace
+
+
+def _count_buckets(trainer: Trainer) -> int:
+    groups = (*trainer.model.bucket_groups, *trainer.model.expert_parallel_bucket_groups)
+    return sum(len(group.buckets) for group in groups)
 
 
 def _categories(accountant: Accountant, trainer: Trainer) -> dict[int, str]:

@@ -102,6 +102,14 @@ from gptoss20b.model.experts import GroupedExperts
 original = GroupedExperts.forward
 GroupedExperts.forward = lambda self, rows, counts, probs: original(self, rows.float(), counts, probs)
 """,
+    "unaligned rows into a grouped GEMM": """
+import torch.nn.functional as F
+from gptoss20b.model.experts import GroupedExperts
+original = GroupedExperts.forward
+def changed(self, rows, counts, probs):
+    return original(self, F.pad(rows, (0, 1))[:, :-1], counts, probs)
+GroupedExperts.forward = changed
+""",
     "a mask on the CPU": """
 import torch
 from gptoss20b.model import attention

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One node of eight H200 GPUs. Closed division.
-# Micro batch 1: of 141 GB, the state takes 50 GiB and each sequence an estimated 39 GiB of activations. That leaves 43 GiB
-# at micro batch 1 and 4 GiB at 2, too little for unbalanced experts (docs/tuning.md, Memory).
+# Micro batch 1: a rank's experts can get 4.0 times the mean of the rows before 141 GB are full. At micro batch 2 it is 1.7,
+# less than the 2 to have room for; with RECOMPUTE=moe_act 2.3: try it when tuning (docs/tuning.md, Memory and layout).
 source "$(dirname "${BASH_SOURCE[0]:-$0}")/config_common.sh" "${BASH_SOURCE[0]:-$0}"
 
 export DGXNNODES=1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One node of eight MI355X GPUs, with the reference layout. Closed division.
 # 288 GB also fit EXPERT_PARALLEL=1, which needs no all-to-all: try it first when tuning (docs/tuning.md, Memory).
+# Micro batch 2: a rank's experts can get 5.6 times the mean of the rows before 288 GB are full (docs/tuning.md, Memory).
 source "$(dirname "${BASH_SOURCE[0]:-$0}")/config_common.sh" "${BASH_SOURCE[0]:-$0}"
 
 export DGXNNODES=1

@@ -24,6 +24,7 @@ import gptoss20b.cli
 import gptoss20b.stopping
 from compliance.render.text import rules_text
 from compliance.rules import ALL_RULES
+from doc_tools.memory import IMBALANCES, memory_rows, read_traced
 from gptoss20b.config import Config, resolve
 from gptoss20b.mlperf_log import RunLog
 
@@ -188,12 +189,48 @@ def _record_row(record: dict[str, Any]) -> tuple[str, ...]:
     return code(record["key"]), record["event_type"], code(json.dumps(record["value"])), ", ".join(map(code, more))
 
 
+# --- peak memory
+
+
+def memory_page() -> str:
+    """Return the traced peak memory of the shipped configurations."""
+    traced = read_traced()
+    versions = " and ".join(f"{package} {version}" for package, version in traced.versions.items())
+    header = " | ".join(
+        [
+            *("configuration", "micro batch", "recompute"),
+            *(f"{imbalance:g} x mean rows" for imbalance in IMBALANCES),
+            "memory of one GPU",
+        ]
+    )
+    return "\n\n".join(
+        [
+            "Peak memory of one rank's step, in GiB, as [traced without a GPU](../gpu-proof.md): what the caching "
+            f"allocator takes with expandable segments, with {versions}. `python -m doc_tools.memory` traces it again, "
+            "in some ten minutes on two cores.",
+            table(header, memory_rows(traced)).strip(),
+            "- Columns of rows: this rank's experts get that many times the mean of all ranks, in every layer.\n"
+            "- The memory of a GPU is its data sheet's, in GiB. Devices report up to a tenth more, which contexts, "
+            "communicators and libraries take.\n"
+            "- **Have room for 2 times the mean rows.** This is a judgement: nothing balances the routing of the "
+            "closed division, and no public log shows how unbalanced it gets. `bench` measures the balance of its "
+            "steps.\n"
+            "- `doctor`, `estimate` and `info` compute the peak of any configuration from the model's sizes "
+            "(`gptoss20b/memory.py`), and [the rows that fit](../tuning.md#memory-and-layout). Tests hold them within "
+            "3 % of traces: of this table, and of every `RECOMPUTE`, `EXPERT_PARALLEL` 1, 4 and 8, `MICRO_BATCH_SIZE` "
+            "1 to 3, pipeline parallel and both variants.\n"
+            "- Transformer Engine is not traced.",
+        ]
+    )
+
+
 PAGES: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("Settings", settings_page),
     "rules": ("Rules", rules_page),
     "exit-codes": ("Exit codes", exit_codes_page),
     "log-records": ("Log records", log_records_page),
     "cli": ("Command line", cli_page),
+    "memory": ("Peak memory", memory_page),
 }
 
 

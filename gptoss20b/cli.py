@@ -56,6 +56,7 @@ def train(
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(ExitCode.BAD_CONFIGURATION) from error
+    _prepare_gpu()
     _load_megatron()
     from .train import run
 
@@ -106,17 +107,27 @@ def info(
         given["SUBMISSION_DIVISION"] = "open"  # the closed division would reject every other variant
     config = _resolve_or_exit(given)
     _load_megatron()
+    from .hardware import system_of_configuration
+    from .memory import RECOMMENDED_IMBALANCE, peak_memory
     from .model.size import compute_model_size
 
     size = compute_model_size(config)
+    peak, system = peak_memory(config, size.state_bytes_per_gpu), system_of_configuration(config.submission.system)
+    survivable = peak.survivable_imbalance(system.memory_bytes) if system else None
     if as_json:
-        print(json.dumps(asdict(size), indent=2))
+        memory = {"peak_reserved_bytes": peak.reserved_bytes(), "survivable_imbalance": survivable}
+        print(json.dumps(asdict(size) | memory, indent=2))
         return
     table = Table("figure", "value", title=f"{size.variant} at sequence length {config.fixed.sequence_length}")
     for name, value in asdict(size).items():
         shown = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
         table.add_row(name.replace("_", " "), shown)
     table.add_row("state GiB per GPU", f"{size.state_bytes_per_gpu / 2**30:.1f}")
+    for imbalance in (1.0, 1.5, RECOMMENDED_IMBALANCE):
+        name = f"peak GiB per GPU, {imbalance:g} x mean rows" if imbalance > 1 else "peak GiB per GPU, balanced"
+        table.add_row(name, f"{peak.reserved_bytes(imbalance) / 2**30:.1f}")
+    if system:
+        table.add_row(f"memory of one {system.name}", peak.describe(system.memory_bytes))
     Console().print(table)
 
 
@@ -264,6 +275,7 @@ def bench(
     """
     if out and (out.exists() or not out.parent.is_dir()):
         _exit_with_error(f"--out: got {out}, expected a new file in a folder that exists. Name another.")
+    _prepare_gpu()
     _load_megatron()
     from torch import OutOfMemoryError
 
@@ -437,6 +449,13 @@ def _resolve_or_exit(given: dict[str, str | None]) -> Config:
         return resolve(given)
     except ConfigError as error:
         _exit_with_error(str(error))
+
+
+def _prepare_gpu() -> None:
+    """Set what torch reads when it first uses a GPU, before any package does."""
+    from .gpu_allocator import use_expandable_segments
+
+    use_expandable_segments()
 
 
 def _load_megatron() -> None:

@@ -36,6 +36,11 @@ class System:
     source: str
     fp32_tflops: float | None = None
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory."""
+        return round(self.memory_gb * 1e9)
+
     def nvlink_domain_size(self, gpus_per_node: int) -> int:
         """Return the GPUs that share fast links: those of a rack, or at most those that a node of this run uses."""
         return self.domain if self.domain > self.gpus_per_node else min(self.domain, gpus_per_node)
@@ -59,6 +64,17 @@ SYSTEMS: dict[str, System] = {
         ),
     )
 }  # fmt: skip
+
+
+def system_of_configuration(name: str) -> System | None:
+    """Return the system that a configuration is named after, as DGXSYSTEM has it; None for other names.
+
+    >>> system_of_configuration("H200_1x8").name
+    'H200'
+    """
+    return SYSTEMS.get(name.split("_", maxsplit=1)[0].upper())
+
+
 # Words in a device name that mark a PCIe card or a MIG slice. Both have lower rates than the SXM or OAM module.
 _SLOWER_FORMS = {"PCIE", "NVL", "MIG"}
 

@@ -25,6 +25,7 @@ from .config.environment import LaunchError
 from .data.files import DataError
 from .dataloader import DataLoader, DataShard, build_dataloader
 from .failure_report import report_failure
+from .gpu_allocator import allocator_settings
 from .mlperf_log import LogWriteError, RunLog, TruncatedLogError
 from .model.backend import Backend, BackendError, choose_backend
 from .model.kernels import describe_kernels
@@ -136,6 +137,7 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     kernels = describe_kernels(tested.config, context.backend, rank.device)
     _show_start(context, seed, kernels)
     record = build_metadata(config) | {"seed": seed, "backend": context.backend, "kernels": kernels} | tested.record()
+    record["gpu_allocator"] = allocator_settings()
     log.code(record["git_commit"])
     watch.progress("setup of the model")
     trainer = Trainer(tested.config, context.backend, rank.device, seed)
@@ -282,6 +284,9 @@ def _show_start(context: RunContext, seed: int, kernels: dict[str, str]) -> None
     if kernels:
         facts["kernels"] = "; ".join(f"{name.replace('_', ' ')}: {kernel}" for name, kernel in kernels.items())
         line += f"; kernels: {facts['kernels']}"
+    if context.rank.device.type == "cuda" and (allocator := allocator_settings()):
+        facts["allocator"] = ", ".join(f"{name}={value}" for name, value in allocator.items())
+        line += f"; {facts['allocator']}"
     context.progress.start(facts, line)
 
 

@@ -155,6 +155,15 @@ class Trainer:
                 f"gradient norm at step {step:.0f} is {norm}; gradients that are not finite: {gradients:.0f}"
             )
 
+    def allocate_moments(self) -> None:
+        """Take an optimizer step that updates nothing: it leaves moments of zero, as the first step otherwise would."""
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        self.optimizer.prepare_grads()
+        skip_update(self.optimizer, torch.ones((), device=self.device))
+        self.optimizer.step_with_ready_grads()
+        self._params_stale = self.overlap_param_gather
+
     @torch.no_grad()
     def evaluate(self, batches: Iterator[DeviceBatch], count: int) -> float:
         """Return the mean loss over ``count`` micro batches of every rank, in nats per token, equal on all ranks."""

@@ -17,11 +17,16 @@ from .trainer import Trainer
 
 
 def warm_up(trainer: Trainer, passes: int) -> None:
-    """Run ``passes`` optimizer steps and one evaluation micro batch on synthetic tokens, then undo them."""
+    """Run ``passes`` optimizer steps and one evaluation micro batch on synthetic tokens, then undo them.
+
+    Each pass reaches the peak memory of later steps: the optimizer's moments, which the first step of a run allocates
+    after its peak, exist before. So a model that does not fit fails here, before the clock starts.
+    """
     if passes == 0:
         return
     config, device = trainer.config, trainer.device
     with preserve_state(trainer):
+        trainer.allocate_moments()
         for _ in range(passes):
             trainer.step(synthetic_batches(config, device, config.accumulation_steps))
         trainer.evaluate(synthetic_batches(config, device, 1), 1)

@@ -15,10 +15,9 @@ from ..config.tree import FixedHyperparameters, Parallel, Yarn
 from .backend import Backend
 from .experts import SWIGLU_LIMIT
 
-# Megatron-Core's settings for each RECOMPUTE. Activation memory of one reference sequence (8,192 tokens, 24 layers,
-# bf16), by arithmetic: moe_act frees 4.2 GiB (top-k x ffn activations) and repeats no matrix product. moe frees
-# 16.9 GiB (also the experts' input rows, gates and ups) and repeats the experts' forward pass, 21 % of all FLOPs, and
-# its all-to-all. layers keeps 1.1 GiB plus one layer's activations and costs 30 %.
+# Megatron-Core's settings for each RECOMPUTE. moe_act frees the activations of the experts, and repeats no matrix
+# product. moe also frees the experts' input rows, gates and ups, and repeats the experts' forward pass, 21 % of all
+# FLOPs, and its all-to-all. layers keeps the layers' inputs only, and costs 30 %. docs/tuning.md has each one's memory.
 _RECOMPUTE_OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "moe_act": {"recompute_granularity": "selective", "recompute_modules": ["moe_act"]},

@@ -85,14 +85,17 @@ def state_bytes_per_gpu(config: Config, counts: dict[str, int]) -> int:
 
     Experts are split over expert parallel ranks, and their optimizer state over the ranks that hold the same experts.
     All other parameters are on every rank, with their optimizer state split over the data-parallel (and
-    context-parallel) ranks. Tensor and pipeline parallelism are taken to divide them evenly.
+    context-parallel) ranks. Tensor parallelism is taken to divide them evenly. The stage of a pipeline is the first or
+    the last: it has as many layers as any, and the embedding or the output layer.
     """
     p = config.parallel
     weight_bytes = 2 if config.execution.bf16_weights else 4
     # fp32 weights are their own master copy.
     optimizer_bytes = 12 if config.execution.bf16_weights else 8
     experts = counts["experts"] / (p.expert * p.pipeline)
-    other = (counts["embedding"] + counts["other"]) / (p.tensor * p.pipeline)
+    vocabulary = config.model.vocab_size * config.model.hidden_size
+    layers = counts["embedding"] + counts["other"] - 2 * vocabulary
+    other = (layers / p.pipeline + vocabulary * (2 if p.pipeline == 1 else 1)) / p.tensor
     local_params = experts + other
     return round(
         local_params * (weight_bytes + 4) + optimizer_bytes * (experts / p.expert_data + other / (p.data * p.context))

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 from ..config import Config
 from ..config.checks import check_torch_backend
-from ..hardware import SYSTEMS, System
+from ..hardware import SYSTEMS, System, system_of_configuration
 from ..model.size import flops_per_token
 from .guard import ProofError
 from .result import Trace, TraceReport
@@ -26,7 +26,7 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
     """
     check_supported(config)
     system = _find_system(config, system_name)
-    memory = round(system.memory_gb * 1e9)
+    memory = system.memory_bytes
     other_imbalance = _OTHER_IMBALANCE if imbalance != _OTHER_IMBALANCE else 1.0
     trace, other = trace_in_processes([config] * 2, [imbalance, other_imbalance])
     growth = (other.peak_reserved_bytes - trace.peak_reserved_bytes) / (other.imbalance - trace.imbalance)
@@ -70,7 +70,7 @@ def _trace(config: Config, imbalance: float) -> Trace:
 
 
 def _find_system(config: Config, name: str | None) -> System:
-    found = SYSTEMS.get((name or config.submission.system.split("_")[0]).upper())
+    found = system_of_configuration(name or config.submission.system)
     if found is None:
         given = f"--system: got '{name}'" if name else f"DGXSYSTEM: got '{config.submission.system}'"
         raise ProofError(f"{given}, expected one of {', '.join(SYSTEMS)}. Name the GPU with --system")

@@ -23,8 +23,6 @@ COMMON = "config_common.sh"
 REFERENCE_POINTS = {16: ("4e-4", 128), 32: ("8e-4", 128), 64: ("1e-3", 192)}
 # The reference's layout of eight GPUs.
 EXPERT_PARALLEL, MICRO_BATCH_SIZE = 8, 2
-# Rule of thumb for unbalanced experts (docs/tuning.md, Memory and layout).
-_SPARE_BYTES = 20 * 2**30
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 
@@ -132,7 +130,7 @@ def layout_warning(config: Config) -> str | None:
 
 
 def memory_warning(config: Config, gpu: str) -> str | None:
-    """Return a warning if state and activations may not fit the memory of a known GPU. Needs Megatron-Core, no GPU.
+    """Return a warning if a known GPU does not survive unbalanced routing. Needs Megatron-Core, no GPU.
 
     Raises:
         ConfigError: an unknown GPU.
@@ -140,16 +138,15 @@ def memory_warning(config: Config, gpu: str) -> str | None:
     if (system := SYSTEMS.get(gpu.upper())) is None:
         expected = f"got '{gpu}', expected one of {', '.join(SYSTEMS)}. Leave it out for another GPU."
         raise ConfigError([Problem(("--gpu",), expected)])
-    from ..memory import activation_bytes, state_bytes
+    from ..memory import peak_memory
 
-    state, activations = state_bytes(config), activation_bytes(config)
-    if state + activations + _SPARE_BYTES <= system.memory_gb * 1e9:
+    peak = peak_memory(config)
+    if peak.fits(system.memory_bytes):
         return None
-    used = f"{state / 2**30:.1f} GiB of state and at most {activations / 2**30:.1f} GiB of activations"
     return (
-        f"MICRO_BATCH_SIZE: {config.execution.micro_batch_size} may not fit {system.name}: of "
-        f"{system.memory_gb * 1e9 / 2**30:.1f} GiB, {used} leave less than {_SPARE_BYTES / 2**30:.0f} GiB for "
-        "unbalanced experts. Try a smaller --micro-batch or a larger --expert-parallel."
+        f"MICRO_BATCH_SIZE: {config.execution.micro_batch_size} may not fit {system.name}: a step takes "
+        f"{peak.describe(system.memory_bytes)}. Try a smaller --micro-batch, a larger --expert-parallel or "
+        "RECOMPUTE=moe_act."
     )
 
 

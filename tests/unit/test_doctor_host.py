@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from gptoss20b.config import resolve
+from gptoss20b.memory import Moment, PeakMemory
 from gptoss20b.tools.doctor.finding import Finding, Verdict
 from gptoss20b.tools.doctor.host import check_host_memory, check_limits, check_processors
 from tests.support.findings import assert_finding, mounted_tmpfs
@@ -28,9 +29,10 @@ SetMemory = Callable[..., None]
 def set_memory(monkeypatch: pytest.MonkeyPatch) -> SetMemory:
     """Set the node's available memory and used swap, with a model of 2^30 parameters."""
     # 14 bytes each (16 in fp32): gathered on the host for a save, and the copy that is being written.
-    size = SimpleNamespace(total_parameters=2**30, state_bytes_per_gpu=3 * GIB)
+    size = SimpleNamespace(total_parameters=2**30)
     monkeypatch.setattr("gptoss20b.memory._measure_size", lambda config: size)
-    monkeypatch.setattr("gptoss20b.tools.doctor.host.activation_bytes", lambda config: 5 * GIB)
+    peak = PeakMemory(3 * GIB, (Moment(8 * GIB, 0),))
+    monkeypatch.setattr("gptoss20b.tools.doctor.host.peak_memory", lambda config: peak)
 
     def set_to(available: int, swap: int = 0) -> None:
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
@@ -46,8 +48,8 @@ def set_memory(monkeypatch: pytest.MonkeyPatch) -> SetMemory:
         (True, SAVING, 64, 28),
         (True, SAVING | TWO_NODES, 64, 14),
         (True, {"SAVE_INTERVAL": "30min", "PRECISION": "fp32"}, 64, 32),
-        (False, SAVING | TWO_RANKS, 2 * (3 + 5 + 1), 28),
-        (False, TWO_RANKS, 2 * (3 + 5 + 1), 0),
+        (False, SAVING | TWO_RANKS, 2 * (8 + 1), 28),
+        (False, TWO_RANKS, 2 * (8 + 1), 0),
     ],
 )
 def test_host_memory_holds_the_ranks_and_a_save(

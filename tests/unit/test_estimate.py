@@ -22,7 +22,7 @@ from gptoss20b.cli import app
 from gptoss20b.config import Config, resolve
 from gptoss20b.config.tree import Execution, FreeHyperparameters, Parallel
 from gptoss20b.hardware import SYSTEMS, System
-from gptoss20b.memory import activation_bytes
+from gptoss20b.memory import peak_memory
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 from gptoss20b.tools.estimate.assumptions import Assumptions, EstimateError
 from gptoss20b.tools.estimate.efficiency import (
@@ -229,8 +229,7 @@ def test_memory_is_the_memory_model_s() -> None:
     for layout in ({}, {"EXPERT_PARALLEL": 1}, {"DGXNNODES": 2, "MICRO_BATCH_SIZE": 1}):
         config = config_of(**layout)
         found = estimate(config)
-        assert found.state_bytes == state_bytes_per_gpu(config, dict(COUNTS))
-        assert found.activation_bytes == activation_bytes(config)
+        assert found.memory == peak_memory(config, state_bytes_per_gpu(config, dict(COUNTS)))
 
 
 # --- efficiency
@@ -446,7 +445,17 @@ def test_the_command_uses_the_counted_parameters(printed: tuple[dict[str, Any], 
     expected = estimate(config, H200, efficiency, imbalance=1.3)
     assert document["step_seconds"] == pytest.approx(expected.step.seconds)
     assert document["minutes_to_target"] == pytest.approx((expected.seconds_to_target or 0) / 60)
-    assert document["memory"]["state_bytes"] == expected.state_bytes
+    memory, room = expected.memory, document["memory"]["gpu_bytes"]
+    assert document["memory"] == {
+        "state_bytes": memory.state_bytes,
+        "peak_reserved_bytes": memory.reserved_bytes(),
+        "peak_reserved_bytes_unbalanced": memory.reserved_bytes(2.0),
+        "unbalanced": 2.0,
+        "survivable_imbalance": memory.survivable_imbalance(room),
+        "gpu_bytes": 141 * 10**9,
+        "fits": True,
+        "fits_unbalanced": True,
+    }
     assert document["layout"]["gpus"] == 16 and not document["efficiency_given"]
 
 
@@ -477,7 +486,7 @@ def test_a_rack_s_nodes_have_four_gpus_by_default(monkeypatch: pytest.MonkeyPatc
 def test_what_does_not_fit_or_has_no_reference_is_marked() -> None:
     options = ["estimate", "--system", "H100", "--global-batch-size", "128"]
     _, tables, _ = run(*options)
-    assert "TOO MUCH" in tables and "no reference point" in tables and "unknown" in tables
+    assert "DOES NOT FIT" in tables and "no reference point" in tables and "unknown" in tables
     document = json.loads(run(*options, "--json")[1])
     assert document["memory"]["fits"] is False and document["minutes_to_target"] is None
     assert json.loads(run(*options, "--memory-gb", "500", "--json")[1])["memory"]["fits"] is True

@@ -27,7 +27,9 @@ from compliance.score import spread
 from compliance.welch import welch_test
 from gptoss20b.config import resolve, settings
 from gptoss20b.config.tree import FixedHyperparameters, FreeHyperparameters
-from gptoss20b.memory import activation_bytes
+from gptoss20b.gpu_allocator import VARIABLES
+from gptoss20b.hardware import system_of_configuration
+from gptoss20b.memory import PeakMemory, peak_memory
 from gptoss20b.model.size import flops_per_token, state_bytes_per_gpu
 from gptoss20b.tools.estimate.scaling import work_per_token
 from tests.support.configs import BARE, dry_run, load_config
@@ -37,7 +39,6 @@ from tests.support.paths import REFERENCE_LOGS, ROOT
 GUIDE = read_guide(ROOT / "docs" / "tuning.md")
 BLOCKS = fenced_blocks(GUIDE)
 GIB = 2**30
-ACTIVATIONS_GIB = activation_bytes(resolve({"MICRO_BATCH_SIZE": "1"})) / GIB
 needs_logs = pytest.mark.skipif(
     not REFERENCE_LOGS.is_dir(), reason="the published reference logs are not beside this checkout"
 )
@@ -127,7 +128,7 @@ def test_every_name_in_the_guide_exists() -> None:
     launchers = {"NEXP", "LOGDIR", "SEED", "SEED_BASE", "STOP_ON_FAILURE"}
     launchers |= {f"{vendor}_VISIBLE_DEVICES" for vendor in ("CUDA", "HIP", "ROCR")}
     variables = set(re.findall(r"`([A-Z]{2,}(?:_[A-Z0-9]+)*)(?:=\S+)?`", GUIDE))
-    assert variables <= set(settings()) | launchers, variables - set(settings()) - launchers
+    assert variables <= set(settings()) | launchers | set(VARIABLES), variables - set(settings()) - launchers
 
 
 def test_the_table_of_knobs_begins_with_the_free_hyperparameters() -> None:
@@ -284,41 +285,57 @@ def counted() -> dict[str, int]:
     return {"experts": experts, "other": figures["total_parameters"] - experts, "state": figures["state_bytes_per_gpu"]}
 
 
+def peak_of(counted: dict[str, int], **settings: str) -> PeakMemory:
+    config = resolve(settings)
+    return peak_memory(config, state_bytes_per_gpu(config, {**counted, "embedding": 0}))
+
+
+def rows_that_fit(peak: PeakMemory, memory: float) -> str:
+    if not peak.fits(memory, 1.0):
+        return "-"
+    fits = peak.survivable_imbalance(memory)
+    return "any" if fits is None else f"{fits:.1f}"
+
+
 @pytest.mark.parametrize("row", table_rows(GUIDE, "memory"), ids=lambda row: f"EP {row[0]}")
 def test_the_memory_table(row: list[str], counted: dict[str, int]) -> None:
     header = " ".join(table_with_header(GUIDE, "memory")[0])
-    capacities = [int(gigabytes) * 1e9 / GIB for gigabytes in re.findall(r"(\d+) GB", header)]
-    parameters = {**counted, "embedding": 0}
-    states = []
-    for nodes in ("1", "2"):
-        config = resolve({"DGXNNODES": nodes, "EXPERT_PARALLEL": row[0], "MICRO_BATCH_SIZE": "1"})
-        states.append(state_bytes_per_gpu(config, parameters) / GIB)
-    assert row[1:3] == [f"{state:.1f}" for state in states]
-    free = [[capacity - states[0] - ACTIVATIONS_GIB * micro for micro in (1, 2)] for capacity in capacities]
-    assert row[3:] == [" / ".join(f"{each:.1f}" if each > 0 else "-" for each in pair) for pair in free]
+    capacities = [int(gigabytes) * 1e9 for gigabytes in re.findall(r"(\d+) GB", header)]
+    one, two, more = (
+        peak_of(counted, EXPERT_PARALLEL=row[0], DGXNNODES=nodes, MICRO_BATCH_SIZE=micro)
+        for nodes, micro in (("1", "1"), ("1", "2"), ("2", "1"))
+    )
+    assert row[1:3] == [f"{peak.state_bytes / GIB:.1f}" for peak in (one, more)]
+    assert row[3] == " / ".join(f"{peak.reserved_bytes() / GIB:.1f}" for peak in (one, two))
+    assert row[4:] == [" / ".join(rows_that_fit(peak, memory) for peak in (one, two)) for memory in capacities]
     if row[0] == "8":
         assert row[1] == f"{counted['state'] / GIB:.1f}"
 
 
 @pytest.mark.parametrize("system", ["B200", "H200", "MI355X"])
-def test_each_node_takes_the_largest_micro_batch_that_keeps_memory_free(system: str) -> None:
+def test_each_node_takes_the_largest_micro_batch_with_room_for_unbalanced_rows(system: str) -> None:
     header, _, first, *_ = table_with_header(GUIDE, "memory")
     column = next(index for index, cell in enumerate(header) if cell.startswith(system))
-    free = [0.0 if cell == "-" else float(cell) for cell in first[column].split(" / ")]
-    needed = float(re.search(r"keep (\d+) GiB free", GUIDE)[1])  # type: ignore[index]
-    largest = max(micro for micro, each in zip((1, 2), free, strict=True) if each >= needed)
+    fit = [0.0 if cell == "-" else float(cell) for cell in first[column].split(" / ")]
+    needed = float(re.search(r"room for (\d+) times the mean", GUIDE)[1])  # type: ignore[index]
+    largest = max(micro for micro, each in zip((1, 2), fit, strict=True) if each >= needed)
     assert load_config(f"config_{system}_1x8.sh")["MICRO_BATCH_SIZE"] == str(largest)
 
 
-def test_the_h200_configuration_has_the_guide_s_figures() -> None:
-    row = table_rows(GUIDE, "memory")[0]
-    figures = [float(row[1]), ACTIVATIONS_GIB, *map(float, row[3].split(" / "))]
-    named = re.findall(r"(\d+) GiB", (ROOT / "config_H200_1x8.sh").read_text().replace("\n#", ""))
-    assert named == [f"{figure:.0f}" for figure in figures]
+@pytest.mark.parametrize("name", ["B200_1x8", "B200_2x8", "H200_1x8", "MI355X_1x8", "MI355X_2x8"])
+def test_each_configuration_says_the_rows_that_fit(name: str, counted: dict[str, int]) -> None:
+    system = system_of_configuration(name)
+    assert system is not None
+    loaded = {name: value for name, value in load_config(f"config_{name}.sh").items() if name in settings()}
+    fits = peak_of(counted, **loaded).survivable_imbalance(system.memory_bytes)
+    text = (ROOT / f"config_{name}.sh").read_text().replace("\n#", "")
+    assert re.findall(r"([\d.]+) times the mean", text)[0] == f"{fits:.1f}"
 
 
 @pytest.mark.parametrize("row", table_rows(GUIDE, "recompute"), ids=lambda row: row[0])
-def test_recomputation(row: list[str]) -> None:
-    config = resolve({"MICRO_BATCH_SIZE": "1", "RECOMPUTE": row[0].strip("`")})
+def test_recomputation(row: list[str], counted: dict[str, int]) -> None:
+    level = row[0].strip("`")
+    config, peak = resolve({"RECOMPUTE": level}), peak_of(counted, RECOMPUTE=level)
     again = work_per_token(config) / flops_per_token(config) - 1
-    assert row[1:3] == [f"{activation_bytes(config) / GIB:.1f}", f"{100 * again:.0f}"]
+    assert row[1:3] == [f"{peak.reserved_bytes(imbalance) / GIB:.1f}" for imbalance in (1, 2)]
+    assert row[3] == f"{100 * again:.0f}"

@@ -12,13 +12,13 @@ from system_info.files import one_line
 from system_info.gpu_report import Gpu, GpuReport
 
 from ...config import Config
-from ...memory import activation_bytes, state_bytes
+from ...memory import RECOMMENDED_IMBALANCE, PeakMemory, peak_memory
 from ...numa import choose_binding, list_gpu_addresses
 from .finding import Finding, failed, gib, judged, passed, skipped, warned
 from .missing_gpus import missing_gpus, read_torch_view
 
-# Estimate for contexts, NCCL's buffers and fragmentation of the allocator on each GPU.
-_RESERVE = 2 * 2**30
+# Not measured: the context of the driver, the communicators, and the workspaces of the vendors' libraries on each GPU.
+_OUTSIDE_BYTES = 5 * 2**30
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def check_gpus(config: Config) -> list[Finding]:
     memory, binding = (skipped(name, "torch sees no GPU") for name in ("GPU memory", "NUMA binding"))
     if gpus:
         binding = check_binding(config)
-        memory = check_gpu_memory(gpus[:needed], state_bytes(config), activation_bytes(config))
+        memory = check_gpu_memory(gpus[:needed], peak_memory(config))
     return [count, *check_gpu_health(report), memory, binding]
 
 
@@ -95,14 +95,17 @@ def check_gpu_models(needed: int, gpus: Sequence[VisibleGpu], report: GpuReport 
     return judged("GPUs", found, fix, warns=len(models) > 1)
 
 
-def check_gpu_memory(gpus: Sequence[VisibleGpu], state: int, activations: int) -> Finding:
-    """Check that each GPU's free bytes hold its state, which is exact, and its activations, which are an estimate."""
+def check_gpu_memory(gpus: Sequence[VisibleGpu], peak: PeakMemory) -> Finding:
+    """Check that each GPU's free bytes hold the peak of a step, and its allocator's with unbalanced routing."""
     fullest = min(gpus, key=lambda gpu: gpu.free)
-    need = f"{gib(state)} of state, at most {gib(activations)} of activations and {gib(_RESERVE)} of contexts"
+    room = fullest.free - _OUTSIDE_BYTES
     free = f"{gib(fullest.free)} of {gib(fullest.total)} free on GPU {gpus.index(fullest)}, the fullest"
-    fix = "end what else is on it, raise EXPERT_PARALLEL, or lower MICRO_BATCH_SIZE"
-    spare = fullest.free - state - _RESERVE
-    return judged("GPU memory", f"{free}; needed: {need}", fix, fails=spare < 0, warns=spare < activations)
+    found = f"{free}; a step, beside {gib(_OUTSIDE_BYTES)} of contexts, takes {peak.describe(room)}"
+    fix = (
+        f"end what else is on it, set RECOMPUTE=moe_act, raise EXPERT_PARALLEL, or lower MICRO_BATCH_SIZE, until "
+        f"{RECOMMENDED_IMBALANCE:g} times the mean rows fit"
+    )
+    return judged("GPU memory", found, fix, fails=fullest.free < peak.live_bytes(), warns=not peak.fits(room))
 
 
 def check_gpu_health(report: GpuReport | None) -> list[Finding]:

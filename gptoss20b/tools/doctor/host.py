@@ -16,7 +16,7 @@ from system_info.files import read_text
 from system_info.memory import read_cgroup_memory_left
 
 from ...config import Config
-from ...memory import activation_bytes, save_bytes, state_bytes
+from ...memory import peak_memory, save_bytes
 from .finding import Finding, failed, gib, judged, passed, skipped
 
 # Estimate of the host memory of a rank on a GPU: interpreter, libraries, contexts and staging buffers.
@@ -33,7 +33,7 @@ _CAP_IPC_LOCK = 14  # <linux/capability.h>
 
 def check_host_memory(config: Config, on_gpu: bool, root: Path = Path("/")) -> list[Finding]:
     """Check that the node has the memory that its ranks and their checkpoints will take, and does not swap."""
-    per_rank = _GPU_RANK_BYTES if on_gpu else state_bytes(config) + activation_bytes(config) + _CPU_RANK_BYTES
+    per_rank = _GPU_RANK_BYTES if on_gpu else peak_memory(config).live_bytes() + _CPU_RANK_BYTES
     ranks, saving = config.parallel.gpus_per_node, save_bytes(config)
     needed = ranks * per_rank + saving
     available, left = psutil.virtual_memory().available, read_cgroup_memory_left(root)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ...hardware import System
+from ...memory import RECOMMENDED_IMBALANCE
 from .efficiency import Efficiency
 from .scaling import CONVERGENCE, Estimate
 
@@ -32,6 +33,7 @@ STATED = (
 def as_document(estimate: Estimate, efficiency: Efficiency) -> dict[str, Any]:
     """Return the estimate as plain values: seconds, bytes, fractions."""
     config, parallel = estimate.model.config, estimate.model.config.parallel
+    gpu_bytes = estimate.model.system.memory_bytes
     return {
         "system": vars(estimate.model.system),
         "layout": {
@@ -53,10 +55,14 @@ def as_document(estimate: Estimate, efficiency: Efficiency) -> dict[str, Any]:
         "samples_to_target": estimate.samples,
         "minutes_to_target": None if estimate.seconds_to_target is None else estimate.seconds_to_target / 60,
         "memory": {
-            "state_bytes": estimate.state_bytes,
-            "activation_bytes": estimate.activation_bytes,
-            "gpu_bytes": estimate.model.system.memory_gb * 1e9,
-            "fits": _free_bytes(estimate) >= 0,
+            "state_bytes": estimate.memory.state_bytes,
+            "peak_reserved_bytes": estimate.memory.reserved_bytes(),
+            "peak_reserved_bytes_unbalanced": estimate.memory.reserved_bytes(RECOMMENDED_IMBALANCE),
+            "unbalanced": RECOMMENDED_IMBALANCE,
+            "survivable_imbalance": estimate.memory.survivable_imbalance(gpu_bytes),
+            "gpu_bytes": gpu_bytes,
+            "fits": estimate.memory.fits(gpu_bytes, 1.0),
+            "fits_unbalanced": estimate.memory.fits(gpu_bytes),
         },
         "efficiency_given": efficiency.given,
         "warning": efficiency.warning or None,
@@ -84,13 +90,8 @@ def as_tables(estimate: Estimate, efficiency: Efficiency) -> Sequence[Table | st
     ]
 
 
-def _free_bytes(estimate: Estimate) -> float:
-    """Return the GPU memory left by state and activations; below 0 if they do not fit."""
-    return estimate.model.system.memory_gb * 1e9 - estimate.state_bytes - estimate.activation_bytes
-
-
 def _assumption_rows(estimate: Estimate, efficiency: Efficiency) -> list[tuple[str, float | None, str, str]]:
-    """Return name, value, unit and source of every input: system, efficiency, factors, convergence, activations."""
+    """Return name, value, unit and source of every input: system, efficiency, factors, convergence, memory."""
     points = ", ".join(f"GBS {size}: {mean:,.0f}" for size, mean in CONVERGENCE.items())
     return [
         *_system_rows(estimate.model.system),
@@ -103,10 +104,10 @@ def _assumption_rows(estimate: Estimate, efficiency: Efficiency) -> list[tuple[s
             f"reference runs ({points}), linear between; none above 64, nor for another model or target",
         ),
         (
-            "activations",
-            estimate.activation_bytes / _GIB,
-            "GiB per GPU",
-            "39 GiB a sequence of the reference, less what RECOMPUTE frees: an estimate from above (docs/tuning.md)",
+            "peak_memory",
+            estimate.memory.reserved_bytes() / _GIB,
+            "GiB per GPU, balanced",
+            "sum of the tensors of the torch back end; within 3 % of traces (docs/reference/memory.md)",
         ),
     ]
 
@@ -127,8 +128,7 @@ def _result_table(estimate: Estimate, efficiency: Efficiency) -> Table:
     config, parallel = estimate.model.config, estimate.model.config.parallel
     kind = "" if efficiency.given else " (efficiency ASSUMED)"
     table = Table("figure", "value", title=f"{parallel.world_size} x {estimate.model.system.name}{kind}")
-    seconds, free = estimate.seconds_to_target, _free_bytes(estimate) / _GIB
-    room = f"fits, {free:.1f} left for unbalanced experts" if free >= 0 else f"{-free:.1f} TOO MUCH"
+    seconds, memory = estimate.seconds_to_target, estimate.memory.describe(estimate.model.system.memory_bytes)
     rows = {
         "layout": f"EP {parallel.expert}, CP {parallel.context}, DP {parallel.data}, GBS "
         f"{config.free.global_batch_size} = micro batch {config.execution.micro_batch_size} x {parallel.data} x "
@@ -139,8 +139,7 @@ def _result_table(estimate: Estimate, efficiency: Efficiency) -> Table:
         "evaluation": f"{estimate.evaluation_seconds:.2f} s, every {config.eval_interval_steps} steps",
         "samples to target": "no reference point" if estimate.samples is None else f"{estimate.samples:,.0f}",
         "time to train": "unknown" if seconds is None else f"{seconds / 60:.1f} min",
-        "memory": f"{estimate.state_bytes / _GIB:.1f} GiB of state + {estimate.activation_bytes / _GIB:.1f} of "
-        f"activations of {estimate.model.system.memory_gb * 1e9 / _GIB:.1f}: {room}",
+        "memory": memory,
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ...config import Config
 from ...hardware import System
-from ...memory import activation_bytes
+from ...memory import PeakMemory, peak_memory
 from ...model.size import flops_per_token, state_bytes_per_gpu
 from .assumptions import Assumptions, EstimateError
 from .traffic import (
@@ -156,7 +156,7 @@ class Estimate:
         evaluation_seconds: of one evaluation.
         samples: mean samples to target; None where the reference has no point.
         seconds_to_target: of a run with its evaluations; None where `samples` is.
-        state_bytes, activation_bytes: of one GPU; the activations are an estimate from above.
+        memory: the peak of one GPU.
     """
 
     model: ScalingModel
@@ -168,8 +168,7 @@ class Estimate:
     evaluation_seconds: float
     samples: float | None
     seconds_to_target: float | None
-    state_bytes: int
-    activation_bytes: int
+    memory: PeakMemory
 
 
 def make_estimate(model: ScalingModel, efficiency: float) -> Estimate:
@@ -203,8 +202,7 @@ def make_estimate(model: ScalingModel, efficiency: float) -> Estimate:
         evaluation_seconds=evaluation,
         samples=samples,
         seconds_to_target=seconds,
-        state_bytes=state_bytes_per_gpu(config, dict(model.counts)),
-        activation_bytes=activation_bytes(config),
+        memory=peak_memory(config, state_bytes_per_gpu(config, dict(model.counts))),
     )
 
 

@@ -31,17 +31,19 @@ class Case:
         change: Python source to run first, which changes the code.
         layers: number of layers instead of the variant's.
         rank: rank to trace.
+        imbalance: rows of the rank's experts over the mean.
     """
 
     settings: dict[str, str]
     change: str = ""
     layers: int | None = None
     rank: int = 0
+    imbalance: float = 1.0
 
 
 def trace_cases(cases: dict[str, Case]) -> dict[str, Trace | str]:
     """Return the trace of each case, or its error. Two processes run at a time."""
-    given = [[case.settings, case.change, case.layers, case.rank] for case in cases.values()]
+    given = [[case.settings, case.change, case.layers, case.rank, case.imbalance] for case in cases.values()]
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.traces"],
         input=json.dumps(given), cwd=ROOT, env=BARE, capture_output=True, text=True, check=True,
@@ -53,8 +55,8 @@ def trace_cases(cases: dict[str, Case]) -> dict[str, Trace | str]:
     }
 
 
-def _trace(given: tuple[dict[str, str], str, int | None, int]) -> dict[str, Any] | str:
-    settings, change, layers, rank = given
+def _trace(given: tuple[dict[str, str], str, int | None, int, float]) -> dict[str, Any] | str:
+    settings, change, layers, rank, imbalance = given
     try:
         exec(change, {})  # noqa: S102 - of the tests
         from gptoss20b.config import resolve
@@ -63,7 +65,7 @@ def _trace(given: tuple[dict[str, str], str, int | None, int]) -> dict[str, Any]
         config = resolve(settings)
         if layers is not None:
             config = config.model_copy(update={"model": config.model.model_copy(update={"num_layers": layers})})
-        return trace_step(config, rank=rank).model_dump()
+        return trace_step(config, imbalance, rank).model_dump()
     except Exception as error:
         return repr(error)
 

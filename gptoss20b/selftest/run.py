@@ -109,6 +109,20 @@ def run_self_test(config: Config, backend: Backend, device: torch.device) -> Sel
     return SelfTest(tested, outcomes, warnings, time.monotonic() - began)
 
 
+def compare_attention(config: Config, device: torch.device) -> dict[str, Outcome]:
+    """Check every kernel of full layers without sinks, also those that this run does not use, by ATTENTION_KERNEL."""
+    from . import plan
+
+    names = ("flash", "flex") if torch.version.hip is not None else ("cudnn", "flash", "flex")
+    with _restore_state(device):
+        subject = plan.make_subject(config, device)
+        return {
+            name: outcome
+            for name in names
+            for outcome in measure([plan.full_attention(config, subject, name)]).values()
+        }
+
+
 def measure(pieces: Iterable[Any]) -> dict[str, Outcome]:
     """Run pieces (`plan.Piece`), and return their outcomes by name. An error of a piece is its outcome."""
     outcomes = {}

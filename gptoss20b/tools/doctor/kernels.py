@@ -42,12 +42,15 @@ def check_kernels(config: Config, on_gpu: bool) -> Finding:
 
 def _run(config: Config, backend: Backend, device: torch.device) -> Finding:
     from ...model.kernels import LOOP, describe_kernels
-    from ...selftest.run import run_self_test
+    from ...selftest.run import compare_attention, run_self_test
 
     tested = run_self_test(config, backend, device)
     kernels = describe_kernels(tested.config, backend, device)
     facts = [f"{len(tested.outcomes)} right in {tested.seconds:.1f} s", *tested.warnings]
     facts += [f"{name.replace('_', ' ')}: {kernel}" for name, kernel in kernels.items()]
+    if backend == "torch" and not config.model.attention_sinks:
+        compared = compare_attention(config, device)
+        facts += [f"{name}: {outcome.failure or f'error {outcome.worst:.2g}'}" for name, outcome in compared.items()]
     fix = "try another torch or driver: the run is slower than with the usual kernels"
     if LOOP in kernels.values():
         fix = "leave ROCM_ALLOW_GROUP_GEMM_CK unset, or measure both (docs/gpu-node.md)"

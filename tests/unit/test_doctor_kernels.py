@@ -27,7 +27,7 @@ def check(**changes: str) -> Finding:
 def test_without_a_gpu_it_is_skipped_unless_asked() -> None:
     assert check().verdict is check(SELF_TEST="0").verdict is Verdict.SKIPPED
     found = check(SELF_TEST="1")
-    assert_finding(found, Verdict.PASS, "10 right")
+    assert_finding(found, Verdict.PASS, " right in ")
     # Also the kernels that the run does not use.
     assert all(f"{kernel}: error 0.00" in found.found for kernel in ("cudnn", "flash", "flex"))
 

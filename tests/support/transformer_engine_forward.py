@@ -114,7 +114,7 @@ def plain_torch() -> Iterator[set[str]]:
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.transformer.moe import moe_utils
 
-    te, rope = (importlib.import_module(f"transformer_engine.pytorch{name}") for name in ("", ".attention.rope"))
+    engine, rope = (importlib.import_module(f"transformer_engine.pytorch{name}") for name in ("", ".attention.rope"))
     called: set[str] = set()
 
     def behind(name: str, original: Any, function: Callable[[Any], Any]) -> Any:
@@ -135,7 +135,7 @@ def plain_torch() -> Iterator[set[str]]:
 
     with ExitStack() as stack:
         for name, function in _MODULES.items():
-            module = getattr(te, name)
+            module = getattr(engine, name)
             stack.enter_context(patch.object(module, "forward", behind(name, module.forward, function)))
         for name, function in _functions().items():
             original = getattr(moe_utils, name)

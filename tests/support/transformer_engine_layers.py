@@ -77,7 +77,7 @@ def process_groups(config: Config) -> Iterator[None]:
 @contextmanager
 def record_options() -> Iterator[list[dict[str, Any]]]:
     """Record the options of each module of Transformer Engine that is built, by the names of its signature."""
-    te = importlib.import_module("transformer_engine.pytorch")
+    engine = importlib.import_module("transformer_engine.pytorch")
     built: list[dict[str, Any]] = []
 
     def recording(kind: str, original: Any) -> Any:
@@ -99,7 +99,7 @@ def record_options() -> Iterator[list[dict[str, Any]]]:
 
     with ExitStack() as stack:
         for kind in _MODULES:
-            module = getattr(te, kind)
+            module = getattr(engine, kind)
             stack.enter_context(patch.object(module, "__init__", recording(kind, module.__init__)))
         yield built
 

@@ -6,6 +6,7 @@ The warm-up leaves no trace: weights, expert biases, optimizer, schedule and ran
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,7 @@ def warm_up(trainer: Trainer, passes: int) -> None:
         for _ in range(passes):
             trainer.step(synthetic_batches(config, device, config.accumulation_steps))
         trainer.evaluate(synthetic_batches(config, device, 1), 1)
+    gc.collect()  # the compiler leaves cycles that hold tensors
 
 
 @contextmanager

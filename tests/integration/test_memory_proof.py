@@ -98,7 +98,7 @@ def test_the_table_is_current(traces: dict[str, Trace], name: str, imbalance: fl
 
 # A warm-up of one pass, then three steps of a run. Printed: the peak of the tensors, and the allocator's bytes so far.
 WARM_UP = """
-import json, sys, warnings
+import gc, json, sys, warnings
 warnings.simplefilter("ignore")
 from gptoss20b.megatron_cpu import import_megatron
 import_megatron()
@@ -117,6 +117,7 @@ with fake_gpu(config) as gpu:
     model = trainer.Trainer(config, "torch", DEVICE, seed=1)
     steps = [lambda: model.step(make_batches(config, config.accumulation_steps))] * 3
     for run in [lambda: warmup.warm_up(model, 1), *steps]:
+        gc.collect()  # the compiler leaves cycles that hold tensors
         gpu.accountant.reset()
         run()
         figures.append([gpu.accountant.peak_bytes, peak_reserved_bytes(gpu.accountant.events, True)])

@@ -15,9 +15,9 @@ REFERENCE_COUNTS = {"experts": 24 * 32 * 3 * 2880 * 2880, "embedding": 128_256 *
 REFERENCE_COUNTS["other"] = 20_488_418_112 - REFERENCE_COUNTS["experts"] - REFERENCE_COUNTS["embedding"]
 
 
-def run_info(*options: str) -> subprocess.CompletedProcess[str]:
+def run_info(*options: str, **settings: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gptoss20b", "info", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "100"})
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "100"} | settings)
 
 
 def test_flops_follow_the_sequence_length() -> None:
@@ -37,10 +37,13 @@ def test_state_per_gpu_of_eight(expert_parallel: int, gibibytes: int) -> None:
 def test_info_as_json_takes_a_variant_and_a_vocabulary() -> None:
     size = json.loads(run_info("--json", "--variant", "openai", "--vocab-size", "128256").stdout)
     assert (size["total_parameters"], size["active_parameters"]) == (20_495_244_864, 3_398_551_104)
+    assert size["peak_reserved_bytes"] > size["state_bytes_per_gpu"] and size["survivable_imbalance"] is None
 
 
 def test_info_for_people_has_the_figures() -> None:
-    done = run_info()
-    for figure in ("20,488,418,112", "3,397,530,432", "22,876,024,320", "49.7"):
+    done = run_info(DGXSYSTEM="H200_1x8", MICRO_BATCH_SIZE="2")
+    # State, peak at balance and with 1.5 and 2 times the mean rows, and the rows that fit.
+    memory = ("49.7", "106.9", "123.9", "141.0", "1.7 times")
+    for figure in ("20,488,418,112", "3,397,530,432", "22,876,024,320", *memory):
         assert figure in done.stdout
     assert "Warning" not in done.stderr

@@ -184,6 +184,10 @@ class RunLog:
         self._record("event", "resumed", samples, samples_count=samples)
         return RunClock(self)
 
+    def initialized_from(self, folder: Path) -> None:
+        """Log the folder of the initial weights, which are not the seed's. Open division."""
+        self._record("event", "init_from", str(folder))
+
     def skipped(self, samples: int) -> None:
         """Log the number of training sequences that are left out of the data order. Open division."""
         self._record("event", "skip_samples", samples, samples_count=self.samples)

@@ -49,7 +49,7 @@ def exit_code_for(status: str, reason: str | None) -> ExitCode:
         return ExitCode.INTERRUPTED
     if (reason or "").startswith((f"{NonFiniteLossError.__name__}: ", f"{NonFiniteGradientError.__name__}: ")):
         return ExitCode.DIVERGED
-    if (reason or "").startswith(f"{SelfTestError.__name__}: "):
+    if (reason or "").startswith((f"{SelfTestError.__name__}: ", "ConversionError: ")):  # the last is of INIT_FROM
         return ExitCode.BAD_CONFIGURATION
     return ExitCode.NOT_CONVERGED if re.fullmatch(_TARGET_NOT_REACHED, reason or "") else ExitCode.FAILED
 

@@ -26,6 +26,7 @@ from .data.files import DataError
 from .dataloader import DataLoader, DataShard, build_dataloader
 from .failure_report import report_failure
 from .gpu_allocator import allocator_settings
+from .hf.convert import ConversionError
 from .mlperf_log import LogWriteError, RunLog, TruncatedLogError
 from .model.backend import Backend, BackendError, choose_backend
 from .model.kernels import describe_kernels
@@ -53,7 +54,7 @@ from .trainer import Trainer
 from .warmup import warm_up
 
 # Errors whose message is all that a person needs; any other also leaves its traceback in a file.
-_EXPLAINED = (CheckpointError, LogWriteError, TruncatedLogError, DataError, LaunchError, RunError)
+_EXPLAINED = (CheckpointError, ConversionError, LogWriteError, TruncatedLogError, DataError, LaunchError, RunError)
 
 T = TypeVar("T")
 
@@ -107,7 +108,10 @@ def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
         except Exception as error:
             if not isinstance(error, _EXPLAINED):
                 watch.write_error(error)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            first, *more = str(error).splitlines() or [""]
+            # Errors of torch go on for pages; ours may list several problems.
+            details = "; ".join(line.strip() for line in more) if isinstance(error, ConversionError) else ""
+            reason = f"{type(error).__name__}: {first}" + (f" {details}" if details else "")
             _abort(context, reason)
             return exit_code_for("aborted", reason)
         finally:
@@ -129,6 +133,8 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
     saved = checkpointer.find_newest()
     seed = saved.train_state.seed if saved else _choose_seed(config)
     log.describe(config, seed)
+    if config.init_from is not None:
+        log.initialized_from(config.init_from)
     watch.progress("self-test")
     tested = run_self_test(config, context.backend, rank.device)
     for warning in tested.warnings:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .batches import DeviceBatch, shard_for_context_parallel
 from .config import Config
+from .hf.load import load_weights
 from .model.backend import Backend
 from .model.build import build_model, compile_layers
 from .model.initialize import initialize_weights
@@ -64,7 +65,7 @@ def mean_loss(loss_sum: Tensor, tokens: Tensor) -> float:
 def build_and_initialize(
     config: Config, backend: Backend, device: torch.device, seed: int
 ) -> tuple[GPTModel, torch.nn.Module]:
-    """Build and initialize this rank's model shard.
+    """Build this rank's model shard, with the weights of the seed or of INIT_FROM.
 
     Returns:
         The GPTModel, and the module to call: a Float16Module around it, which casts inputs, or the GPTModel in fp32.
@@ -72,7 +73,10 @@ def build_and_initialize(
     gpt = build_model(config, backend, on_gpu=device.type == "cuda")
     # Megatron-Core creates norms and routers on torch's default device.
     gpt.to(device)
-    initialize_weights(gpt, config, seed)
+    if config.init_from is None:
+        initialize_weights(gpt, config, seed)
+    else:
+        load_weights(gpt, config.init_from, config)
     module = Float16Module(gpt.config, gpt) if config.execution.bf16_weights else gpt
     _count_experts_in_fp32(gpt)
     if config.execution.compile_mode == "layers":

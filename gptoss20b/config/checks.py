@@ -81,6 +81,10 @@ def _check_division(config: Config) -> Iterator[Problem]:
         yield _open_division_only(
             "VOCAB_SIZE", config.model.vocab_size, "the closed division trains with the Llama 3 tokenizer's 128256"
         )
+    if config.init_from is not None:
+        yield _open_division_only(
+            "INIT_FROM", f"'{config.init_from}'", "the closed division starts from random weights"
+        )
     if config.data.skip_samples:
         yield _open_division_only("SKIP_SAMPLES", config.data.skip_samples, "the closed division trains on all data")
     if config.data.eod_token is not None:
@@ -160,6 +164,12 @@ def check_transformer_engine_backend(config: Config) -> Iterator[Problem]:
             ("COMPILE", "BACKEND"),
             "got layers, but torch.compile cannot trace into Transformer Engine's own kernels. "
             "Set COMPILE=kernels or BACKEND=torch.",
+        )
+    if config.init_from is not None:
+        yield Problem(
+            ("INIT_FROM", "BACKEND"),
+            f"got '{config.init_from}', but Transformer Engine keeps norms inside its projections, and only the torch "
+            "back end reads weights. Set BACKEND=torch.",
         )
     if config.execution.attention_kernel != "auto":
         yield Problem(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from ..hf.architecture import read_model
 from .checks import Problem, check_config
 from .environment import read_settings, settings
 from .misspelt import find_misspelt
 from .presets import PRESETS
-from .tree import Config
+from .tree import Config, ModelConfig
 
 
 class ConfigError(ValueError):
@@ -34,19 +36,23 @@ def resolve(options: Mapping[str, str | None] | None = None, environment: Mappin
     # An empty option counts as unset, like an empty variable.
     given = read_settings(environment) | {name: value for name, value in (options or {}).items() if value}
     found = find_misspelt(environment)
-    variant = given.get("MODEL_VARIANT", "reference")
+    model = None
+    if "INIT_FROM" in given:
+        model, problems = read_model(Path(given["INIT_FROM"]))
+        found += [Problem(("INIT_FROM",), f"{given['INIT_FROM']}: {problem}") for problem in problems]
+    variant = given.get("MODEL_VARIANT", model.variant if model else "reference")
     if variant not in PRESETS:
         found.append(
             Problem(("MODEL_VARIANT",), f"got '{variant}', expected one of: {', '.join(PRESETS)}. Choose one.")
         )
         variant = "reference"
     try:
-        config = Config.model_validate(_build_tree(variant, given))
+        config = Config.model_validate(_build_tree(variant, given, model))
     except ValidationError as error:
         found += [_to_problem(detail, given) for detail in error.errors()]
         # Replace each invalid value by the preset's, and check the rest further.
         well_typed = {name: value for name, value in given.items() if name not in {p.variables[0] for p in found}}
-        config = Config.model_validate(_build_tree(variant, well_typed))
+        config = Config.model_validate(_build_tree(variant, well_typed, model))
     invalid = {problem.variables[0] for problem in found}
     if "MODEL_VARIANT" not in invalid:  # the checks depend on the model
         found += [problem for problem in check_config(config) if not invalid.intersection(problem.variables)]
@@ -55,9 +61,11 @@ def resolve(options: Mapping[str, str | None] | None = None, environment: Mappin
     return config
 
 
-def _build_tree(variant: str, given: Mapping[str, str]) -> dict[str, Any]:
-    """Return the preset with the given values on top, as input for `Config`."""
+def _build_tree(variant: str, given: Mapping[str, str], model: ModelConfig | None) -> dict[str, Any]:
+    """Return the preset, with the dimensions of ``model``, and the given values on top, as input for `Config`."""
     tree = copy.deepcopy(PRESETS[variant])
+    if model is not None:
+        tree["model"] = model.model_dump()
     for variable, value in given.items():
         *branches, leaf = settings()[variable].path
         node = tree

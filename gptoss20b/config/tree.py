@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class FrozenModel(BaseModel):
@@ -79,7 +79,9 @@ class Yarn(FrozenModel):
 class ModelConfig(FrozenModel):
     """Model architecture. `presets` holds the variants; a user can change the variant and the vocabulary only."""
 
-    variant: str = setting("MODEL_VARIANT", "model preset: reference, openai, openai_120b or tiny", "reference")
+    variant: str = setting(
+        "MODEL_VARIANT", "model preset: reference, openai, openai_120b, tiny or openai_tiny", "reference"
+    )
     vocab_size: int = setting("VOCAB_SIZE", "vocabulary size: rows of the embedding and of the output layer", ge=2)
     num_layers: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
@@ -100,6 +102,25 @@ class ModelConfig(FrozenModel):
     rotary_base: int = 150_000
     yarn: Yarn | None = None
     norm_epsilon: float = Field(1e-5, gt=0)
+
+    @model_validator(mode="after")
+    def _check_dimensions(self) -> Self:
+        """Refuse what Megatron-Core cannot build, or cannot train."""
+        lowest = 1 if self.router_softmax_before_topk else 2
+        if not lowest <= self.router_topk <= self.num_experts:
+            # The softmax over one chosen expert is 1, so the router would have no gradient.
+            raise ValueError(
+                f"router_topk is {self.router_topk} of {self.num_experts} experts, expected {lowest} to "
+                f"{self.num_experts}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}, expected an even number: RoPE rotates pairs of dimensions")
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads is {self.num_attention_heads}, expected a multiple of num_query_groups, "
+                f"{self.num_query_groups}"
+            )
+        return self
 
     def has_sliding_window(self, layer_number: int) -> bool:
         """Return True for the layers 1, 3, 5, ...; numbers start at 1."""
@@ -278,6 +299,12 @@ class Config(FrozenModel):
     # torch takes signed 64-bit seeds.
     seed: int | None = setting(
         "SEED", "seed of the initial weights and the data order; default: random", None, ge=0, lt=2**63
+    )
+    init_from: Path | None = setting(
+        "INIT_FROM",
+        "folder of weights to start from instead of the seed's, which also gives the model's dimensions: of `convert`, "
+        "or of Hugging Face's GptOssForCausalLM",
+        None,
     )
     submission: Submission = Submission()
     model: ModelConfig

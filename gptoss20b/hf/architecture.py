@@ -6,8 +6,11 @@ that GptOssConfig cannot express, or that this project does not train, become pr
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -59,6 +62,27 @@ _HF_FIELD_NAMES = (
     | {f"yarn.{name}": f"rope_parameters.{name}" for name in _YARN_DEFAULTS}
     | {"window_left": "sliding_window - 1", "rotary_base": "rope_theta"}
 )
+
+
+def read_model(folder: Path) -> tuple[ModelConfig | None, list[str]]:
+    """Return the model of a folder of weights, of this project or of a GptOssForCausalLM, and what is wrong with it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, ["config.json: missing. Name a folder that `convert` or transformers has written"]
+    except (OSError, ValueError) as error:
+        return None, [f"config.json: cannot be read: {error}"]
+    problems: list[str] = []
+    if not isinstance(config, dict):
+        return None, [f"config.json: got a JSON {type(config).__name__}, expected an object"]
+    if is_hf_config(config):
+        return from_hf_config(config, problems), problems
+    return parse_model_section(config.get("model"), problems), problems
+
+
+def is_hf_config(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is one of transformers."""
+    return "model_type" in config
 
 
 def from_hf_config(hf_config: Mapping[str, Any], problems: list[str]) -> ModelConfig | None:
@@ -139,15 +163,12 @@ def _validated_model(
     except ValidationError as error:
         for detail in error.errors():
             name = ".".join(map(str, detail["loc"]))
+            if not name:  # dimensions that do not fit together
+                text = re.sub(r"\w+", lambda word: file_names.get(word[0], word[0]), str(detail["ctx"]["error"]))
+                problems.append(f"config.json: {text}")
+                continue
             shown = file_names.get(name, f"model.{name}")
             problems.append(f"config.json: {shown}: got {detail['input']!r}: {detail['msg']}")
-        return None
-    if model.num_attention_heads % model.num_query_groups:
-        heads, groups = (file_names.get(name, f"model.{name}") for name in ("num_attention_heads", "num_query_groups"))
-        problems.append(
-            f"config.json: {heads}: got {model.num_attention_heads}, expected a multiple of {groups} "
-            f"{model.num_query_groups}"
-        )
         return None
     variant = model.variant if "variant" in fields else _matching_preset(model)
     return model.model_copy(update={"variant": variant})

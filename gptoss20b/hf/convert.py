@@ -46,14 +46,12 @@ def from_hugging_face(source: Path, target: Path) -> None:
     """
     folder = WeightsFolder(source)
     problems = list(folder.problems)
-    model = from_hf_config(folder.config, problems) if folder.config else None
-    if model is not None:
-        problems += _compare_tensors(folder.tensors, _expected_hf_tensors(model, folder.tensors))
-        problems += _mixed_dtypes(model, folder.tensors)
+    model = check_hf_folder(folder, problems)
     model = _require_convertible(source, target, problems, model, folder.tensors)
+    weights = HuggingFaceWeights(folder, model)
     with atomic_folder(target, model.num_layers + 2) as writer:
         for shard in weight_shards(model):
-            writer.add({weight.name: _read_from_hf(weight, folder) for weight in shard})
+            writer.add({weight.name: weights.read(weight.name) for weight in shard})
         writer.finish({"model": model.model_dump(mode="json")})
 
 
@@ -73,6 +71,45 @@ def to_hugging_face(source: Path, target: Path) -> None:
         for shard in weight_shards(model):
             writer.add({name: x for weight in shard for name, x in _convert_to_hf(weight, folder).items()})
         writer.finish(hf_config)
+
+
+class HuggingFaceWeights:
+    """The tensors of a GptOssForCausalLM's folder under this project's names, converted when they are read.
+
+    Attributes:
+        shapes: of each tensor, by name.
+    """
+
+    def __init__(self, folder: WeightsFolder, model: ModelConfig) -> None:
+        self._folder = folder
+        self._weights = {weight.name: weight for shard in weight_shards(model) for weight in shard}
+        self.shapes = {name: weight.shape for name, weight in self._weights.items()}
+
+    def read(self, name: str, *where: int | slice) -> Tensor:
+        """Return a tensor, or the part that ``where`` (a number or a slice per dimension) selects."""
+        weight = self._weights[name]
+        if not weight.by_expert:
+            whole = weight.from_hf([self._folder.read(each) for each in weight.hf_shapes])
+            return whole[where or ...].contiguous()
+        first, *rest = where or (slice(None),)
+        chosen = range(weight.shape[0])[first]
+        if isinstance(chosen, int):
+            return self._read_expert(weight, chosen)[tuple(rest) or ...]
+        stacked = _stack_experts(weight.shape[1:], chosen, lambda expert: self._read_expert(weight, expert))
+        return stacked[(slice(None), *rest)]
+
+    def _read_expert(self, weight: WeightMapping, expert: int) -> Tensor:
+        ((name, _),) = weight.hf_shapes.items()
+        return weight.from_hf([_read_hf_expert(self._folder, name, expert)])
+
+
+def check_hf_folder(folder: WeightsFolder, problems: list[str]) -> ModelConfig | None:
+    """Return the model of a GptOssForCausalLM's folder, and append problems of its config.json and tensors."""
+    model = from_hf_config(folder.config, problems) if folder.config else None
+    if model is not None:
+        problems += _compare_tensors(folder.tensors, _expected_hf_tensors(model, folder.tensors))
+        problems += _mixed_dtypes(model, folder.tensors)
+    return model
 
 
 def check_folder_model(folder: WeightsFolder, problems: list[str]) -> ModelConfig | None:
@@ -150,19 +187,13 @@ def _mixed_dtypes(model: ModelConfig, present: Mapping[str, TensorInfo]) -> list
     return problems
 
 
-def _read_from_hf(weight: WeightMapping, folder: WeightsFolder) -> Tensor:
-    if not weight.by_expert:
-        return weight.from_hf([folder.read(name) for name in weight.hf_shapes]).contiguous()
-    (name,) = weight.hf_shapes
-    return _stack_experts(weight.shape, lambda expert: weight.from_hf([_read_hf_expert(folder, name, expert)]))
-
-
 def _convert_to_hf(weight: WeightMapping, folder: WeightsFolder) -> dict[str, Tensor]:
     if not weight.by_expert:
         parts = weight.to_hf(folder.read(weight.name))
         return {name: part.contiguous() for name, part in zip(weight.hf_shapes, parts, strict=True)}
     ((name, shape),) = weight.hf_shapes.items()
-    return {name: _stack_experts(shape, lambda expert: weight.to_hf(folder.read(weight.name, expert))[0])}
+    experts, *matrix = shape
+    return {name: _stack_experts(tuple(matrix), range(experts), lambda i: weight.to_hf(folder.read(weight.name, i))[0])}
 
 
 def _read_hf_expert(folder: WeightsFolder, name: str, expert: int) -> Tensor:
@@ -172,11 +203,11 @@ def _read_hf_expert(folder: WeightsFolder, name: str, expert: int) -> Tensor:
     return dequantize(folder.read(name + _BLOCKS, expert), folder.read(name + _SCALES, expert)).mT
 
 
-def _stack_experts(shape: Shape, make: Callable[[int], Tensor]) -> Tensor:
-    """Stack the experts' matrices to [experts, ...]. Only one of them is in memory beside the result."""
-    first = make(0)
-    stacked = torch.empty(shape, dtype=first.dtype)
+def _stack_experts(shape: Shape, experts: range, make: Callable[[int], Tensor]) -> Tensor:
+    """Stack the experts' matrices to [experts, *shape]. Only one of them is in memory beside the result."""
+    first = make(experts[0])
+    stacked = torch.empty((len(experts), *shape), dtype=first.dtype)
     stacked[0] = first
-    for expert in range(1, shape[0]):
-        stacked[expert] = make(expert)
+    for i, expert in enumerate(experts[1:], 1):
+        stacked[i] = make(expert)
     return stacked

@@ -54,6 +54,11 @@ class WeightsFolder:
         for file in self._file_names():
             self._open(file)
 
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Return the shape of each tensor, by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
     def read(self, name: str, *where: int | slice) -> Tensor:
         """Return a tensor, or the part that ``where`` (a number or a slice per dimension) selects.
 

@@ -10,15 +10,17 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 
 from ..config import Config, ModelConfig
 from ..model.initialize import local_parameters
-from .convert import ConversionError, check_folder_model
+from .architecture import is_hf_config
+from .convert import ConversionError, HuggingFaceWeights, check_folder_model, check_hf_folder
 from .folder import Shape, WeightsFolder
 
 
 @torch.no_grad()
 def load_weights(model: GPTModel, path: Path, config: Config) -> None:
-    """Fill this rank's weights in place from a folder created by `convert.from_hugging_face`.
+    """Fill this rank's weights in place from a folder of `convert.from_hugging_face`, or of a GptOssForCausalLM.
 
-    Of each tensor only the part that this rank holds is read. Values are rounded to the parameters' dtype where the
+    Of each tensor only the part that this rank holds is read, or of a GptOssForCausalLM's one tensor at a time. Values
+    are rounded to the parameters' dtype where the
     folder's is wider. ``config``, from which the model was built, must have the folder's `model` section. The layer
     back end must have norms as separate parameters, as `torch` has: Transformer Engine's spec fuses them into the
     projections.
@@ -26,14 +28,19 @@ def load_weights(model: GPTModel, path: Path, config: Config) -> None:
     Raises:
         ConversionError: lists every reason why the folder does not fit the model; nothing was loaded.
     """
-    folder = WeightsFolder(path)
-    problems = list(folder.problems)
-    folder_model = check_folder_model(folder, problems)
+    files = WeightsFolder(path)
+    problems = list(files.problems)
+    folder: WeightsFolder | HuggingFaceWeights
+    if is_hf_config(files.config):
+        folder_model = check_hf_folder(files, problems)
+        folder = HuggingFaceWeights(files, folder_model or config.model)
+    else:
+        folder, folder_model = files, check_folder_model(files, problems)
     if folder_model is not None:
         problems += _compare_models(folder_model, config.model)
     parameters = list(local_parameters(model, config))
     problems += [
-        f"{name}: missing, and this rank's model has it" for name, _, _ in parameters if name not in folder.tensors
+        f"{name}: missing, and this rank's model has it" for name, _, _ in parameters if name not in folder.shapes
     ]
     if problems:
         raise ConversionError(f"loading {path}", problems)
@@ -44,7 +51,7 @@ def load_weights(model: GPTModel, path: Path, config: Config) -> None:
         elif experts is not None:
             part = folder.read(name, slice(experts.start, experts.stop))
         else:
-            part = folder.read(name, *_tensor_parallel_slices(folder.tensors[name].shape, parameter.shape))
+            part = folder.read(name, *_tensor_parallel_slices(folder.shapes[name], parameter.shape))
         assert part.shape == parameter.shape, f"{name}: this rank holds {parameter.shape}, the folder {part.shape}"
         parameter.copy_(part)
 

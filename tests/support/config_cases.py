@@ -67,6 +67,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "DATADIR": ("/some/data", Path("/some/data")),
     "EOD_TOKEN": ("5", 5),
     "SKIP_SAMPLES": ("96", 96),
+    "INIT_FROM": ("", None),  # Transformer Engine excludes it
     "LOGDIR": ("/some/log", Path("/some/log")),
     "LOG_INTERVAL": ("3", 3),
     "MLLOG_STDOUT": ("0", False),

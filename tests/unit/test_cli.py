@@ -44,7 +44,7 @@ def test_every_setting_is_an_option_of_the_same_name() -> None:
     assert (with_options.returncode, with_options.stderr) == (0, "")
     assert with_options.stdout == run_cli("train", "--dry-run", **EVERY_TEXT).stdout
     shown = printed_settings(with_options.stdout)
-    assert shown == {name: str(value) for name, (_, value) in EVERY_SETTING.items()}
+    assert shown == {name: "(not set)" if value is None else str(value) for name, (_, value) in EVERY_SETTING.items()}
 
 
 def test_an_invalid_configuration_exits_2_with_every_problem_on_stderr() -> None:

@@ -326,6 +326,7 @@ def can_run(layout: dict[str, int]) -> bool:
         and 24 % pipeline == 0
         and (context == 1 or 8192 % (2 * context) == 0)
         and layout["GLOBAL_BATCH_SIZE"] % (layout["MICRO_BATCH_SIZE"] * data) == 0
+        and layout["DGXNGPU"] <= 1024
     )
 
 

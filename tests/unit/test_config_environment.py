@@ -32,7 +32,7 @@ def test_every_setting_has_its_promised_name_a_description_and_a_case_in_these_t
     assert all(setting.description for setting in settings().values())
     defaults = all_values(resolve())
     at_default = {name for name, (_, value) in EVERY_SETTING.items() if value == defaults[name]}
-    assert at_default == {"TENSOR_PARALLEL", "AUX_LOSS_COEFF", "COMPILE", "ATTENTION_KERNEL"}
+    assert at_default == {"TENSOR_PARALLEL", "AUX_LOSS_COEFF", "COMPILE", "ATTENTION_KERNEL", "INIT_FROM"}
 
 
 @pytest.mark.parametrize("source", ["environment", "options"])

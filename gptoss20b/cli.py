@@ -422,21 +422,33 @@ def convert(
         Path | None, typer.Option("--from", help="Folder in this project's format; needs --to-hf.")
     ] = None,
     to_hf: Annotated[Path | None, typer.Option(help="New folder for GptOssForCausalLM.from_pretrained.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--from-checkpoint", help="Folder step_<number> of a run; needs --to or --to-hf.")
+    ] = None,
 ) -> None:
-    """Convert weights between Hugging Face's GptOssForCausalLM and this project's format.
+    """Convert weights between Hugging Face's GptOssForCausalLM, this project's format and checkpoints of runs.
 
-    bf16 and fp32 weights stay bit-identical; MXFP4 experts can be read. One layer is in memory at a time. All input is
-    checked before anything is written, and existing folders are never overwritten.
+    Only models with the released gpt-oss's features can become a GptOssForCausalLM; --to takes every model. bf16 and
+    fp32 weights stay bit-identical; MXFP4 experts can be read. One layer is in memory at a time. All input is checked
+    before anything is written, and existing folders are never overwritten.
     """
-    from .hf.convert import ConversionError, from_hugging_face, to_hugging_face
+    from .hf.convert import ConversionError, from_checkpoint, from_hugging_face, to_hugging_face
 
     try:
-        if from_hf and to and not (source or to_hf):
-            from_hugging_face(from_hf, to)
-        elif source and to_hf and not (from_hf or to):
-            to_hugging_face(source, to_hf)
-        else:
-            _exit_with_error("convert takes --from-hf DIR --to DIR, or --from DIR --to-hf DIR")
+        match from_hf, source, checkpoint, to, to_hf:
+            case Path(), None, None, Path(), None:
+                from_hugging_face(from_hf, to)
+            case None, Path(), None, None, Path():
+                to_hugging_face(source, to_hf)
+            case None, None, Path(), None, Path():
+                to_hugging_face(checkpoint, to_hf)
+            case None, None, Path(), Path(), None:
+                from_checkpoint(checkpoint, to)
+            case _:
+                _exit_with_error(
+                    "convert takes --from-hf DIR --to DIR, --from DIR --to-hf DIR, or --from-checkpoint DIR with --to "
+                    "DIR or --to-hf DIR"
+                )
     except ConversionError as error:
         _exit_with_error(str(error))
     except OSError as error:

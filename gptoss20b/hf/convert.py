@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint.files import STATE_FILE
 from ..config.tree import ModelConfig
 from .architecture import from_hf_config, parse_model_section, to_hf_config
+from .checkpoint import CheckpointWeights
 from .folder import DTYPES, Shape, TensorInfo, WeightsFolder, atomic_folder, check_target
 from .mxfp4 import BLOCK_SIZE, dequantize
 from .weight_mapping import WeightMapping, weight_shards
@@ -56,13 +58,13 @@ def from_hugging_face(source: Path, target: Path) -> None:
 
 
 def to_hugging_face(source: Path, target: Path) -> None:
-    """Create a folder for GptOssForCausalLM.from_pretrained from one of this project.
+    """Create a folder for GptOssForCausalLM.from_pretrained from one of this project, or from a checkpoint.
 
     Raises:
         ConversionError: lists everything that is wrong; nothing was written.
         OSError: the target cannot be written; nothing is left of it.
     """
-    folder = WeightsFolder(source)
+    folder = open_weights(source)
     problems = list(folder.problems)
     model = check_folder_model(folder, problems)
     hf_config = to_hf_config(model, _main_dtype(folder.tensors), problems) if model is not None else {}
@@ -71,6 +73,28 @@ def to_hugging_face(source: Path, target: Path) -> None:
         for shard in weight_shards(model):
             writer.add({name: x for weight in shard for name, x in _convert_to_hf(weight, folder).items()})
         writer.finish(hf_config)
+
+
+def from_checkpoint(source: Path, target: Path) -> None:
+    """Create this project's folder from a checkpoint of a run of any layout. Every model has one.
+
+    Raises:
+        ConversionError: lists everything that is wrong; nothing was written.
+        OSError: the target cannot be written; nothing is left of it.
+    """
+    weights = CheckpointWeights(source)
+    problems = list(weights.problems)
+    model = check_folder_model(weights, problems)
+    model = _require_convertible(source, target, problems, model, weights.tensors)
+    with atomic_folder(target, model.num_layers + 2) as writer:
+        for shard in weight_shards(model):
+            writer.add({weight.name: weights.read(weight.name) for weight in shard})
+        writer.finish({"model": model.model_dump(mode="json")})
+
+
+def open_weights(path: Path) -> WeightsFolder | CheckpointWeights:
+    """Open a folder of this project's weights, or a checkpoint."""
+    return CheckpointWeights(path) if (path / STATE_FILE).exists() else WeightsFolder(path)
 
 
 class HuggingFaceWeights:
@@ -112,7 +136,7 @@ def check_hf_folder(folder: WeightsFolder, problems: list[str]) -> ModelConfig |
     return model
 
 
-def check_folder_model(folder: WeightsFolder, problems: list[str]) -> ModelConfig | None:
+def check_folder_model(folder: WeightsFolder | CheckpointWeights, problems: list[str]) -> ModelConfig | None:
     """Return the model section of this project's folder, and append problems of it and of the folder's tensors."""
     model = parse_model_section(folder.config.get("model"), problems) if folder.config else None
     if model is not None:
@@ -187,7 +211,7 @@ def _mixed_dtypes(model: ModelConfig, present: Mapping[str, TensorInfo]) -> list
     return problems
 
 
-def _convert_to_hf(weight: WeightMapping, folder: WeightsFolder) -> dict[str, Tensor]:
+def _convert_to_hf(weight: WeightMapping, folder: WeightsFolder | CheckpointWeights) -> dict[str, Tensor]:
     if not weight.by_expert:
         parts = weight.to_hf(folder.read(weight.name))
         return {name: part.contiguous() for name, part in zip(weight.hf_shapes, parts, strict=True)}

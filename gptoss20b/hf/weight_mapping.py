@@ -42,11 +42,19 @@ def weight_shards(model: ModelConfig) -> Iterator[list[WeightMapping]]:
     embedding, hidden = (model.vocab_size, model.hidden_size), (model.hidden_size,)
     yield [_unchanged("embedding.word_embeddings.weight", "model.embed_tokens.weight", embedding)]
     for layer in range(model.num_layers):
-        yield [*_attention_weights(model, layer), *_mlp_weights(model, layer)]
+        weights = *_attention_weights(model, layer), *_mlp_weights(model, layer)
+        yield [weight for weight in weights if _exists(model, weight.name)]
     yield [
         _unchanged("decoder.final_layernorm.weight", "model.norm.weight", hidden),
         _unchanged("output_layer.weight", "lm_head.weight", embedding),
     ]
+
+
+def _exists(model: ModelConfig, name: str) -> bool:
+    """Return whether a model has a weight that the released gpt-oss has."""
+    if name.endswith(".bias"):
+        return model.biases
+    return model.attention_sinks if name.endswith("softmax_offset") else True
 
 
 def _attention_weights(model: ModelConfig, layer: int) -> Iterator[WeightMapping]:
@@ -70,6 +78,11 @@ def _attention_weights(model: ModelConfig, layer: int) -> Iterator[WeightMapping
         )
     for part, shape in (("weight", (hidden, q_size)), ("bias", (hidden,))):
         yield _unchanged(f"{ours}.self_attention.linear_proj.{part}", f"{theirs}.self_attn.o_proj.{part}", shape)
+    if model.qk_norm:  # only in this project's folders: `to_hf_config` refuses such a model
+        for part in ("q", "k"):
+            name = f"self_attn.{part}_norm.weight"
+            ours_name = f"{ours}.self_attention.{part}_layernorm.weight"
+            yield _unchanged(ours_name, f"{theirs}.{name}", (model.head_dim,))
     sinks = (model.num_attention_heads,)
     yield _unchanged(f"{ours}.self_attention.core_attention.softmax_offset", f"{theirs}.self_attn.sinks", sinks)
 

@@ -16,7 +16,7 @@ from tests.support.configs import BARE
 from tests.support.hf_folders import HIDDEN, SMALL, hf_tensors, write_folder
 from tests.support.local_runs import records, values
 from tests.support.paths import ROOT
-from tests.support.ranks import NO_GPU
+from tests.support.ranks import NO_GPU, run_ranks
 
 VOCABULARY = 256  # of the data of the tests
 
@@ -62,6 +62,20 @@ def test_a_run_starts_from_either_folder_and_says_what_is_missing(
     last = ended["cut"][0].splitlines()[-1]
     for log, said in ((records(logs["cut"])[-1]["metadata"]["reason"], last), (last, last)):
         assert "lm_head.weight: missing" in log and "layers.1.self_attn.sinks: missing" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "hf"), [("tiny", False), ("openai_tiny", True)])
+def test_a_checkpoint_starts_a_run_of_any_layout(tiny: dict[str, str], tmp_path: Path, variant: str, hf: bool) -> None:
+    two = tiny | {"MODEL_VARIANT": variant, "DGXNGPU": "2", "EXPERT_PARALLEL": "2"}
+    variables = [two, two | {"EXPERT_PARALLEL": "1"}]
+    for trained, *started in run_ranks(
+        "weights_jobs.export_and_import", 2, variables=variables, place=str(tmp_path), hf=hf
+    ):
+        same_layout, other_layout = started[: 1 + hf], started[1 + hf :]
+        assert len(other_layout) == 1 + hf
+        assert all(each == trained for each in same_layout), "to the last bit"
+        assert all(each["loss"] == pytest.approx(trained["loss"], rel=1e-6) for each in other_layout)
 
 
 def test_the_folder_gives_the_model_and_the_closed_division_has_none(folders: Path, tmp_path: Path) -> None:

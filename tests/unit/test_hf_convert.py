@@ -194,13 +194,13 @@ def test_faults_of_our_own_folder(hf: Path, ours: Path, back: Path) -> None:
     write_folder(hf, hf_tensors())
     from_hugging_face(hf, ours)
     config = json.loads((ours / "config.json").read_text())
-    config["model"]["qk_norm"] = True
+    config["model"]["router_softmax_before_topk"] = True
     (ours / "config.json").write_text(json.dumps(config))
     file = "model-00002-of-00005.safetensors"
     lost = len(load_file(ours / file)) - 1
     save_file({"decoder.layers.0.mlp.router.bias": torch.zeros(3)}, ours / file)
     problems = convert_problems(to_hugging_face, ours, back)
-    assert problems[-1].startswith("config.json: model.qk_norm: got True, expected False")
+    assert problems[-1].startswith("config.json: model.router_softmax_before_topk: got True, expected False")
     assert sum("missing" in problem for problem in problems) == lost
     (wrong_shape,) = (problem for problem in problems if problem.startswith("decoder.layers.0.mlp.router.bias: got"))
     assert all(fact in wrong_shape for fact in ("[3] F32", file, "[4]"))

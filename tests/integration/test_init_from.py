@@ -78,6 +78,27 @@ def test_a_checkpoint_starts_a_run_of_any_layout(tiny: dict[str, str], tmp_path:
         assert all(each["loss"] == pytest.approx(trained["loss"], rel=1e-6) for each in other_layout)
 
 
+@pytest.mark.slow
+def test_three_steps_are_those_of_transformers_and_plain_adamw(tiny: dict[str, str], tmp_path: Path) -> None:
+    architecture = {
+        **{"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 16},
+        **{"num_key_value_heads": 2, "num_local_experts": 8, "intermediate_size": 48, "num_experts_per_tok": 3},
+        "sliding_window": 8,
+    }
+    two = tiny | {"WARMUP_STEPS": "0", "GLOBAL_BATCH_SIZE": "2", "DGXNGPU": "2", "LEARNING_RATE": "1e-3"}
+    variables = [two | {"EXPERT_PARALLEL": size} for size in ("2", "1")]
+    for layout in run_ranks(
+        "weights_jobs.train_beside_transformers",
+        2,
+        variables=variables,
+        place=str(tmp_path),
+        sequence=48,
+        architecture=architecture,
+    )[0]:
+        assert layout["weights"] < 1e-5 and layout["loss"] < 1e-5
+        assert layout["smallest change"] > 1e-4
+
+
 def test_the_folder_gives_the_model_and_the_closed_division_has_none(folders: Path, tmp_path: Path) -> None:
     given = {"INIT_FROM": str(folders / "hf"), "SUBMISSION_DIVISION": "open", "BACKEND": "torch"}
     given |= {"DGXNGPU": "1", "EXPERT_PARALLEL": "1"}

@@ -72,7 +72,7 @@ def _compare(layout: Config, folder: Path, sequence: int, **architecture: Any) -
         hf_gradients = convert_gradients(hf_model, config.model)
         assert gradients.keys() == hf_gradients.keys()
         differences |= {name: largest_difference(x, hf_gradients[name]) for name, x in gradients.items()}
-    result = trainer.step(iter([_make_batch(row[None]) for row in local_tokens]))
+    result = trainer.step(iter([make_batch(row[None]) for row in local_tokens]))
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in hf_model.parameters()])
     differences["loss"] = largest_difference(torch.tensor(result.loss()), expected.loss.detach())
     differences["norm"] = largest_difference(result.grad_norm, norm)
@@ -108,7 +108,7 @@ def configure_for(layout: Config, folder: Path, sequence: int) -> Config:
     return layout.model_copy(update={"model": model, "fixed": fixed})
 
 
-def _make_batch(tokens: Tensor) -> DeviceBatch:
+def make_batch(tokens: Tensor) -> DeviceBatch:
     """Return a batch in which each token's label is the next token; the last has none."""
     mask = torch.ones(tokens.shape)
     mask[:, -1] = 0.0
@@ -117,7 +117,7 @@ def _make_batch(tokens: Tensor) -> DeviceBatch:
 
 def _forward_and_backward(gpt: Any, tokens: Tensor, counted: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return logits of this rank's sequences, and gradients of the mean loss over all ranks', by whole tensors."""
-    batch = _make_batch(tokens)
+    batch = make_batch(tokens)
     positions = torch.arange(tokens.shape[1])[None].expand_as(tokens)
     with torch.no_grad():
         logits = gpt(input_ids=tokens, position_ids=positions, attention_mask=None)

@@ -1,8 +1,9 @@
 # make run       train the small model to its target on two CPU ranks, and check its log
 # make check     the fast lane: format, lint, types, import contracts, and the unit tests that need no ranks
-# make test      all of that, and every test that needs no GPU
+# make test      all of that, and every test that needs no GPU but those of gpu-proof and soak
 # make gpu-proof trace the GPU code without a GPU: memory, waits, collectives; compile its kernels
 # make kernel-budget record the registers, spills and shared memory of every kernel
+# make soak      train, evaluate and save for a minute, and check that memory, files, threads and step time are flat
 # make coverage  print the line and branch coverage of the tests
 # make pythons   run the unit tests on every supported Python: make pythons PYTHONS="python3.12 python3.13"
 # make docs      build the documentation into site/; a broken link fails
@@ -32,7 +33,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
 
-.PHONY: run check test gpu-proof kernel-budget coverage pythons lint types unit all-tests docs reference pictures format lock bench clean
+.PHONY: run check test gpu-proof soak kernel-budget coverage pythons lint types unit all-tests docs reference pictures format lock bench clean
 
 run: $(VENV)/run-ready
 	$(BIN)/python -m data_scripts.make_sample_data data/sample
@@ -60,10 +61,13 @@ unit: $(VENV)/test-ready
 	$(PYTEST) -n 2 --hypothesis-profile quick -m "not slow and not gpu" tests/unit tests/launch tests/compliance tests/data_scripts tests/system_info
 
 all-tests: $(VENV)/test-ready
-	$(PYTEST) -n 3 --durations 25 -m "not proof" $(LONGEST_FIRST)
+	$(PYTEST) -n 3 --durations 25 -m "not proof and not soak" $(LONGEST_FIRST)
 
 gpu-proof: $(VENV)/proof-ready
 	$(PYTEST) -n 2 -m proof tests/integration
+
+soak: $(VENV)/test-ready
+	$(PYTEST) -n 0 -m soak tests/integration/test_soak.py
 
 # The table of record of make gpu-proof. Read what has changed before you commit it.
 kernel-budget: $(VENV)/proof-ready

@@ -13,6 +13,7 @@ SECONDS, SETTLE = 60.0, 25.0
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_minute_of_training_evaluating_and_saving_is_flat(data: Path, tmp_path: Path) -> None:
     samples, progress, counts = soak(tmp_path, data, SECONDS, every=0.5)
     assert {sample.process for sample in samples} == {"launcher", "rank 0", "rank 1"}

@@ -64,4 +64,4 @@ def test_ci_runs_make_test_and_the_proof(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == f"{ROOT} test\n{ROOT} gpu-proof\n"
+    assert done.stdout == f"{ROOT} test\n{ROOT} gpu-proof\n{ROOT} soak\n"

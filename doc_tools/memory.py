@@ -46,12 +46,17 @@ def gpu_configurations() -> dict[str, Config]:
 
 
 def trace_configurations() -> TracedMemory:
-    """Trace all configurations. Those that differ in the GPU only share their traces."""
+    """Trace all configurations. Those that differ in the name of a vendor's GPU only share their traces."""
     from gptoss20b.proof.command import trace_in_processes
+    from gptoss20b.proof.targets import properties_of
 
     configs = gpu_configurations()
-    # The name of the system is all that differs between GPUs.
-    kinds = {name: config.model_copy(update={"submission": None}).model_dump_json() for name, config in configs.items()}
+    # The vendor decides which operators run; else the name of the system is all that differs between GPUs.
+    kinds = {
+        name: config.model_copy(update={"submission": None}).model_dump_json()
+        + properties_of(config.submission.system).gcnArchName
+        for name, config in configs.items()
+    }
     distinct = {kind: configs[name] for name, kind in kinds.items()}
     cases = [(kind, imbalance) for kind in distinct for imbalance in IMBALANCES]
     traces = trace_in_processes([distinct[kind] for kind, _ in cases], [imbalance for _, imbalance in cases])

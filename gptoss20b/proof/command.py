@@ -27,6 +27,7 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
     check_supported(config)
     system = _find_system(config, system_name)
     memory = system.memory_bytes
+    config = config.model_copy(update={"submission": config.submission.model_copy(update={"system": system.name})})
     other_imbalance = _OTHER_IMBALANCE if imbalance != _OTHER_IMBALANCE else 1.0
     trace, other = trace_in_processes([config] * 2, [imbalance, other_imbalance])
     growth = (other.peak_reserved_bytes - trace.peak_reserved_bytes) / (other.imbalance - trace.imbalance)

@@ -95,6 +95,8 @@ def fake_cuda(stack: ExitStack, accountant: Accountant, properties: DeviceProper
     }
     for name, function in functions.items():
         replace(stack, torch.cuda, name, function)
+    if properties.gcnArchName:  # torch and this project ask torch's build for the vendor
+        replace(stack, torch.version, "hip", "7.1")
     # Autocast and fused optimizers would ask the accelerator API, which looks for a real device.
     replace(stack, torch.accelerator, "is_available", lambda: False)
     from megatron.core.tensor_parallel import random

@@ -91,7 +91,17 @@ def find_target(system: str, name: str | None = None) -> Target:
         if name not in TARGETS:
             raise ProofError(f"--target: got '{name}', expected one of {', '.join(TARGETS)}")
         return TARGETS[name]
-    for target in TARGETS.values():
-        if system.split("_", maxsplit=1)[0].upper() in target.systems:
-            return target
+    if (target := _target_of_system(system)) is not None:
+        return target
     raise ProofError(f"DGXSYSTEM: got '{system}', whose architecture is unknown. Name it: --target {'|'.join(TARGETS)}")
+
+
+def properties_of(system: str) -> DeviceProperties:
+    """Return the properties of a DGXSYSTEM's GPU; the H200's for an unknown one."""
+    target = _target_of_system(system)
+    return _H200 if target is None else target.properties
+
+
+def _target_of_system(system: str) -> Target | None:
+    name = system.split("_", maxsplit=1)[0].upper()
+    return next((target for target in TARGETS.values() if name in target.systems), None)

@@ -20,6 +20,7 @@ from .fake_cuda import DEVICE
 from .modules import name_modules
 from .result import TIMELINE_POINTS, Collective, Trace, Work
 from .stand_ins import fake_gpu
+from .targets import properties_of
 
 # The moments exist after the first step and caches are full after the second: the third is like all later ones.
 STEPS = 3
@@ -29,7 +30,7 @@ def trace_step(config: Config, imbalance: float = 1.0, rank: int = 0) -> Trace:
     """Build the trainer, take `STEPS` steps and evaluate one micro batch, and account for the last step.
 
     Args:
-        config: any configuration of the torch back end for GPUs.
+        config: any configuration of the torch back end for GPUs. Its DGXSYSTEM names the GPU; H200 if it is unknown.
         imbalance: rows of this rank's experts over the mean of all ranks.
         rank: rank to trace. Only pipeline stages differ.
 
@@ -37,7 +38,7 @@ def trace_step(config: Config, imbalance: float = 1.0, rank: int = 0) -> Trace:
         ProofError: this machine cannot run the trace.
     """
     counters.clear()
-    with fake_gpu(config, imbalance, rank) as gpu:
+    with fake_gpu(config, imbalance, rank, properties_of(config.submission.system)) as gpu:
         accountant = gpu.accountant
         trainer = Trainer(config, "torch", DEVICE, seed=1)
         categories = _categories(accountant, trainer)

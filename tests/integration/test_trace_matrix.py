@@ -112,3 +112,14 @@ def test_parallelism_that_the_back_end_lacks_is_refused() -> None:
     for setting in ("CONTEXT_PARALLEL", "TENSOR_PARALLEL"):
         with pytest.raises(ProofError, match=setting):
             run(resolve(EP8 | {"BACKEND": "auto", "EXPERT_PARALLEL": "1", setting: "2"}), 1.0, "H200")
+
+
+@needs_compiler
+def test_each_vendor_s_gpu_runs_its_own_operators(traces: dict[str, Trace | str]) -> None:
+    def operators(system: str) -> set[str]:
+        trace = traces[f"config_{system}_1x8.sh reference"]
+        assert isinstance(trace, Trace)
+        return {each.operator for each in trace.work}
+
+    # Only CUDA adds bf16 products to an fp32 sum.
+    assert operators("B200") - operators("MI355X") == {"addmm.dtype_out"}

@@ -1,4 +1,4 @@
-"""Trace the peak memory of all shipped GPU configurations: `python -m doc_tools.memory`, some ten minutes on two cores.
+"""Trace the peak memory of all shipped GPU configurations: `python -m doc_tools.memory`, some six minutes on two cores.
 
 It writes traced_memory.json beside this file. `make reference` makes docs/reference/memory.md of it.
 """

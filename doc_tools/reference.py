@@ -207,7 +207,7 @@ def memory_page() -> str:
         [
             "Peak memory of one rank's step, in GiB, as [traced without a GPU](../gpu-proof.md): what the caching "
             f"allocator takes with expandable segments, with {versions}. `python -m doc_tools.memory` traces it again, "
-            "in some ten minutes on two cores.",
+            "in some six minutes on two cores.",
             table(header, memory_rows(traced)).strip(),
             "- Columns of rows: this rank's experts get that many times the mean of all ranks, in every layer.\n"
             "- The memory of a GPU is its data sheet's, in GiB. Devices report up to a tenth more, which contexts, "

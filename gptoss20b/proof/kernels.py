@@ -108,7 +108,9 @@ def compile_kernels(config: Config, target: Target) -> KernelReport:
             del trainer
     except InductorError as error:
         function, direction = compiler._compiling
-        raise ProofError(f"{function}, {direction}: does not compile for {target.name}: {error}") from error
+        raise ProofError(
+            f"{function}, {direction}: does not compile for {target.name}: {str(error).splitlines()[0]}"
+        ) from error
     return KernelReport(
         target=target.name,
         model=config.model.variant,

@@ -20,6 +20,7 @@ from gptoss20b.proof.guard import ProofError
 from gptoss20b.proof.kernel_report import KernelReport, budgets, exceeded, read_budget
 from gptoss20b.proof.kernels import run
 from gptoss20b.proof.targets import TARGETS
+from gptoss20b.proof.triton_stand_ins import ENVIRONMENT
 from tests.support.configs import BARE
 from tests.support.paths import ROOT
 
@@ -75,6 +76,38 @@ def test_the_command_prints_the_kernels(tmp_path: Path) -> None:
     report = KernelReport.model_validate(json.loads(done.stdout))
     assert report.shared_limit_bytes == 227 * 1024
     assert all(kernel.resources.registers > 0 for kernel in report.kernels)
+
+
+# Tiles of 128 queries, keys and values with heads of 512 numbers: 128 KiB each. torch may make less stages of them, but
+# no smaller tiles.
+TOO_LARGE = """
+from gptoss20b.config.presets import PRESETS
+from gptoss20b.model import flex
+PRESETS["tiny"]["model"]["head_dim"] = 512
+flex.kernel_options = lambda query: {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_stages": 1}
+"""
+SCRIPT = """
+import json, sys
+from gptoss20b.config import resolve
+from gptoss20b.megatron_cpu import import_megatron
+import_megatron()
+from gptoss20b.proof.kernels import compile_kernels
+from gptoss20b.proof.targets import TARGETS
+change, environment, target = json.loads(sys.argv[1])
+exec(change)
+print(compile_kernels(resolve(environment), TARGETS[target]).model_dump_json())
+"""
+
+
+@needs_compilers
+def test_a_fused_function_that_needs_more_shared_memory_than_exists_is_an_error(tmp_path: Path) -> None:
+    caches = {"TORCHINDUCTOR_CACHE_DIR": f"{tmp_path}/inductor", "TRITON_CACHE_DIR": f"{tmp_path}/triton"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps([TOO_LARGE, TINY, "sm_90"])],
+        cwd=ROOT, env=BARE | ENVIRONMENT | caches, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "ProofError: _flex_with_sink, forward" in done.stderr and "shared memory" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,7 @@ def kernels(
 ) -> None:
     """Compile the fused functions of a configuration for a GPU: registers, spills, shared memory. Needs no GPU.
 
-    It needs a CPU build of torch, g++ and Triton (requirements/proof.txt).
+    It needs a build of torch for CPUs or CUDA, g++ and Triton (requirements/proof.txt).
     """
     config = _resolve_or_exit(given)
     from .proof.guard import ProofError

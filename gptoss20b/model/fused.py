@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,19 +22,21 @@ class FusedFunction(Generic[P, R]):
 
     Attributes:
         eager: the undecorated function.
+        options: inductor's, for this function.
         compiled: the function through torch.compile, on any device. Tests call it on a CPU.
     """
 
-    def __init__(self, function: Callable[P, R], dynamic: bool | None) -> None:
+    def __init__(self, function: Callable[P, R], dynamic: bool | None, options: dict[str, Any] | None) -> None:
         functools.update_wrapper(self, function)
         self.eager = function
+        self.options = options
         self._dynamic = dynamic
 
     @functools.cached_property
     def compiled(self) -> Callable[P, R]:
         """Compile at the first use: importing the compiler takes seconds."""
         # fullgraph: a graph break would fall back to many kernels, which is only slow and which nobody would notice.
-        return torch.compile(self.eager, fullgraph=True, dynamic=self._dynamic)
+        return torch.compile(self.eager, fullgraph=True, dynamic=self._dynamic, options=self.options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function, compiled if any tensor among the arguments is on a GPU."""
@@ -44,7 +46,9 @@ class FusedFunction(Generic[P, R]):
         return (self.compiled if on_gpu else self.eager)(*args, **kwargs)
 
 
-def fused(dynamic: bool | None = None) -> Callable[[Callable[P, R]], FusedFunction[P, R]]:
+def fused(
+    dynamic: bool | None = None, options: dict[str, Any] | None = None
+) -> Callable[[Callable[P, R]], FusedFunction[P, R]]:
     """Return a decorator that compiles a function on GPUs, forward and backward.
 
     torch.compile specializes a function at most 8 times before it raises. It specializes for a dimension of size 0 or
@@ -56,5 +60,6 @@ def fused(dynamic: bool | None = None) -> Callable[[Callable[P, R]], FusedFuncti
     Args:
         dynamic: as in torch.compile. None specializes for the first sizes, then once more, for any size, in each
             dimension that changes. False specializes for each combination of sizes. True compiles for any size.
+        options: inductor's settings for this function, as torch.compile takes them.
     """
-    return lambda function: FusedFunction(function, dynamic)
+    return lambda function: FusedFunction(function, dynamic, options)

@@ -53,9 +53,9 @@ def fake_compiler(stack: ExitStack, accountant: Accountant, kernels: KernelCompi
     versions: dict[str, int] = {}
     decompositions = select_decomp_table()
 
-    def backend_of(name: str) -> Callable[[Any, Any], Any]:
+    def backend_of(name: str, options: dict[str, Any] | None = None) -> Callable[[Any, Any], Any]:
         if kernels is not None:
-            backend = kernels.backend(name, functools.partial(compile_graph, name))
+            backend = kernels.backend(name, functools.partial(compile_graph, name), options)
         else:
             backend = aot_autograd(
                 fw_compiler=functools.partial(compile_graph, name),
@@ -72,7 +72,7 @@ def fake_compiler(stack: ExitStack, accountant: Accountant, kernels: KernelCompi
         return counting
 
     def compiled(function: FusedFunction[Any, Any]) -> Callable[..., Any]:
-        backend = backend_of(function.eager.__name__)
+        backend = backend_of(function.eager.__name__, function.options)
         return torch.compile(function.eager, backend=backend, fullgraph=True, dynamic=function._dynamic)
 
     cache: dict[int, Callable[..., Any]] = {}

@@ -45,10 +45,13 @@ class KernelCompiler:
         """Put the stand-ins of the target's device in place."""
         fake_device(stack, self.target, self._add)
 
-    def backend(self, name: str, run_graph: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def backend(
+        self, name: str, run_graph: Callable[[Any, Any], Any], options: dict[str, Any] | None = None
+    ) -> Callable[[Any, Any], Any]:
         """Return a backend for torch.compile of one function, that compiles a graph and then calls ``run_graph``.
 
         ``run_graph(graph, inputs)`` returns what runs in place of the kernels, which no device here would run.
+        ``options`` are inductor's.
         """
         from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
@@ -59,7 +62,7 @@ class KernelCompiler:
             compile_fx_inner(graph, inputs, **options)
             return run_graph(original, inputs)
 
-        return functools.partial(compile_fx, inner_compile=compile_graph)
+        return functools.partial(compile_fx, inner_compile=compile_graph, config_patches=options)
 
     def _add(self, name: str, warps: int, stages: int, resources: Resources) -> None:
         function, direction = self._compiling

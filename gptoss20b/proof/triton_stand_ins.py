@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .fake_cuda import replace
 from .guard import ProofError
 from .kernel_report import Resources
 from .targets import Target
@@ -44,13 +46,13 @@ def fake_device(stack: ExitStack, target: Target, on_load: OnLoad) -> None:
     _fold_constants_on_cpu(stack)
 
 
-def _read_reports(stack: ExitStack, target: Target) -> dict[bytes, tuple[int, int, Resources]]:
+def _read_reports(stack: ExitStack, target: Target) -> dict[str, tuple[int, int, Resources]]:
     """Return warps, stages and resources by binary, a mapping that fills up: Triton drops its assembler's report."""
     from triton import knobs
     from triton.backends.amd.compiler import HIPBackend
     from triton.backends.nvidia.compiler import CUDABackend
 
-    binaries: dict[bytes, tuple[int, int, Resources]] = {}
+    binaries: dict[str, tuple[int, int, Resources]] = {}
     make_cubin, make_hsaco = CUDABackend.make_cubin, HIPBackend.make_hsaco
 
     def cubin(self: Any, source: Any, metadata: dict[str, Any], *options: Any) -> bytes:
@@ -58,18 +60,26 @@ def _read_reports(stack: ExitStack, target: Target) -> dict[bytes, tuple[int, in
         with contextlib.redirect_stdout(log):
             binary: bytes = make_cubin(self, source, metadata, *options)
         resources = parse_ptxas(log.getvalue(), metadata["shared"])
-        binaries[binary] = metadata["num_warps"], metadata["num_stages"], resources
+        binaries[_digest(binary)] = metadata["num_warps"], metadata["num_stages"], resources
         return binary
 
     def hsaco(source: str, metadata: dict[str, Any], options: Any) -> bytes:
         binary: bytes = make_hsaco(source, metadata, options)
-        binaries[binary] = metadata["num_warps"], metadata["num_stages"], parse_amd_metadata(source, metadata["shared"])
+        binaries[_digest(binary)] = (
+            metadata["num_warps"],
+            metadata["num_stages"],
+            parse_amd_metadata(source, metadata["shared"]),
+        )
         return binary
 
-    stack.enter_context(patch.object(CUDABackend, "make_cubin", cubin))
-    stack.enter_context(patch.object(HIPBackend, "make_hsaco", staticmethod(hsaco)))
+    replace(stack, CUDABackend, "make_cubin", cubin)
+    replace(stack, HIPBackend, "make_hsaco", staticmethod(hsaco))
     stack.enter_context(patch.object(knobs.nvidia, "dump_ptxas_log", True))
     return binaries
+
+
+def _digest(binary: bytes) -> str:
+    return hashlib.sha256(binary).hexdigest()
 
 
 def parse_ptxas(log: str, shared_bytes: int) -> Resources:
@@ -113,7 +123,7 @@ def parse_amd_metadata(assembly: str, shared_bytes: int) -> Resources:
 class _Driver:
     """Triton's driver of the device: it would load binaries and launch them."""
 
-    def __init__(self, target: Target, binaries: dict[bytes, tuple[int, int, Resources]], on_load: OnLoad) -> None:
+    def __init__(self, target: Target, binaries: dict[str, tuple[int, int, Resources]], on_load: OnLoad) -> None:
         self._target, self._binaries, self._on_load = target, binaries, on_load
         self.utils = self
 
@@ -132,7 +142,7 @@ class _Driver:
 
     def load_binary(self, name: str, binary: bytes, _shared: int, _device: int) -> tuple[int, int, int, int, int]:
         """Return module, function, registers, spilled registers and the largest block, as the real driver does."""
-        warps, stages, resources = self._binaries[binary]
+        warps, stages, resources = self._binaries[_digest(binary)]
         self._on_load(name, warps, stages, resources)
         return 0, 0, resources.registers, resources.stack_bytes // 4, self._target.properties.max_threads_per_block
 
@@ -160,13 +170,13 @@ def _fake_inductor_device(stack: ExitStack, target: Target) -> None:
         **dict.fromkeys(("set_device", "synchronize"), None),
     }
     for name, answer in answers.items():
-        stack.enter_context(patch.object(CudaInterface, name, staticmethod(lambda _device=None, answer=answer: answer)))
+        replace(stack, CudaInterface, name, staticmethod(lambda _device=None, answer=answer: answer))
     for name in ("_exchange_device", "_maybe_exchange_device"):
-        stack.enter_context(patch.object(torch.cuda, name, lambda _device: 0))
+        replace(stack, torch.cuda, name, lambda _device: 0)
     # Generated code imports it.
     stack.enter_context(patch.object(torch._C, "_cuda_getCurrentRawStream", lambda _device: 0, create=True))
     # It would replace the driver by the first that finds its device.
-    stack.enter_context(patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
+    replace(stack, triton_helpers, "set_driver_to_gpu", lambda: None)
 
 
 def _fold_constants_on_cpu(stack: ExitStack) -> None:
@@ -184,4 +194,4 @@ def _fold_constants_on_cpu(stack: ExitStack) -> None:
         with OnCpu():  # type: ignore[no-untyped-call]
             return run(self)
 
-    stack.enter_context(patch.object(UniformValueConstantFolder, "run", run_on_cpu))
+    replace(stack, UniformValueConstantFolder, "run", run_on_cpu)

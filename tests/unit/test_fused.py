@@ -26,12 +26,13 @@ def test_on_a_cpu_the_function_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> 
 def test_any_tensor_on_a_gpu_compiles_it_once(dynamic: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
 
-    def compile_(function: object, **options: object) -> object:
-        compiled.append((function, options))
+    def compile_(function: object, **settings: object) -> object:
+        compiled.append((function, settings))
         return lambda *_, **__: "compiled"
 
     monkeypatch.setattr(torch, "compile", compile_)
-    function = fused(dynamic)(doubled.eager)
+    options = {"realize_reads_threshold": 64}
+    function = fused(dynamic, options)(doubled.eager)
     # Tensors of a GPU that is not there; a test before this one may have told torch to read it as the CPU.
     with FakeTensorMode(), torch._C.DisableTorchFunction():
         on_cpu, on_gpu = torch.ones(3), torch.ones(3, device="cuda")
@@ -42,7 +43,7 @@ def test_any_tensor_on_a_gpu_compiles_it_once(dynamic: bool | None, monkeypatch:
         ]
         assert results == ["compiled"] * 3
         assert isinstance(function(on_cpu, 1.0), Tensor)
-    assert compiled == [(doubled.eager, {"fullgraph": True, "dynamic": dynamic})]
+    assert compiled == [(doubled.eager, {"fullgraph": True, "dynamic": dynamic, "options": options})]
 
 
 def test_in_a_compiled_caller_it_is_a_part_of_the_callers_graph() -> None:

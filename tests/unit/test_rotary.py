@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gptoss20b.model import rotary
 from gptoss20b.model.rotary import give_rotation_tables, rms_norm_rope, rotation_table, split_qkv_rope
 from tests.support.attention_reference import check_rope
+
+
+def split_qkv_rope_on_gpu(
+    qkv: Tensor, groups: int, weights: tuple[Tensor | None, Tensor | None], rotation: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what `split_qkv_rope` does on a GPU: with the formula of its gradient."""
+    return rotary._SplitQkvRope.apply(qkv, groups, *weights, rotation, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @settings(max_examples=25, deadline=None)
@@ -25,13 +33,17 @@ from tests.support.attention_reference import check_rope
 def test_random_shapes(
     length: int, groups: int, repeats: int, head_dim: int, normed: bool, magnitude: float, dtype: torch.dtype
 ) -> None:
-    check_rope(split_qkv_rope, length, groups, repeats, head_dim, normed, magnitude, dtype)
+    for function in (split_qkv_rope, split_qkv_rope_on_gpu):
+        check_rope(function, length, groups, repeats, head_dim, normed, magnitude, dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("normed", [True, False])
-def test_compiled(normed: bool) -> None:
-    check_rope(split_qkv_rope.compiled, 20, 2, 4, 16, normed, 1.35)
+def test_compiled(normed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a GPU. FusedFunction compiles nothing on a CPU.
+    for function in (rotary._split_qkv_rope, rotary._split_qkv_rope_backward):
+        monkeypatch.setattr(rotary, function.eager.__name__, function.compiled)
+    check_rope(split_qkv_rope_on_gpu, 20, 2, 4, 16, normed, 1.35)
 
 
 def angle_table(length: int, pairs: int) -> Tensor:

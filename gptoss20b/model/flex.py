@@ -22,16 +22,17 @@ BLOCK_SIZE = 128
 # Options of the kernels by architecture, for 16-bit heads of `_TUNED_HEAD_DIM`, where torch's own do not fit into
 # the registers. By `make kernel-budget` with torch 2.13.0, all windows, with and without sinks:
 #
-#   sm_100 forward   torch's own (tiles 128 x 128, 4 warps)  712 bytes of stack, 2,168 of spill stores, 3,088 of loads
+#   sm_100 forward   torch's own (tiles 128 x 128, 4 warps)  720 bytes of stack, 2,168 of spill stores, 3,088 of loads
 #                    tiles 128 x 64                          none; two blocks fit on a multiprocessor
 #   sm_100 backward  torch's own (4 warps, 3 stages)         408 bytes of stack, 508 of spill stores, 768 of loads
 #                    8 warps, 3 stages                       24 bytes of stack
 #                    8 warps, 2 stages                       none
 #
 # torch's own options of sm_90 spill 32 bytes at most, and those of gfx950 nothing.
-_KERNEL_OPTIONS: dict[str, Any] = {
-    "sm_100": {"fwd_BLOCK_N": 64, "bwd_num_warps": 8, "bwd_num_stages": 2},
-}
+#
+# sm_103 (B300) has sm_100's spills with torch's own options, and none with these.
+_BLACKWELL = {"fwd_BLOCK_N": 64, "bwd_num_warps": 8, "bwd_num_stages": 2}
+_KERNEL_OPTIONS: dict[str, Any] = {"sm_100": _BLACKWELL, "sm_103": _BLACKWELL}
 _TUNED_HEAD_DIM = 64
 
 

@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gptoss20b.model.attention import TorchCoreAttention
-from gptoss20b.model.flex import BLOCK_SIZE, _flex_with_sink, flex_sink_attention, window_block_mask
+from gptoss20b.model.flex import (
+    BLOCK_SIZE,
+    _flex_with_sink,
+    flex_sink_attention,
+    kernel_options,
+    window_block_mask,
+)
 from tests.support.attention_reference import check_attention
 
 CPU = torch.device("cpu")
@@ -46,6 +52,33 @@ def test_numbers(
     length: int, groups: int, repeats: int, window_left: int | None, with_sink: bool, dtype: torch.dtype
 ) -> None:
     check_attention(flex_sink_attention, length, groups * repeats, groups, 16, window_left, with_sink, dtype)
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "size", "hip", "chosen"),
+    [
+        ((10, 0), 64, 2, None, True),
+        ((10, 3), 64, 2, None, True),
+        ((9, 0), 64, 2, None, False),
+        ((12, 0), 64, 2, None, False),
+        ((10, 0), 128, 2, None, False),
+        ((10, 0), 64, 4, None, False),
+        ((10, 0), 64, 2, "7.1", False),
+    ],
+)
+def test_only_known_architectures_and_heads_get_options(
+    capability: tuple[int, int],
+    head_dim: int,
+    size: int,
+    hip: str | None,
+    chosen: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    query: Any = SimpleNamespace(is_cuda=True, shape=(2, 8, 256, head_dim), element_size=lambda: size)
+    assert (kernel_options(query) is not None) == chosen
+    assert kernel_options(torch.ones(1, 1, 1, 64, dtype=torch.bfloat16)) is None
 
 
 def listed_blocks(counts: Tensor | None, columns: Tensor | None) -> Tensor:

@@ -17,11 +17,11 @@ from torch.func import functional_call
 
 from ..config import ModelConfig
 from ..model import attention
-from ..model.dispatch import build_permutation, gather_rows, pack_rows, unpack_rows
 from ..model.experts import SWIGLU_LIMIT, GroupedExperts, weighted_swiglu, weighted_swiglu_backward
 from ..model.grouped_gemm import project, sum_by_expert
 from ..model.loss import accumulate_product, linear_cross_entropy
 from ..model.rotary import rotation_table, split_qkv_rope
+from ..model.rows import build_permutation, gather_rows, pack_rows, unpack_rows
 from . import reference
 from .compare import Comparison, compare, random
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss20b.config import resolve
-from gptoss20b.model.dispatch import AllToAllPlan, SortingDispatcher, build_permutation, pack_rows, unpack_rows
+from gptoss20b.model.dispatch import AllToAllPlan, SortingDispatcher
 from gptoss20b.model.fused import FusedFunction
+from gptoss20b.model.rows import build_permutation, pack_rows, unpack_rows
 from gptoss20b.process_groups import single_process
 from tests.support.dispatch_cases import check_dispatcher, make_routing, single_rank_dispatcher
 from tests.support.tensor_checks import RecordOperators

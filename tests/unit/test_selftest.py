@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptoss20b.config import Config
-from gptoss20b.model import attention, dispatch, experts, grouped_gemm, loss, rotary
+from gptoss20b.model import attention, experts, grouped_gemm, loss, rotary, rows
 from gptoss20b.selftest import pieces, plan
 from gptoss20b.selftest.run import Outcome, measure, run_self_test
 from gptoss20b.stopping import ExitCode, SelfTestError, exit_code_for
@@ -122,8 +122,8 @@ BREAKS: list[tuple[str, Any, str, Any, str, dict[str, str]]] = [
     ("weighted activation", pieces, "weighted_swiglu_backward", scaled(experts.weighted_swiglu_backward), "gate", {}),
     ("experts", experts, "_add_weighted_bias", scaled(experts._add_weighted_bias), "output", OPENAI),
     ("experts", experts, "_bias_probs_grad", scaled(experts._bias_probs_grad), "probabilities", OPENAI),
-    ("copies and sums of tokens' rows", dispatch, "_sum_rows", drop_a_row, "gradient of the tokens", {}),
-    ("rows between ranks", dispatch, "_pack", scaled(dispatch._pack), "output 0", {}),
+    ("copies and sums of tokens' rows", rows, "_sum_rows", drop_a_row, "gradient of the tokens", {}),
+    ("rows between ranks", rows, "_pack", scaled(rows._pack), "output 0", {}),
     ("norm and rotation", rotary, "rms_norm_rope", scaled(rotary.rms_norm_rope), "queries' norm", {}),
     ("attention of full layers", attention, "sdpa_causal", scaled(attention.sdpa_causal), "values", {}),
     ("attention of full layers", attention, "_prepend_sink_key", no_sink_gradient, "sinks", OPENAI),

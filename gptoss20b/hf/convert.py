@@ -50,11 +50,7 @@ def from_hugging_face(source: Path, target: Path) -> None:
     problems = list(folder.problems)
     model = check_hf_folder(folder, problems)
     model = _require_convertible(source, target, problems, model, folder.tensors)
-    weights = HuggingFaceWeights(folder, model)
-    with atomic_folder(target, model.num_layers + 2) as writer:
-        for shard in weight_shards(model):
-            writer.add({weight.name: weights.read(weight.name) for weight in shard})
-        writer.finish({"model": model.model_dump(mode="json")})
+    _write_folder(target, model, HuggingFaceWeights(folder, model))
 
 
 def to_hugging_face(source: Path, target: Path) -> None:
@@ -86,6 +82,10 @@ def from_checkpoint(source: Path, target: Path) -> None:
     problems = list(weights.problems)
     model = check_folder_model(weights, problems)
     model = _require_convertible(source, target, problems, model, weights.tensors)
+    _write_folder(target, model, weights)
+
+
+def _write_folder(target: Path, model: ModelConfig, weights: HuggingFaceWeights | CheckpointWeights) -> None:
     with atomic_folder(target, model.num_layers + 2) as writer:
         for shard in weight_shards(model):
             writer.add({weight.name: weights.read(weight.name) for weight in shard})

@@ -336,7 +336,7 @@ def trace(
 ) -> None:
     """Run one rank's training step on fake GPU tensors: memory, waits, collectives, FLOPs, bytes. Needs no GPU.
 
-    It needs a CPU build of torch and g++. Values, speed and the vendors' libraries are not simulated.
+    It needs a build of torch for CPUs or CUDA, and g++. Values, speed and the vendors' libraries are not simulated.
     """
     if html and (html.exists() or not html.parent.is_dir()):
         _exit_with_error(f"--html: got {html}, expected a new file in a folder that exists. Name another.")
@@ -441,7 +441,7 @@ def convert(
             case None, Path(), None, None, Path():
                 to_hugging_face(source, to_hf)
             case None, None, Path(), None, Path():
-                to_hugging_face(checkpoint, to_hf)
+                to_hugging_face(checkpoint, to_hf, is_checkpoint=True)
             case None, None, Path(), Path(), None:
                 from_checkpoint(checkpoint, to)
             case _:

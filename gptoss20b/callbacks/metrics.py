@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..config import Config
 from ..probe import Probe
@@ -16,6 +17,17 @@ SPIKE_SCORE = 6.0
 _DECAY = 0.9
 # Logged losses before the first score.
 _AT_LEAST = 10
+
+
+def _finite(value: Any) -> Any:
+    """Return a value for JSON, which has neither NaN nor infinity: null stands for them.
+
+    >>> _finite([1.0, math.inf])
+    [1.0, None]
+    """
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class SpikeScore:
@@ -80,7 +92,7 @@ class Metrics(Callback):
         line = {"step": step, "samples": samples, "loss": loss, "learning_rate": learning_rate, "spike_score": score}
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | measured) + "\n")
+                file.write(json.dumps({name: _finite(value) for name, value in (line | measured).items()}) + "\n")
         except OSError as error:
             self._warn(f"warning: {self._path} ends here: {error.strerror}")
             self._path = None

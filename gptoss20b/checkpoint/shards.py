@@ -14,6 +14,7 @@ its process, and it takes part in no collective.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import queue
 from concurrent.futures import wait
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import validation
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import SerializationFormat, _StorageWriterTransforms, _write_item
@@ -29,6 +31,8 @@ from torch.distributed.checkpoint.filesystem import SerializationFormat, _Storag
 from .coordination import in_background
 from .files import CheckpointError, size_and_crc
 
+# Megatron-Core warns that rank 0 alone has gathered the moments, which is meant, in words of damage.
+logging.getLogger(validation.__name__).setLevel(logging.ERROR)
 _NO_TRANSFORMS = _StorageWriterTransforms()
 
 

@@ -77,7 +77,7 @@ def _check_division(config: Config) -> Iterator[Problem]:
         yield _open_division_only(
             "MODEL_VARIANT", f"'{config.model.variant}'", "the closed division trains 'reference'"
         )
-    elif config.model != ModelConfig(**PRESETS["reference"]["model"]):
+    elif config.init_from is None and config.model != ModelConfig(**PRESETS["reference"]["model"]):
         yield _open_division_only(
             "VOCAB_SIZE", config.model.vocab_size, "the closed division trains with the Llama 3 tokenizer's 128256"
         )

@@ -72,7 +72,7 @@ def _build_tree(variant: str, given: Mapping[str, str], model: ModelConfig | Non
         for name in branches:
             node = node.setdefault(name, {})
         node[leaf] = value
-    tree["model"]["variant"] = variant
+    tree["model"]["variant"] = model.variant if model is not None else variant
     # The log requires a platform and the name of a configuration file.
     submission = tree.setdefault("submission", {})
     system = submission.get("system", "unnamed")

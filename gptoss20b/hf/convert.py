@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.files import STATE_FILE
 from ..config.tree import ModelConfig
 from .architecture import from_hf_config, parse_model_section, to_hf_config
 from .checkpoint import CheckpointWeights
@@ -53,14 +52,14 @@ def from_hugging_face(source: Path, target: Path) -> None:
     _write_folder(target, model, HuggingFaceWeights(folder, model))
 
 
-def to_hugging_face(source: Path, target: Path) -> None:
+def to_hugging_face(source: Path, target: Path, is_checkpoint: bool = False) -> None:
     """Create a folder for GptOssForCausalLM.from_pretrained from one of this project, or from a checkpoint.
 
     Raises:
         ConversionError: lists everything that is wrong; nothing was written.
         OSError: the target cannot be written; nothing is left of it.
     """
-    folder = open_weights(source)
+    folder = CheckpointWeights(source) if is_checkpoint else WeightsFolder(source)
     problems = list(folder.problems)
     model = check_folder_model(folder, problems)
     hf_config = to_hf_config(model, _main_dtype(folder.tensors), problems) if model is not None else {}
@@ -90,11 +89,6 @@ def _write_folder(target: Path, model: ModelConfig, weights: HuggingFaceWeights 
         for shard in weight_shards(model):
             writer.add({weight.name: weights.read(weight.name) for weight in shard})
         writer.finish({"model": model.model_dump(mode="json")})
-
-
-def open_weights(path: Path) -> WeightsFolder | CheckpointWeights:
-    """Open a folder of this project's weights, or a checkpoint."""
-    return CheckpointWeights(path) if (path / STATE_FILE).exists() else WeightsFolder(path)
 
 
 class HuggingFaceWeights:

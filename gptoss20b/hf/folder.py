@@ -130,6 +130,10 @@ class FolderWriter:
         name = f"model-{number:05d}-of-{self._files:05d}.safetensors"
         # transformers refuses safetensors files without this metadata.
         save_file(dict(tensors), self._path / name, metadata={"format": "pt"})
+        # safetensors makes it readable by its owner alone.
+        umask = os.umask(0)
+        os.umask(umask)
+        (self._path / name).chmod(0o666 & ~umask)
         self._weight_map |= dict.fromkeys(tensors, name)
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
 

@@ -6,6 +6,8 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import torch
+
 from ..config import Config
 from ..config.checks import check_torch_backend
 from ..hardware import SYSTEMS, System, system_of_configuration
@@ -34,6 +36,7 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
     survivable = imbalance + (memory - trace.peak_reserved_bytes) / growth if growth > 0 else None
     tokens = config.fixed.sequence_length * config.free.global_batch_size
     return TraceReport(
+        configuration=_describe(config),
         system=system.name,
         memory_bytes=memory,
         trace=trace,
@@ -43,6 +46,16 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
     )
 
 
+def _describe(config: Config) -> str:
+    """Return what tells one trace from another."""
+    parallel, execution = config.parallel, config.execution
+    sizes = {"EP": parallel.expert, "PP": parallel.pipeline, "MBS": execution.micro_batch_size}
+    sizes["GBS"] = config.free.global_batch_size
+    layout = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    modes = f"RECOMPUTE {execution.recompute}, COMPILE {execution.compile_mode}, torch {torch.__version__}"
+    return f"{config.model.variant} on {parallel.world_size} ranks: {layout}, {modes}"
+
+
 def check_supported(config: Config) -> None:
     """Raise ProofError if a configuration does not run the GPU code of the torch back end."""
     problems = list(check_torch_backend(config))
@@ -50,7 +63,10 @@ def check_supported(config: Config) -> None:
         reasons = "; ".join(map(str, problems)) or "got BACKEND=transformer_engine"
         raise ProofError(f"only the torch back end can be traced: {reasons}")
     if not config.execution.bf16_weights:
-        raise ProofError("PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Set PRECISION=bf16")
+        raise ProofError(
+            "PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Source a GPU's configuration, or set "
+            "PRECISION=bf16"
+        )
 
 
 def trace_in_processes(configs: list[Config], imbalances: list[float]) -> list[Trace]:

@@ -47,6 +47,7 @@ def _tables(report: TraceReport) -> list[PlainTable]:
 
 def _figures(report: TraceReport) -> Iterator[tuple[str, str]]:
     trace = report.trace
+    yield "configuration", report.configuration
     yield "imbalance of this rank", f"{trace.imbalance:g}"
     yield "peak live", _gib(trace.peak_live_bytes)
     yield "peak reserved, expandable segments", _gib(trace.peak_reserved_bytes)

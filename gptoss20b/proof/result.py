@@ -95,6 +95,7 @@ class TraceReport(BaseModel):
     """A trace, and what it means on a GPU.
 
     Attributes:
+        configuration: model, layout and batch, for people.
         system: GPU whose memory is the limit.
         memory_bytes: its memory by the data sheet. Devices report up to a tenth more, which the context of the driver,
             the communicators and the vendors' libraries take.
@@ -105,6 +106,7 @@ class TraceReport(BaseModel):
         parts: work of the step by part.
     """
 
+    configuration: str
     system: str
     memory_bytes: int
     trace: Trace

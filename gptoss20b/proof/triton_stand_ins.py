@@ -37,7 +37,7 @@ def fake_device(stack: ExitStack, target: Target, on_load: OnLoad) -> None:
     try:
         from triton.runtime import driver
     except ModuleNotFoundError as error:
-        raise ProofError("triton: not installed. Install requirements/proof.txt, as `make gpu-proof` does") from error
+        raise ProofError("triton: not installed. Run: pip install -r requirements/proof.txt") from error
     binaries = _read_reports(stack, target)
     stack.enter_context(patch.object(driver, "_active", _Driver(target, binaries, on_load)))
     if target.backend == "hip":  # torch asks its own build for the vendor

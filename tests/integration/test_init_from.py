@@ -104,6 +104,7 @@ def test_the_folder_gives_the_model_and_the_closed_division_has_none(folders: Pa
     given |= {"DGXNGPU": "1", "EXPERT_PARALLEL": "1"}
     models = [resolve(given | {"INIT_FROM": str(folders / name)}).model for name in ("hf", "ours")]
     assert models[0] == models[1] and (models[0].num_layers, models[0].variant) == (3, "openai")
+    assert resolve(given | {"MODEL_VARIANT": "tiny"}).model == models[0], "the preset gives the rest"
     for changes, fact in (
         ({"SUBMISSION_DIVISION": "closed"}, "random weights"),
         ({"BACKEND": "transformer_engine"}, "BACKEND"),

@@ -50,7 +50,7 @@ def export_and_import(variables: list[Variables], place: str, hf: bool) -> list[
                 if dist.get_rank() == 0:
                     from_checkpoint(folder / "checkpoints" / "step_00000002", folder / "ours")
                     if hf:
-                        to_hugging_face(folder / "checkpoints" / "step_00000002", folder / "hf")
+                        to_hugging_face(folder / "checkpoints" / "step_00000002", folder / "hf", is_checkpoint=True)
                 dist.barrier()
             for source in sources:
                 trainer = Trainer(config.model_copy(update={"init_from": source}), "torch", CPU, 9)
@@ -113,7 +113,7 @@ def _train_beside(layout: Config, folder: Path, sequence: int, architecture: dic
     checkpointer.save(trainer, TrainState(3, 1, 0, ""))
     checkpointer.complete_pending(timeout_s=None)
     if dist.get_rank() == 0:
-        to_hugging_face(folder / "checkpoints" / "step_00000003", folder / "after")
+        to_hugging_face(folder / "checkpoints" / "step_00000003", folder / "after", is_checkpoint=True)
     dist.barrier()
     ours, theirs = read_folder(folder / "after"), hf_model.state_dict()
     assert ours.keys() == theirs.keys()

@@ -64,8 +64,8 @@ def check_supported(config: Config) -> None:
         raise ProofError(f"only the torch back end can be traced: {reasons}")
     if not config.execution.bf16_weights:
         raise ProofError(
-            "PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Source a GPU's configuration, or set "
-            "PRECISION=bf16"
+            "PRECISION: got fp32, but on a GPU torch's grouped GEMM takes bf16 only. Source a GPU's configuration, or "
+            "set PRECISION=bf16"
         )
 
 

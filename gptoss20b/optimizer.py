@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from torch import Tensor
 
 from .config import Config
@@ -134,11 +135,13 @@ def clip_gradients(optimizer: Any, max_norm: float, device: torch.device) -> tup
 
 @torch.no_grad()
 def parameter_norm(optimizer: Any, device: torch.device) -> Tensor:
-    """Return the norm of all parameters over all ranks, of the fp32 main weights: an fp32 scalar. Collective."""
-    square = torch.zeros((), device=device)
+    """Return the norm of all parameters over all ranks, of the fp32 main weights: an fp64 scalar. Collective."""
+    square = torch.zeros((), dtype=torch.float64, device=device)
     for part in optimizer_parts(optimizer):
-        parameters = [parameter for parameter in part.get_parameters() if parameter.numel()]
-        found = torch.stack(torch._foreach_norm(parameters)).square().sum() if parameters else torch.zeros_like(square)
+        parameters = [x for x in part.get_parameters() if x.numel() and param_is_not_tensor_parallel_duplicate(x)]
+        found = torch.zeros_like(square)
+        if parameters:
+            found = torch.stack(torch._foreach_norm(parameters)).double().square().sum()
         dist.all_reduce(found, group=part.get_grad_stats_parallel_group())
         square = square + found
     return square.sqrt()

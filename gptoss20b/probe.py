@@ -73,7 +73,7 @@ class Probe:
             (counts == 0).sum(dim=1).float(),
             self._scores,
         ]
-        norms = torch.stack([self._trainer.latest.grad_norm, norm])
+        norms = torch.stack([self._trainer.latest.grad_norm.double(), norm])
         flat = torch.cat([norms, *values]).tolist()
         grad_norm, param_norm = flat[:2]
         layers = len(tokens)

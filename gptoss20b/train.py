@@ -185,7 +185,8 @@ def _run_session(context: RunContext, extra_callbacks: Sequence[Callback]) -> bo
         ]
     )
     progress.detail(f"callbacks, in order: {callbacks}")
-    converged = fit(config, trainer, dataloader, callbacks, start_step)
+    with checkpointer.closed_on_divergence():
+        converged = fit(config, trainer, dataloader, callbacks, start_step)
     # Not in a finally: after an error this would wait for a read that storage may never answer.
     dataloader.close()
     return converged

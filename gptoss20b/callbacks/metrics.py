@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..durable import atomic_write
 from ..probe import Probe
 from .base import Callback
 
@@ -17,6 +18,18 @@ SPIKE_SCORE = 6.0
 _DECAY = 0.9
 # Logged losses before the first score.
 _AT_LEAST = 10
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file, up to one that a full disk or a killed process has cut."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            lines.append({**line, "step": int(line["step"]), "loss": float(line["loss"])})
+        except (ValueError, TypeError, KeyError):
+            break
+    return lines
 
 
 def _finite(value: Any) -> Any:
@@ -68,10 +81,13 @@ class Metrics(Callback):
         self._score = SpikeScore()
         self._probe: Probe | None = None
         if path is not None and path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= start_step]
+            kept = [line for line in _read_lines(path) if line["step"] <= start_step]
             for line in kept:
-                self._score.update(json.loads(line)["loss"])
-            path.write_text("".join(f"{line}\n" for line in kept))
+                self._score.update(line["loss"])
+            try:
+                atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept), flush=False)
+            except OSError as error:
+                self._stop_writing(error)
 
     def on_step_start(self, step: int) -> None:
         """Measure the step if its loss will be logged."""
@@ -94,5 +110,8 @@ class Metrics(Callback):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({name: _finite(value) for name, value in (line | measured).items()}) + "\n")
         except OSError as error:
-            self._warn(f"warning: {self._path} ends here: {error.strerror}")
-            self._path = None
+            self._stop_writing(error)
+
+    def _stop_writing(self, error: OSError) -> None:
+        self._warn(f"warning: {self._path} ends here: {error.strerror}")
+        self._path = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ..config import Config
+from ..stopping import DivergedError
 from ..trainer import Trainer
 from .coordination import (
     POLL_INTERVAL_S,
@@ -144,6 +146,15 @@ class Checkpointer:
         """Complete the last checkpoint after the end of training, unless its disk does not answer."""
         if not self.complete_pending(self.config.execution.timeout_seconds):
             self._warn("warning: the last checkpoint is incomplete: its files were still being written")
+
+    @contextmanager
+    def closed_on_divergence(self) -> Iterator[None]:
+        """Close if the block raises DivergedError, as all ranks do together: what has been saved before is finite."""
+        try:
+            yield
+        except DivergedError:
+            self.close()
+            raise
 
     def _complete(self, written: _PendingSave) -> None:
         per_rank = gather(on_all_ranks(written.shards.file_checksums))

@@ -20,10 +20,9 @@ def load_weights(model: GPTModel, path: Path, config: Config) -> None:
     """Fill this rank's weights in place from a folder of `convert.from_hugging_face`, or of a GptOssForCausalLM.
 
     Of each tensor only the part that this rank holds is read, or of a GptOssForCausalLM's one tensor at a time. Values
-    are rounded to the parameters' dtype where the
-    folder's is wider. ``config``, from which the model was built, must have the folder's `model` section. The layer
-    back end must have norms as separate parameters, as `torch` has: Transformer Engine's spec fuses them into the
-    projections.
+    are rounded to the parameters' dtype where the folder's is wider. ``config``, from which the model was built, must
+    have the folder's `model` section. The layer back end must have norms as separate parameters, as `torch` has:
+    Transformer Engine's spec fuses them into the projections.
 
     Raises:
         ConversionError: lists every reason why the folder does not fit the model; nothing was loaded.

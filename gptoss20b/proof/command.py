@@ -11,17 +11,15 @@ import torch
 from ..config import Config
 from ..config.checks import check_torch_backend
 from ..hardware import SYSTEMS, System, system_of_configuration
+from ..memory import peak_memory
 from ..model.size import flops_per_token
 from .guard import ProofError
 from .result import Trace, TraceReport
 from .roofline import sum_by_part
 
-# A second trace at this imbalance gives the growth of the memory with the rows.
-_OTHER_IMBALANCE = 2.0
-
 
 def run(config: Config, imbalance: float, system_name: str | None) -> TraceReport:
-    """Trace a configuration at an imbalance, and once more to find the imbalance that the GPU survives.
+    """Trace a configuration at an imbalance. The imbalance that the GPU survives is computed: `memory.peak_memory`.
 
     Raises:
         ProofError: the configuration has no trace, the system is unknown, or this machine cannot run it.
@@ -30,20 +28,29 @@ def run(config: Config, imbalance: float, system_name: str | None) -> TraceRepor
     system = _find_system(config, system_name)
     memory = system.memory_bytes
     config = config.model_copy(update={"submission": config.submission.model_copy(update={"system": system.name})})
-    other_imbalance = _OTHER_IMBALANCE if imbalance != _OTHER_IMBALANCE else 1.0
-    trace, other = trace_in_processes([config] * 2, [imbalance, other_imbalance])
-    growth = (other.peak_reserved_bytes - trace.peak_reserved_bytes) / (other.imbalance - trace.imbalance)
-    survivable = imbalance + (memory - trace.peak_reserved_bytes) / growth if growth > 0 else None
+    (trace,) = trace_in_processes([config], [imbalance])
     tokens = config.fixed.sequence_length * config.free.global_batch_size
     return TraceReport(
         configuration=_describe(config),
         system=system.name,
         memory_bytes=memory,
         trace=trace,
-        survivable_imbalance=survivable,
+        largest_imbalance=config.parallel.expert,
+        survivable_imbalance=_survivable_imbalance(config, memory),
         model_flops=flops_per_token(config) * tokens / config.parallel.world_size,
         parts=sum_by_part(trace.work, system),
     )
+
+
+def _survivable_imbalance(config: Config, memory: int) -> float:
+    from ..megatron_cpu import import_megatron
+
+    import_megatron()
+    peak = peak_memory(config)
+    survivable = peak.survivable_imbalance(memory)
+    if survivable is None:  # no rows come from other ranks
+        survivable = 1.0 if peak.fits(memory, 1.0) else 0.0
+    return min(max(survivable, 0.0), float(config.parallel.expert))
 
 
 def _describe(config: Config) -> str:

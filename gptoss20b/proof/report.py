@@ -53,8 +53,9 @@ def _figures(report: TraceReport) -> Iterator[tuple[str, str]]:
     yield "peak reserved, expandable segments", _gib(trace.peak_reserved_bytes)
     yield "peak reserved, default segments", _gib(trace.peak_reserved_bytes_without_expandable_segments)
     yield f"memory of one {report.system}", _gib(report.memory_bytes)
-    survivable = "any" if report.survivable_imbalance is None else f"{report.survivable_imbalance:.2f}"
-    yield "imbalance that fits", survivable
+    survivable = report.survivable_imbalance
+    text = f"up to {survivable:.1f}" if survivable >= 1 else "none: the step does not fit"
+    yield "imbalance that fits", "any" if survivable >= report.largest_imbalance else text
     yield "alive between steps", _gib(trace.live_after_step_bytes)
     yield "peak of an evaluation", _gib(trace.evaluation_peak_live_bytes)
     categories = list(trace.at_peak_bytes.items())

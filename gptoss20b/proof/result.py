@@ -99,8 +99,9 @@ class TraceReport(BaseModel):
         system: GPU whose memory is the limit.
         memory_bytes: its memory by the data sheet. Devices report up to a tenth more, which the context of the driver,
             the communicators and the vendors' libraries take.
-        survivable_imbalance: rows of this rank's experts over the mean at which the reserved bytes reach the memory;
-            None if it never does, because no rows come from other ranks.
+        largest_imbalance: all rows go to this rank's experts.
+        survivable_imbalance: rows of this rank's experts over the mean at which the reserved bytes reach the memory, at
+            most the largest; below 1 if the step does not fit.
         model_flops: of this rank's step by `model.size.flops_per_token`, which neither counts what a backward pass
             computes again nor knows of imbalance.
         parts: work of the step by part.
@@ -110,7 +111,8 @@ class TraceReport(BaseModel):
     system: str
     memory_bytes: int
     trace: Trace
-    survivable_imbalance: float | None
+    largest_imbalance: int
+    survivable_imbalance: float
     model_flops: float
     parts: list[PartWork]
 

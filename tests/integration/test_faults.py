@@ -111,7 +111,7 @@ def test_a_diverged_run_keeps_finite_checkpoints_and_resumes_behind_its_data(
 ) -> None:
     """The gradients of one rank are infinite from step 3 on. Losses would be read at step 10, a save is due at 4."""
     variables = endless | {"LOG_INTERVAL": "10", "MAX_STEPS": "8", "WARMUP_STEPS": "1", "GLOBAL_BATCH_SIZE": "4"}
-    variables |= {"SAVE_INTERVAL": "8", "SAVE_ASYNC": "0", "SEED": "5"}
+    variables |= {"SAVE_INTERVAL": "8", "SEED": "5"}
     ended = run_to_end(tmp_path, variables, fault="infinite gradient", rank=1)
     assert [code for code, _ in ended] == [4, 4]
     assert_aborted(tmp_path, "NonFiniteGradientError: gradient norm at step 3 is inf; gradients that are not finite: 1")

@@ -57,6 +57,15 @@ def test_only_steps_whose_loss_is_logged_are_measured_and_a_resumed_file_continu
     assert (path.read_text(), said) == (whole, [])
 
 
+def test_a_cut_line_ends_the_file_and_no_run(tmp_path: Path) -> None:
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    train(metrics.Metrics(CONFIG, path, 0, said.append), range(1, 36))
+    whole = path.read_text()
+    path.write_text(whole[:-40])
+    train(metrics.Metrics(CONFIG, path, 30, said.append), range(31, 36))
+    assert path.read_text() == "".join(whole.splitlines(keepends=True)[:3]) and said == []
+
+
 def test_a_spike_is_warned_of_once_also_by_a_resumed_run(tmp_path: Path) -> None:
     path, said = tmp_path / "metrics.jsonl", list[str]()
     train(metrics.Metrics(CONFIG, path, 0, said.append), range(1, 201), spike_at=150)

@@ -9,6 +9,7 @@ from gptoss20b.config import Config, resolve
 from gptoss20b.hardware import SYSTEMS
 from gptoss20b.memory import PeakMemory, peak_memory
 from gptoss20b.model.size import state_bytes_per_gpu
+from gptoss20b.proof.command import _survivable_imbalance
 
 GIB = 2**30
 # Of the reference model; tests of `info` count them from the modules.
@@ -84,3 +85,11 @@ def test_the_state_of_a_stage_has_the_embedding_or_the_output_layer() -> None:
     layers = COUNTS["experts"] + COUNTS["other"] - COUNTS["embedding"]
     # Weight, gradient, main weight and moments on the only rank of the stage.
     assert state_bytes_per_gpu(config, COUNTS) == pytest.approx(18 * (layers / 8 + COUNTS["embedding"]), rel=1e-6)
+
+
+def test_what_a_trace_says_of_imbalance() -> None:
+    base = {"GLOBAL_BATCH_SIZE": "16", "MICRO_BATCH_SIZE": "2"}
+    alone, moe = (resolve(base | more) for more in ({"EXPERT_PARALLEL": "1"}, {"RECOMPUTE": "moe"}))
+    assert [_survivable_imbalance(alone, round(size)) for size in (180e9, 288e9)] == [0.0, 1.0]
+    assert _survivable_imbalance(moe, round(141e9)) == 8.0, "all rows go to one rank's experts"
+    assert 0 <= _survivable_imbalance(moe, round(70e9)) < 1

@@ -148,26 +148,29 @@ def _split_qkv_rope(
 @fused(options=_ONE_PASS)
 def _split_qkv_rope_backward(
     grads: tuple[Tensor, Tensor, Tensor],
-    qkv: Tensor,
+    qkv: Tensor | None,
     num_query_groups: int,
     norm_weights: Weights,
     inverse_norms: Weights,
     rotation: Tensor,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of ``qkv`` and both ``norm_weights`` from those of `_split_qkv_rope`'s first results."""
+    """Return the gradients of ``qkv`` and both ``norm_weights`` from those of `_split_qkv_rope`'s first results.
+
+    ``qkv`` is None without norms: a rotation's gradient does not depend on what was rotated.
+    """
     cos, sin = rotation.unsqueeze(2).chunk(2, dim=-1)
-    heads = _split_heads(qkv, num_query_groups, rotation.shape[-1])
+    heads = (None, None) if qkv is None else _split_heads(qkv, num_query_groups, rotation.shape[-1])
     grad_query, grad_key, grad_value = (grad.unflatten(2, (num_query_groups, -1)) for grad in grads)
     grad_query, grad_query_weight = _rms_norm_rope_backward(
         grad_query, heads[0], norm_weights[0], inverse_norms[0], cos, sin
     )
     grad_key, grad_key_weight = _rms_norm_rope_backward(grad_key, heads[1], norm_weights[1], inverse_norms[1], cos, sin)
     grad = torch.cat([grad_query, grad_key, grad_value], dim=3)
-    return grad.reshape(qkv.shape), grad_query_weight, grad_key_weight
+    return grad.flatten(2), grad_query_weight, grad_key_weight
 
 
 def _rms_norm_rope_backward(
-    grad: Tensor, x: Tensor, weight: Tensor | None, inverse_norm: Tensor | None, cos: Tensor, sin: Tensor
+    grad: Tensor, x: Tensor | None, weight: Tensor | None, inverse_norm: Tensor | None, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of `rms_norm_rope`'s x and weight, given that of its result."""
     # Both halves of a head are an axis of 2. The rotation's transpose turns back: first x cos + second x sin, and
@@ -175,8 +178,8 @@ def _rms_norm_rope_backward(
     halves = grad.float().unflatten(-1, (2, -1))
     sign = 1 - 2 * torch.arange(2, device=grad.device)[:, None]
     wide = (halves * cos.unsqueeze(-2) + halves.flip(-2) * (sin.unsqueeze(-2) * sign)).flatten(-2)
-    if weight is None or inverse_norm is None:
-        return wide.to(x.dtype), None
+    if x is None or weight is None or inverse_norm is None:
+        return wide.to(grad.dtype), None
     normed = x.float() * inverse_norm
     grad_weight = (wide * normed).sum((0, 1, 2, 3))
     wide = wide * weight.float()
@@ -201,7 +204,8 @@ class _SplitQkvRope(torch.autograd.Function):
         weights = tuple(weight if weight is None else weight.detach() for weight in (query_weight, key_weight))
         *results, inverse_norms = _split_qkv_rope(qkv.detach(), num_query_groups, weights, rotation, eps)  # type: ignore[arg-type]
         ctx.num_query_groups = num_query_groups
-        ctx.save_for_backward(qkv, *weights, *inverse_norms, rotation)
+        has_norms = query_weight is not None
+        ctx.save_for_backward(qkv if has_norms else None, *weights, *inverse_norms, rotation)
         return tuple(results)  # type: ignore[return-value]
 
     @staticmethod
@@ -209,7 +213,7 @@ class _SplitQkvRope(torch.autograd.Function):
         qkv, *weights, query_norm, key_norm, rotation = ctx.saved_tensors
         grad, *weight_grads = _split_qkv_rope_backward(
             grads,  # type: ignore[arg-type]
-            qkv.detach(),
+            qkv if qkv is None else qkv.detach(),
             ctx.num_query_groups,
             tuple(weights),
             (query_norm, key_norm),

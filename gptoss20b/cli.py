@@ -341,6 +341,7 @@ def trace(
     if html and (html.exists() or not html.parent.is_dir()):
         _exit_with_error(f"--html: got {html}, expected a new file in a folder that exists. Name another.")
     config = _resolve_or_exit(given)
+    _load_megatron()
     from .proof.command import run
     from .proof.guard import ProofError
     from .proof.report import as_page, as_tables

@@ -48,8 +48,8 @@ def test_a_b200_s_step_has_the_known_memory_waits_and_collectives() -> None:
     assert trace.collectives["alltoall_base"].count == 5 * 24 == 24 * all_to_alls_per_layer(config)
     sent = 8 / 7 * all_to_all_bytes(config)  # also what a rank keeps
     assert trace.collectives["alltoall_base"].payload_bytes == pytest.approx(sent, rel=1e-6)
-    # Every further mean of rows takes 33.8 GiB: from 180 GB to where it is full.
-    assert report.survivable_imbalance == pytest.approx(1 + (180e9 / GIB - 106.8) / 33.3, rel=0.02)
+    # In traces every further mean of rows takes 33.3 GiB: from 180 GB to where it is full. The report's is computed.
+    assert report.survivable_imbalance == pytest.approx(1 + (180e9 / GIB - 106.8) / 33.3, rel=0.03)
     assert sum(trace.at_peak_bytes.values()) == trace.peak_live_bytes
     assert trace.at_peak_bytes["optimizer"] == pytest.approx(2 * trace.at_peak_bytes["gradients"], rel=0.03)
     assert max(trace.timeline_bytes) == trace.peak_live_bytes

@@ -3,7 +3,7 @@
 # make test      all of that, and every test that needs no GPU but those of gpu-proof and soak
 # make gpu-proof trace the GPU code without a GPU: memory, waits, collectives; compile its kernels
 # make kernel-budget record the registers, spills and shared memory of every kernel
-# make soak      train, evaluate and save for a minute, and check that memory, files, threads and step time are flat
+# make soak      train, evaluate and save for two minutes, and check that memory, files, threads and step time are flat
 # make coverage  print the line and branch coverage of the tests
 # make pythons   run the unit tests on every supported Python: make pythons PYTHONS="python3.12 python3.13"
 # make docs      build the documentation into site/; a broken link fails

@@ -14,7 +14,7 @@ _DEFAULT = "expandable_segments:True"
 def use_expandable_segments() -> None:
     """Let the allocator grow its segments on NVIDIA GPUs, unless the user has set one of `VARIABLES`, also to nothing.
 
-    Traces need 4 to 5 GiB less with them: the numbers of rows change in every layer and step, and blocks of one number
+    Traces need some 5 GiB less with them: the numbers of rows change in every layer and step, and blocks of one number
     seldom fit another. Call this before the process uses a GPU: the allocator reads the variable once.
     """
     # torch's newest builds for ROCm have them too, and have crashed with them (pytorch issue 187343).

@@ -112,7 +112,7 @@ def save_bytes(config: Config) -> int:
 def peak_memory(config: Config, state: int | None = None) -> PeakMemory:
     """Return the peak of a step. ``state`` is `state_bytes`, which is counted from the modules if it is None.
 
-    Transformer Engine keeps tensors of its own, and COMPILE=layers fewer: both are taken to be like COMPILE=kernels of
+    Transformer Engine keeps its own tensors, and COMPILE=layers fewer: both are taken to be like COMPILE=kernels of
     the torch back end, and are not traced.
     """
     state = state_bytes(config) if state is None else state

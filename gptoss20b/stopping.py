@@ -72,7 +72,7 @@ class RunError(RuntimeError):
 
 
 class DivergedError(RunError):
-    """Training cannot go on from the state that it has reached."""
+    """Training cannot continue from the state that it has reached."""
 
 
 class NonFiniteLossError(DivergedError):

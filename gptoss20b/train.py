@@ -109,7 +109,7 @@ def run(config: Config, extra_callbacks: Sequence[Callback] = ()) -> ExitCode:
             if not isinstance(error, _EXPLAINED):
                 watch.write_error(error)
             first, *more = str(error).splitlines() or [""]
-            # Errors of torch go on for pages; ours may list several problems.
+            # Errors of torch fill pages; ours may list several problems.
             details = "; ".join(line.strip() for line in more) if isinstance(error, ConversionError) else ""
             reason = f"{type(error).__name__}: {first}" + (f" {details}" if details else "")
             _abort(context, reason)
@@ -207,7 +207,7 @@ def fit(config: Config, trainer: Trainer, dataloader: DataLoader, callbacks: Cal
     for step in range(start_step + 1, fixed.max_steps + 1):
         callbacks.on_step_start(step)
         result = trainer.step(dataloader.train_batches(step - 1))
-        if step % config.logging.interval == 0 or step == 1:
+        if config.logging.has_loss(step):
             loss = result.loss()
             trainer.check_finite()
             callbacks.on_train_loss(step, loss, result.learning_rate)

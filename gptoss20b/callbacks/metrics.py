@@ -13,7 +13,7 @@ from ..durable import atomic_write
 from ..probe import Probe
 from .base import Callback
 
-# A loss so many standard deviations above its mean is a spike.
+# Standard deviations above the mean at which a loss is a spike.
 SPIKE_SCORE = 6.0
 _DECAY = 0.9
 # Logged losses before the first score.
@@ -91,7 +91,7 @@ class Metrics(Callback):
 
     def on_step_start(self, step: int) -> None:
         """Measure the step if its loss will be logged."""
-        if step == 1 or step % self._config.logging.interval == 0:
+        if self._config.logging.has_loss(step):
             self._probe = self._probe or Probe(self.trainer)
             self._probe.start()
 

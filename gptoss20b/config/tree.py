@@ -245,6 +245,10 @@ class Logging(FrozenModel):
     )
     telemetry_interval: float = setting("TELEMETRY_INTERVAL", "seconds between samples of the GPUs", 1.0, ge=0.1)
 
+    def has_loss(self, step: int) -> bool:
+        """Return whether the loss of a step is logged: every `interval` steps, and the first, for a sign of life."""
+        return step == 1 or step % self.interval == 0
+
 
 class Checkpointing(FrozenModel):
     """When and where checkpoints are saved, and whether to resume. Timed runs save none."""

@@ -6,7 +6,6 @@ that GptOssConfig cannot express, or that this project does not train, become pr
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 
 from ..config.presets import PRESETS
 from ..config.tree import ModelConfig
+from .json_object import read_object
 
 # GptOssConfig field -> ModelConfig field.
 _FIELD_NAMES = {
@@ -66,15 +66,11 @@ _HF_FIELD_NAMES = (
 
 def read_model(folder: Path) -> tuple[ModelConfig | None, list[str]]:
     """Return the model of a folder of weights, of this project or of a GptOssForCausalLM, and what is wrong with it."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None, ["config.json: missing. Name a folder that `convert` or transformers has written"]
-    except (OSError, ValueError) as error:
-        return None, [f"config.json: cannot be read: {error}"]
     problems: list[str] = []
-    if not isinstance(config, dict):
-        return None, [f"config.json: got a JSON {type(config).__name__}, expected an object"]
+    hint = ". Name a folder that `convert` or transformers has written"
+    config = read_object(folder / "config.json", problems, hint)
+    if problems:
+        return None, problems
     if is_hf_config(config):
         return from_hf_config(config, problems), problems
     return parse_model_section(config.get("model"), problems), problems

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from ..checkpoint.files import CheckpointError, read_metadata, verify_files
-from .folder import DTYPES, Shape, TensorInfo
+from .folder import DTYPES, TensorInfo
 
 # Megatron-Core's names of a layer's norms in a checkpoint, which are the same for every back end.
 _NORMS = {
@@ -62,11 +62,6 @@ class CheckpointWeights:
                     self._places[ours] = name, layer, stored
                     dtype = _SAFETENSORS_NAMES.get(stored.properties.dtype, str(stored.properties.dtype))
                     self.tensors[ours] = TensorInfo(str(path), shape, dtype)
-
-    @property
-    def shapes(self) -> dict[str, Shape]:
-        """Return the shape of each tensor, by name."""
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def read(self, name: str, *where: int) -> Tensor:
         """Return a tensor, or the part that ``where`` (the first indices) selects."""

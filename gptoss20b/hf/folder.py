@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..durable import fsync_path
+from .json_object import read_object
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -48,7 +49,7 @@ class WeightsFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self.problems = path, list[str]()
-        self.config: dict[str, Any] = self._read_json(CONFIG)
+        self.config: dict[str, Any] = read_object(path / CONFIG, self.problems)
         self._files: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for file in self._file_names():
@@ -83,25 +84,11 @@ class WeightsFolder:
         """Return the single file, or the files that the index names, as transformers does."""
         if (self.path / SINGLE_FILE).exists():
             return [SINGLE_FILE]
-        weight_map = self._read_json(INDEX, f" (and no {SINGLE_FILE})").get("weight_map", {})
+        weight_map = read_object(self.path / INDEX, self.problems, f" (and no {SINGLE_FILE})").get("weight_map", {})
         names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
         outside = [name for name in names if Path(name).name != name]
         self.problems += [f"{INDEX}: names {name!r}, expected a file in its own folder" for name in outside]
         return [name for name in names if name not in outside]
-
-    def _read_json(self, name: str, if_missing: str = "") -> dict[str, Any]:
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self.problems.append(f"{name}: missing{if_missing}")
-            return {}
-        except (OSError, ValueError) as error:
-            self.problems.append(f"{name}: cannot be read: {error}")
-            return {}
-        if not isinstance(value, dict):
-            self.problems.append(f"{name}: got a JSON {type(value).__name__}, expected an object")
-            return {}
-        return value
 
 
 def check_target(path: Path, tensor_bytes: int) -> list[str]:

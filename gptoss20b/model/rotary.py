@@ -2,7 +2,7 @@
 
 Megatron-Core copies the queries out of the projection, normalizes them and rotates them in five operators. Each reads
 and writes 64 heads x head_dim of every token. Compiled on a GPU, `split_qkv_rope` reads the projection's output once
-and writes each result once. So does its gradient, which has a formula of its own: from autograd's, the compiler makes
+and writes each result once. So does its gradient, which has its own formula: from autograd's, the compiler makes
 kernels that keep the gradients of queries and keys in fp32 in between. For two sequences of 8,192 tokens those are
 288 MiB, written and read once in each layer.
 

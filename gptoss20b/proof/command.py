@@ -82,12 +82,17 @@ def trace_in_processes(configs: list[Config], imbalances: list[float]) -> list[T
         return list(pool.map(_trace, configs, imbalances))
 
 
-def _trace(config: Config, imbalance: float) -> Trace:
+def prepare_process() -> None:
+    """Import Megatron-Core in a new process, whose warnings nobody reads."""
     for category in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     from ..megatron_cpu import import_megatron
 
     import_megatron()
+
+
+def _trace(config: Config, imbalance: float) -> Trace:
+    prepare_process()
     from .trace import trace_step
 
     return trace_step(config, imbalance)

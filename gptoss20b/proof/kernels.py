@@ -7,7 +7,6 @@ import functools
 import os
 import re
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from ..config import Config
-from .command import check_supported
+from .command import check_supported, prepare_process
 from .guard import ProofError
 from .kernel_report import Direction, Kernel, KernelReport, Resources
 from .targets import Target, find_target
@@ -134,7 +133,7 @@ def run(config: Config, target_name: str | None) -> KernelReport:
 
 
 def compile_in_processes(jobs: list[tuple[Config, Target]]) -> list[KernelReport]:
-    """Compile each configuration in a process of its own, two at a time, without the caches of earlier runs."""
+    """Compile each configuration in its own process, two at a time, without the caches of earlier runs."""
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         return list(pool.map(_compile, *zip(*jobs, strict=True)))
 
@@ -143,9 +142,5 @@ def _compile(config: Config, target: Target) -> KernelReport:
     with tempfile.TemporaryDirectory() as folder:
         caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
         os.environ.update(ENVIRONMENT | caches)
-        for category in (UserWarning, FutureWarning, DeprecationWarning):
-            warnings.filterwarnings("ignore", category=category)
-        from ..megatron_cpu import import_megatron
-
-        import_megatron()
+        prepare_process()
         return compile_kernels(config, target)

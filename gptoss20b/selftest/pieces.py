@@ -64,6 +64,12 @@ class Subject:
         first = self.random(outputs, inputs, seed=seed, limit=math.sqrt(3 / inputs)).detach()
         return torch.stack([first.roll(expert, 0) for expert in range(len(_COUNTS))]).requires_grad_()
 
+    def routing(self, seed: int) -> Tensor:
+        """Return a routing map [tokens, experts] of twice as many experts as each token has."""
+        topk = self.model.router_topk
+        scores = random(_TOKENS, 2 * topk, seed=seed, device=self.device, dtype=torch.float32)
+        return scores >= scores.topk(topk).values[:, -1:]
+
     def groups_of_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rows per expert, the ends of the groups, and the marks of experts without rows."""
         counts = torch.tensor(_COUNTS, device=self.device)
@@ -161,9 +167,8 @@ def check_experts(subject: Subject) -> Iterable[Comparison]:
 
 def check_rows(subject: Subject) -> Iterable[Comparison]:
     """Check the copy of each token's row for its experts, and the sum of the rows, each the other's gradient."""
-    experts, topk = 2 * subject.model.router_topk, subject.model.router_topk
-    scores = random(_TOKENS, experts, seed=14, device=subject.device, dtype=torch.float32)
-    chosen = scores >= scores.topk(topk).values[:, -1:]
+    topk = subject.model.router_topk
+    chosen = subject.routing(seed=14)
     order = build_permutation(chosen, topk)
     x = subject.random(_TOKENS, subject.model.hidden_size, seed=15)
     rows = subject.random(_TOKENS * topk, subject.model.hidden_size, seed=16)
@@ -184,8 +189,7 @@ def check_rows(subject: Subject) -> Iterable[Comparison]:
 def check_packed_rows(subject: Subject) -> Iterable[Comparison]:
     """Check rows that travel between ranks with their probabilities, and both gradients."""
     topk = subject.model.router_topk
-    scores = random(_TOKENS, 2 * topk, seed=31, device=subject.device, dtype=torch.float32)
-    order = build_permutation(scores >= scores.topk(topk).values[:, -1:], topk)
+    order = build_permutation(subject.routing(seed=31), topk)
     arrival = random(_TOKENS * topk, seed=32, device=subject.device, dtype=torch.float32).argsort()
     x = subject.random(_TOKENS, subject.model.hidden_size, seed=33)
     probs = random(_TOKENS * topk, seed=34, device=subject.device, dtype=torch.float32).requires_grad_()

@@ -139,7 +139,8 @@ def test_recipes_and_fused_functions_exist(found: dict[str, Any], cases: dict[st
 
 def test_the_cases_are_configurations_that_start() -> None:
     for case in make_cases().values():
-        resolve({key: value for key, value in case.items() if key in settings()})
+        config = resolve({key: value for key, value in case.items() if key in settings()})
+        assert config.execution.backend == "transformer_engine"
 
 
 @pytest.mark.parametrize("name", COMPARED)

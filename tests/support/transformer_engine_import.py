@@ -33,11 +33,7 @@ class _Name(type):
     """A name of the extension: a class, an enumeration or a function, whose attributes are names too."""
 
     def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = _make_name(name)
-        setattr(cls, name, value)
-        return value
+        return _add_name(cls, name)
 
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
         if "number" not in vars(cls):  # a class of the sources that inherits from a name
@@ -53,8 +49,13 @@ class _Name(type):
         return {name: value for name, value in vars(cls).items() if isinstance(value, _Name)}
 
 
-def _make_name(name: str) -> Any:
-    return _Name(name, (), {"number": next(_numbers)})
+def _add_name(owner: Any, name: str) -> Any:
+    """Give a module or a name another name, and return it. Python's own names have to be there already."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    value = _Name(name, (), {"number": next(_numbers)})
+    setattr(owner, name, value)
+    return value
 
 
 class _Extension(types.ModuleType):
@@ -63,11 +64,7 @@ class _Extension(types.ModuleType):
     __version__ = "3.5.0"  # of Triton: its sources take other paths for older ones
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = _make_name(name)
-        setattr(self, name, value)
-        return value
+        return _add_name(self, name)
 
 
 def import_transformer_engine() -> str:

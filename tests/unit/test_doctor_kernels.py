@@ -18,7 +18,7 @@ TINY = {"MODEL_VARIANT": "tiny", "SUBMISSION_DIVISION": "open", "PRECISION": "bf
 
 
 def check(**changes: str) -> Finding:
-    """Check in a process of its own, as the doctor does."""
+    """Check in its own process, as the doctor does."""
     config = resolve(TINY | changes)
     (found,) = run_checks([Check("kernels", lambda: [check_kernels(config, on_gpu=False)], 60, "")])
     return found

@@ -38,7 +38,7 @@ from tests.support.config_cases import run_python  # noqa: E402
 
 def test_everything_that_is_replaced_is_there_and_is_called_the_same_way() -> None:
     """Here a new torch or Megatron-Core is seen first: `replace` names what has moved."""
-    # In a process of its own: other tests leave the stand-ins for CPU runs in torch.cuda.
+    # In its own process: other tests leave the stand-ins for CPU runs in torch.cuda.
     done = run_python("-c", f"from {__name__} import replace_everything; replace_everything()")
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
